@@ -1,0 +1,46 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lint ui
+
+# The stages that dvc starts are `python -m atr.stages.x`: that python must be ours.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+# The environment is right if its stamp bears the checksum of what it was made from, and of where it stands.
+CHECKSUM := $(shell { echo '$(CURDIR)'; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
+STAMP := .venv/.installed-$(CHECKSUM)
+
+# The interpreter behind the first python that is new enough; never one inside .venv, which is cleared below.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$python -c 'import sys; print(sys._base_executable) if sys.version_info >= (3, 11) else sys.exit(1)' \
+	2>/dev/null && break; done)
+
+help:
+	@echo 'make reproduce   the whole pipeline, up to experiments/report/report.html'
+	@echo 'make test        the tests'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
+
+reproduce: $(STAMP)
+	dvc repro
+
+test: $(STAMP)
+	python -m pytest
+
+lint: $(STAMP)
+	ruff check
+	ruff format --check
+	mypy
+
+ui: $(STAMP)
+	mkdir -p experiments
+	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
+
+# --compile: an environment without .pyc files doubles the time of every import where PYTHONDONTWRITEBYTECODE is set.
+$(STAMP):
+	@[ -n '$(PYTHON)' ] || { echo 'Python 3.11 or newer is needed, and none was found on PATH' >&2; exit 1; }
+	'$(PYTHON)' -m venv --clear .venv
+	.venv/bin/pip install --quiet --compile --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/pip check
+	touch $@

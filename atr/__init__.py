@@ -1,0 +1,20 @@
+"""Adaptive token reduction for vision-language models, after arXiv 2503.16660."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atr.reduction.selector import FeatureSelector
+    from atr.vlm.reduce import reduce
+
+__all__ = ["FeatureSelector", "__version__", "reduce"]
+__version__ = "0.1.0"
+
+# Looked up at first use: `import atr` alone, and with it every config error, must not wait for torch.
+_HOMES = {"FeatureSelector": "atr.reduction.selector", "reduce": "atr.vlm.reduce"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,539 @@
+"""The parameters of the pipeline: one frozen flat dataclass for each section of `params.yaml`.
+
+All is checked before any heavy import. That is why the names of encoders, models, reducers and benchmarks are
+written here and not read from their registries; tests hold the two to be the same.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Never
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+
+class ConfigError(ValueError):
+    """What a user wrote in the parameter file cannot be used; one line: key, value, what is allowed."""
+
+
+@dataclass(frozen=True)
+class EncoderPreset:
+    """A frozen vision tower by name."""
+
+    name: str
+    path: str
+    """Folder or hub id of the weights and of their image processor."""
+    layer: int = -2
+    """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
+
+
+@dataclass(frozen=True)
+class VlmPreset:
+    """A frozen vision-language model by name."""
+
+    name: str
+    path: str
+    """Folder or hub id of the weights and of their processor."""
+    encoder: str | None
+    """Name of the encoder whose features the model reads; None where only its own files say so."""
+
+
+ENCODERS = {"micro": EncoderPreset(name="micro", path="data/micro/llava", layer=-1)}
+VLMS = {"micro": VlmPreset(name="micro", path="data/micro/llava", encoder="micro")}
+REDUCERS = ("full", "none", "random", "selector")
+BENCHMARKS = {
+    "docs": "text",
+    "signs": "text",
+    "charts": "text",
+    "shapes": "general",
+    "digits": "general",
+    "scenes": "general",
+}
+"""The group of every benchmark: the paper draws text-based and general tasks apart."""
+
+STAGES = {
+    "prepare": ("seed", "prepare"),
+    "extract": ("encoder", "trainer", "extract"),
+    "pretrain": ("seed", "encoder", "trainer", "pretrain"),
+    "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
+    "report": ("report",),
+    "micro": ("seed", "trainer", "micro"),
+}
+"""The parameters each stage declares to DVC, and the only ones it is given."""
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+PRECISIONS = ("bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
+# The spawn, fork and notebook variants are left out: they train in children and leave the parent at step 0.
+STRATEGIES = (
+    "auto",
+    "ddp",
+    "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true",
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+    "fsdp",
+    "fsdp_cpu_offload",
+)
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def _check(key: str, value: object, valid: bool, allowed: str) -> None:
+    if not valid:
+        raise ConfigError(f"{key}: {value!r} is out of range, allowed: {allowed}")
+
+
+def _check_choice(key: str, value: object, choices: Collection[object]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key}: {value!r} is unknown, allowed: {_listed(choices)}")
+
+
+def _check_names(key: str, values: list[str], choices: Collection[str]) -> None:
+    """Refuse an unknown name, a name given twice, and an empty list."""
+    for value in values:
+        _check_choice(key, value, choices)
+    distinct = len(set(values)) == len(values) > 0
+    _check(key, values, distinct, f"one or more of {_listed(choices)}, each once")
+
+
+def _listed(names: Collection[object]) -> str:
+    return ", ".join(map(str, names))
+
+
+@dataclass(frozen=True)
+class Common:
+    """The keys outside any section."""
+
+    seed: int = 0
+    """Of the data, the training and the random reducer; 0 <= seed < 2**32."""
+    encoder: str = "micro"
+    """Name of a preset, a folder, or a hub id."""
+    vlm: str = "auto"
+    """Name of a preset, a folder, a hub id, or auto: the preset that reads the encoder."""
+
+    def __post_init__(self) -> None:
+        _check("seed", self.seed, 0 <= self.seed < 2**32, "0 <= seed < 2**32")
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How the stages that compute use the machine: handed to Lightning as it is."""
+
+    accelerator: str = "auto"
+    """Lightning's name of the hardware; auto takes the best there is."""
+    devices: Any = "auto"
+    """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU."""
+    strategy: str = "auto"
+    """Lightning's name of the way to use several devices."""
+    precision: int | str = "bf16-mixed"
+    """Lightning's name of the arithmetic; bfloat16 autocast is ten times as fast as float32 on our CPUs."""
+    num_nodes: int = 1
+    """Machines."""
+
+    def __post_init__(self) -> None:
+        _check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        _check_choice("trainer.strategy", self.strategy, STRATEGIES)
+        _check_choice("trainer.precision", self.precision, PRECISIONS)
+        _check("trainer.num_nodes", self.num_nodes, self.num_nodes >= 1, "num_nodes >= 1")
+        allowed = "auto, -1 for all, a count >= 1, or a list of distinct indices >= 0"
+        _check("trainer.devices", self.devices, _are_devices(self.devices), allowed)
+
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments of `lightning.Trainer` and of `lightning.Fabric`."""
+        return asdict(self)
+
+
+def _are_devices(devices: object) -> bool:
+    if isinstance(devices, list):
+        indices = all(type(index) is int and index >= 0 for index in devices)
+        return indices and len(set(devices)) == len(devices) > 0
+    return devices == "auto" or (type(devices) is int and (devices == -1 or devices >= 1))
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Images to pretrain on and questions to evaluate with."""
+
+    source: str = "micro"
+    """Where the pretraining images come from: the micro world, or a folder of images."""
+    images: int = 8192
+    """Pretraining images; the paper takes 100,000."""
+    questions: int = 300
+    """Held-out questions of each benchmark."""
+    benchmarks: list[str] = field(default_factory=lambda: list(BENCHMARKS))
+    """Names of the benchmarks; their images are of the same kinds as the pretraining ones."""
+
+    def __post_init__(self) -> None:
+        is_source = self.source == "micro" or Path(self.source).is_dir()
+        _check("prepare.source", self.source, is_source, "micro, or a folder that exists")
+        _check("prepare.images", self.images, self.images >= 1, "images >= 1")
+        _check("prepare.questions", self.questions, self.questions >= 1, "questions >= 1")
+        _check_names("prepare.benchmarks", self.benchmarks, BENCHMARKS)
+
+
+@dataclass(frozen=True)
+class Extract:
+    """One pass of the frozen encoder over the images."""
+
+    layer: int | None = None
+    """Index into `hidden_states`; null takes the encoder's own. The paper does not say; LLaVA reads -2."""
+    batch_size: int = 64
+    """Images a step on each device."""
+    shard_images: int = 1024
+    """Images in a file of the store, the bound of the memory that writing and reading take."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in the main process."""
+
+    def __post_init__(self) -> None:
+        _check("extract.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
+        _check("extract.shard_images", self.shard_images, self.shard_images >= 1, "shard_images >= 1")
+        _check("extract.workers", self.workers, self.workers >= 0, "workers >= 0")
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The paper's autoencoder; each choice that the paper leaves open is a field that gives its reason."""
+
+    layers: int = 3
+    """Transformer layers of the selector, and as many of the reconstructor: stated by the paper."""
+    heads: int = 3
+    """Attention heads of a layer, a divisor of the feature width; 64 channels a head, as in the encoders."""
+    ffn_ratio: float = 4.0
+    """Hidden width of the feed-forward part over the feature width; 4 as in the encoders."""
+    keep: float = 0.3
+    """The proportion p of Eq. 7; one for all budgets, as the top K of one ranking serve every K."""
+    temperature: float = 1.0
+    """Of the Gumbel-Softmax; constant: 1 did not collapse, and a schedule would be one more choice."""
+    position: str = "sine"
+    """none, or sine: fixed 2-D sine added to the input, as some towers give features that hold no place."""
+    normalise: str = "variance"
+    """none: the raw L2 norm of Eq. 7; variance: over the features' own, so both terms are of one size."""
+    initial_bias: float = 2.0
+    """Bias of the selector's linear layer; at 2 training starts by keeping .88: R learns before S drops."""
+    learning_rate: float = 3e-4
+    """Peak of AdamW's; the value of the authors' later work."""
+    weight_decay: float = 0.01
+    """AdamW's; its own default."""
+    warmup: float = 0.05
+    """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
+    epochs: int = 6
+    """Passes over the stored features."""
+    batch_size: int = 64
+    """Images a step on each device."""
+    validation: float = 0.05
+    """Fraction of the images held out of the training."""
+    collapse_after: float = 0.5
+    """Fraction of the steps after which a kept fraction outside [p/2, 1.5p + 0.05] stops the run."""
+    mask_images: int = 6
+    """Validation images whose masks are pictured after each epoch."""
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "heads", "epochs", "batch_size", "mask_images"):
+            _check(f"pretrain.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        for key in ("keep", "validation"):
+            _check(f"pretrain.{key}", getattr(self, key), 0 < getattr(self, key) < 1, f"0 < {key} < 1")
+        for key in ("weight_decay", "warmup"):
+            _check(f"pretrain.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+        for key in ("learning_rate", "collapse_after"):
+            _check(f"pretrain.{key}", getattr(self, key), 0 < getattr(self, key) <= 1, f"0 < {key} <= 1")
+        _check("pretrain.ffn_ratio", self.ffn_ratio, 0 < self.ffn_ratio <= 16, "0 < ffn_ratio <= 16")
+        _check(
+            "pretrain.temperature", self.temperature, 0 < self.temperature <= 100, "0 < temperature <= 100"
+        )
+        _check(
+            "pretrain.initial_bias",
+            self.initial_bias,
+            abs(self.initial_bias) <= 20,
+            "-20 <= initial_bias <= 20",
+        )
+        _check_choice("pretrain.position", self.position, ("none", "sine"))
+        _check_choice("pretrain.normalise", self.normalise, ("none", "variance"))
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Which reducers answer the questions, at which budgets."""
+
+    reducers: list[str] = field(default_factory=lambda: ["full", "none", "random"])
+    """The reducers without training, one stage each; the selector is evaluated always."""
+    keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1."""
+    random_seeds: int = 3
+    """Draws of the random reducer; its score is their mean."""
+    positions: str = "original"
+    """Position ids after the removal: original (with their gaps), or contiguous (renumbered)."""
+    batch_size: int = 64
+    """Questions answered at a time."""
+    max_new_tokens: int = 8
+    """Tokens of an answer at most."""
+    bootstrap: int = 1000
+    """Resamples of the questions behind a 95 % interval."""
+
+    def __post_init__(self) -> None:
+        _check_names("evaluate.reducers", self.reducers, [name for name in REDUCERS if name != "selector"])
+        distinct = len(set(self.keep)) == len(self.keep) > 0
+        valid = distinct and all(0 < keep <= 1 for keep in self.keep)
+        _check("evaluate.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
+        for key in ("random_seeds", "batch_size", "max_new_tokens", "bootstrap"):
+            _check(f"evaluate.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check_choice("evaluate.positions", self.positions, ("original", "contiguous"))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the report pictures."""
+
+    pages: int = 3
+    """Held-out images whose kept patches are pictured (the paper's Figure 1); masks of three are stored."""
+    page_keep: float = 0.4
+    """Kept fraction of those pictures; 0.4 as in the paper."""
+    examples: int = 6
+    """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
+
+    def __post_init__(self) -> None:
+        _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
+        _check("report.page_keep", self.page_keep, 0 < self.page_keep <= 1, "0 < page_keep <= 1")
+        _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Training of the micro world's vision-language model, a pipeline of its own in data/micro."""
+
+    width: int = 192
+    """Channels of tower, projector and language model, 64 to an attention head."""
+    layers: int = 4
+    """Transformer layers of the tower, and as many of the language model."""
+    steps: int = 18000
+    """Optimizer steps of both phases."""
+    reading: float = 0.2
+    """Fraction of the steps in which the tower alone learns to read; without it the whole learns nothing."""
+    reading_weight: float = 0.3
+    """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the naming loss."""
+    batch_size: int = 16
+    """Images a step on each device."""
+    learning_rate: float = 5e-4
+    """Peak of AdamW's; 1e-3 stalls."""
+    weight_decay: float = 0.05
+    """AdamW's."""
+    warmup_steps: int = 200
+    """Steps of the linear rise of the learning rate."""
+    constant: float = 0.6
+    """Fraction of the steps before the learning rate falls linearly to 2 %."""
+    epochs: int = 18
+    """Parts of the training; after each a checkpoint and an examination on validation questions."""
+    workers: int = 1
+    """Processes that draw images; 0 draws in the main process."""
+    compile: bool = True
+    """Compile tower and language model: 1.3 times as fast on a CPU, needs a C++ compiler."""
+    questions: int = 500
+    """Held-out questions of each benchmark behind the model card's scores."""
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
+            _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check("micro.workers", self.workers, self.workers >= 0, "workers >= 0")
+        for key in ("reading", "reading_weight", "weight_decay", "constant"):
+            _check(f"micro.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+        _check("micro.width", self.width, self.width >= 64 and self.width % 64 == 0, "a multiple of 64")
+        rate = self.learning_rate
+        _check("micro.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
+        whole = self.steps % self.epochs == 0
+        _check("micro.epochs", self.epochs, whole, f"a divisor of micro.steps, {self.steps}")
+
+
+_SECTIONS: dict[str, Any] = {
+    "trainer": Trainer,
+    "prepare": Prepare,
+    "extract": Extract,
+    "pretrain": Pretrain,
+    "evaluate": Evaluate,
+    "report": Report,
+    "micro": Micro,
+}
+_KEYS = (*(key.name for key in fields(Common)), *_SECTIONS)
+
+
+class Params:
+    """The parameters that one stage declared, read-only; reading another one is an error of our own."""
+
+    seed: int
+    encoder: EncoderPreset
+    vlm: VlmPreset
+    trainer: Trainer
+    prepare: Prepare
+    extract: Extract
+    pretrain: Pretrain
+    evaluate: Evaluate
+    report: Report
+    micro: Micro
+    path: Path
+    """The file they come from, absolute; for tracking only."""
+
+    def __init__(self, stage: str, path: str | Path = "params.yaml", **declared: Any) -> None:
+        assert set(declared) == set(STAGES[stage]), (
+            f"stage {stage} declares {STAGES[stage]}, not {tuple(declared)}"
+        )
+        self.__dict__.update(stage=stage, path=Path(path).resolve(), declared=declared, **declared)
+
+    def __getattr__(self, name: str) -> Never:
+        assert name not in _KEYS, (
+            f"stage {self.__dict__.get('stage')} reads {name}, which it does not declare"
+        )
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"{name}: parameters are read-only")
+
+    def raw(self) -> dict[str, Any]:
+        """The declared parameters as plain nested dicts, presets by their names, for manifests and logs."""
+        return {key: _plain(value) for key, value in self.__dict__["declared"].items()}
+
+    def flat(self) -> dict[str, Any]:
+        """The declared parameters by dotted key."""
+        return _flatten(self.raw())
+
+
+def _flatten(raw: dict[str, Any]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for key, value in raw.items():
+        table |= (
+            {f"{key}.{name}": item for name, item in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
+    return table
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, EncoderPreset | VlmPreset):
+        return value.name
+    return value if isinstance(value, int) else asdict(value)
+
+
+def load(stage: str, path: str | Path = "params.yaml") -> Params:
+    """Check the whole file and return the sections that the stage declares.
+
+    Raises ConfigError, one line with key, value and what is allowed, for anything that cannot be used.
+    """
+    everything = _validated(path)
+    return Params(stage, path, **{key: everything[key] for key in STAGES[stage]})
+
+
+def load_or_exit(stage: str, path: str | Path = "params.yaml") -> Params:
+    """Return what `load` does; where that raises, print its one line to stderr and exit with 2."""
+    try:
+        return load(stage, path)
+    except ConfigError as error:
+        print(f"atr {stage}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def labels(path: str | Path = "params.yaml") -> dict[str, str]:
+    """Names of the encoder and of the model, the tags of every MLflow run."""
+    everything = _validated(path)
+    return {key: everything[key].name for key in ("encoder", "vlm")}
+
+
+def flat(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """All parameters by dotted key, for tracking only: a stage must not run on what it did not declare."""
+    return _flatten({key: _plain(value) for key, value in _validated(path).items()})
+
+
+def _validated(path: str | Path) -> dict[str, Any]:
+    """All of the file's parameters by top-level key, checked."""
+    tree = _read(path)
+    for key, value in tree.items():
+        if key not in _KEYS:
+            raise ConfigError(f"{key}: {_short(value)} is an unknown section, allowed: {_listed(_KEYS)}")
+    for key in _KEYS:
+        if key not in tree:
+            raise ConfigError(f"{key}: missing from {path}, allowed: a value for each of {_listed(_KEYS)}")
+    common: Common = _build(Common, "", {key.name: tree[key.name] for key in fields(Common)})
+    encoder = _encoder(common.encoder)
+    vlm = _vlm(common.vlm, encoder.name)
+    sections = {name: _build(kind, f"{name}.", tree[name]) for name, kind in _SECTIONS.items()}
+    return {"seed": common.seed, "encoder": encoder, "vlm": vlm, **sections}
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """The file's plain content.
+
+    OmegaConf reads it, because it takes `3e-4` for a number where PyYAML takes it for a string.
+    """
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file, allowed: a YAML file with {_listed(_KEYS)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: {reason}, allowed: a YAML file with {_listed(_KEYS)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: {_short(tree)} is no mapping, allowed: {_listed(_KEYS)}")
+    return {str(key): value for key, value in tree.items()}
+
+
+def _build(kind: Any, prefix: str, values: Any) -> Any:
+    """A checked dataclass of that kind from its section's plain values; prefix: "<section>." or empty."""
+    types = {key.name: inspect.formatannotation(key.type) for key in fields(kind)}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix[:-1]}: {_short(values)} is no section, allowed: {_listed(types)}")
+    for key, value in values.items():
+        if key not in types:
+            raise ConfigError(f"{prefix}{key}: {_short(value)} is an unknown key, allowed: {_listed(types)}")
+        # DVC compares the text of the file: it would not see an interpolated value change.
+        if "${" in str(value) or "???" in str(value):
+            raise ConfigError(
+                f"{prefix}{key}: {_short(value)} is not a value, allowed: {types[key]}, written out"
+            )
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except ValidationError as error:
+        key = str(error.full_key).split("[")[0]
+        raise ConfigError(
+            f"{prefix}{key}: {_short(values[key])} has a wrong type, allowed: {types[key]}"
+        ) from None
+
+
+def _short(value: object) -> str:
+    """The value on one line of bounded length."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _encoder(name: str) -> EncoderPreset:
+    if name not in ENCODERS:
+        _check_location("encoder", name, ENCODERS)
+    return ENCODERS.get(name, EncoderPreset(name=name, path=name))
+
+
+def _vlm(name: str, encoder: str) -> VlmPreset:
+    readers = [preset for preset in VLMS.values() if preset.encoder == encoder]
+    allowed = f"{_listed([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
+    if name == "auto" and readers:
+        return readers[0]
+    if name == "auto":
+        raise ConfigError(f"vlm: 'auto' finds no model that reads encoder {encoder!r}, allowed: {allowed}")
+    if name not in VLMS:
+        _check_location("vlm", name, ("auto", *VLMS))
+        return VlmPreset(name=name, path=name, encoder=None)
+    if VLMS[name] not in readers:
+        raise ConfigError(f"vlm: {name!r} does not read encoder {encoder!r}, allowed: {allowed}")
+    return VLMS[name]
+
+
+def _check_location(key: str, name: str, presets: Collection[str]) -> None:
+    """Refuse what is no folder and cannot be a hub id: beside a folder `data`, `data/mirco` is misspelt."""
+    is_hub_id = _HUB_ID.fullmatch(name) and not Path(name).parent.is_dir()
+    if not (Path(name).is_dir() or is_hub_id):
+        allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name"
+        raise ConfigError(f"{key}: {name!r} is unknown, allowed: {allowed}")

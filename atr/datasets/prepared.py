@@ -1,0 +1,103 @@
+"""Prepared images on disk: parquet files of PNG bytes with a manifest, read one row group at a time."""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from atr.files import read_json, sha256, whole_file, write_json
+
+MANIFEST = "manifest.json"
+FILE_IMAGES = 1024
+# Small row groups, so that one image costs the reading of a few.
+GROUP_IMAGES = 32
+SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
+
+
+def save_images(folder: Path, images: Iterable[tuple[str, Image.Image]], parameters: dict[str, Any]) -> None:
+    """Write (id, image) pairs as parquet files and, last, the manifest that lists them."""
+    folder, rows = Path(folder), _encoded(images)
+    files: list[dict[str, str | int]] = []
+    while stretch := list(islice(rows, FILE_IMAGES)):
+        path = folder / f"images-{len(files):05d}.parquet"
+        with whole_file(path) as temporary:
+            pq.write_table(
+                pa.Table.from_pylist(stretch, SCHEMA),
+                temporary,
+                row_group_size=GROUP_IMAGES,
+                compression="none",
+            )
+        files.append({"file": path.name, "images": len(stretch), "sha256": sha256(path)})
+    write_json(folder / MANIFEST, {"format": 1, "parameters": parameters, "files": files})
+
+
+def _encoded(images: Iterable[tuple[str, Image.Image]]) -> Iterator[dict[str, str | bytes]]:
+    for name, image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, format="png", compress_level=1)
+        yield {"id": name, "image": buffer.getvalue()}
+
+
+class PreparedImages(Sequence[tuple[str, Image.Image]]):
+    """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
+
+    Raises ValueError naming the file, and the row and id of a single image, if it is missing or corrupt.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise ValueError(f"{self.folder / MANIFEST} is missing; the stage prepare writes it")
+        self.parameters = read_json(self.folder / MANIFEST)["parameters"]
+        listed = read_json(self.folder / MANIFEST)["files"]
+        self._places = [(entry["file"], row) for entry in listed for row in range(entry["images"])]
+        for entry in listed:
+            path = self.folder / entry["file"]
+            if not path.is_file():
+                raise ValueError(f"{path} is missing, though {self.folder / MANIFEST} lists it")
+            if sha256(path) != entry["sha256"]:
+                raise ValueError(
+                    f"{path} is not the file that {self.folder / MANIFEST} lists: it was changed or cut off"
+                )
+        self.ids = [name for entry in listed for name in self._column(entry["file"])]
+        self._indices = {name: index for index, name in enumerate(self.ids)}
+
+    def _column(self, file: str) -> list[str]:
+        names: list[str] = pq.read_table(self.folder / file, columns=["id"])["id"].to_pylist()
+        return names
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
+        file, row = self._places[index]
+        content = _row_group(self.folder / file, row // GROUP_IMAGES)[row % GROUP_IMAGES]
+        return self.ids[index], decode(content, f"{self.folder / file} row {row} (image {self.ids[index]})")
+
+    def image(self, name: str) -> Image.Image:
+        """The image with this id."""
+        if name not in self._indices:
+            raise ValueError(f"{self.folder} has no image {name}")
+        return self[self._indices[name]][1]
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: Path, group: int) -> list[bytes]:
+    with pq.ParquetFile(path) as file:
+        contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
+    return contents
+
+
+def decode(content: bytes | Path, name: str) -> Image.Image:
+    """Decode a picture to RGB; raises ValueError with `name` if it cannot be read whole."""
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from None

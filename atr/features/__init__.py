@@ -1,0 +1,1 @@
+"""Images to frozen features, and the store that keeps them: encoder, store, data modules, extraction."""

@@ -1,0 +1,239 @@
+"""The feature store: shards of encoder features on disk, and the manifest that vouches for them.
+
+    shard-00000.safetensors   "features" (n, N, D) bfloat16; the image ids as JSON in the metadata
+    manifest.json             written last: a folder without it is not a store
+
+Shard s holds images [s * S, (s + 1) * S), whoever wrote it: the bytes do not depend on the number of devices.
+"""
+
+import errno
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from atr.files import read_json, sha256, whole_file, write_json
+
+FORMAT = "atr-features-1"
+MANIFEST = "manifest.json"
+DTYPE = torch.bfloat16
+
+_AGAIN = ": run the extract stage again"
+_MANIFEST_KEYS = frozenset(
+    ("format", "encoder", "layer", "dtype", "tokens", "grid", "width", "images", "parameters", "shards")
+)
+
+
+def clear(folder: Path) -> None:
+    """Remove a former store from `folder`, the manifest first, so that no cut-off run can look whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for shard in folder.glob("shard-*.safetensors"):
+        shard.unlink()
+
+
+class ShardWriter:
+    """Gathers features until a shard is full, then writes it whole or not at all; holds one shard in memory.
+
+    `shards` lists the manifest's entries of the shards written so far.
+    """
+
+    def __init__(self, folder: Path, images: int, shard_images: int) -> None:
+        self.folder = folder
+        self.images = images
+        self.shard_images = shard_images
+        self.shards: list[dict[str, Any]] = []
+        self._ids: list[str] = []
+        self._buffer_SND: Tensor | None = None
+
+    def add(self, first: int, ids: Sequence[str], features_BND: Tensor) -> None:
+        """Take the features of the consecutive images `first`, `first + 1`, ..., all of one shard.
+
+        Raises ValueError naming the image whose features are not finite, OSError naming the shard that could
+        not be written.
+        """
+        number, offset = divmod(first, self.shard_images)
+        end = offset + len(ids)
+        assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
+        finite_B = features_BND.isfinite().flatten(1).all(1)
+        if not finite_B.all():
+            broken = ids[int(finite_B.int().argmin())]
+            raise ValueError(f"image {broken}: the encoder's features are not finite")
+        if self._buffer_SND is None:
+            self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=DTYPE)
+        self._buffer_SND[offset:end] = features_BND
+        self._ids.extend(ids)
+        if end == self.shard_images or first + len(ids) == self.images:
+            self._write(number, self._buffer_SND[:end])
+
+    def _write(self, number: int, features_SND: Tensor) -> None:
+        path = self.folder / f"shard-{number:05d}.safetensors"
+        with whole_file(path) as temporary:
+            try:
+                save_file({"features": features_SND}, temporary, metadata={"ids": json.dumps(self._ids)})
+            except SafetensorError as error:  # how safetensors reports a full disk
+                raise OSError(errno.EIO, str(error)) from error
+        self.shards.append({"file": path.name, "images": len(self._ids), "sha256": sha256(path)})
+        self._ids = []
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    encoder: str,
+    layer: int,
+    grid: tuple[int, int],
+    width: int,
+    parameters: Mapping[str, Any],
+    shards: Sequence[Mapping[str, Any]],
+) -> None:
+    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for."""
+    write_json(
+        folder / MANIFEST,
+        {
+            "format": FORMAT,
+            "encoder": encoder,
+            "layer": layer,
+            "dtype": str(DTYPE).removeprefix("torch."),
+            "tokens": grid[0] * grid[1],
+            "grid": list(grid),
+            "width": width,
+            "images": sum(shard["images"] for shard in shards),
+            "parameters": dict(parameters),
+            "shards": sorted(shards, key=lambda shard: shard["file"]),
+        },
+    )
+
+
+class FeatureStore(Dataset[Tensor]):
+    """A finished store: `store[i]` is features_ND of image i, memory-mapped: only what is read is loaded."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._mapped: dict[int, Tensor] = {}
+
+    @classmethod
+    def open(cls, folder: Path, expect: Mapping[str, Any] | None = None, verify: bool = True) -> Self:
+        """Open the store in `folder`; `expect` names parameters and the values they must have been made with.
+
+        Raises ValueError naming what is wrong: the manifest missing or invalid, a parameter other than asked,
+        or (with `verify`, which reads every file once) a shard missing, truncated or edited.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder / MANIFEST)
+        for key, asked in (expect or {}).items():
+            found = manifest["parameters"].get(key)
+            if found != asked:
+                raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
+        if verify:
+            _verify(folder, manifest["shards"])
+        return cls(folder, manifest)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image."""
+        rows, columns = self.manifest["grid"]
+        return rows, columns
+
+    @property
+    def width(self) -> int:
+        """Length D of a feature."""
+        return int(self.manifest["width"])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The image ids in the order of the store."""
+        return [name for number in range(len(self.manifest["shards"])) for name in self._ids(number)]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: position for position, name in enumerate(self.ids)}
+
+    def index(self, image: str) -> int:
+        """Position of an image id; raises ValueError when the store does not hold it."""
+        if image not in self._positions:
+            raise ValueError(f"{self.folder}: holds no features of image {image!r}{_AGAIN}")
+        return self._positions[image]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self.manifest["images"])
+
+    def __getitem__(self, position: int) -> Tensor:
+        """features_ND of one image, bfloat16."""
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        # Every shard but the last is full, so the first one tells their size.
+        number, offset = divmod(position, self.manifest["shards"][0]["images"])
+        if number not in self._mapped:
+            self._mapped[number] = self._map(number)
+        return self._mapped[number][offset]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader workers open the shards themselves; the pages are shared through the page cache."""
+        return type(self), (self.folder, self.manifest)
+
+    def _map(self, number: int) -> Tensor:
+        path, images = self._shard(number)
+        try:
+            with safe_open(path, framework="pt") as file:
+                features_SND: Tensor = file.get_tensor("features")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path}: not a readable shard: {error}") from error
+        shape = (images, self.manifest["tokens"], self.manifest["width"])
+        if features_SND.shape != shape or features_SND.dtype != DTYPE:
+            raise ValueError(f"{path}: features are {tuple(features_SND.shape)}, the manifest says {shape}")
+        return features_SND
+
+    def _ids(self, number: int) -> list[str]:
+        path, images = self._shard(number)
+        try:
+            with safe_open(path, framework="pt") as file:
+                ids: list[str] = json.loads(file.metadata()["ids"])
+        except (OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: not a readable shard: {error}") from error
+        if len(ids) != images:
+            raise ValueError(f"{path}: names {len(ids)} images, the manifest says {images}")
+        return ids
+
+    def _shard(self, number: int) -> tuple[Path, int]:
+        shard = self.manifest["shards"][number]
+        return self.folder / shard["file"], shard["images"]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a feature store's manifest of format {FORMAT}")
+    if missing := sorted(_MANIFEST_KEYS - manifest.keys()):
+        raise ValueError(f"{path}: {missing[0]} is missing")
+    if sum(shard["images"] for shard in manifest["shards"]) != manifest["images"] or not manifest["shards"]:
+        raise ValueError(f"{path}: the shards do not add up to {manifest['images']} images")
+    return manifest
+
+
+def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
+    for shard in shards:
+        if not (folder / shard["file"]).is_file():
+            raise ValueError(f"{folder / shard['file']} is missing{_AGAIN}")
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(sha256, (folder / shard["file"] for shard in shards))
+        for shard, digest in zip(shards, tqdm(digests, "verify", len(shards), delay=5), strict=True):
+            if digest != shard["sha256"]:
+                path = folder / shard["file"]
+                raise ValueError(
+                    f"{path} is not what the manifest lists (truncated, or edited since){_AGAIN}"
+                )

@@ -1,0 +1,76 @@
+"""Extraction through Lightning's predict loop: the module that encodes and the callback that stores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from atr.features.datamodule import ImageBatch
+from atr.features.encoder import Encoder
+from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
+
+
+class FeatureExtraction(LightningModule):
+    """Encodes batches under the trainer's device and precision."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """features_BND in the store's dtype."""
+        _, _, pixel_values_BCHW = batch
+        features_BND: Tensor = self.encoder(pixel_values_BCHW)
+        return features_BND.to(DTYPE)
+
+
+class StoreWriter(Callback):
+    """Writes each rank's shards as they fill; `finish` makes a store of them."""
+
+    def __init__(self, folder: Path, images: int, shard_images: int) -> None:
+        self.folder = folder
+        self.writer = ShardWriter(folder, images, shard_images)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take a former store away before any rank writes."""
+        if trainer.is_global_zero:
+            clear(self.folder)
+        trainer.strategy.barrier("former store removed")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand the batch to the shard it belongs to."""
+        first, ids, _ = batch
+        self.writer.add(first, ids, outputs.cpu())
+
+    def finish(self, trainer: Trainer, encoder: Encoder, parameters: Mapping[str, Any]) -> None:
+        """Write the manifest once every rank has written its shards; every rank must call this after predict.
+
+        Not a hook of the predict loop: Lightning skips those on a rank that has no batches.
+        """
+        shards = self.writer.shards
+        if trainer.world_size > 1:
+            of_ranks: list[list[dict[str, Any]]] = [[]] * trainer.world_size
+            dist.all_gather_object(of_ranks, shards)
+            shards = [shard for of_rank in of_ranks for shard in of_rank]
+        if trainer.is_global_zero:
+            write_manifest(
+                self.folder,
+                encoder=encoder.name,
+                layer=encoder.layer,
+                grid=encoder.grid,
+                width=encoder.width,
+                parameters=parameters,
+                shards=shards,
+            )
+        trainer.strategy.barrier("manifest written")

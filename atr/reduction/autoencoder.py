@@ -1,0 +1,48 @@
+"""Selector and reconstructor with the vector that stands for a dropped token: the paper, section 3."""
+
+import torch
+from torch import Tensor, nn
+
+from atr.reduction.layers import HubModule
+from atr.reduction.reconstructor import FeatureReconstructor
+from atr.reduction.selector import FeatureSelector
+from atr.tokens import gumbel_mask_BN, replace
+
+
+class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):
+    """R(S(F)): drops tokens by a sampled mask, restores all; built from the arguments of its selector.
+
+    The shared vector E_masked lives in standardised units, where zero, its start, is the mean feature.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: tuple[int, int],
+        layers: int = 3,
+        heads: int = 3,
+        ffn_ratio: float = 4.0,
+        position: str = "sine",
+        initial_bias: float = 2.0,
+        encoder: str | None = None,
+        layer: int | None = None,
+        keep: float | None = None,
+    ) -> None:
+        super().__init__()
+        shape = (width, grid, layers, heads, ffn_ratio, position)
+        self.selector = FeatureSelector(*shape, initial_bias, encoder, layer, keep)
+        self.reconstructor = FeatureReconstructor(*shape)
+        self.masked_D = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self, features_BND: Tensor, temperature: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Restored features (B, N, D) and the sampled mask (B, N) that they were restored from."""
+        mask_BN = gumbel_mask_BN(self.selector(features_BND), temperature, generator)
+        return self.restore(features_BND, mask_BN), mask_BN
+
+    def restore(self, features_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        """Features restored from the tokens of mask 1, in the encoder's units; float32 (B, N, D)."""
+        standardise = self.selector.standardise
+        masked_BND = replace(standardise(features_BND), mask_BN, self.masked_D)
+        return standardise.inverse(self.reconstructor(masked_BND))

@@ -1,0 +1,174 @@
+"""The building blocks that selector and reconstructor share."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from atr.tokens import sine_positions
+
+_SMALLEST_VARIANCE = 1e-10
+_FILES = ("config.json", "model.safetensors")
+
+
+class Block(nn.Module):
+    """Transformer layer with the normalisation in front of each part, as in CLIP; (B, N, D) to (B, N, D).
+
+    Raises ValueError if the width does not divide by the heads.
+    """
+
+    def __init__(self, width: int, heads: int, ffn_ratio: float) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads: {heads} is not allowed, it must divide the feature width {width}")
+        hidden = round(ffn_ratio * width)
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """The attention part, then the feed-forward part, each added to its input."""
+        x_BND = x_BND + self._attend(self.norm_attention(x_BND))
+        x_BND = x_BND + self.feedforward(self.norm_feedforward(x_BND))
+        return x_BND
+
+    def _attend(self, x_BND: Tensor) -> Tensor:
+        parts = self.query_key_value(x_BND).chunk(3, dim=-1)
+        # Each (B, H, N, d), d channels a head.
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        mixed_BND = _attention(query, key, value).transpose(1, 2).flatten(2)
+        projected_BND: Tensor = self.out(mixed_BND)
+        return projected_BND
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax attention over (B, H, N, d)."""
+    if query.is_cuda:
+        return F.scaled_dot_product_attention(query, key, value)
+    # At these sizes the fused kernel's backward takes 1.6 times as long on a CPU as the three plain steps.
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    mixed: Tensor = scores.softmax(dim=-1) @ value
+    return mixed
+
+
+class Trunk(nn.Module):
+    """Fixed positions added to the input, Transformer layers, a norm and a linear head of `outputs` channels.
+
+    The head's weight starts at zero: the first output is `bias` everywhere, whatever the features.
+    """
+
+    position_ND: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        grid: tuple[int, int],
+        layers: int,
+        heads: int,
+        ffn_ratio: float,
+        position: str,
+        bias: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if position not in ("none", "sine"):
+            raise ValueError(f"position: {position!r} is unknown, allowed: none, sine")
+        self.width, self.grid, self.position = width, (grid[0], grid[1]), position
+        self.blocks = nn.Sequential(*(Block(width, heads, ffn_ratio) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.constant_(self.head.bias, bias)
+        if position == "sine":
+            self.register_buffer("position_ND", sine_positions(self.grid, width), persistent=False)
+
+    def forward(self, x_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """(B, N, D) to (B, N, outputs); raises ValueError if tokens or channels do not fit."""
+        x_BND = self.blocks(self._place(x_BND, grid or self.grid))
+        outputs_BNO: Tensor = self.head(self.norm(x_BND))
+        return outputs_BNO
+
+    def _place(self, x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
+        rows, columns = grid
+        if x_BND.shape[1:] != (rows * columns, self.width):
+            found, fitting = tuple(x_BND.shape[1:]), (rows * columns, self.width)
+            raise ValueError(f"features: {found} tokens and channels do not fit, allowed: {fitting}")
+        if self.position == "none":
+            return x_BND
+        # Sine positions are a function of row and column: they extend to a grid that was not trained on.
+        is_trained = tuple(grid) == self.grid
+        position_ND = self.position_ND if is_trained else sine_positions(grid, self.width).to(x_BND.device)
+        return x_BND + position_ND
+
+
+class Standardise(nn.Module):
+    """Per-channel mean and deviation of an encoder's features, measured once and kept with the weights.
+
+    Vision towers have channels a hundred times as large as others; standardised, all are of size one.
+    """
+
+    mean_D: Tensor
+    deviation_D: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_D", torch.zeros(width))
+        self.register_buffer("deviation_D", torch.ones(width))
+
+    def forward(self, features_BND: Tensor) -> Tensor:
+        """Features of mean zero and deviation one in each channel."""
+        return (features_BND - self.mean_D) / self.deviation_D
+
+    def inverse(self, x_BND: Tensor) -> Tensor:
+        """Back to the encoder's own units."""
+        return x_BND * self.deviation_D + self.mean_D
+
+    def measure(self, images: Iterable[Tensor]) -> None:
+        """Take mean and deviation from these features_ND; raises ValueError if they are not finite.
+
+        One image is in memory at a time; float64 sums lose nothing to cancellation.
+        """
+        count, total_D, square_D = 0, torch.zeros(()), torch.zeros(())
+        for features_ND in images:
+            features_ND = features_ND.double()
+            count += len(features_ND)
+            total_D = total_D + features_ND.sum(0)
+            square_D = square_D + features_ND.square().sum(0)
+        mean_D = total_D / count
+        variance_D = square_D / count - mean_D.square()
+        if not bool(variance_D.isfinite().all()):
+            raise ValueError("the stored features are not finite: extract them again")
+        self.mean_D.copy_(mean_D)
+        # A channel that never varies carries nothing: the floor keeps it from being divided by zero.
+        self.deviation_D.copy_(variance_D.clamp_min(_SMALLEST_VARIANCE).sqrt())
+
+    @property
+    def variance(self) -> Tensor:
+        """Mean over the channels of the features' variance, in the encoder's units squared; a scalar."""
+        return self.deviation_D.square().mean()
+
+
+class HubModule(nn.Module, PyTorchModelHubMixin):
+    """A module saved as a folder of config.json and model.safetensors, rebuilt from that folder alone."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:  # type: ignore[override]
+        """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit."""
+        folder = Path(name)
+        missing = [file for file in _FILES if not (folder / file).is_file()]
+        if folder.is_dir() and missing:
+            raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
+        try:
+            return super().from_pretrained(str(name), strict=True, **kwargs)
+        # Each layer below has its own way of failing; all of them mean the same thing to the caller.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{name}: no {cls.__name__} could be loaded from it: {reason}") from error

@@ -1,0 +1,23 @@
+"""The reconstructor R of the paper, section 3: what is restored without a token says what it is worth."""
+
+from torch import Tensor, nn
+
+from atr.reduction.layers import Trunk
+
+
+class FeatureReconstructor(nn.Module):
+    """Three Transformer layers: the masked sequence, full length and standardised, to restored features.
+
+    Raises ValueError for heads that do not divide the width or an unknown position.
+    """
+
+    def __init__(
+        self, width: int, grid: tuple[int, int], layers: int, heads: int, ffn_ratio: float, position: str
+    ) -> None:
+        super().__init__()
+        self.trunk = Trunk(width, width, grid, layers, heads, ffn_ratio, position)
+
+    def forward(self, masked_BND: Tensor) -> Tensor:
+        """Restored features, standardised; raises ValueError if tokens or channels do not fit."""
+        restored_BND: Tensor = self.trunk(masked_BND)
+        return restored_BND.float()

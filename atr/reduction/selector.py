@@ -1,0 +1,81 @@
+"""Which tokens are worth keeping: the selector S of the paper, section 3, and the reducer made of it."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from atr.reduction.encoded import Encoded
+from atr.reduction.layers import HubModule, Standardise, Trunk
+from atr.tokens import top_k_BK
+
+
+class FeatureSelector(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):
+    """Three Transformer layers and a linear layer: features_BND of a frozen encoder to keep logits_BN.
+
+    A token is kept where its logit is positive (the mode of the Gumbel-softmax mask), or among the top K.
+    `encoder`, `layer` and `keep` (p of Eq. 7) say what it was trained on and change nothing here.
+    Raises ValueError for heads that do not divide the width or an unknown position.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        grid: tuple[int, int],
+        layers: int = 3,
+        heads: int = 3,
+        ffn_ratio: float = 4.0,
+        position: str = "sine",
+        initial_bias: float = 2.0,
+        encoder: str | None = None,
+        layer: int | None = None,
+        keep: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.layer, self.keep = encoder, layer, keep
+        self.standardise = Standardise(width)
+        self.trunk = Trunk(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens it was trained on."""
+        return self.trunk.grid
+
+    def forward(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Keep logits, float32 (B, N); `grid` where it is not the one trained on.
+
+        Raises ValueError if tokens or channels do not fit.
+        """
+        logits_BN1: Tensor = self.trunk(self.standardise(features_BND), grid)
+        return logits_BN1.squeeze(-1).float()
+
+    @torch.no_grad()
+    def select(self, features_BND: Tensor, k: int, grid: tuple[int, int] | None = None) -> Tensor:
+        """Indices of the k tokens with the highest logits, in raster order: the paper's inference; keep_BK.
+
+        Raises ValueError unless 0 <= k <= N.
+        """
+        return top_k_BK(self.rank(features_BND, grid), k).to(features_BND.device)
+
+    @torch.no_grad()
+    def rank(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Keep logits (B, N) of features of any precision and device, computed in the selector's own."""
+        mean_D = self.standardise.mean_D
+        logits_BN: Tensor = self(features_BND.to(mean_D.device, mean_D.dtype), grid)
+        return logits_BN
+
+
+class SelectorReducer:
+    """The top K of a trained selector as a reducer; the ranking of one batch serves all its budgets."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, selector: FeatureSelector) -> None:
+        self.selector = selector
+        self._ranked: tuple[Encoded, Tensor] | None = None
+
+    def __call__(self, encoded: Encoded, budget: int) -> Tensor:
+        """Indices of the `budget` highest logits of each image."""
+        if self._ranked is None or self._ranked[0] is not encoded:
+            self._ranked = encoded, self.selector.rank(encoded.features_BND, encoded.grid)
+        return top_k_BK(self._ranked[1], budget).to(encoded.features_BND.device)

@@ -1,0 +1,35 @@
+"""The report as one HTML page: pictures inlined, text escaped, nothing fetched."""
+
+import base64
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from atr.reporting.cases import LINES
+from atr.reporting.figures import STYLES
+from atr.reporting.report import CURVES_NOTE, SCORES_NOTE, Report
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def render(report: Report) -> str:
+    """Fill the template; every value is escaped by jinja2, so no text of the data becomes markup."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inlined"] = _inlined
+    return environment.get_template(TEMPLATE.name).render(
+        report=report,
+        lines=[(name, STYLES[name].label) for name in LINES],
+        curves_note=CURVES_NOTE,
+        scores_note=SCORES_NOTE,
+    )
+
+
+def _inlined(png: bytes) -> str:
+    """A PNG as the data address of an <img>."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -1,0 +1,281 @@
+"""What the stages before the report wrote: read from their JSON files, and checked against each other."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from atr.files import read_json
+
+REQUIRED = ("full", "none", "random", "selector")
+"""The lines of every plot of the paper; other reducers join them when they are found on disk."""
+UNBUDGETED = ("full", "none")
+"""Of REQUIRED, the ones that drop nothing or everything: lines without a kept fraction to choose."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean score at one kept fraction, in 0..1, with its 95 % interval and the tokens kept of an image."""
+
+    keep: float
+    tokens: float
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One answer to one question; the seed is None where the reducer draws nothing."""
+
+    id: str
+    benchmark: str
+    group: str
+    image: str
+    question: str
+    answer: str
+    keep: float
+    seed: int | None
+    prediction: str
+    score: float
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer counts: a score of a half and more, as ANLS counts it; exact match is 0 or 1."""
+        return self.score >= 0.5
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The fields that say what was asked, not what was answered."""
+        return self.benchmark, self.group, self.image, self.question, self.answer
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Kept patches of a few images, as indices in raster order into a grid of rows x columns."""
+
+    grid: tuple[int, int]
+    keep: float
+    kept: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything one reducer has left in its folder; curves by kind (benchmark or group) and name."""
+
+    reducer: str
+    encoder: str
+    vlm: str
+    tokens_full: int
+    curves: dict[tuple[str, str], tuple[Score, ...]]
+    rows: list[Row]
+    masks: Masks | None
+    parameters: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All reducers on one benchmark or one group: what one plot and one table show."""
+
+    kind: str
+    name: str
+    full: Score
+    none: Score
+    curves: dict[str, tuple[Score, ...]]
+
+    @property
+    def title(self) -> str:
+        """Its name in headings."""
+        return f"{self.name} group" if self.kind == "group" else self.name
+
+    @property
+    def keeps(self) -> list[float]:
+        """Kept fractions at which any reducer was measured, rising."""
+        return sorted({score.keep for curve in self.curves.values() for score in curve})
+
+    def at(self, reducer: str, keep: float) -> Score | None:
+        """The score of a reducer at a kept fraction, None where it was not measured."""
+        return next((score for score in self.curves[reducer] if score.keep == keep), None)
+
+    def mean(self, reducer: str, keep: float) -> float | None:
+        """The mean of that score."""
+        score = self.at(reducer, keep)
+        return score.mean if score else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The evaluations of all reducers and what the pretraining measured."""
+
+    evaluations: dict[str, Evaluation]
+    pretraining: dict[str, Any]
+
+    @property
+    def budgeted(self) -> list[str]:
+        """The reducers that take a budget: the selector and random first, then their peers by name."""
+        peers = sorted(set(self.evaluations) - set(REQUIRED))
+        return ["selector", "random", *peers]
+
+    @cached_property
+    def groups(self) -> list[Comparison]:
+        """One comparison per group of benchmarks, in the order of their evaluation."""
+        return self._comparisons("group")
+
+    @cached_property
+    def benchmarks(self) -> list[Comparison]:
+        """One comparison per benchmark, in the order of their evaluation."""
+        return self._comparisons("benchmark")
+
+    @cached_property
+    def shared(self) -> list[float]:
+        """Kept fractions at which the selector and random were measured on everything, rising."""
+        every = [*self.groups, *self.benchmarks]
+        curves = [comparison.curves[name] for comparison in every for name in ("selector", "random")]
+        return sorted(set.intersection(*({score.keep for score in curve} for curve in curves)))
+
+    @property
+    def half(self) -> float:
+        """The shared kept fraction nearest to one half, the lower of two."""
+        return min(self.shared, key=lambda keep: abs(keep - 0.5))
+
+    def answers(self, reducer: str, keep: float) -> dict[str, Row]:
+        """Rows of a reducer at a kept fraction by question; of several seeds, the lowest."""
+        rows = [row for row in self.evaluations[reducer].rows if row.keep == keep]
+        lowest = min((row.seed or 0 for row in rows), default=0)
+        return {row.id: row for row in rows if (row.seed or 0) == lowest}
+
+    def _comparisons(self, kind: str) -> list[Comparison]:
+        every = self.evaluations
+        return [
+            Comparison(
+                kind=kind,
+                name=name,
+                full=every["full"].curves[kind, name][0],
+                none=every["none"].curves[kind, name][0],
+                curves={reducer: every[reducer].curves[kind, name] for reducer in self.budgeted},
+            )
+            for of_kind, name in every["full"].curves
+            if of_kind == kind
+        ]
+
+
+def load(evaluate: Path, pretrain: Path) -> Results:
+    """Read the folder of every reducer under `evaluate`, and the metrics of the pretraining.
+
+    Raises ValueError naming the file and the stage that makes it when one is missing or broken, and when two
+    reducers were asked different questions, of another model, or miss a benchmark that the other has.
+    """
+    found = [path.name for path in evaluate.glob("[!.]*") if path.is_dir()]
+    names = sorted({*REQUIRED, *found})
+    evaluations = {name: _evaluation(name, evaluate / name) for name in names}
+    for name in names:
+        _check_comparable(evaluations["full"], evaluations[name], evaluate)
+    results = Results(evaluations, _pretraining(pretrain))
+    if not results.groups or not results.shared:
+        raise ValueError(f"{evaluate}: no kept fraction is that of selector and random; run stage evaluate")
+    return results
+
+
+def _read(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; stage {stage} makes it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; stage {stage} makes it")
+    return content
+
+
+def _pretraining(path: Path) -> dict[str, Any]:
+    content = _read(path, "pretrain")
+    for key in ("final", "parameters", "provenance"):
+        if key not in content:
+            raise ValueError(f"{path} lacks {key!r}; stage pretrain makes it")
+    return content
+
+
+def _evaluation(reducer: str, folder: Path) -> Evaluation:
+    stage = f"evaluate (reducer {reducer})"
+    summary = _read(folder / "summary.json", stage)
+    try:
+        return Evaluation(
+            reducer=summary["reducer"],
+            encoder=summary["encoder"],
+            vlm=summary["vlm"],
+            tokens_full=summary["tokens_full"],
+            curves=_curves(summary["scores"]),
+            rows=list(_rows(folder / "results.jsonl", stage)),
+            masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
+            parameters=summary["parameters"],
+            provenance=summary["provenance"],
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder / 'summary.json'} lacks {error}; stage {stage} makes it") from None
+
+
+def _masks(path: Path, stage: str) -> Masks:
+    content = _read(path, stage)
+    try:
+        rows, columns = content["grid"]
+        masks = Masks((rows, columns), content["keep"], content["masks"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; stage {stage} makes it") from None
+    for image, kept in masks.kept.items():
+        if not all(0 <= index < rows * columns for index in kept):
+            raise ValueError(f"{path}: image {image} keeps patches outside the grid {rows} x {columns}")
+    return masks
+
+
+def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, ...]]:
+    """Points of each benchmark and group by rising kept fraction; the order of the names is the file's."""
+    curves: dict[tuple[str, str], tuple[Score, ...]] = {}
+    for entry in sorted(scores, key=lambda entry: entry["keep"]):
+        kind = "group" if "group" in entry else "benchmark"
+        score = Score(*(entry[field.name] for field in fields(Score)))
+        curves[kind, entry[kind]] = (*curves.get((kind, entry[kind]), ()), score)
+    return curves
+
+
+def _rows(path: Path, stage: str) -> Iterator[Row]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; stage {stage} makes it")
+    names = [field.name for field in fields(Row)]
+    # Not splitlines(), which would break a row at the line separators Unicode allows inside a JSON string.
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
+        try:
+            row = json.loads(line)
+            yield Row(*(row[name] for name in names))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error!r}; stage {stage} makes it") from None
+
+
+def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) -> None:
+    """Raise ValueError where two reducers cannot stand in one table."""
+    pair = f"{folder}: reducers {reference.reducer} and {other.reducer}"
+    for key in ("encoder", "vlm", "tokens_full"):
+        ours, theirs = getattr(reference, key), getattr(other, key)
+        if ours != theirs:
+            raise ValueError(f"{pair} differ in {key}, {ours!r} and {theirs!r}; run stage evaluate for both")
+    if set(reference.curves) != set(other.curves):
+        names = ", ".join(sorted(name for _, name in set(reference.curves) ^ set(other.curves)))
+        raise ValueError(f"{pair} differ in what they were scored on: {names}; run stage evaluate for both")
+    asked = {row.id: row.asked for row in reference.rows}
+    for (keep, seed), rows in _runs(other).items():
+        answered = {row.id: row.asked for row in rows}
+        differing = sorted(id for id in {*asked, *answered} if asked.get(id) != answered.get(id))
+        if differing:
+            raise ValueError(
+                f"{pair} were asked different questions at kept fraction {keep}, seed {seed}: "
+                f"{differing[0]} and {len(differing) - 1} more; run stage evaluate for both"
+            )
+
+
+def _runs(evaluation: Evaluation) -> dict[tuple[float, int | None], list[Row]]:
+    """The rows of each pass over the questions: one per kept fraction and seed."""
+    runs: dict[tuple[float, int | None], list[Row]] = {}
+    for row in evaluation.rows:
+        runs.setdefault((row.keep, row.seed), []).append(row)
+    return runs

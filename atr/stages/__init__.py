@@ -1,0 +1,55 @@
+"""One module per DVC stage: the only place that knows the disk layout, the parameters and tracking."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Never
+
+from atr import config
+
+PRETRAIN_IMAGES = Path("data/prepared/pretrain")
+EVALUATE_IMAGES = Path("data/prepared/evaluate")
+PRETRAIN_FEATURES = Path("data/features/pretrain")
+EVALUATE_FEATURES = Path("data/features/evaluate")
+PRETRAIN = Path("experiments/pretrain")
+SELECTOR = PRETRAIN / "selector"
+EVALUATE = Path("experiments/evaluate")
+REPORT = Path("experiments/report")
+
+
+class Terminated(BaseException):
+    """SIGTERM reached the stage; passes through every `except Exception` on its way out."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def entry(stage: str, main: Callable[[config.Params], None]) -> None:
+    """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
+
+    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM. An unexpected exception
+    keeps its traceback.
+    """
+    params = config.load_or_exit(stage)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main(params)
+    except (ValueError, OSError) as error:
+        if os.environ.get("ATR_TRACEBACK"):
+            raise
+        sys.exit(f"atr {stage}: {' '.join(str(error).split())}")
+    except (KeyboardInterrupt, Terminated, SystemExit) as stop:
+        _leave(stage, stop)
+
+
+def _leave(stage: str, stop: BaseException) -> Never:
+    """Exit as the shell would name the signal; Lightning turns Ctrl-C into an exit code of 1."""
+    if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        raise stop
+    name, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+    print(f"atr {stage}: {name}, no output was written", file=sys.stderr)
+    sys.exit(code)

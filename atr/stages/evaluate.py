@@ -1,0 +1,79 @@
+"""Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
+
+from argparse import ArgumentParser
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from atr import config
+from atr.files import whole_folder, write_json
+from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from atr.benchmarks.loop import Row
+
+
+def main(params: config.Params, reducer: str) -> None:
+    """Write results.jsonl, summary.json and masks.json of one reducer: all of them are new, or none is."""
+    from atr import tracking
+
+    with tracking.run("evaluate", params, part=reducer) as run:
+        from lightning.fabric import Fabric
+
+        from atr.benchmarks.loop import save_rows
+        from atr.benchmarks.summary import summarise
+
+        fabric = Fabric(**params.trainer.kwargs())
+        fabric.launch()
+        rows, masks = _evaluate(params, reducer, fabric)
+        if not fabric.is_global_zero:
+            return
+        summary = {
+            "reducer": reducer,
+            "encoder": params.encoder.name,
+            "vlm": params.vlm.name,
+            "tokens_full": masks["grid"][0] * masks["grid"][1],
+            "scores": summarise(rows, params.evaluate.bootstrap, params.seed),
+            "parameters": params.raw(),
+            "provenance": tracking.provenance(),
+        }
+        with whole_folder(EVALUATE / reducer) as folder:
+            save_rows(folder / "results.jsonl", rows)
+            write_json(folder / "summary.json", summary)
+            write_json(folder / "masks.json", masks)
+        for score in summary["scores"]:
+            run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * score["keep"]))
+        run.artifact(EVALUATE / reducer)
+
+
+def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list["Row"], dict[str, Any]]:
+    """The answers, of which each process gives a share, and the tokens that pictures show as kept."""
+    from atr.benchmarks.loop import answer_all, pictured, trials_of
+    from atr.datasets import load_questions
+    from atr.features.store import FeatureStore
+    from atr.reduction import REDUCERS
+    from atr.vlm.answering import Answerer
+
+    asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
+    store = FeatureStore.open(EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
+    answerer = Answerer.load(params.vlm.path, params.trainer.precision, fabric.device, store, asked)
+    trials = trials_of(reducer, asked.keep, asked.random_seeds)
+    with fabric.device:  # weights are made where they are used
+        reducers = {trial.seed: REDUCERS[reducer](trial.seed or 0, SELECTOR) for trial in trials}
+    rows = answer_all(
+        questions,
+        answerer.batches([question.question for question in questions], asked.batch_size),
+        trials,
+        answerer.prepare,
+        lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
+        (fabric.global_rank, fabric.world_size),
+    )
+    images, trial = pictured(questions, trials)
+    return rows, answerer.masks(images, reducers[trial.seed], trial.keep)
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
+    parser.add_argument("reducer", choices=config.REDUCERS)
+    entry("evaluate", partial(main, reducer=parser.parse_args().reducer))

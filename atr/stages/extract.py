@@ -1,0 +1,64 @@
+"""Stage extract: the prepared images of one split through the frozen encoder into a feature store."""
+
+import time
+from argparse import ArgumentParser
+from functools import partial
+
+from atr import config
+from atr.stages import EVALUATE_FEATURES, EVALUATE_IMAGES, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
+
+SPLITS = {
+    "pretrain": (PRETRAIN_IMAGES, PRETRAIN_FEATURES),
+    "evaluate": (EVALUATE_IMAGES, EVALUATE_FEATURES),
+}
+
+
+def main(params: config.Params, split: str) -> None:
+    """Encode the images of `split`, "pretrain" or "evaluate"; the manifest, written last, ends the store."""
+    from atr import tracking
+
+    with tracking.run("extract", params, part=split) as run:
+        from lightning.pytorch import Trainer
+
+        from atr.datasets import PreparedImages
+        from atr.features.datamodule import ImageDataModule
+        from atr.features.encoder import Encoder
+        from atr.features.store import MANIFEST
+        from atr.features.training import FeatureExtraction, StoreWriter
+
+        extract, (source, folder) = params.extract, SPLITS[split]
+        layer = params.encoder.layer if extract.layer is None else extract.layer
+        encoder = Encoder.load(params.encoder.path, layer, params.encoder.name)
+        images = PreparedImages(source)
+        data = ImageDataModule(
+            images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
+        )
+        writer = StoreWriter(folder, len(images), extract.shard_images)
+        trainer = Trainer(
+            **params.trainer.kwargs(),
+            callbacks=[writer],
+            logger=False,
+            use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
+        )
+        started = time.monotonic()
+        trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
+        writer.finish(trainer, encoder, _parameters(params, layer))
+        run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
+        run.artifact(folder / MANIFEST, folder=f"features/{split}")
+
+
+def _parameters(params: config.Params, layer: int) -> dict[str, object]:
+    """What the features depend on, for readers of the store to ask for; the devices are not among it."""
+    return {
+        "encoder": params.encoder.name,
+        "layer": layer,
+        "precision": params.trainer.precision,
+        "batch_size": params.extract.batch_size,
+        "shard_images": params.extract.shard_images,
+    }
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser(prog="atr.stages.extract", description=__doc__)
+    parser.add_argument("split", choices=SPLITS)
+    entry("extract", partial(main, split=parser.parse_args().split))

@@ -1,0 +1,91 @@
+"""Pure tensor functions on visual tokens: no module, no configuration, no model.
+
+Shapes: B images (or tiles), N tokens in raster order, K kept tokens, D width.
+"""
+
+import math
+from decimal import ROUND_HALF_UP, Decimal
+
+import torch
+from torch import Tensor
+
+
+def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """Sample a binary mask, P(keep) = sigmoid(logit), with a straight-through gradient; float32 (B, N).
+
+    The paper's Gumbel-softmax over {keep, drop} has two logits of which only the difference matters, and the
+    difference of two Gumbel variables is logistic: one logit with logistic noise has the same distribution.
+    The forward value is exactly 0 or 1, the gradient is that of sigmoid((logit + noise) / temperature).
+    """
+    logits_BN = logits_BN.float()
+    tiny = torch.finfo(torch.float32).tiny
+    uniform_BN = torch.rand(logits_BN.shape, generator=generator, device=logits_BN.device).clamp_min(tiny)
+    noise_BN = uniform_BN.log() - torch.log1p(-uniform_BN)
+    soft_BN = torch.sigmoid((logits_BN + noise_BN) / temperature)
+    hard_BN = (logits_BN + noise_BN > 0).float()
+    # The bracket is exactly zero, so the sum stays exactly binary.
+    return hard_BN + (soft_BN - soft_BN.detach())
+
+
+def top_k_BK(scores_BN: Tensor, k: int) -> Tensor:
+    """Indices of the k highest scores of each row, in raster order, ties to the lower index; int64 (B, k).
+
+    Raises ValueError unless 0 <= k <= N.
+    """
+    tokens = scores_BN.shape[-1]
+    if not 0 <= k <= tokens:
+        raise ValueError(f"k: {k} is out of range, allowed: 0 <= k <= {tokens} tokens")
+    # torch.topk breaks ties as it likes; a stable sort breaks them the same way on every device and batch.
+    order_BN = scores_BN.sort(dim=-1, descending=True, stable=True).indices
+    return order_BN[..., :k].sort(dim=-1).values
+
+
+def replace(features_BND: Tensor, mask_BN: Tensor, vector_D: Tensor) -> Tensor:
+    """Put one vector in the place of every dropped token: M * F + (1 - M) * E_masked; (B, N, D).
+
+    Written as a product and not as an index so that gradients reach the mask.
+    """
+    mask_BN1 = mask_BN.unsqueeze(-1)
+    return mask_BN1 * features_BND + (1 - mask_BN1) * vector_D
+
+
+def gather(features_BND: Tensor, keep_BK: Tensor) -> Tensor:
+    """Remove the dropped tokens: features at the kept indices; (B, K, D)."""
+    return features_BND.take_along_dim(keep_BK.unsqueeze(-1), dim=1)
+
+
+def mask_of(keep_BK: Tensor, tokens: int) -> Tensor:
+    """Turn kept indices into a mask, 1 kept and 0 dropped; float32 (B, N)."""
+    mask_BN = torch.zeros(*keep_BK.shape[:-1], tokens, device=keep_BK.device)
+    return mask_BN.scatter_(-1, keep_BK, 1.0)
+
+
+def budget(keep: float, tokens: int) -> int:
+    """Number of tokens kept: an int is a count, a float a fraction rounded half up, at least one if > 0.
+
+    Raises ValueError for a count outside 0..tokens or a fraction outside 0..1.
+    """
+    if isinstance(keep, int) and not isinstance(keep, bool):
+        if not 0 <= keep <= tokens:
+            raise ValueError(f"keep: {keep} is out of range, allowed: a count of 0 to {tokens} tokens")
+        return keep
+    if isinstance(keep, bool) or not 0 <= keep <= 1:
+        raise ValueError(f"keep: {keep} is out of range, allowed: a fraction 0 <= keep <= 1, or an int")
+    # Decimal, because a binary 0.145 * 100 lies below the half that was meant.
+    rounded = int((Decimal(str(float(keep))) * tokens).to_integral_value(ROUND_HALF_UP))
+    return max(rounded, 1) if keep > 0 else 0
+
+
+def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Fixed 2-D sine positions: half of the channels code the row, half the column; float32 (N, width).
+
+    Wavelengths rise geometrically from 2 pi to 20,000 pi cells. Raises ValueError unless 4 divides the width.
+    """
+    if width % 4:
+        raise ValueError(f"width: {width} cannot carry 2-D sine positions, allowed: a multiple of 4")
+    rows, columns = grid
+    frequencies = torch.exp(torch.arange(width // 4) * (-math.log(10_000.0) / (width // 4)))
+    row_N = torch.arange(rows).repeat_interleave(columns)
+    column_N = torch.arange(columns).repeat(rows)
+    angles = [axis_N[:, None] * frequencies for axis_N in (row_N, column_N)]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)

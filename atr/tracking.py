@@ -1,0 +1,243 @@
+"""The log of executions: every stage that runs is one MLflow run under the run of its pipeline.
+
+MLflow is a log and nothing else: no stage reads it, DVC owns what the stages produce. This is the only file
+that imports mlflow, and only once a run starts: the import takes more than a second.
+"""
+
+import logging
+import os
+import socket
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+import psutil
+
+import atr
+from atr import config
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+    from mlflow import MlflowClient
+
+EXPERIMENT = "atr"
+DATABASE = Path("experiments/mlflow.db")
+_SQLITE = "sqlite:///"
+
+
+class Run(Protocol):
+    """The log of one stage execution."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers; without a step they are results, and the pipeline's run gets them too."""
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Log a file, or all files of a folder, into a folder of the run's artifacts."""
+
+    def logger(self) -> "Logger":
+        """A Lightning logger that writes into this run."""
+
+
+@contextmanager
+def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
+    """Log one execution of a stage; `part` tells the executions of a stage's DVC matrix apart.
+
+    The run ends as FINISHED, FAILED after an exception, or KILLED after Ctrl-C or SIGTERM. Only the
+    first process of a distributed stage logs. Raises ValueError, before anything is computed, when the log
+    cannot be written.
+    """
+    if not _is_first_process():
+        yield _Silent()
+        return
+    tracked = _start(stage, params, part)
+    status = "KILLED"
+    try:
+        yield tracked
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracked.end(status)
+
+
+def provenance() -> dict[str, Any]:
+    """Commit and versions that made a result; nothing that differs between two executions at one commit."""
+    libraries = ("torch", "transformers", "lightning")
+    versions = {"atr": atr.__version__} | {name: version(name) for name in libraries}
+    return {"commit": _git("rev-parse", "HEAD"), "versions": versions}
+
+
+class _Tracked:
+    """A stage's run and the pipeline's run it belongs to."""
+
+    def __init__(self, client: "MlflowClient", run_id: str, parent_id: str, name: str) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._parent_id = parent_id
+        self._name = name
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        self._log(self._run_id, values, step or 0)
+        if step is None:
+            self._log(self._parent_id, {f"{self._name}/{key}": value for key, value in values.items()}, 0)
+
+    def _log(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(
+            run_id, [Metric(key, float(value), now, step) for key, value in values.items()]
+        )
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+        log(self._run_id, str(path), folder)
+
+    def logger(self) -> "Logger":
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        return MLFlowLogger(EXPERIMENT, tracking_uri=self._client.tracking_uri, run_id=self._run_id)
+
+    def end(self, status: str) -> None:
+        for run_id in (self._run_id, self._parent_id):
+            self._client.set_terminated(run_id, status)
+
+
+class _Silent:
+    """What the other processes of a distributed stage get instead of a run."""
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        pass
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        pass
+
+    def logger(self) -> "Logger":
+        from lightning.pytorch.loggers.logger import DummyLogger
+
+        return DummyLogger()
+
+
+def _is_first_process() -> bool:
+    """Whether no launcher (Lightning, torchrun, Slurm) says that this process is a later one."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def _start(stage: str, params: config.Params, part: str) -> _Tracked:
+    name = f"{stage}/{part}" if part else stage
+    tags = {"pipeline": _pipeline_id(), **config.labels(params.path), **_git_tags()}
+    client, experiment = _open()
+    parent = _parent(client, experiment, tags, params)
+    tags |= {"stage": stage, "mlflow.parentRunId": parent}
+    run_id = _create(client, experiment, name, tags, params.flat())
+    return _Tracked(client, run_id, parent, name)
+
+
+def _parent(client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params) -> str:
+    """Id of the pipeline's run: the one that an earlier stage made, or a new one with all parameters."""
+    pipeline = tags["pipeline"]
+    found = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
+    if found:
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, status="RUNNING")
+        return run_id
+    return _create(
+        client, experiment, f"pipeline-{pipeline}", tags | {"stage": "pipeline"}, config.flat(params.path)
+    )
+
+
+def _create(
+    client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], params: dict[str, Any]
+) -> str:
+    from mlflow.entities import Param
+
+    # A name of our own: MLflow's random ones come out equal under Lightning's seed_everything.
+    run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+    return run_id
+
+
+def _open() -> tuple["MlflowClient", str]:
+    """A client of the log and the id of our experiment in it; both are made where they are missing."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE.resolve()}"
+    database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    if database:
+        _check_writable(database)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("alembic").setLevel(
+        logging.WARNING
+    )  # it tells of each of the many steps of a new schema
+    # Without a location of ours a file database would get its artifacts in ./mlruns; a server knows its own.
+    location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment:
+            return client, experiment.experiment_id
+        return client, client.create_experiment(EXPERIMENT, location)
+    except MlflowException as error:
+        raise ValueError(f"the MLflow log {uri} cannot be used: {error}") from error
+
+
+def _check_writable(database: Path) -> None:
+    """Write a table and take it back: MLflow itself retries for minutes on a file it cannot write."""
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as connection:
+            for statement in ("BEGIN IMMEDIATE", "CREATE TABLE atr_can_write (a)", "ROLLBACK"):
+                connection.execute(statement)
+    except (OSError, sqlite3.Error) as error:
+        raise ValueError(f"the MLflow file {database} cannot be written: {error}") from error
+
+
+def _pipeline_id() -> str:
+    """The same for all stages of one `dvc repro`: ATR_PIPELINE, or a digest of the dvc process above us."""
+    given = os.environ.get("ATR_PIPELINE")
+    if given:
+        return given
+    for process in psutil.Process().parents():
+        if _is_dvc(process):
+            # By the minute: the start that the system reports moves by a second when its clock is set.
+            start = int(process.create_time() // 60)
+            return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
+    return uuid4().hex[:10]
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # a process of another user, or one that has just ended
+        return False
+    is_dvc = any(Path(word).name == "dvc" for word in command[:3])
+    return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
+
+
+def _git_tags() -> dict[str, str]:
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    # What stages write while they run is not what makes a working tree dirty.
+    changed = _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!experiments")
+    return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints, or None outside a repository, before its first commit, and without git."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,1 @@
+"""Vision-language models: the only place that knows them."""

@@ -1,0 +1,59 @@
+"""Load a vision-language model and its processor from a folder or the hub, whole or not at all."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from atr.vlm.hosts import HOSTS
+
+_WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
+
+
+def weight_dtype(precision: int | str) -> torch.dtype:
+    """The type of a frozen model's weights under a precision of Lightning's.
+
+    A mixed precision keeps float32 weights for the optimiser; without one, the weights take the lower
+    precision themselves, which spares a cast at every layer of every decoding step.
+    """
+    return _WEIGHTS[str(precision).split("-")[0]]
+
+
+def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[Any, Any]:
+    """The frozen model, in eval mode and with weights of `dtype`, and its processor.
+
+    Raises ValueError naming `path` for what is no checkpoint, a family without host, a processor without chat
+    template, and weights that are broken, of another shape, or do not cover the model.
+    """
+    try:
+        family = AutoConfig.from_pretrained(path).model_type
+        if family not in HOSTS:
+            raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
+        processor = AutoProcessor.from_pretrained(path)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    # transformers has an exception of its own for every file that is missing, cut off or of another shape.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
+    model, loading = loaded
+    if not processor.chat_template:
+        raise ValueError(f"{path}: the processor has no chat template to put a question in")
+    # transformers would fill the gap with random numbers and a warning.
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{path}: the weights lack {missing[0]} and {len(missing) - 1} more")
+    return model.eval().requires_grad_(False), processor
+
+
+def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a store's features are those the model's own tower gives its projector."""
+    vision, read = model.config.vision_config, model.config.vision_feature_layer
+    stored, depth = manifest["layer"], vision.num_hidden_layers + 1
+    if not isinstance(read, int) or stored % depth != read % depth:
+        raise ValueError(f"the stored features are of layer {stored}, the model reads layer {read}")
+    side = vision.image_size // vision.patch_size
+    found, wanted = [*manifest["grid"], manifest["width"]], [side, side, vision.hidden_size]
+    if found != wanted:
+        raise ValueError(f"the stored features are {found} (rows, columns, width), the model reads {wanted}")

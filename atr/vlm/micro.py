@@ -1,0 +1,137 @@
+"""The small vision-language model of the micro world, built from transformers' own Llava classes."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL.Image import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from atr.tokens import sine_positions
+
+PATCH = 14
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+# A turn is one question token and its answer; the image opens the conversation.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<image> {% else %}{{ item['text'] }} {% endif %}"
+    "{% endfor %}{% if message['role'] == 'assistant' %}</s> {% endif %}{% endfor %}"
+)
+
+
+def build_processor(vocabulary: Sequence[str], image_size: int) -> LlavaProcessor:
+    """A processor whose tokens are whole words and single digits; digits join to numbers when decoded."""
+    tokens = [*SPECIAL, *"0123456789", *dict.fromkeys(vocabulary)]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokens.index("<s>"))]
+    )
+    tokenizer.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+    )
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(
+            size={"shortest_edge": image_size},
+            crop_size={"height": image_size, "width": image_size},
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=fast,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+
+
+def build_model(
+    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4
+) -> LlavaForConditionalGeneration:
+    """A Llava of a CLIP tower, a two-layer projector and a Llama, all `width` wide, randomly initialised.
+
+    Every tower layer is read (`vision_feature_layer` -1): a fifth that LLaVA's usual -2 would skip would
+    only cost time. Patch positions start as the 2-D sine and are learned from there.
+    """
+    tokenizer = processor.tokenizer
+    heads = width // 64
+    vision = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=PATCH,
+        hidden_act="gelu",
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=round(8 * width / 3),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(image_size // PATCH) ** 2,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config._attn_implementation = "eager"
+    model = LlavaForConditionalGeneration(config)
+    grid = image_size // PATCH
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    positions.data[1:] = sine_positions((grid, grid), width)
+    return model
+
+
+@torch.inference_mode()
+def answers(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    images: Sequence[Image],
+    questions: Sequence[str],
+    batch_size: int = 64,
+) -> list[str]:
+    """Greedy answers of the untouched model to one-token questions, one per image."""
+    said: list[str] = []
+    for start in range(0, len(images), batch_size):
+        stretch = slice(start, start + batch_size)
+        prompts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q}]}]
+            )
+            for q in questions[stretch]
+        ]
+        inputs = processor(images=list(images[stretch]), text=prompts, return_tensors="pt").to(model.device)
+        generated = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        said += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return said

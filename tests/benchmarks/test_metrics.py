@@ -1,0 +1,71 @@
+import doctest
+import pickle
+
+import pytest
+from anls import anls_score
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from atr.benchmarks import metrics
+from atr.benchmarks.metrics import ANLS, ExactMatch, anls, exact_match
+
+# Few letters, so that random strings come close to each other; spaces, capitals and what is not ASCII.
+TEXT = st.text("abAB É\t", max_size=8)
+ANSWERS = st.lists(TEXT, min_size=1, max_size=3)
+
+
+@given(TEXT, ANSWERS)
+@example("", [""])
+@example("ab", ["abcd"])  # exactly the threshold
+@example("İ", ["i"])  # lower case is longer than upper case
+def test_anls_is_that_of_the_anls_package(prediction, answers):
+    assert anls(prediction, answers) == pytest.approx(anls_score(prediction, answers), abs=1e-12)
+
+
+@given(TEXT, ANSWERS, st.sampled_from([0.2, 0.5, 0.7, 1.0]))
+def test_anls_has_the_packages_threshold(prediction, answers, threshold):
+    assert anls(prediction, answers, threshold) == pytest.approx(
+        anls_score(prediction, answers, threshold), abs=1e-12
+    )
+
+
+@given(TEXT, ANSWERS)
+def test_exact_match_is_an_anls_of_one(prediction, answers):
+    assert exact_match(prediction, answers) == float(anls_score(prediction, answers) == 1)
+
+
+@given(st.lists(st.tuples(TEXT, ANSWERS), min_size=1, max_size=12), st.integers(1, 4))
+def test_a_metric_is_the_mean_of_its_function_however_it_is_batched(pairs, size):
+    for metric, function in ((ExactMatch(), exact_match), (ANLS(), anls)):
+        for start in range(0, len(pairs), size):
+            predictions, answers = zip(*pairs[start : start + size], strict=True)
+            metric.update(predictions, answers)
+        mean = sum(function(*pair) for pair in pairs) / len(pairs)
+        assert metric.compute().item() == pytest.approx(mean, abs=1e-6)
+
+
+def test_metrics_start_again_and_travel_between_processes():
+    metric = pickle.loads(pickle.dumps(ANLS(threshold=0.7)))
+    metric.update(["abc"], [["axx"]])
+    assert metric.compute() == pytest.approx(1 / 3)
+    metric.reset()
+    with (
+        pytest.warns(UserWarning, match="before the"),
+        pytest.raises(ValueError, match="no question was scored"),
+    ):
+        metric.compute()
+
+
+def test_what_cannot_be_scored_is_refused():
+    for function in (anls, exact_match):
+        with pytest.raises(ValueError, match="one or more strings"):
+            function("a", [])
+        with pytest.raises(ValueError, match="one or more strings"):
+            function("a", "answer")
+    with pytest.raises(ValueError, match="2 predictions do not match 1 lists"):
+        ExactMatch().update(["a", "b"], [["a"]])
+
+
+def test_the_examples_in_the_docstrings_hold():
+    assert doctest.testmod(metrics).attempted >= 8
+    assert doctest.testmod(metrics).failed == 0

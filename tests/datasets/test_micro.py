@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atr import config
+from atr.datasets import micro
+
+BENCHMARKS = tuple(micro.DRAW)
+
+
+def test_benchmarks_are_those_of_the_parameters():
+    assert set(micro.DRAW) == set(config.BENCHMARKS)
+    assert set(micro.LESSONS) == set(config.BENCHMARKS)
+    assert sum(micro.LESSONS.values()) == pytest.approx(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(BENCHMARKS),
+    st.sampled_from(micro.SPLITS),
+    st.integers(0, 10**6),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_sample_depends_on_its_place_alone(benchmark, split, index, seed):
+    once = micro.sample(benchmark, split, index, seed)
+    micro.sample(benchmark, split, index + 1, seed)
+    again = micro.sample(benchmark, split, index, seed)
+    assert once.turns == again.turns
+    assert once.characters == again.characters
+    np.testing.assert_array_equal(np.asarray(once.image), np.asarray(again.image))
+    assert once.image.size == (micro.SIZE, micro.SIZE)
+    assert once.image.mode == "RGB"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(BENCHMARKS), st.integers(0, 10**6))
+def test_questions_of_an_image_never_contradict(benchmark, index):
+    turns = micro.sample(benchmark, "evaluate", index, 0).turns
+    questions = [question for question, _ in turns]
+    assert len(set(questions)) == len(questions) > 0
+    assert set(questions) <= set(micro.QUESTIONS)
+    assert all(answer.isdigit() or answer in micro.ANSWERS for _, answer in turns)
+
+
+@pytest.mark.parametrize(
+    "place", [("docs", "train", 0, 1), ("docs", "evaluate", 0, 0), ("docs", "train", 1, 0)]
+)
+def test_seed_split_and_index_each_change_the_sample(place):
+    assert micro.sample(*place).turns != micro.sample("docs", "train", 0, 0).turns
+
+
+def test_held_out_photograph_regions_are_disjoint_and_whole():
+    for name in micro.PHOTOGRAPHS:
+        seen, held_out = micro._photograph(name, False), micro._photograph(name, True)
+        assert min(*seen.size, *held_out.size) >= micro.SMALLEST_CROP
+        together = np.concatenate([np.asarray(seen), np.asarray(held_out)], axis=1)
+        assert together.shape[1] == seen.width + held_out.width
+    assert len(micro.PHOTOGRAPHS) == 12
+
+
+def test_held_out_handwriting_is_disjoint():
+    train, validation, evaluate = (
+        set(range(*micro.HANDWRITING[s])) for s in ("train", "validation", "evaluate")
+    )
+    assert not train & evaluate and not train & validation and not validation & evaluate
+    assert max(evaluate) < len(micro._handwriting()[1])
+
+
+def test_one_font_occurs_in_evaluation_only():
+    def fonts(split):
+        scene = micro._Scene(np.random.default_rng(0), split)
+        return {scene.font(13, 13).path.stem for _ in range(200)}
+
+    assert fonts("evaluate") - fonts("train") == {micro.HELD_OUT_FONT}
+    assert fonts("pretrain") == fonts("train") == set(micro.FONTS)
+
+
+def test_characters_lie_where_the_text_is_drawn():
+    """Around each written character there is ink: pixels unlike the page's own colour, its most frequent."""
+    for index in range(20):
+        page = micro.sample("docs", "train", index, 0)
+        pixels = np.asarray(page.image).astype(int)
+        colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+        ink = np.abs(pixels - colours[counts.argmax()]).sum(-1) > 90
+        for _, x, y in page.characters:
+            window = ink[max(0, round(y) - 8) : round(y) + 9, max(0, round(x) - 4) : round(x) + 5]
+            assert window.any()
+        written = "".join(character for character, _, _ in page.characters)
+        assert all(f"{key}:{value}" in written for key, value in page.turns)
+
+
+def test_transcription_is_the_page_from_top_to_bottom():
+    for index in range(200):
+        lesson = micro.lesson(index, seed=0, reading=True, transcribe=1.0)
+        if lesson.turns[0][0] == micro.TRANSCRIBE:
+            written = "".join(character for character, _, _ in lesson.characters).replace(":", "")
+            assert lesson.turns[0][1].replace(" ", "") == written
+            return
+    pytest.fail("no page was transcribed")
+
+
+def test_reading_lessons_have_text():
+    assert all(micro.lesson(index, 0, reading=True, transcribe=0.0).characters for index in range(50))

@@ -1,0 +1,174 @@
+"""Which images meet in a batch, on which rank, in which epoch, and after a resume."""
+
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from PIL import Image
+from torch import nn
+
+from atr.features.datamodule import FeatureDataModule, ShardBatches
+from atr.features.store import FeatureStore, ShardWriter, write_manifest
+
+
+def numbered(images):
+    """Images whose grey level is their number."""
+    return [(f"image/{number}", Image.new("RGB", (2, 2), (number,) * 3)) for number in range(images)]
+
+
+def levels(pictures):
+    return torch.tensor([[picture.getpixel((0, 0))[0]] for picture in pictures])
+
+
+def a_store(folder: Path, images: int) -> FeatureStore:
+    """A store whose features are the number of their image."""
+    writer = ShardWriter(folder, images, 8)
+    for first in range(images):
+        writer.add(first, [f"image/{first}"], torch.full((1, 2, 3), float(first)))
+    write_manifest(
+        folder, encoder="tiny", layer=-2, grid=(1, 2), width=3, parameters={}, shards=writer.shards
+    )
+    return FeatureStore.open(folder)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return a_store(tmp_path / "store", 50)
+
+
+@pytest.mark.parametrize(("images", "batch", "shard"), [(10, 2, 4), (10, 3, 4), (10, 64, 4), (3, 2, 100)])
+def test_batches_are_consecutive_whole_and_inside_shards(images, batch, shard):
+    batches = ShardBatches(numbered(images), levels, batch, shard)
+    seen = []
+    for first, ids, pixels in (batches[number] for number in range(len(batches))):
+        assert first == len(seen)
+        assert len(ids) <= batch
+        assert first // shard == (first + len(ids) - 1) // shard
+        assert [f"image/{level}" for level in pixels.flatten().tolist()] == ids
+        seen += ids
+    assert seen == [name for name, _ in numbered(images)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_share_whole_shards(world_size):
+    batches = ShardBatches(numbered(10), levels, 3, 4)
+    of_ranks = [batches.of_rank(rank, world_size) for rank in range(world_size)]
+    assert sorted(chain(*of_ranks)) == list(range(len(batches)))
+    shards = [{batches[number][0] // 4 for number in of_rank} for of_rank in of_ranks]
+    assert shards == [set(range(rank, 3, world_size)) for rank in range(world_size)]
+
+
+def drawn(loader, epoch):
+    loader.sampler.set_epoch(epoch)
+    return [batch[:, 0, 0].int().tolist() for batch in loader]
+
+
+def test_the_split_depends_on_the_seed_alone_and_covers_the_store(store):
+    data = FeatureDataModule(store, 4, 0.2, seed=1)
+    again = FeatureDataModule(store, 8, 0.2, seed=1)
+    other = FeatureDataModule(store, 4, 0.2, seed=2)
+    assert (data.validation, data.training) == (again.validation, again.training)
+    assert data.validation != other.validation
+    assert len(data.validation) == 10
+    assert sorted(data.validation + data.training) == list(range(50))
+
+
+def test_an_epoch_is_a_seeded_shuffle_of_the_training_images(store):
+    data = FeatureDataModule(store, 4, 0.2, seed=1)
+    first = drawn(data.train_dataloader(), 0)
+    assert all(len(batch) == 4 for batch in first)
+    assert sorted(chain(*first)) == sorted(data.training)
+    assert first == drawn(data.train_dataloader(), 0)
+    assert first != drawn(data.train_dataloader(), 1)
+
+
+def test_validation_is_the_held_out_images_in_a_fixed_order(store):
+    data = FeatureDataModule(store, 4, 0.2, seed=1)
+    assert list(chain(*drawn(data.val_dataloader(), 0))) == data.validation
+    assert list(chain(*drawn(data.val_dataloader(), 1))) == data.validation
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_goes_on_where_its_state_was_taken(workers, store):
+    data = FeatureDataModule(store, 4, 0.2, seed=1, workers=workers)
+    whole = drawn(data.train_dataloader(), 3)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(3)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert len(resumed) == len(whole)
+    assert drawn(resumed, 3) == whole[4:]
+    assert drawn(resumed, 3) == whole, "only the iteration after the resume is shortened"
+    assert resumed.state_dict() == {"batches": 0}, "a finished epoch begins the next one at its start"
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_too_few_images_are_refused(images, tmp_path):
+    data = FeatureDataModule(a_store(tmp_path, images), 4, 0.2, seed=0)
+    with pytest.raises(ValueError, match=r"training images are fewer than one batch of 4 for each of 1 dev"):
+        data.train_dataloader()
+
+
+class Recorder(LightningModule):
+    """Writes down what it is trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch):
+        assert batch.dtype == torch.float32
+        self.seen.append(batch[:, 0, 0].int().tolist())
+        return self.weight.sum()
+
+    def validation_step(self, batch):
+        assert batch.dtype == torch.float32
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Interruption(Callback):
+    """Ends the process' training after a step, as a kill would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def train(store, folder, callbacks=(), resume=None):
+    module = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=3,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, ModelCheckpoint(folder, every_n_train_steps=1, save_last=True)],
+    )
+    data = FeatureDataModule(store, 4, 0.2, seed=1)
+    with suppress(InterruptedError):
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    return module.seen
+
+
+@pytest.mark.parametrize("step", [3, 10, 14, 20])
+def test_lightning_resumes_on_exactly_the_batches_not_yet_seen(step, store, tmp_path):
+    whole = train(store, tmp_path / "whole")
+    before = train(store, tmp_path / "cut", [Interruption(step + 1)])  # its last step has no checkpoint
+    after = train(store, tmp_path / "resumed", resume=tmp_path / "cut/last.ckpt")
+    assert len(whole) == 30
+    assert len(before) == step + 1
+    assert before[:step] + after == whole

@@ -1,0 +1,234 @@
+"""What goes into the store comes out of it bit by bit, or is refused by name."""
+
+import json
+import pickle
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from atr.features import store as module
+from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
+
+IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
+PARAMETERS = {"encoder": "tiny", "layer": -2}
+
+
+def features(images=IMAGES):
+    return torch.randn(images, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+
+def ids(images=IMAGES):
+    return [f"docs/{number:06d}" for number in range(images)]
+
+
+def write(folder, batch=2, finish=True):
+    """Write the store in batches that keep inside shards."""
+    clear(folder)
+    writer = ShardWriter(folder, IMAGES, SHARD)
+    for start in range(0, IMAGES, SHARD):
+        for first in range(start, min(start + SHARD, IMAGES), batch):
+            last = min(first + batch, start + SHARD, IMAGES)
+            writer.add(first, ids()[first:last], features()[first:last])
+    if finish:
+        finish_store(folder, writer.shards)
+    return folder
+
+
+def finish_store(folder, shards):
+    write_manifest(
+        folder, encoder="tiny", layer=-2, grid=(2, 3), width=WIDTH, parameters=PARAMETERS, shards=shards
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / "store")
+
+
+def test_round_trip_is_exact(folder):
+    store = FeatureStore.open(folder, PARAMETERS)
+    assert len(store) == IMAGES
+    assert store.ids == ids()
+    assert (store.grid, store.width) == ((2, 3), WIDTH)
+    read = torch.stack([store[position] for position in range(IMAGES)])
+    assert read.dtype == torch.bfloat16
+    assert torch.equal(read, features())
+    assert [store.index(name) for name in ids()] == list(range(IMAGES))
+
+
+def test_float32_features_are_rounded_to_bfloat16(tmp_path):
+    writer = ShardWriter(tmp_path, 1, SHARD)
+    value = torch.full((1, TOKENS, WIDTH), 1 / 3)
+    writer.add(0, ["a"], value)
+    finish_store(tmp_path, writer.shards)
+    assert torch.equal(FeatureStore.open(tmp_path)[0], value[0].bfloat16())
+
+
+def test_bytes_do_not_depend_on_the_batches_or_the_order_of_the_shards(tmp_path):
+    one = write(tmp_path / "one", batch=1)
+    other = write(tmp_path / "other", batch=3)
+    finish_store(other, FeatureStore.open(other).manifest["shards"][::-1])
+    assert {file.name: file.read_bytes() for file in one.iterdir()} == {
+        file.name: file.read_bytes() for file in other.iterdir()
+    }
+
+
+def test_the_manifest_describes_the_store(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards = manifest.pop("shards")
+    assert manifest == {
+        "format": "atr-features-1",
+        "encoder": "tiny",
+        "layer": -2,
+        "dtype": "bfloat16",
+        "tokens": 6,
+        "grid": [2, 3],
+        "width": WIDTH,
+        "images": IMAGES,
+        "parameters": PARAMETERS,
+    }
+    assert [(shard["file"], shard["images"]) for shard in shards] == [
+        ("shard-00000.safetensors", 4),
+        ("shard-00001.safetensors", 4),
+        ("shard-00002.safetensors", 2),
+    ]
+
+
+def test_positions_outside_and_unknown_ids_are_refused(folder):
+    store = FeatureStore.open(folder)
+    for position in (-1, IMAGES):
+        with pytest.raises(IndexError):
+            store[position]
+    with pytest.raises(ValueError, match=r"store: holds no features of image 'docs/999999'"):
+        store.index("docs/999999")
+
+
+def test_only_the_shards_that_are_read_are_mapped(folder):
+    store = FeatureStore.open(folder)
+    store[5]
+    assert list(store._mapped) == [1]
+    copy = pickle.loads(pickle.dumps(store))
+    assert not copy._mapped
+    assert torch.equal(copy[9], features()[9])
+
+
+def test_an_unfinished_store_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing: the store was never finished"):
+        FeatureStore.open(write(tmp_path / "store", finish=False))
+
+
+def test_a_new_extraction_takes_the_former_store_away(folder):
+    clear(folder)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        ("{", r"manifest\.json is not valid JSON"),
+        ("[]", r"manifest\.json: not a feature store's manifest"),
+        ('{"format": "atr-features-0"}', r"manifest\.json: not a feature store's manifest of format"),
+        ('{"format": "atr-features-1"}', r"manifest\.json: dtype is missing"),
+    ],
+)
+def test_an_invalid_manifest_is_refused(content, pattern, folder):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=pattern):
+        FeatureStore.open(folder)
+
+
+def test_a_manifest_whose_shards_do_not_add_up_is_refused(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["images"] += 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="do not add up to 11 images"):
+        FeatureStore.open(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("layer", -1), ("encoder", "clip"), ("precision", "32-true")])
+def test_other_parameters_are_refused_by_name(key, value, folder):
+    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .*, asked for is {value!r}"):
+        FeatureStore.open(folder, PARAMETERS | {key: value})
+
+
+def test_a_missing_shard_is_refused(folder):
+    (folder / "shard-00001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is missing"):
+        FeatureStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-7], lambda data: data[:-7] + b"edited!", lambda _: b""]
+)
+def test_a_truncated_or_edited_shard_is_refused(damage, folder):
+    shard = folder / "shard-00001.safetensors"
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is not what the manifest lists"):
+        FeatureStore.open(folder)
+
+
+@pytest.mark.parametrize("size", [0, 20, -7])
+def test_a_shard_truncated_after_opening_is_named_when_read(size, folder):
+    store = FeatureStore.open(folder, verify=False)
+    shard = folder / "shard-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: not a readable shard"):
+        store[9]
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: not a readable shard"):
+        store.ids  # noqa: B018
+
+
+def test_a_shard_of_another_shape_is_named_when_read(folder):
+    shard = folder / "shard-00002.safetensors"
+    save_file({"features": torch.zeros(2, 5, WIDTH).bfloat16()}, shard, metadata={"ids": '["a"]'})
+    store = FeatureStore.open(folder, verify=False)
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: features are \(2, 5, 8\)"):
+        store[9]
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: names 1 images"):
+        store.ids  # noqa: B018
+
+
+def test_features_that_are_not_finite_are_refused_by_image(tmp_path):
+    broken = features(3)
+    broken[1, 2, 3] = torch.nan
+    with pytest.raises(ValueError, match="image docs/000001: the encoder's features are not finite"):
+        ShardWriter(tmp_path, 3, SHARD).add(0, ids(3), broken)
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Let the operating system refuse a write as a full disk would; Python ignores the signal with it.
+
+    For no longer than the write in question: pytest's own output may be a file too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_refused_write_leaves_no_file_and_names_the_shard(tmp_path):
+    refusal = pytest.raises(OSError, match=r"shard-00000\.safetensors could not be written")
+    with refusal, files_of_at_most(100):
+        write(tmp_path / "store")
+    assert not list((tmp_path / "store").iterdir())
+
+
+def test_a_disk_that_fills_up_keeps_whole_shards_and_no_manifest(tmp_path, monkeypatch):
+    def fill_up(tensors, path, metadata):
+        if "00001" in str(path):
+            path.write_bytes(b"half a shard")
+            raise module.SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(module, "save_file", fill_up)
+    with pytest.raises(OSError, match=r"shard-00001\.safetensors could not be written: .*No space left"):
+        write(tmp_path / "store")
+    assert [file.name for file in (tmp_path / "store").iterdir()] == ["shard-00000.safetensors"]
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+        FeatureStore.open(tmp_path / "store")

@@ -1,0 +1,37 @@
+"""Eq. 7 against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from atr.reduction import losses
+
+FEATURES = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])
+RESTORED = torch.tensor([[[1.0, 0.0], [3.0, 5.0]], [[1.0, 1.0], [1.0, 1.0]]])
+
+
+def test_unexplained_variance():
+    # Squared errors 4 + 1 and 4 * 1 over 8 numbers, over a variance of 2.
+    assert losses.unexplained_variance(RESTORED, FEATURES, torch.tensor(2.0)).item() == pytest.approx(9 / 16)
+
+
+def test_l2_norm():
+    expected = (math.sqrt(5) + 2) / 2
+    assert losses.l2_norm(RESTORED, FEATURES, torch.tensor(2.0)).item() == pytest.approx(expected)
+
+
+def test_guessing_the_mean_leaves_all_variance_unexplained():
+    features = torch.randn(64, 9, 4) * torch.tensor([1.0, 2.0, 3.0, 10.0])
+    guess = features.mean((0, 1)).expand_as(features)
+    variance = features.var((0, 1), correction=0).mean()
+    assert losses.unexplained_variance(guess, features, variance).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kept", "expected", "slope"), [(4, 0.5, 1.0), (2, 0.3, 0.0), (0, 0.3, 0.0)])
+def test_kept_fraction_counts_down_to_p_and_no_further(kept, expected, slope):
+    mask = (torch.arange(8) < kept).float().reshape(2, 4).requires_grad_()
+    proportion = losses.at_least(losses.kept_fraction(mask), 0.3)
+    proportion.backward()
+    assert proportion.item() == pytest.approx(expected)
+    assert (mask.grad == slope / 8).all()

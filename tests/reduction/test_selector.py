@@ -1,0 +1,163 @@
+"""The selector as a net, as an artifact on disk and as a reducer."""
+
+import json
+
+import pytest
+import torch
+
+from atr.reduction import REDUCERS, Encoded, FeatureSelector, SelectorReducer
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.layers import Block, Standardise
+
+KWARGS = {"width": 16, "grid": (3, 4), "layers": 2, "heads": 2, "encoder": "tiny", "layer": -2, "keep": 0.3}
+
+
+@pytest.fixture
+def selector():
+    """With a head that is not zero any more, and features that are not of mean zero."""
+    torch.manual_seed(0)
+    selector = FeatureSelector(**KWARGS).eval()
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    selector.standardise.measure(3 * torch.randn(50, 12, 16) + 1)
+    return selector
+
+
+def test_starts_by_keeping_most():
+    logits = FeatureSelector(**KWARGS)(torch.randn(2, 12, 16))
+    assert logits.shape == (2, 12) and (logits == 2).all()
+
+
+def test_block_equals_torchs_layer():
+    torch.manual_seed(0)
+    ours = Block(16, 4, 2.0)
+    theirs = torch.nn.TransformerEncoderLayer(
+        16, 4, 32, dropout=0, activation="gelu", batch_first=True, norm_first=True
+    )
+    pairs = {
+        "self_attn.in_proj_": ours.query_key_value,
+        "self_attn.out_proj.": ours.out,
+        "linear1.": ours.feedforward[0],
+        "linear2.": ours.feedforward[2],
+        "norm1.": ours.norm_attention,
+        "norm2.": ours.norm_feedforward,
+    }
+    state = {
+        prefix + kind: getattr(part, kind) for prefix, part in pairs.items() for kind in ("weight", "bias")
+    }
+    theirs.load_state_dict(state)
+    features = torch.randn(3, 7, 16)
+    torch.testing.assert_close(ours(features), theirs(features))
+
+
+def test_save_and_load_give_the_same_logits(selector, tmp_path):
+    selector.save_pretrained(tmp_path)
+    loaded = FeatureSelector.from_pretrained(tmp_path)
+    features = torch.randn(2, 12, 16)
+    assert torch.equal(loaded(features), selector(features))
+    assert (
+        json.loads((tmp_path / "config.json").read_text()).items()
+        >= {
+            "encoder": "tiny",
+            "layer": -2,
+            "keep": 0.3,
+            "grid": [3, 4],
+        }.items()
+    )
+    assert (loaded.encoder, loaded.layer, loaded.keep, loaded.grid) == ("tiny", -2, 0.3, (3, 4))
+    assert not loaded.training
+
+
+def test_saved_twice_gives_the_same_bytes(selector, tmp_path):
+    for name in ("one", "two"):
+        selector.save_pretrained(tmp_path / name)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_wrong_folder_is_refused_by_name(selector, tmp_path, file, damage):
+    folder = tmp_path / "selector"
+    selector.save_pretrained(folder)
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage == "truncated":
+        (folder / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=str(folder)):
+        FeatureSelector.from_pretrained(folder)
+
+
+def test_folder_of_something_else_is_refused(selector, tmp_path):
+    FeatureAutoencoder(**KWARGS).save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="no FeatureSelector could be loaded"):
+        FeatureSelector.from_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="no-such/selector"):
+        FeatureSelector.from_pretrained("no-such/selector")
+
+
+def test_reducer_takes_the_highest_logits(selector, tmp_path):
+    selector.save_pretrained(tmp_path)
+    reducer = REDUCERS["selector"](0, tmp_path)
+    features = 3 * torch.randn(3, 12, 16) + 1
+    for k in range(13):
+        keep = reducer(Encoded(features, (3, 4)), k)
+        assert (keep.diff(dim=1) > 0).all()
+        best = selector(features).topk(k).indices.sort().values
+        assert torch.equal(keep, best)
+    alone = torch.cat([reducer(Encoded(row[None], (3, 4)), 5) for row in features])
+    assert torch.equal(reducer(Encoded(features, (3, 4)), 5), alone)
+
+
+def test_reducer_reads_stored_bfloat16(selector):
+    features = torch.randn(2, 12, 16).bfloat16()
+    keep = SelectorReducer(selector)(Encoded(features, (3, 4)), 4)
+    assert torch.equal(keep, selector.select(features.float(), 4))
+
+
+def test_another_grid_needs_saying(selector):
+    features = torch.randn(1, 20, 16)
+    with pytest.raises(ValueError, match=r"\(20, 16\) tokens and channels do not fit, allowed: \(12, 16\)"):
+        selector(features)
+    assert selector(features, (4, 5)).shape == (1, 20)
+    same = torch.randn(1, 12, 16)
+    assert torch.equal(selector(same, (3, 4)), selector(same))
+    assert not torch.equal(selector(same, (4, 3)), selector(same))
+
+
+def test_position_decides_between_equal_features():
+    equal = torch.ones(1, 12, 16)
+    for position, distinct in (("none", 1), ("sine", 12)):
+        selector = FeatureSelector(**KWARGS, position=position)
+        torch.nn.init.normal_(selector.trunk.head.weight)
+        assert len(selector(equal).unique()) == distinct
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 3}, "heads: 3 .* width 16"),
+        ({"position": "learned"}, "position: 'learned' .* none, sine"),
+        ({"width": 18, "heads": 2}, "width: 18"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureSelector(**{**KWARGS, **change})
+
+
+def test_standardise_measures_and_inverts():
+    features = torch.randn(40, 12, 16) * torch.linspace(1, 90, 16) + torch.linspace(-9, 9, 16)
+    features[..., 3] = 5.0  # a channel that never varies
+    standardise = Standardise(16)
+    standardise.measure(features.bfloat16())
+    standard = standardise(features)
+    others = [channel for channel in range(16) if channel != 3]
+    torch.testing.assert_close(standard.mean((0, 1)), torch.zeros(16), atol=0.02, rtol=0)
+    torch.testing.assert_close(standard.std((0, 1))[others], torch.ones(15), atol=0.02, rtol=0)
+    torch.testing.assert_close(standardise.inverse(standard), features)
+    torch.testing.assert_close(standardise.variance, features.var((0, 1)).mean(), atol=0, rtol=0.01)
+
+
+def test_standardise_refuses_features_that_are_not_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        Standardise(4).measure(torch.full((2, 3, 4), float("nan")))

@@ -1,0 +1,181 @@
+"""The training on a toy world of nine tokens: six copies of one background, and ink on the other three."""
+
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from atr.config import Pretrain
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.training import (
+    CollapseGuard,
+    DivergedError,
+    SelectorTraining,
+    new_autoencoder,
+    warmup_cosine,
+)
+from atr.tokens import mask_of, top_k_BK
+
+SHORT = Pretrain(epochs=1, batch_size=32, learning_rate=1e-2, initial_bias=1.0, keep=4 / 9)
+
+
+def page(images, seed):
+    """features_BND and which tokens are ink; each background and each ink token has an angle of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    one, two = torch.tensor([1.0, -1, 1, -1]), torch.tensor([1.0, 1, -1, -1])
+    basis = torch.stack([one.repeat(4), two.repeat(4)])
+    signs = torch.ones(16).where(torch.arange(16) < 8, torch.tensor(-1.0))
+    angle = 6.2832 * torch.rand(images, 4, generator=generator)
+    colours = torch.stack([angle.cos(), angle.sin()], -1) / 2**0.5
+    vectors = torch.cat([colours[:, :1] @ basis, colours[:, 1:] @ (basis * signs)], dim=1)
+    places = torch.rand(images, 9, generator=generator).argsort(1)
+    which = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2, 3]).expand(images, 9).gather(1, places)
+    return vectors.gather(1, which[..., None].expand(-1, -1, 16)), which > 0
+
+
+class Pages(LightningDataModule):
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def train_dataloader(self):
+        return DataLoader(self.features, batch_size=32)
+
+    def val_dataloader(self):
+        return DataLoader(self.features[:64], batch_size=32)
+
+
+class Kept(Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.values.append(outputs["kept"].item())
+
+
+def train(pretrain, features, *callbacks):
+    torch.manual_seed(0)
+    autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none", pretrain.initial_bias)
+    module = SelectorTraining(autoencoder, pretrain, seed=0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=pretrain.epochs,
+        callbacks=list(callbacks),
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        **quiet,
+    )
+    trainer.fit(module, datamodule=Pages(features))
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained():
+    kept = Kept()
+    module = train(SHORT, page(300 * 32, seed=0)[0], kept, CollapseGuard(SHORT))
+    return module, kept.values
+
+
+def test_kept_fraction_falls_to_p_and_stays(trained):
+    _, kept = trained
+    assert sum(kept[:5]) / 5 > 0.65
+    for start in range(150, 300, 50):
+        assert sum(kept[start : start + 50]) / 50 == pytest.approx(SHORT.keep, abs=0.08)
+
+
+def test_copies_are_dropped_first(trained):
+    module, _ = trained
+    features, ink = page(200, seed=1)
+    with torch.no_grad():
+        keep = top_k_BK(module.autoencoder.selector(features), 4)
+    mask = mask_of(keep, 9)
+    assert mask[ink].mean() > 0.97  # a random choice keeps 0.44
+    assert mask[~ink].sum() > 0  # and one of the copies
+
+
+def test_history_has_every_metric_of_the_epoch(trained):
+    (epoch,) = trained[0].history
+    assert epoch["epoch"] == 0 and epoch["step"] == 300
+    for split in ("train", "validation"):
+        loss = epoch[f"{split}/loss_reconstruction"] + epoch[f"{split}/loss_kept"]
+        assert epoch[f"{split}/loss"] == pytest.approx(loss, rel=1e-4)
+        assert 0 <= epoch[f"{split}/kept"] <= 1
+    assert epoch["validation/loss_reconstruction_top_0.5"] < epoch["validation/loss_reconstruction_top_0.1"]
+    assert 0.2 < epoch["validation/explained_variance"] <= 1
+
+
+def test_explained_variance_is_that_of_the_validation_set_under_the_hard_mask(trained):
+    module, _ = trained
+    features = page(300 * 32, seed=0)[0][:64]
+    with torch.no_grad():
+        restored = module.autoencoder.restore(features, (module.autoencoder.selector(features) > 0).float())
+    error, target = (restored - features).flatten(0, 1), features.flatten(0, 1)
+    expected = (1 - error.var(0) / target.var(0)).mean()
+    assert module.history[0]["validation/explained_variance"] == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_same_seed_gives_the_same_history():
+    features = page(4 * 32, seed=0)[0]
+    pretrain = replace(SHORT, epochs=2)
+    assert train(pretrain, features).history == train(pretrain, features).history
+
+
+def test_loss_that_is_not_finite_stops_the_run():
+    features = page(3 * 32, seed=0)[0]
+    features[40] = float("nan")
+    with pytest.raises(DivergedError, match=r"loss is nan at step 2: lower pretrain.learning_rate \(0.01\)"):
+        train(SHORT, features, CollapseGuard(SHORT))
+
+
+def test_selector_that_keeps_everything_stops_the_run():
+    stuck = replace(SHORT, learning_rate=1e-6, initial_bias=8.0)
+    with pytest.raises(
+        DivergedError, match=r"kept fraction is (1.000|0.99.) after 11 steps, outside \[0.222"
+    ):
+        train(stuck, page(20 * 32, seed=0)[0], CollapseGuard(stuck))
+
+
+@pytest.mark.parametrize(
+    ("kept", "advice"),
+    [(0.14, "raise pretrain.keep"), (0.16, None), (0.3, None), (0.49, None), (0.51, "normalise")],
+)
+def test_guard_holds_the_stated_range_after_the_stated_fraction(kept, advice):
+    guard = CollapseGuard(Pretrain(keep=0.3, collapse_after=0.5))  # [0.15, 0.5]
+    outputs = {"loss": torch.tensor(1.0), "kept": torch.tensor(kept)}
+    early, late = (SimpleNamespace(global_step=step, estimated_stepping_batches=100) for step in (50, 51))
+    guard.on_train_batch_end(early, None, outputs, None, 0)
+    if advice is None:
+        guard.on_train_batch_end(late, None, outputs, None, 0)
+        return
+    with pytest.raises(DivergedError, match=advice):
+        guard.on_train_batch_end(late, None, outputs, None, 0)
+
+
+def test_guard_goes_on_from_its_state():
+    guard, resumed = CollapseGuard(SHORT), CollapseGuard(SHORT)
+    guard.kept = 0.4
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.kept == 0.4
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[100] == pytest.approx(0)
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
+    assert warmup_cosine(0, 100, 0.0) == 1
+
+
+def test_new_autoencoder_says_what_it_is_for():
+    images = list(torch.randn(10, 6, 16))
+    autoencoder = new_autoencoder(Pretrain(heads=2, keep=0.4), 16, (2, 3), "tiny", -2, images)
+    selector = autoencoder.selector
+    assert (selector.encoder, selector.layer, selector.keep, selector.grid) == ("tiny", -2, 0.4, (2, 3))
+    torch.testing.assert_close(selector.standardise.mean_D, torch.stack(images).mean((0, 1)))
+    with pytest.raises(ValueError, match="heads: 3"):
+        new_autoencoder(Pretrain(heads=3), 16, (2, 3), "tiny", -2, images)

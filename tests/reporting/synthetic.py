@@ -1,0 +1,121 @@
+"""Results as stages evaluate and pretrain leave them, made up: a selector that reads text, and random.
+
+Loaded with runpy, as tests are no package: see conftest.py beside it and tests/stages/test_report.py.
+"""
+
+import json
+import math
+import random
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+GROUPS = {
+    "docs": "text",
+    "signs": "text",
+    "charts": "text",
+    "shapes": "general",
+    "digits": "general",
+    "scenes": "general",
+}
+KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+GRID = (12, 12)
+TOKENS = GRID[0] * GRID[1]
+SETTINGS = {"pages": 3, "page_keep": 0.4, "examples": 6}
+FINAL = {"epoch": 5, "validation/kept": 0.3021, "validation/explained_variance": 0.7866}
+PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
+QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"
+"""What no page may take for markup, and no figure for mathematics."""
+
+
+def write(
+    folder: Path,
+    questions: int = 20,
+    reducers: tuple[str, ...] = ("full", "none", "random", "selector"),
+    benchmarks: tuple[str, ...] = tuple(GROUPS),
+) -> Path:
+    """Write evaluate/ and pretrain/metrics.json of a small world under `folder`, and return that folder."""
+    for reducer in reducers:
+        rows = list(_rows(reducer, benchmarks, questions))
+        about = {"parameters": {"seed": 0, "evaluate": {"keep": KEEPS}}, "provenance": PROVENANCE}
+        model = {"reducer": reducer, "encoder": "micro", "vlm": "micro", "tokens_full": TOKENS}
+        path = folder / "evaluate" / reducer
+        write_json(path / "summary.json", model | about | {"scores": _scores(rows)})
+        write_json(path / "masks.json", {"grid": GRID, "keep": 0.4, "masks": _masks(reducer, benchmarks)})
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (path / "results.jsonl").write_text("".join(lines))
+    about = {"parameters": {"seed": 0, "pretrain": {"keep": 0.3}}, "provenance": PROVENANCE}
+    write_json(folder / "pretrain/metrics.json", about | {"final": FINAL, "history": [FINAL]})
+    return folder
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def image(name: str) -> Image.Image:
+    """A page with its own name on it."""
+    page = Image.new("RGB", (168, 168), "#f6f0dc")
+    draw = ImageDraw.Draw(page)
+    for line in range(3):
+        draw.text((12, 20 + 40 * line), f"{name} {line}", fill="#202020")
+    return page
+
+
+def _rows(reducer: str, benchmarks: tuple[str, ...], questions: int):
+    for keep in {"full": [1.0], "none": [0.0]}.get(reducer, KEEPS):
+        for seed in (0, 1, 2) if reducer == "random" else (None,):
+            for benchmark in benchmarks:
+                for index in range(questions):
+                    yield _row(reducer, benchmark, index, keep, seed)
+
+
+def _row(reducer: str, benchmark: str, index: int, keep: float, seed: int | None) -> dict[str, Any]:
+    # A question is right where its own difficulty is below the chance: so scores rise with the kept fraction.
+    difficulty = random.Random(f"{benchmark}{index}").random()
+    luck = random.Random(f"{reducer}{benchmark}{index}{seed}").gauss(0, 0.15)
+    right = _chance(reducer, GROUPS[benchmark], keep) + luck > difficulty
+    return {
+        "id": f"{benchmark}/{index // 2:06d}#{index % 2}",
+        "benchmark": benchmark,
+        "group": GROUPS[benchmark],
+        "image": f"{benchmark}/{index // 2:06d}",
+        "keep": keep,
+        "seed": seed,
+        "tokens": round(keep * TOKENS),
+        "question": QUESTION,
+        "prediction": str(index) if right else ("", r"$\wrong_{$")[index % 2],
+        "answer": str(index),
+        "score": float(right),
+        "anls": float(right),
+    }
+
+
+def _chance(reducer: str, group: str, keep: float) -> float:
+    floor, full = (0.05, 1.2) if group == "text" else (0.35, 1.2)
+    speeds = {"selector": (5, 6), "random": (1.2, 9)}.get(reducer, (3, 3))
+    rise = 1 - math.exp(-speeds[group != "text"] * keep)
+    return {"full": full, "none": floor}.get(reducer, floor + (full - floor) * rise)
+
+
+def _scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    entries = []
+    for kind in ("benchmark", "group"):
+        for name, keep in dict.fromkeys((row[kind], row["keep"]) for row in rows):
+            scores = [row["score"] for row in rows if row[kind] == name and row["keep"] == keep]
+            mean, tokens = fmean(scores), round(keep * TOKENS)
+            error = 1.96 * math.sqrt(mean * (1 - mean) / len(scores))
+            interval = {"low": max(0.0, mean - error), "high": min(1.0, mean + error)}
+            entries.append({kind: name, "keep": keep, "tokens": tokens, "mean": mean} | interval)
+    return entries
+
+
+def _masks(reducer: str, benchmarks: tuple[str, ...]) -> dict[str, list[int]]:
+    kept = {}
+    for name in [f"{benchmark}/{index:06d}" for benchmark in benchmarks[:2] for index in range(3)]:
+        draw = random.Random(f"{reducer}{name}")
+        kept[name] = sorted(draw.sample(range(TOKENS), round(0.4 * TOKENS)))
+    return kept

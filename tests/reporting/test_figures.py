@@ -1,0 +1,85 @@
+import io
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from atr.reporting import cases, figures
+from atr.reporting.results import Masks
+
+GREY = (158, 163, 168)
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def drawn(png, color):
+    """Where a picture has about this colour, as (row, column) of each pixel."""
+    return np.argwhere(np.abs(pixels(png) - color).max(axis=-1) <= 3)
+
+
+def rgb(color):
+    return tuple(int(color[place : place + 2], 16) for place in (1, 3, 5))
+
+
+@pytest.fixture
+def page():
+    """Kept patches of one white page under a mask."""
+
+    def picture(kept, grid=(4, 6)):
+        return figures.pages(
+            ["a"], lambda name: Image.new("RGB", (90, 60), "white"), {"r": Masks(grid, 0.5, {"a": kept})}
+        )
+
+    return picture
+
+
+def test_a_plot_has_the_papers_four_lines_and_a_band(measured):
+    png = figures.curves(measured.groups[:1])
+    for look in figures.STYLES.values():
+        assert len(drawn(png, rgb(look.color))) > 50, look.label
+
+
+def test_equal_results_give_equal_bytes_whatever_the_users_style(measured):
+    plain = figures.curves(measured.groups)
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        assert figures.curves(measured.groups) == plain
+    assert pixels(plain).shape[1] == 2 * pixels(figures.curves(measured.groups[:1])).shape[1]
+
+
+def test_the_style_of_the_user_is_left_as_it_was(measured):
+    with mpl.rc_context({"font.size": 20}):
+        figures.curves(measured.groups[:1])
+        assert mpl.rcParams["font.size"] == 20
+
+
+def test_peers_look_different_from_each_other_and_from_the_papers_lines():
+    looks = [figures.style(f"peer {number}", number) for number in range(len(figures.PEERS))]
+    colors = [look.color for look in (*looks, *figures.STYLES.values())]
+    assert len(set(colors)) == len(colors)
+    assert figures.style("random", 3) == figures.STYLES["random"]
+
+
+def test_only_dropped_patches_are_grey_and_lie_where_the_mask_says(page):
+    assert len(drawn(page(list(range(24))), GREY)) == 0
+    everything = len(drawn(page([]), GREY))
+    for dropped in ([23], [0, 1, 2, 6], list(range(12, 24))):
+        grey = drawn(page([patch for patch in range(24) if patch not in dropped]), GREY)
+        assert len(grey) / everything == pytest.approx(len(dropped) / 24, abs=0.005)
+    whole = drawn(page([]), GREY)
+    top, left = whole.min(axis=0)
+    height, width = (np.ptp(whole, axis=0) + 1) / (4, 6)
+    for patch in (5, 6, 23):
+        row, column = divmod(patch, 6)
+        grey = drawn(page([other for other in range(24) if other != patch]), GREY)
+        center = (top + (row + 0.5) * height, left + (column + 0.5) * width)
+        assert grey.mean(axis=0) == pytest.approx(center, abs=2)
+
+
+def test_text_of_the_data_is_drawn_as_it_is(measured, synthetic):
+    with warnings.catch_warnings(action="error"):
+        png = figures.examples(cases.choose(cases.answered(measured), 4), synthetic.image)
+    assert len(drawn(png, rgb("#1b7837"))) and len(drawn(png, rgb("#b2182b")))

@@ -1,0 +1,18 @@
+import re
+
+from atr.reporting import markdown
+
+
+def test_every_picture_that_the_file_shows_lies_beside_it(built):
+    shown = re.findall(r"!\[[^]]*\]\((.*?)\)", markdown.render(built))
+    written = {f"figures/{picture.name}.png" for picture in built.pictures}
+    # The groups are shown as one picture of two panels, which are also files of their own.
+    alone = {f"figures/{picture.name}.png" for picture in built.groups}
+    assert set(shown) == written - alone
+    assert len(shown) == len(set(shown))
+
+
+def test_it_holds_headlines_and_tables(built):
+    text = markdown.render(built)
+    assert all(f"- {sentence}" in text for sentence in built.headlines)
+    assert text.count("\n| --- |") == len(built.scores) + 4

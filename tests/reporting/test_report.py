@@ -1,0 +1,50 @@
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from atr.reporting import report
+
+
+def test_there_is_a_curve_for_each_benchmark_and_group_and_pages_where_masks_are(built, synthetic):
+    assert [picture.name for picture in built.pictures] == [
+        "groups",
+        "group-text",
+        "group-general",
+        *(f"benchmark-{name}" for name in synthetic.GROUPS),
+        "pages-docs",
+        "pages-signs",
+        "examples",
+    ]
+    for picture in built.pictures:
+        Image.open(io.BytesIO(picture.png)).verify()
+
+
+def test_examples_show_both_ways_and_say_how_they_were_chosen(built, synthetic):
+    outcomes = {card.case.outcome for card in built.cards}
+    assert outcomes == {(True, False), (False, True)}
+    assert "50 % of them kept" in built.examples_note
+    assert Image.open(io.BytesIO(built.cards[0].png)).size == (168, 168)
+
+
+def test_where_nothing_differs_the_report_says_so(measured, synthetic):
+    same = {name: measured.evaluations[name] for name in ("full", "none", "selector")}
+    random = replace(measured.evaluations["random"], rows=measured.evaluations["selector"].rows)
+    agreeing = replace(measured, evaluations={**same, "random": random})
+    drawn = report.build(agreeing, synthetic.image, synthetic.SETTINGS)
+    assert (drawn.examples, drawn.cards, drawn.examples_note) == (None, [], report.NO_EXAMPLES)
+
+
+def test_masks_of_another_kept_fraction_are_not_shown_as_the_one_asked_for(measured, synthetic):
+    with pytest.raises(
+        ValueError, match=r"report.page_keep: 0.3 has no masks of reducer random, allowed: 0.4"
+    ):
+        report.build(measured, synthetic.image, synthetic.SETTINGS | {"page_keep": 0.3})
+
+
+def test_provenance_and_parameters_name_every_stage(built):
+    stages = [row[0] for row in built.provenance.blocks[0]]
+    assert stages == ["pretrain", "evaluate full", "evaluate none", "evaluate random", "evaluate selector"]
+    assert ["report.page_keep", "0.4", "report"] in built.parameters.blocks[0]
+    assert ["pretrain.keep", "0.3", "pretrain"] in built.parameters.blocks[0]

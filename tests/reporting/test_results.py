@@ -1,0 +1,141 @@
+import json
+import re
+import shutil
+
+import pytest
+
+
+def scores_without(change, folder, unwanted):
+    def without(content):
+        content["scores"] = [entry for entry in content["scores"] if not unwanted(entry)]
+
+    change(folder / "summary.json", without)
+
+
+def test_comparisons_follow_the_order_of_evaluation_and_curves_rise(measured, synthetic):
+    assert [comparison.name for comparison in measured.groups] == ["text", "general"]
+    assert [comparison.name for comparison in measured.benchmarks] == list(synthetic.GROUPS)
+    docs = measured.benchmarks[0]
+    assert list(docs.curves) == ["selector", "random"]
+    assert docs.keeps == [score.keep for score in docs.curves["selector"]] == synthetic.KEEPS
+    assert (docs.full.keep, docs.none.keep) == (1.0, 0.0)
+
+
+def test_a_mean_is_the_one_of_its_rows(measured):
+    rows = [row for row in measured.evaluations["random"].rows if (row.benchmark, row.keep) == ("docs", 0.3)]
+    assert measured.benchmarks[0].mean("random", 0.3) == pytest.approx(
+        sum(row.score for row in rows) / len(rows)
+    )
+    assert measured.benchmarks[0].mean("random", 0.35) is None
+
+
+def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
+    synthetic.write(world, reducers=("divprune", "attention"))
+    (world / "evaluate/.unfinished.part").mkdir()
+    assert load(world).budgeted == ["selector", "random", "attention", "divprune"]
+
+
+def test_half_is_the_nearest_that_selector_and_random_share(world, load, change):
+    assert load(world).half == 0.5
+    scores_without(change, world / "evaluate/random", lambda entry: entry["keep"] in (0.5, 0.6))
+    assert load(world).half == 0.4
+
+
+def test_of_several_seeds_the_lowest_answers(measured):
+    answers = measured.answers("random", 0.5)
+    assert {row.seed for row in answers.values()} == {0}
+    assert set(answers) == set(measured.answers("full", 1.0))
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("evaluate/full/summary.json", "evaluate (reducer full)"),
+        ("evaluate/none/results.jsonl", "evaluate (reducer none)"),
+        ("evaluate/random/masks.json", "evaluate (reducer random)"),
+        ("evaluate/selector/summary.json", "evaluate (reducer selector)"),
+        ("pretrain/metrics.json", "pretrain"),
+    ],
+)
+def test_a_missing_file_is_named_with_the_stage_that_makes_it(world, load, file, stage):
+    (world / file).unlink()
+    with pytest.raises(ValueError, match=re.escape(f"{world / file} is missing; stage {stage}")):
+        load(world)
+
+
+def test_a_whole_missing_reducer_is_named_and_a_folder_without_summary(world, load):
+    (world / "evaluate/other").mkdir()
+    with pytest.raises(ValueError, match=r"other/summary.json is missing"):
+        load(world)
+    shutil.rmtree(world / "evaluate")
+    with pytest.raises(ValueError, match=r"full/summary.json is missing"):
+        load(world)
+
+
+def test_a_broken_row_is_named_by_its_line(world, load):
+    path = world / "evaluate/selector/results.jsonl"
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:4], lines[4][:30]]))
+    with pytest.raises(ValueError, match=f"{path}, line 5: "):
+        load(world)
+
+
+def test_a_key_that_is_not_there_is_named(world, load, change):
+    change(world / "evaluate/selector/summary.json", lambda content: content["scores"][3].pop("low"))
+    with pytest.raises(ValueError, match=r"selector/summary.json lacks 'low'"):
+        load(world)
+
+
+def test_a_line_separator_inside_a_question_breaks_no_row(world, load):
+    for path in world.glob("evaluate/*/results.jsonl"):
+        path.write_text(path.read_text().replace("value of", "value\u2028of"))
+    assert load(world).evaluations["full"].rows[0].question.startswith("value\u2028of")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda rows: rows.pop(),
+        lambda rows: rows[7].update(question="something else?"),
+        lambda rows: rows[7].update(answer="another"),
+        lambda rows: rows[7].update(id="docs/999999#0"),
+    ],
+)
+def test_reducers_that_were_asked_different_questions_are_refused(world, load, spoil):
+    path = world / "evaluate/random/results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    spoil(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="reducers full and random were asked different questions"):
+        load(world)
+
+
+@pytest.mark.parametrize(("key", "value"), [("vlm", "llava"), ("encoder", "clip"), ("tokens_full", 576)])
+def test_results_of_another_model_are_refused(world, load, change, key, value):
+    change(world / "evaluate/none/summary.json", lambda content: content.update({key: value}))
+    with pytest.raises(ValueError, match=f"reducers full and none differ in {key}, .*{value}"):
+        load(world)
+
+
+def test_a_benchmark_that_one_reducer_lacks_is_named(world, load, change):
+    scores_without(change, world / "evaluate/selector", lambda entry: entry.get("benchmark") == "signs")
+    with pytest.raises(ValueError, match="differ in what they were scored on: signs"):
+        load(world)
+
+
+def test_selector_and_random_must_meet_at_some_kept_fraction(world, load, change):
+    def shifted(content):
+        for entry in content["scores"]:
+            entry["keep"] += 0.05
+
+    change(world / "evaluate/random/summary.json", shifted)
+    with pytest.raises(ValueError, match="no kept fraction is that of selector and random"):
+        load(world)
+
+
+def test_a_patch_outside_the_grid_is_refused(world, load, change):
+    change(
+        world / "evaluate/selector/masks.json", lambda content: content["masks"]["docs/000001"].append(144)
+    )
+    with pytest.raises(ValueError, match=r"image docs/000001 keeps patches outside the grid 12 x 12"):
+        load(world)

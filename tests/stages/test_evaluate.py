@@ -1,0 +1,210 @@
+"""The evaluate stage in a folder of its own, on a tiny model of the micro world's classes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from atr import config
+from atr.datasets.questions import Question, save_questions
+from atr.features.store import ShardWriter, write_manifest
+from atr.files import write_json
+from atr.reduction import FeatureSelector
+from atr.reporting import results
+from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate
+from atr.vlm.micro import build_model, build_processor
+
+ROOT = Path(__file__).parents[2]
+SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
+KEEP = (0.2, 0.5)
+MODEL = config.VLMS["micro"].path
+IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
+QUESTIONS = [
+    Question(
+        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], image, text, ["17"]
+    )
+    for image in IMAGES
+    for turn, text in enumerate(("total", "name of page"))
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model, features, questions and a selector, as the stages before leave them."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    processor = build_processor(["total", "name", "of", "page"], SIZE)
+    build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(folder / MODEL)
+    processor.save_pretrained(folder / MODEL)
+    save_store(folder / EVALUATE_FEATURES)
+    save_questions(folder / EVALUATE_IMAGES, QUESTIONS)
+    selector = FeatureSelector(WIDTH, GRID, layers=1, heads=1)
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    selector.save_pretrained(folder / SELECTOR)
+    return folder
+
+
+def save_store(folder, layer=-1):
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = ShardWriter(folder, len(IMAGES), shard_images=8)
+    features_BND = torch.randn(len(IMAGES), TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    for first in (0, 8):
+        writer.add(first, IMAGES[first : first + 8], features_BND[first : first + 8])
+    write_manifest(
+        folder,
+        encoder="micro",
+        layer=layer,
+        grid=GRID,
+        width=WIDTH,
+        parameters={"encoder": "micro"},
+        shards=writer.shards,
+    )
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("data", "experiments/pretrain"):
+        Path(part).parent.mkdir(exist_ok=True)
+        Path(part).symlink_to(trained / part)
+    write_params()
+    log = SimpleNamespace(metrics=lambda *_: None, artifact=lambda *_: None)
+    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))
+    return tmp_path
+
+
+def write_params(**changed):
+    text = (ROOT / "params.yaml").read_text()
+    settings = {"keep": list(KEEP), "random_seeds": 2, "max_new_tokens": 3, "accelerator": "cpu"} | changed
+    for key, value in settings.items():
+        in_list = r"\[.*\]" if key == "keep" else ".*"  # pretrain.keep is a number
+        text, count = re.subn(rf"^( +{key}: ){in_list}$", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert count == 1, key
+    Path("params.yaml").write_text(text)
+
+
+def run(reducer):
+    evaluate.main(config.load("evaluate"), reducer)
+    lines = (EVALUATE / reducer / "results.jsonl").read_text().splitlines()
+    summary, masks = (
+        json.loads((EVALUATE / reducer / f"{name}.json").read_text()) for name in ("summary", "masks")
+    )
+    return [json.loads(line) for line in lines], summary, masks
+
+
+@pytest.mark.parametrize(
+    "reducer, trials",
+    [
+        ("full", [(1.0, None, 16)]),
+        ("none", [(0.0, None, 0)]),
+        ("random", [(0.2, 0, 3), (0.2, 1, 3), (0.5, 0, 8), (0.5, 1, 8)]),
+        ("selector", [(0.2, None, 3), (0.5, None, 8)]),
+    ],
+)
+def test_every_question_is_answered_once_at_every_budget(project, reducer, trials):
+    rows, summary, masks = run(reducer)
+    assert [(row["keep"], row["seed"], row["tokens"], row["id"]) for row in rows] == [
+        (*trial, question.id) for trial in trials for question in QUESTIONS
+    ]
+    assert (summary["reducer"], summary["encoder"], summary["vlm"], summary["tokens_full"]) == (
+        reducer, "micro", "micro", TOKENS,
+    )  # fmt: skip
+    names = [score.get("benchmark") or score["group"] for score in summary["scores"]]
+    budgets = len({keep for keep, _, _ in trials})
+    assert sorted(names) == sorted(["docs", "signs", "shapes", "text", "general"] * budgets)
+    assert all(0 <= score["low"] <= score["mean"] <= score["high"] <= 1 for score in summary["scores"])
+    assert {score["seeds"] for score in summary["scores"]} == {len(trials) // budgets}
+    shown = min(trials, key=lambda trial: abs(trial[0] - 0.4))
+    assert (masks["grid"], masks["keep"]) == (list(GRID), shown[0])
+    assert list(masks["masks"]) == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1", "signs/2"]
+    assert {len(kept) for kept in masks["masks"].values()} == {shown[2]}
+
+
+def test_the_same_run_gives_the_same_bytes(project):
+    files = [EVALUATE / "random" / name for name in ("results.jsonl", "summary.json", "masks.json")]
+    contents = []
+    for _ in range(2):
+        run("random")
+        contents.append([file.read_bytes() for file in files])
+    assert contents[0] == contents[1]
+
+
+def test_the_report_reads_what_was_written(project, tmp_path):
+    for reducer in config.REDUCERS:
+        run(reducer)
+    write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}})
+    read = results.load(EVALUATE, tmp_path / "metrics.json")
+    assert read.shared == list(KEEP)
+    assert [group.name for group in read.groups] == ["text", "general"]
+
+
+@pytest.mark.parametrize(
+    "missing, reducer, message",
+    [
+        ("data/prepared/evaluate/questions.jsonl", "full", "questions.jsonl is missing"),
+        ("data/features/evaluate/manifest.json", "full", "manifest.json is missing"),
+        ("experiments/pretrain/selector/model.safetensors", "selector", "model.safetensors is missing"),
+    ],
+)
+def test_what_an_earlier_stage_did_not_leave_is_named(project, monkeypatch, missing, reducer, message):
+    moved = Path(missing).resolve()
+    aside = moved.with_name("aside")
+    moved.rename(aside)
+    try:
+        with pytest.raises(ValueError, match=message):
+            run(reducer)
+    finally:
+        aside.rename(moved)
+    assert not EVALUATE.exists()
+
+
+def test_features_of_another_layer_are_refused(project, trained):
+    save_store(trained / EVALUATE_FEATURES, layer=1)
+    run("none")  # layer 1 of one layer is the last one
+    save_store(trained / EVALUATE_FEATURES, layer=-2)
+    try:
+        with pytest.raises(ValueError, match="of layer -2, the model reads layer -1"):
+            run("none")
+    finally:
+        save_store(trained / EVALUATE_FEATURES)
+
+
+def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
+    run("full")
+    former = {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()}
+    monkeypatch.setattr("atr.vlm.answering.Answerer._generate", lambda *_: 1 / 0)
+    with pytest.raises(RuntimeError, match=r"no answer to docs/0#0"):
+        run("full")
+    assert {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()} == former
+    assert [path.name for path in EVALUATE.iterdir()] == ["full"]
+
+
+def test_an_unknown_reducer_is_refused_before_any_import():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "atr.stages.evaluate", "clairvoyant"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "invalid choice: 'clairvoyant' (choose from" in done.stderr
+    assert not re.search(r"\| +(torch|lightning|transformers)$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # three times the imports, on a machine that may be busy
+def test_two_processes_give_the_rows_of_one(project):
+    rows, _, masks = run("random")
+    write_params(devices=2, strategy="ddp")
+    subprocess.run(
+        [sys.executable, "-m", "atr.stages.evaluate", "random"],
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    shared = (EVALUATE / "random" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in shared] == rows
+    assert json.loads((EVALUATE / "random" / "masks.json").read_text()) == masks

@@ -1,0 +1,217 @@
+"""The pretrain stage in a folder of its own: what it writes, twice the same, and what a signal leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import load_file
+
+from atr import config
+from atr.features.store import ShardWriter, clear, write_manifest
+from atr.reduction import FeatureSelector
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.stages import PRETRAIN_FEATURES, SELECTOR, pretrain
+
+ROOT = Path(__file__).parents[2]
+METRICS = Path("experiments/pretrain/metrics.json")
+IMAGES = 40
+
+
+class Log:
+    """Stands in for tracking.run; `artifact` may be told to fail at the picture of an epoch."""
+
+    def __init__(self):
+        self.pictures, self.values, self.stop_at = [], {}, None
+
+    def __call__(self, stage, params):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return False
+
+    def metrics(self, values):
+        self.values = values
+
+    def logger(self):
+        return DummyLogger()
+
+    def artifact(self, path, folder):
+        if folder == "masks":
+            assert Image.open(path).size[0] > 0
+            self.pictures.append(path.name)
+            if path.name == self.stop_at:
+                raise KeyboardInterrupt
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """An empty project with a store of features and images to go with it."""
+    monkeypatch.chdir(tmp_path)
+    write_params()
+    write_store()
+    log = Log()
+    images = [(f"docs/{number}", Image.new("RGB", (28, 42), (6 * number, 0, 0))) for number in range(IMAGES)]
+    monkeypatch.setattr("atr.datasets.PreparedImages", lambda folder: images)
+    monkeypatch.setattr("atr.tracking.run", log)
+    return log
+
+
+def write_params(**changes):
+    params = OmegaConf.load(ROOT / "params.yaml")
+    small = {"layers": 1, "heads": 2, "epochs": 3, "batch_size": 4, "validation": 0.2, "collapse_after": 1.0}
+    params.pretrain.update({**small, "mask_images": 2, **changes})
+    params.trainer.update({"accelerator": "cpu", "devices": 1, "precision": "32-true"})
+    OmegaConf.save(params, "params.yaml")
+
+
+def write_store(seed=0):
+    clear(PRETRAIN_FEATURES)
+    writer = ShardWriter(PRETRAIN_FEATURES, IMAGES, 16)
+    features = torch.randn(IMAGES, 6, 8, generator=torch.Generator().manual_seed(seed))
+    for first in range(0, IMAGES, 8):
+        ids = [f"docs/{number}" for number in range(first, first + 8)]
+        writer.add(first, ids, features[first : first + 8])
+    write_manifest(
+        PRETRAIN_FEATURES,
+        encoder="micro",
+        layer=-2,
+        grid=(3, 2),
+        width=8,
+        parameters={"encoder": "micro"},
+        shards=writer.shards,
+    )
+
+
+def run():
+    pretrain.main(config.load("pretrain"))
+    return METRICS.read_bytes()
+
+
+def checkpoints():
+    return list(pretrain.CHECKPOINTS.glob("*"))
+
+
+def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
+    metrics = json.loads(run())
+    selector = FeatureSelector.from_pretrained(SELECTOR)
+    assert (selector.encoder, selector.layer, selector.keep, selector.grid) == ("micro", -2, 0.3, (3, 2))
+    whole = FeatureAutoencoder.from_pretrained(pretrain.AUTOENCODER)
+    features = torch.randn(2, 6, 8)
+    assert torch.equal(whole.selector(features), selector(features))
+    assert log.pictures == ["epoch-000.png", "epoch-001.png", "epoch-002.png"]
+    assert [epoch["epoch"] for epoch in metrics["history"]] == [0, 1, 2]
+    assert metrics["final"] == metrics["history"][-1] == log.values
+    assert metrics["final"]["step"] == 3 * (IMAGES - 8) // 4
+    assert metrics["parameters"] == config.load("pretrain").raw()
+    assert checkpoints() == []
+
+
+def test_training_moves_the_weights_and_starts_from_the_seed(log):
+    run()
+    trained = load_file(SELECTOR / "model.safetensors")
+    assert trained["trunk.head.weight"].abs().max() > 0
+    write_params(epochs=1)
+    run()
+    other = load_file(SELECTOR / "model.safetensors")
+    assert torch.equal(other["standardise.mean_D"], trained["standardise.mean_D"])
+    assert not torch.equal(other["trunk.head.weight"], trained["trunk.head.weight"])
+
+
+def test_twice_gives_the_same_bytes(log):
+    first, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
+    assert run() == first
+    assert (SELECTOR / "model.safetensors").read_bytes() == weights
+
+
+def interrupt(log, picture="epoch-001.png"):
+    log.stop_at = picture
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    log.stop_at, log.pictures = None, []
+    assert not METRICS.exists() and not SELECTOR.exists()
+    assert len(checkpoints()) == 1
+
+
+def test_interrupted_run_is_resumed_and_ends_as_the_unbroken_one(log):
+    unbroken, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
+    for path in sorted(METRICS.parent.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    interrupt(log)
+    assert run() == unbroken
+    assert (SELECTOR / "model.safetensors").read_bytes() == weights
+    assert log.pictures == ["epoch-001.png", "epoch-002.png"]  # the first epoch was not made again
+
+
+@pytest.mark.parametrize("change", ["params", "store"])
+def test_checkpoint_of_another_training_is_left_alone(log, change):
+    interrupt(log)
+    write_params(learning_rate=1e-3) if change == "params" else write_store(seed=1)
+    run()
+    assert len(log.pictures) == 3
+    assert checkpoints() == []
+
+
+def test_run_cut_off_after_training_writes_without_training_again(log, monkeypatch):
+    unbroken = run()
+    METRICS.unlink()
+    with monkeypatch.context() as full:
+        full.setattr("atr.stages.pretrain.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            run()
+    log.pictures = []
+    assert run() == unbroken
+    assert log.pictures == []
+
+
+def test_store_of_another_encoder_is_refused(log):
+    manifest = PRETRAIN_FEATURES / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"encoder": "micro"', '"encoder": "other"'))
+    with pytest.raises(ValueError, match="encoder is 'other', asked for is 'micro'"):
+        run()
+
+
+SCRIPT = """
+import atr.datasets, atr.tracking, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("toy", sys.argv[1] + "/tests/stages/test_pretrain.py")
+toy = module_from_spec(spec)
+spec.loader.exec_module(toy)
+from atr.stages import entry, pretrain
+
+class Signalled(toy.Log):
+    def artifact(self, path, folder):
+        if path.name == "epoch-001.png":
+            os.kill(os.getpid(), int(sys.argv[2]))
+
+atr.tracking.run = Signalled()
+image = toy.Image.new("RGB", (28, 42))
+atr.datasets.PreparedImages = lambda folder: [("docs", image)] * toy.IMAGES
+sys.argv = ["pretrain"]
+entry("pretrain", pretrain.main)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
+    script = SCRIPT.replace("int(sys.argv[2])", str(int(number))).replace("sys.argv[1]", repr(str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert not METRICS.exists() and not SELECTOR.exists()
+    assert len(checkpoints()) == 1

@@ -1,0 +1,91 @@
+import json
+import re
+import runpy
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from atr import config
+from atr.datasets.prepared import save_images
+from atr.stages import report
+
+ROOT = Path(__file__).parents[2]
+SYNTHETIC = SimpleNamespace(**runpy.run_path(str(ROOT / "tests/reporting/synthetic.py")))
+QUESTIONS = 12
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A project whose other stages have run, on two benchmarks; yields what is logged."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((ROOT / "params.yaml").read_text())
+    SYNTHETIC.write(Path("experiments"), QUESTIONS, benchmarks=("docs", "shapes"))
+    names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
+    save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), {})
+    logged = {}
+    log = SimpleNamespace(metrics=logged.update, artifact=lambda path: logged.update(artifact=path))
+    monkeypatch.setattr("atr.tracking.run", lambda stage, params: nullcontext(log))
+    return logged
+
+
+def run():
+    report.main(config.load("report"))
+    return {str(path): path.read_bytes() for path in Path("experiments/report").rglob("*") if path.is_file()}
+
+
+def test_the_report_is_written_logged_and_the_same_twice(workspace):
+    first = run()
+    assert {name.removeprefix("experiments/report/") for name in first} == {
+        "report.md",
+        "report.html",
+        "metrics.json",
+        "figures/groups.png",
+        *(
+            f"figures/{name}.png"
+            for name in ("group-text", "group-general", "benchmark-docs", "benchmark-shapes")
+        ),
+        *(f"figures/{name}.png" for name in ("pages-docs", "pages-shapes", "examples")),
+    }
+    numbers = json.loads(first["experiments/report/metrics.json"])
+    assert set(numbers) == {"text", "general"}
+    assert {"full", "selector@0.5", "random@0.5", "relative@0.5"} <= set(numbers["text"])
+    assert workspace.pop("artifact") == Path("experiments/report")
+    assert workspace["text/selector at 0.5"] == numbers["text"]["selector@0.5"]
+    assert all(re.fullmatch(r"[\w. :/-]+", name) for name in workspace), (
+        "what MLflow takes as a metric's name"
+    )
+    assert run() == first
+
+
+def test_a_failure_leaves_the_report_of_before(workspace):
+    before = run()
+    Path("experiments/evaluate/random/summary.json").unlink()
+    with pytest.raises(ValueError, match=r"experiments/evaluate/random/summary.json is missing"):
+        run()
+    assert {name: Path(name).read_bytes() for name in before} == before
+    assert [path.name for path in Path("experiments").iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_image_that_the_results_name_must_be_prepared(workspace):
+    save_images(Path("data/prepared/evaluate"), [("docs/000000", SYNTHETIC.image("docs/000000"))], {})
+    with pytest.raises(ValueError, match="data/prepared/evaluate has no image docs/000001"):
+        run()
+    assert not Path("experiments/report").exists()
+
+
+def test_the_report_loads_no_model_library():
+    code = """
+import sys
+from atr.stages import report
+from atr.datasets import PreparedImages
+from atr.reporting import html, markdown
+from atr.reporting.report import build
+print({"torch", "transformers", "lightning", "matplotlib.pyplot"} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout.strip() == "set()"

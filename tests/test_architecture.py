@@ -1,0 +1,232 @@
+"""Holds the code to its floors, and the pipeline files to the code."""
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from atr import config
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "stages": 4,
+    "vlm": 3,
+    "datasets": 2,
+    "features": 2,
+    "reduction": 2,
+    "benchmarks": 2,
+    "reporting": 2,
+    "config": 1,
+    "files": 1,
+    "tokens": 1,
+    "tracking": 1,
+}
+# Who may import a library; the rest of a dotted name that ends in .* is free.
+HOMES = {
+    "transformers": ("atr.features.encoder", "atr.vlm.*"),
+    "lightning": (
+        "atr.features.datamodule",
+        "atr.features.training",
+        "atr.reduction.training",
+        "atr.vlm.training",
+        "atr.tracking",
+        "atr.stages.*",
+    ),
+    "mlflow": ("atr.tracking",),
+}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in sorted((ROOT / "atr").rglob("*.py"))}
+
+
+def nodes(tree: ast.AST, executed: bool) -> Iterator[ast.AST]:
+    """All nodes; where only executed code counts, without what stands under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (executed and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from nodes(node, executed)
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+@cache
+def imports(module: str, executed: bool = False) -> frozenset[str]:
+    """Dotted names of what a module imports, at its top or inside a function."""
+    found = set()
+    for node in nodes(parsed(module), executed):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are written in full"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return frozenset(found)
+
+
+def ours(names: frozenset[str]) -> set[str]:
+    unknown = {name for name in names if name.split(".")[0] == "atr" and name not in MODULES}
+    assert not unknown, f"no such module: {unknown}"
+    return {name for name in names if name in MODULES}
+
+
+def reached(module: str) -> set[str]:
+    """The modules that run when a module does: itself, what it imports, and the packages these lie in."""
+    found, todo = set(), {module}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        packages = {name.rpartition(".")[0]} - {""}
+        todo |= (ours(imports(name, executed=True)) | packages) - found
+    return found
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+def goes_down(module: str, imported: str) -> bool:
+    """Whether an import stays in its part or goes to a lower floor, as atr/'s architecture has it."""
+    upper, lower = part(module), part(imported)
+    if upper == lower or (upper, lower) == ("tracking", "config"):
+        return True
+    if upper == "vlm" and FLOORS[lower] == 2:
+        return lower == "reduction" or imported == "atr.features.encoder"
+    return FLOORS[lower] < FLOORS[upper]
+
+
+def test_every_part_has_a_floor():
+    assert {part(module) for module in MODULES if module != "atr"} == set(FLOORS)
+
+
+def test_imports_go_down_only():
+    upward = [
+        f"{module} -> {imported}"
+        for module in MODULES
+        for imported in ours(imports(module)) - {"atr"}
+        if module != "atr" and not goes_down(module, imported)
+    ]
+    assert upward == []
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_imported_where_it_belongs(library):
+    homes = re.compile("|".join(re.escape(home).replace(r"\*", r".*") for home in HOMES[library]))
+    users = {module for module in MODULES for name in imports(module) if name.split(".")[0] == library}
+    assert users, "the test looks for the wrong name"
+    assert {module for module in users if not homes.fullmatch(module)} == set()
+
+
+@pytest.mark.parametrize("package", ["reporting", "datasets"])
+def test_reporting_and_datasets_reach_no_torch(package):
+    roots = {module for module in MODULES if module != "atr" and part(module) == package}
+    modules = set().union(*(reached(module) for module in roots))
+    heavy = {"torch", "torchmetrics", "transformers", "lightning", "mlflow"}
+    assert {module for module in modules for name in imports(module) if name.split(".")[0] in heavy} == set()
+
+
+def test_importing_the_package_alone_imports_nothing():
+    assert imports("atr", executed=True) <= {"importlib", "typing"}
+
+
+PIPELINES = (ROOT / "dvc.yaml", ROOT / "data/micro/dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a pipeline file that runs a module of ours."""
+
+    name: str
+    module: str
+    params: frozenset[str]
+    deps: frozenset[Path]
+
+
+def stages() -> list[Stage]:
+    found = []
+    for path in PIPELINES:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        for name, stage in tree["stages"].items():
+            folder = path.parent / stage.get("wdir", ".")
+            deps = frozenset((folder / dep).resolve() for dep in stage.get("deps", []))
+            for module in re.findall(r"python -m (atr[.\w]*)", stage["cmd"]):
+                found.append(Stage(name, module, frozenset(stage.get("params", [])), deps))
+    return found
+
+
+def fields_of(keys: Iterable[str]) -> set[str]:
+    """Dotted names of all parameters that the keys stand for, a section for all of its fields."""
+    found = set()
+    for key in keys:
+        section = config._SECTIONS.get(key)
+        found |= {f"{key}.{field.name}" for field in fields(section)} if section else {key}
+    return found
+
+
+def test_every_stage_module_is_run_and_has_declared_parameters():
+    modules = {module for module in MODULES if module.startswith("atr.stages.")}
+    assert modules == {stage.module for stage in stages()} == {f"atr.stages.{name}" for name in config.STAGES}
+
+
+def test_a_stage_declares_to_dvc_the_parameters_it_is_given():
+    # What a matrix is made of makes cells, and must not run the others again when one is added.
+    templates = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in PIPELINES)))
+    for stage in stages():
+        given = fields_of(config.STAGES[stage.module.rpartition(".")[2]])
+        assert fields_of(stage.params) == given - templates, stage.name
+        read = {node.attr for node in ast.walk(parsed(stage.module)) if isinstance(node, ast.Attribute)}
+        assert not read & {template.rpartition(".")[2] for template in given & templates}, stage.name
+
+
+def test_a_stage_depends_on_the_code_it_runs():
+    missing = [
+        f"{stage.name}: {MODULES[module].relative_to(ROOT)}"
+        for stage in stages()
+        for module in sorted(reached(stage.module))
+        if not any(MODULES[module].is_relative_to(dep) for dep in stage.deps)
+    ]
+    assert missing == []
+
+
+def test_a_stage_depends_on_no_code_that_it_does_not_run():
+    """A superfluous dependency runs a stage again for nothing."""
+    superfluous = [
+        f"{stage.name}: {dep.relative_to(ROOT)}"
+        for stage in stages()
+        for dep in sorted(stage.deps)
+        if dep.is_relative_to(ROOT / "atr")
+        and not any(MODULES[module].is_relative_to(dep) for module in reached(stage.module))
+    ]
+    assert superfluous == []
+
+
+def test_the_names_in_config_are_those_of_the_registries():
+    from atr.benchmarks import BENCHMARKS
+    from atr.reduction import REDUCERS
+
+    assert set(config.REDUCERS) == set(REDUCERS)
+    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.BENCHMARKS
+
+
+def test_the_lazy_exports_are_the_things_themselves():
+    import atr
+    from atr.reduction.selector import FeatureSelector
+    from atr.vlm.reduce import reduce
+
+    assert atr.FeatureSelector is FeatureSelector
+    assert atr.reduce is reduce
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = atr.no_such_name

@@ -1,0 +1,301 @@
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from atr import config
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "params.yaml"
+HEAVY = {"torch", "lightning", "transformers", "mlflow", "pandas", "sklearn", "matplotlib"}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """The shipped parameters with changes by dotted key (`__` for the dot)."""
+    tree = OmegaConf.load(SHIPPED)
+    for key, value in changes.items():
+        OmegaConf.update(tree, key.replace("__", "."), value, force_add=True)
+    path = folder / "params.yaml"
+    OmegaConf.save(tree, path)
+    return path
+
+
+def message(path: Path) -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        config.load("pretrain", path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_shipped_file_states_every_parameter():
+    tree = OmegaConf.load(SHIPPED)
+    for name, kind in config._SECTIONS.items():
+        assert list(tree[name]) == [key.name for key in fields(kind)]
+    assert set(tree) == set(config._KEYS)
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
+    params = config.load(stage, SHIPPED)
+    assert tuple(params.raw()) == config.STAGES[stage]
+    for key in config._KEYS:
+        if key in config.STAGES[stage]:
+            getattr(params, key)
+        else:
+            with pytest.raises(AssertionError, match=key):
+                getattr(params, key)
+
+
+def test_parameters_are_read_only_and_raw_is_a_copy():
+    params = config.load("evaluate", SHIPPED)
+    with pytest.raises(AttributeError):
+        params.seed = 1
+    with pytest.raises(FrozenInstanceError):
+        params.evaluate.batch_size = 1
+    params.raw()["evaluate"]["keep"].clear()
+    assert params.evaluate.keep == params.raw()["evaluate"]["keep"] != []
+    assert not hasattr(params, "no_such_parameter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        # misspelt
+        ("pretrain.learning_rat", 0.1, "learning_rate"),
+        ("pretain", {"layers": 3}, "pretrain"),
+        ("sed", 1, "seed"),
+        # of a wrong type
+        ("seed", "seven", "int"),
+        ("pretrain.layers", "three", "int"),
+        ("pretrain.layers", 2.5, "int"),
+        ("pretrain.layers", True, "int"),
+        ("pretrain.layers", None, "int"),
+        ("pretrain.keep", {"a": 1}, "float"),
+        ("extract.layer", "last", "int | None"),
+        ("evaluate.keep", 0.5, "list[float]"),
+        ("evaluate.keep", [0.5, "half"], "list[float]"),
+        ("prepare.benchmarks", "docs", "list[str]"),
+        ("report", None, "pages"),
+        ("report", 3, "pages"),
+        # not written out
+        ("pretrain.epochs", "${seed}", "int"),
+        ("pretrain.epochs", "???", "int"),
+        # out of range
+        ("seed", -1, "0 <= seed"),
+        ("seed", 2**32, "2**32"),
+        ("trainer.devices", 0, "auto"),
+        ("trainer.devices", -2, "auto"),
+        ("trainer.devices", True, "auto"),
+        ("trainer.devices", "all", "auto"),
+        ("trainer.devices", [], "indices"),
+        ("trainer.devices", [0, 0], "distinct"),
+        ("trainer.num_nodes", 0, "num_nodes >= 1"),
+        ("prepare.source", "no/such/folder", "folder"),
+        ("prepare.images", 0, "images >= 1"),
+        ("prepare.questions", -5, "questions >= 1"),
+        ("prepare.benchmarks", [], "docs"),
+        ("prepare.benchmarks", ["docs", "docs"], "once"),
+        ("extract.batch_size", 0, ">= 1"),
+        ("extract.shard_images", 0, ">= 1"),
+        ("extract.workers", -1, ">= 0"),
+        ("pretrain.layers", 0, "layers >= 1"),
+        ("pretrain.heads", 0, "heads >= 1"),
+        ("pretrain.ffn_ratio", 0.0, "0 < ffn_ratio"),
+        ("pretrain.keep", 1.5, "0 < keep < 1"),
+        ("pretrain.keep", 0.0, "0 < keep < 1"),
+        ("pretrain.keep", float("nan"), "0 < keep < 1"),
+        ("pretrain.temperature", 0.0, "0 < temperature"),
+        ("pretrain.initial_bias", float("inf"), "initial_bias <= 20"),
+        ("pretrain.learning_rate", 0.0, "0 < learning_rate"),
+        ("pretrain.weight_decay", -0.1, "0 <= weight_decay"),
+        ("pretrain.warmup", 1.0, "warmup < 1"),
+        ("pretrain.epochs", 0, "epochs >= 1"),
+        ("pretrain.batch_size", 0, "batch_size >= 1"),
+        ("pretrain.validation", 1.0, "validation < 1"),
+        ("pretrain.collapse_after", 2.0, "collapse_after <= 1"),
+        ("pretrain.mask_images", 0, "mask_images >= 1"),
+        ("evaluate.keep", [], "fractions"),
+        ("evaluate.keep", [0.5, 0.5], "distinct"),
+        ("evaluate.keep", [0.5, 0.0], "0 < keep <= 1"),
+        ("evaluate.random_seeds", 0, ">= 1"),
+        ("evaluate.batch_size", 0, ">= 1"),
+        ("evaluate.max_new_tokens", 0, ">= 1"),
+        ("evaluate.bootstrap", 0, ">= 1"),
+        ("report.pages", 4, "pages <= 3"),
+        ("report.page_keep", 0.0, "0 < page_keep"),
+        ("report.examples", 0, "examples >= 1"),
+        ("micro.steps", 0, "steps >= 1"),
+        ("micro.reading", 1.0, "reading < 1"),
+        ("micro.width", 100, "a multiple of 64"),
+        ("micro.learning_rate", 0.0, "0 < learning_rate"),
+        ("micro.epochs", 7, "a divisor of micro.steps"),
+        # unknown names
+        ("trainer.accelerator", "quantum", "cuda"),
+        ("trainer.strategy", "ddp_spawn", "ddp"),
+        ("trainer.precision", "int8", "bf16-mixed"),
+        ("pretrain.position", "learned", "sine"),
+        ("pretrain.normalise", "layer", "variance"),
+        ("evaluate.positions", "gappy", "contiguous"),
+        ("evaluate.reducers", ["full", "best"], "random"),
+        ("evaluate.reducers", ["selector"], "random"),
+        ("prepare.benchmarks", ["docs", "docvqa"], "charts"),
+        ("encoder", "clip", "micro"),
+        ("encoder", "tests/no-such-tower", "folder"),
+        ("vlm", "llava", "micro"),
+        ("vlm", None, "str"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(tmp_path, monkeypatch, key, value, allowed):
+    monkeypatch.chdir(ROOT)
+    text = message(write(tmp_path, **{key.replace(".", "__"): value}))
+    assert text.startswith(f"{key}: ")
+    assert any(str(shown) in text for shown in (value, *(value if isinstance(value, list) else ())))
+    assert allowed in text.partition("allowed: ")[2]
+
+
+@pytest.mark.parametrize("key", [*config._KEYS])
+def test_a_missing_key_is_named(tmp_path, key):
+    tree = OmegaConf.load(SHIPPED)
+    del tree[key]
+    OmegaConf.save(tree, tmp_path / "params.yaml")
+    text = message(tmp_path / "params.yaml")
+    assert text.startswith(f"{key}: missing") and "params.yaml" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "seed: [1",
+        "- seed\n- encoder",
+        "",
+        "seed: 1\nseed: 2",
+        "seed: 1\n\tencoder: micro",
+        "a: ${",
+        b"\xff\xfe",
+    ],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "params.yaml" in message(path)
+
+
+def test_words_alone_are_an_unknown_section(tmp_path):
+    (tmp_path / "params.yaml").write_text("just words")
+    assert message(tmp_path / "params.yaml").startswith("just words: None is an unknown section")
+
+
+def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
+    assert "params.yaml: no such file" in message(tmp_path / "params.yaml")
+    assert str(tmp_path) in message(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["3e-4", "'3e-4'", "0.0003"])
+def test_an_exponent_without_a_dot_is_a_number(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("learning_rate: 3e-4", f"learning_rate: {text}"))
+    assert config.load("pretrain", path).pretrain.learning_rate == 0.0003
+
+
+@pytest.fixture
+def two_encoders(monkeypatch):
+    """A world with a second encoder and its model, and a third encoder that no model reads."""
+    more = {name: config.EncoderPreset(name=name, path=f"x/{name}") for name in ("siglip", "blind")}
+    monkeypatch.setattr(config, "ENCODERS", config.ENCODERS | more)
+    vlm = config.VlmPreset(name="onevision", path="x/onevision", encoder="siglip")
+    monkeypatch.setattr(config, "VLMS", config.VLMS | {"onevision": vlm})
+
+
+def test_auto_takes_the_model_that_reads_the_encoder(tmp_path, two_encoders):
+    assert config.labels(write(tmp_path)) == {"encoder": "micro", "vlm": "micro"}
+    assert config.labels(write(tmp_path, encoder="siglip")) == {"encoder": "siglip", "vlm": "onevision"}
+
+
+def test_an_impossible_pair_names_the_models_that_read_the_encoder(tmp_path, two_encoders):
+    assert "allowed: onevision, a folder" in message(write(tmp_path, encoder="siglip", vlm="micro"))
+    assert "'micro' does not read encoder 'siglip'" in message(write(tmp_path, encoder="siglip", vlm="micro"))
+    assert "'auto' finds no model that reads encoder 'blind'" in message(write(tmp_path, encoder="blind"))
+    assert "'micro' does not read" in message(write(tmp_path, encoder="org/tower", vlm="micro"))
+
+
+def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):
+    path = write(tmp_path, encoder="org/tower", vlm=str(tmp_path))
+    params = config.load("evaluate", path)
+    assert params.encoder == config.EncoderPreset(name="org/tower", path="org/tower", layer=-2)
+    assert params.vlm == config.VlmPreset(name=str(tmp_path), path=str(tmp_path), encoder=None)
+    assert params.raw()["vlm"] == str(tmp_path)
+
+
+def test_flat_names_every_parameter_once():
+    table = config.flat(SHIPPED)
+    assert table["seed"] == 0 and table["vlm"] == "micro" and table["pretrain.keep"] == 0.3
+    assert len(table) == 3 + sum(len(fields(kind)) for kind in config._SECTIONS.values())
+
+
+@pytest.mark.parametrize("devices", ["auto", -1, 1, 8, [0, 3]])
+def test_the_trainer_section_is_handed_on_as_it_is(tmp_path, devices):
+    trainer = config.load("extract", write(tmp_path, trainer__devices=devices, trainer__precision=32)).trainer
+    assert trainer.kwargs() == {
+        "accelerator": "auto",
+        "devices": devices,
+        "strategy": "auto",
+        "precision": 32,
+        "num_nodes": 1,
+    }
+
+
+def test_lightning_knows_the_names_and_takes_one_process_on_a_cpu():
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+
+    assert set(config.STRATEGIES) - {"auto"} <= set(StrategyRegistry.available_strategies())
+    assert set(config.ACCELERATORS) - {"auto", "gpu"} == set(AcceleratorRegistry.available_accelerators())
+    kwargs = config.Trainer(accelerator="cpu").kwargs()
+    assert Trainer(**kwargs, logger=False, enable_checkpointing=False).world_size == 1
+
+
+def test_a_stage_stops_in_two_seconds_with_one_line_and_nothing_heavy_loaded(tmp_path):
+    write(tmp_path, pretrain__keep=1.5)
+    script = f"""
+import sys, time
+start = time.perf_counter()
+from atr import config
+try:
+    config.load_or_exit("pretrain")
+finally:
+    seconds = time.perf_counter() - start
+    print(sorted({HEAVY} & set(sys.modules)), seconds < 2)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "atr pretrain: pretrain.keep: 1.5 is out of range, allowed: 0 < keep < 1\n"
+    assert done.stdout == "[] True\n"
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in (ROOT / "atr/stages").glob("[!_]*.py")))
+def test_every_stage_checks_its_parameters_before_it_loads_anything(tmp_path, module):
+    """The stage as DVC starts it; `-X importtime` tells what was loaded."""
+    write(tmp_path, pretrain__keep=1.5)
+    command = [sys.executable, "-X", "importtime", "-m", f"atr.stages.{module}"]
+    arguments = {"extract": ["pretrain"], "evaluate": ["full"]}.get(module, [])
+    done = subprocess.run(
+        [*command, *arguments], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    loaded = {
+        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+    }
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time")]
+    assert done.returncode == 2
+    assert lines == [f"atr {module}: pretrain.keep: 1.5 is out of range, allowed: 0 < keep < 1"]
+    assert not loaded & HEAVY

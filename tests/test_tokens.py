@@ -1,0 +1,137 @@
+"""Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atr.tokens import budget, gather, gumbel_mask_BN, mask_of, replace, sine_positions, top_k_BK
+
+
+def test_mask_is_binary_and_kept_with_the_logits_probability():
+    logits = torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0])
+    mask = gumbel_mask_BN(logits.expand(20_000, 5), 0.7, torch.Generator().manual_seed(0))
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(mask.mean(0), logits.sigmoid(), atol=0.015, rtol=0)
+
+
+def test_mask_is_the_two_logit_gumbel_softmax():
+    """The paper's form, drawn independently: argmax of {keep, drop} logits with Gumbel noise on each."""
+    torch.manual_seed(0)
+    logits = torch.tensor([-1.0, 0.3, 2.0]).expand(20_000, 3)
+    two = torch.stack([logits, torch.zeros_like(logits)], -1)
+    reference = torch.nn.functional.gumbel_softmax(two, hard=True)[..., 0].mean(0)
+    torch.testing.assert_close(gumbel_mask_BN(logits, 1.0).mean(0), reference, atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_mask_passes_the_gradient_of_the_relaxed_sample(temperature):
+    logits = torch.linspace(-3, 3, 12).reshape(2, 6).requires_grad_()
+    weights = torch.arange(12.0).reshape(2, 6)
+    mask = gumbel_mask_BN(logits, temperature, torch.Generator().manual_seed(1))
+    (mask * weights).sum().backward()
+    uniform = torch.rand(2, 6, generator=torch.Generator().manual_seed(1))
+    soft = torch.sigmoid((logits.detach() + torch.logit(uniform)) / temperature)
+    torch.testing.assert_close(logits.grad, weights * soft * (1 - soft) / temperature)
+    assert torch.equal(mask.detach(), (soft > 0.5).float())
+
+
+def test_mask_survives_extreme_noise(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.tensor([[0.0, 1.0 - 2**-24]]))
+    logits = torch.zeros(1, 2, requires_grad=True)
+    mask = gumbel_mask_BN(logits, 1.0)
+    mask.sum().backward()
+    assert mask.tolist() == [[0.0, 1.0]] and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scores", [torch.zeros(3, 40), torch.randn(3, 40), torch.randn(3, 40).round()])
+def test_top_k_is_exact_for_every_k(scores, dtype):
+    scores = scores.to(dtype)
+    for k in range(41):
+        keep = top_k_BK(scores, k)
+        assert keep.shape == (3, k)
+        assert (keep.diff(dim=1) > 0).all()  # distinct, in raster order
+        for row, kept in zip(scores.tolist(), keep.tolist(), strict=True):
+            best = sorted(range(40), key=lambda i: (-row[i], i))[:k]
+            assert kept == sorted(best)
+
+
+def test_top_k_does_not_depend_on_the_batch():
+    scores = torch.randn(5, 30).round()
+    alone = torch.cat([top_k_BK(row[None], 7) for row in scores])
+    assert torch.equal(top_k_BK(scores, 7), alone)
+
+
+@pytest.mark.parametrize("k", [-1, 5])
+def test_top_k_refuses_an_impossible_count(k):
+    with pytest.raises(ValueError, match=f"k: {k} is out of range, allowed: 0 <= k <= 4"):
+        top_k_BK(torch.zeros(1, 4), k)
+
+
+def test_replace_gather_and_mask_agree():
+    features = torch.randn(2, 5, 3)
+    keep = torch.tensor([[0, 3], [1, 4]])
+    mask = mask_of(keep, 5)
+    assert mask.tolist() == [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
+    vector = torch.tensor([7.0, 8.0, 9.0])
+    replaced = replace(features, mask, vector)
+    assert torch.equal(replaced[mask.bool()], gather(features, keep).flatten(0, 1))
+    assert torch.equal(gather(features, keep)[1], features[1, [1, 4]])
+    assert (replaced[~mask.bool()] == vector).all()
+
+
+def test_replace_passes_what_a_token_is_worth_to_its_mask():
+    features, vector = torch.randn(1, 2, 3), torch.randn(3)
+    mask = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    replace(features, mask, vector).sum().backward()
+    torch.testing.assert_close(mask.grad, (features - vector).sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("keep", "tokens", "expected"),
+    [
+        (0.3, 144, 43),
+        (0.5, 145, 73),
+        (0.145, 100, 15),  # 14.499999 in binary
+        (0.001, 144, 1),
+        (0.0, 144, 0),
+        (1.0, 144, 144),
+        (1, 144, 1),
+        (0, 144, 0),
+        (144, 144, 144),
+    ],
+)
+def test_budget(keep, tokens, expected):
+    assert budget(keep, tokens) == expected
+
+
+@given(st.floats(0, 1), st.integers(1, 3000))
+def test_budget_is_within_half_a_token(keep, tokens):
+    count = budget(keep, tokens)
+    assert 0 <= count <= tokens
+    assert abs(count - keep * tokens) <= 0.5 + 1e-9 or count == 1
+
+
+@pytest.mark.parametrize("keep", [-0.1, 1.1, math.nan, math.inf, -1, 11, True])
+def test_budget_refuses(keep):
+    with pytest.raises(ValueError, match=r"keep: .* is out of range, allowed: "):
+        budget(keep, 10)
+
+
+def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
+    positions = sine_positions((3, 5), 16)
+    assert positions.shape == (15, 16)
+    assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
+    table = positions.reshape(3, 5, 16)
+    assert torch.equal(table[1, 0, :8], table[1, 4, :8])  # rows in the first half
+    assert torch.equal(table[0, 2, 8:], table[2, 2, 8:])  # columns in the second
+    torch.testing.assert_close(table[2, 0, :1], torch.tensor([2.0]).sin())
+    assert torch.equal(sine_positions((2, 5), 16), positions[:10])
+
+
+def test_sine_positions_refuse_a_width_they_cannot_fill():
+    with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
+        sine_positions((2, 2), 18)

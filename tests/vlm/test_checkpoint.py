@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from atr.vlm.checkpoint import check_features, load_vlm, weight_dtype
+
+
+@pytest.fixture
+def folder(make_model, processor, tmp_path):
+    make_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_model_comes_back_frozen_in_the_asked_type(folder, make_model, dtype):
+    model, processor = load_vlm(str(folder), dtype)
+    saved = make_model(dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(value, saved[name].to(dtype)) for name, value in model.state_dict().items())
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert processor.image_token == "<image>"
+
+
+@pytest.mark.parametrize(
+    "precision, dtype",
+    [
+        ("bf16-mixed", torch.bfloat16),
+        ("16-true", torch.float16),
+        (32, torch.float32),
+        ("64-true", torch.float64),
+    ],
+)
+def test_weights_take_the_lower_type_of_a_precision(precision, dtype):
+    assert weight_dtype(precision) == dtype
+
+
+def test_weights_that_are_cut_off_are_refused(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{folder}: no model could be loaded from it"):
+        load_vlm(str(folder), torch.float32)
+
+
+def test_weights_of_another_shape_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("linear_1.weight"))
+    save_file(weights | {name: torch.zeros(32, 23)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"{folder}: no model could be loaded from it"):
+        load_vlm(str(folder), torch.float32)
+
+
+def test_missing_weights_are_refused_and_not_made_up(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "linear_1" not in name}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights lack .*linear_1.bias and 1 more"):
+        load_vlm(str(folder), torch.float32)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_folder_without_one_of_its_files_is_refused(folder, file):
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"{folder}.*{file}"):
+        load_vlm(str(folder), torch.float32)
+
+
+def test_a_folder_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="data/nowhere/llava: no model could be loaded from it"):
+        load_vlm("data/nowhere/llava", torch.float32)
+
+
+def test_other_families_are_refused_by_name(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "blip-2"}))
+    with pytest.raises(ValueError, match="'blip-2' is not supported, allowed: llava"):
+        load_vlm(str(folder), torch.float32)
+
+
+def test_a_processor_that_cannot_ask_is_refused(folder, processor):
+    shutil.rmtree(folder / "chat_template.jinja", ignore_errors=True)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="no chat template"):
+        load_vlm(str(folder), torch.float32)
+
+
+@pytest.mark.parametrize("layer", [-2, 2])
+def test_features_of_the_layer_the_model_reads_fit(model, layer):
+    check_features(model, {"layer": layer, "grid": [4, 4], "width": 24})
+
+
+@pytest.mark.parametrize("change", [{"layer": -1}, {"layer": 1}, {"grid": [2, 8]}, {"width": 25}])
+def test_other_features_do_not(model, change):
+    with pytest.raises(ValueError, match=r"the stored features are .*, the model reads"):
+        check_features(model, {"layer": -2, "grid": [4, 4], "width": 24} | change)

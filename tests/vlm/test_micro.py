@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from atr.datasets import micro
+from atr.vlm.micro import answers, build_model, build_processor
+
+VOCABULARY = (*micro.QUESTIONS, *micro.ANSWERS)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return build_processor(VOCABULARY, micro.SIZE)
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    torch.manual_seed(0)
+    return build_model(processor, micro.SIZE, width=64, layers=1).eval()
+
+
+@pytest.mark.parametrize("answer", ["407", "kettle", "9", "0"])
+def test_answers_survive_the_tokenizer(processor, answer):
+    ids = processor.tokenizer(answer).input_ids
+    assert (
+        processor.tokenizer.decode([*ids, processor.tokenizer.eos_token_id], skip_special_tokens=True)
+        == answer
+    )
+
+
+def test_every_word_is_one_token_and_every_digit_too(processor):
+    tokenizer = processor.tokenizer
+    for word in VOCABULARY:
+        assert len(tokenizer(word, add_special_tokens=False).input_ids) == 1
+        assert tokenizer.unk_token_id not in tokenizer(word).input_ids
+    assert len(tokenizer("9021", add_special_tokens=False).input_ids) == 4
+
+
+def test_prompt_is_start_image_question(processor):
+    image = micro.sample("docs", "train", 0, 0).image
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "price"}]}]
+    inputs = processor(images=[image], text=[processor.apply_chat_template(chat)], return_tensors="pt")
+    start, *visual, question = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    assert (start, set(visual), len(visual), question) == ("<s>", {"<image>"}, 144, "price")
+
+
+def test_pixels_reach_the_tower_unchanged_but_for_their_scale(processor):
+    image = micro.sample("signs", "train", 0, 0).image
+    pixels = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    expected = torch.from_numpy(np.asarray(image)).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(pixels, expected)
+
+
+def test_saved_and_loaded_it_answers_the_same(model, processor, tmp_path):
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path).eval()
+    samples = [micro.sample("docs", "train", index, 0) for index in range(5)]
+    images, questions = [s.image for s in samples], [s.turns[0][0] for s in samples]
+    said = answers(model, processor, images, questions, batch_size=2)
+    assert len(said) == 5
+    assert answers(loaded, AutoProcessor.from_pretrained(tmp_path), images, questions) == said

@@ -1,0 +1,295 @@
+import pytest
+import torch
+
+from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
+from atr.vlm.hosts import HOSTS
+from atr.vlm.reduce import choose, reduce, shorten
+
+TOKENS = 16
+SINGLE = ("<image> a b",)
+RAGGED = ("<image> a b", "c <image> d e f g <image> h", "i j k", "<image> <image> l")
+SUPPRESSED = [2, 4]  # the end, and a placeholder that a random model may well choose
+BATCHES = pytest.mark.parametrize("prompts", [SINGLE, RAGGED], ids=["single", "ragged"])
+POSITIONS = pytest.mark.parametrize("positions", ["contiguous", "original"])
+ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+
+
+class Spread:
+    """Keeps tokens at even distances, whatever they hold."""
+
+    needs = frozenset()
+
+    def __call__(self, encoded, budget):
+        kept = torch.linspace(0, encoded.tokens - 1, budget).round().long()
+        return kept.repeat(len(encoded.features_BND), 1)
+
+
+def full_mask(model, inputs, keep_BK):
+    """The full sequence's mask with the dropped placeholders hidden, written out image by image."""
+    mask = inputs["attention_mask"].clone()
+    placeholders = (inputs["input_ids"] == model.config.image_token_id).nonzero().tolist()
+    for image, kept in enumerate(keep_BK.tolist()):
+        for token in set(range(TOKENS)) - set(kept):
+            row, column = placeholders[image * TOKENS + token]
+            mask[row, column] = 0
+    return mask
+
+
+def original_positions(inputs):
+    return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+
+
+def greedy(model, inputs, steps):
+    """Greedy decoding of one row by hand: a full forward pass for each token, nothing suppressed chosen."""
+    inputs, chosen = dict(inputs), []
+    for _ in range(steps):
+        logits = model(**inputs).logits[0, -1]
+        logits[SUPPRESSED] = -torch.inf
+        chosen.append(int(logits.argmax()))
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([chosen[-1:]])], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "position_ids" in inputs:
+            inputs["position_ids"] = torch.cat(
+                [inputs["position_ids"], inputs["position_ids"][:, -1:] + 1], 1
+            )
+    return chosen
+
+
+@POSITIONS
+@BATCHES
+@ATTENTION
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_keeping_every_token_is_the_untouched_model_bit_for_bit(
+    make_model, process, prompts, attention, dtype, positions
+):
+    model, inputs = make_model(attention, dtype), process(*prompts)
+    untouched = model(**inputs).logits, model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    logits = model(**reduce(model, inputs, Full(), 1.0, positions)).logits
+    answers = model.generate(
+        **reduce(model, inputs, Full(), TOKENS, positions), max_new_tokens=4, do_sample=False
+    )
+    assert torch.equal(logits, untouched[0])
+    assert torch.equal(answers, untouched[1])
+
+
+@BATCHES
+@ATTENTION
+@pytest.mark.parametrize("keep", [1, 0.3, 0.5, 15])
+@torch.no_grad()
+def test_dropped_tokens_are_as_if_masked_out(make_model, process, prompts, attention, keep):
+    model, inputs, reducer = make_model(attention), process(*prompts), Random(3)
+    mask = full_mask(model, inputs, choose(reducer, HOSTS["llava"].encode(model, inputs), keep))
+    masked = model(**{**inputs, "attention_mask": mask}, position_ids=original_positions(inputs))
+    shorter = reduce(model, inputs, reducer, keep, "original")
+    ours = model(**shorter).logits[shorter["attention_mask"].bool()]
+    torch.testing.assert_close(ours, masked.logits[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bfloat16_differs_from_float32_by_its_rounding_alone(make_model, process):
+    inputs = process(*RAGGED)
+    exact, rounded = (
+        model(**reduce(model, inputs, Spread(), 0.5, "original")).logits.float()
+        for model in (make_model(dtype=torch.float32), make_model(dtype=torch.bfloat16))
+    )
+    assert 0 < (exact - rounded).abs().mean() < 0.05 * exact.std()
+
+
+@POSITIONS
+@BATCHES
+@torch.no_grad()
+def test_generate_is_greedy_decoding_by_hand_of_each_row_alone(model, process, prompts, positions):
+    shorter = reduce(model, process(*prompts), Spread(), 0.4, positions)
+    start = shorter["input_ids"].shape[1]
+    generated = model.generate(**shorter, max_new_tokens=5, suppress_tokens=SUPPRESSED, do_sample=False)[
+        :, start:
+    ]
+    alone = [reduce(model, process(prompt), Spread(), 0.4, positions) for prompt in prompts]
+    assert generated.tolist() == [greedy(model, inputs, 5) for inputs in alone]
+
+
+@torch.no_grad()
+def test_generated_tokens_follow_the_original_positions(model, process):
+    """The full sequence with the dropped tokens masked decides each generated token too."""
+    inputs = process(*SINGLE)
+    shorter = reduce(model, inputs, Spread(), 0.4, "original")
+    generated = model.generate(**shorter, max_new_tokens=4, suppress_tokens=SUPPRESSED, do_sample=False)[
+        0, -4:
+    ]
+    full = dict(
+        inputs, attention_mask=full_mask(model, inputs, Spread()(HOSTS["llava"].encode(model, inputs), 6))
+    )
+    for token in generated:
+        logits = model(**full, position_ids=torch.arange(full["input_ids"].shape[1])[None]).logits[0, -1]
+        logits[SUPPRESSED] = -torch.inf
+        assert token == logits.argmax()
+        full["input_ids"] = torch.cat([full["input_ids"], token.view(1, 1)], 1)
+        full["attention_mask"] = torch.cat([full["attention_mask"], torch.ones(1, 1, dtype=torch.int64)], 1)
+
+
+@torch.no_grad()
+def test_positions_are_original_or_renumbered(model, process):
+    inputs = process(*SINGLE)
+    contiguous, original = (reduce(model, inputs, Spread(), 3, p) for p in ("contiguous", "original"))
+    assert "position_ids" not in contiguous
+    # <s>, tokens 0, 8 (7.5 to even) and 15 of the image, a, b
+    assert original["position_ids"].tolist() == [[0, 1, 9, 16, 17, 18]]
+    assert not torch.allclose(model(**contiguous).logits, model(**original).logits, atol=1e-3)
+
+
+@BATCHES
+@torch.no_grad()
+def test_exactly_the_budget_stays_and_all_text(model, process, prompts):
+    inputs = process(*prompts)
+    for keep in range(TOKENS + 1):
+        shorter = reduce(model, inputs, Random(0), keep)
+        for before, after, mask in zip(
+            inputs["input_ids"], shorter["input_ids"], shorter["attention_mask"], strict=True
+        ):
+            images = int((before == 4).sum()) // TOKENS
+            assert (after[mask.bool()] == 4).sum() == keep * images
+            assert after[(after > 4)].tolist() == before[before > 4].tolist()
+
+
+@torch.no_grad()
+def test_right_padding_comes_back_as_left_padding(model, process):
+    left = reduce(model, process(*RAGGED), Spread(), 0.5, "original")
+    right = reduce(model, process(*RAGGED, padding_side="right"), Spread(), 0.5, "original")
+    assert torch.equal(model(**left).logits, model(**right).logits)
+
+
+@torch.no_grad()
+def test_budgets_may_differ_between_the_images_of_a_batch(model, process):
+    inputs, host = process(*RAGGED), HOSTS["llava"]
+    packed = host.pack(model, host.encode(model, inputs).features_BND)
+    keep = [torch.arange(count) for count in (2, 16, 1, 7, 3)]
+    together = shorten(model, inputs, packed, keep, "original")
+    assert together["attention_mask"].sum(1).tolist() == [1 + 2 + 2, 1 + 17 + 6, 4, 1 + 10 + 1]
+    alone = shorten(model, process(RAGGED[3]), packed[3:], keep[3:], "original")
+    torch.testing.assert_close(
+        model(**together).logits[3, -12:], model(**alone).logits[0], atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_beams_sampling_and_a_static_cache_run_on_the_shorter_input(model, process):
+    inputs = process(*RAGGED)
+
+    def generate(**options):
+        shorter = reduce(model, inputs, Spread(), 0.4, "original")
+        start = shorter["input_ids"].shape[1]
+        options = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": SUPPRESSED} | options
+        return model.generate(**shorter, **options)[:, start:]
+
+    assert torch.equal(generate(cache_implementation="static", disable_compile=True), generate())
+    assert generate(num_beams=3).shape == generate(do_sample=True).shape == (4, 4)
+
+
+def test_gradients_reach_the_projector_and_the_tower(model, process):
+    model(**reduce(model, process(*RAGGED), Spread(), 0.5, "original")).logits.sum().backward()
+    for part in (
+        model.model.multi_modal_projector.linear_1,
+        model.model.vision_tower.embeddings.patch_embedding,
+    ):
+        assert part.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_the_model_and_its_inputs_stay_untouched(model, process):
+    inputs = process(*RAGGED)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in inputs.items()}
+    attributes = set(vars(model)), set(vars(model.model)), model.config.to_dict()
+    model.generate(**reduce(model, inputs, Random(0), 0.3, "original"), max_new_tokens=2)
+    assert (set(vars(model)), set(vars(model.model)), model.config.to_dict()) == attributes
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in inputs.items())
+
+
+@torch.no_grad()
+def test_a_trained_selector_is_taken_as_it_is(model, process):
+    torch.manual_seed(1)
+    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2).eval()
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    inputs = process(*RAGGED)
+    taken = reduce(model, inputs, selector, 0.4)
+    wrapped = reduce(model, inputs, SelectorReducer(selector), 0.4)
+    assert torch.equal(model(**taken).logits, model(**wrapped).logits)
+
+
+@torch.no_grad()
+def test_text_alone_passes_unchanged(model, process):
+    inputs = process("a b", "c d e")
+    assert torch.equal(model(**reduce(model, inputs, Full(), 0.1)).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_original_positions_cannot_meet_a_generate_without_cache(model, process):
+    """Without mask and cache the gaps would split the sequence silently: it must fail, or be right."""
+    shorter = reduce(model, process(*SINGLE), Spread(), 0.4, "original")
+    with pytest.raises(TypeError, match="use_cache"):
+        model.generate(**shorter, use_cache=False, max_new_tokens=3)
+    greedily = {"max_new_tokens": 4, "suppress_tokens": SUPPRESSED, "do_sample": False}
+    cached, uncached = (
+        model.generate(**reduce(model, process(*SINGLE), Spread(), 0.4), use_cache=use_cache, **greedily)
+        for use_cache in (True, False)
+    )
+    assert torch.equal(cached, uncached)
+
+
+def test_what_cannot_be_shortened_is_refused_by_name(model, process):
+    inputs = process(*RAGGED)
+    with pytest.raises(ValueError, match=r"positions: 'gappy' is unknown, allowed: contiguous, original"):
+        reduce(model, inputs, Full(), 1.0, "gappy")
+    with pytest.raises(ValueError, match=r"keep: 1\.2 is out of range"):
+        reduce(model, inputs, Full(), 1.2)
+    with pytest.raises(ValueError, match="keep: 17 is out of range"):
+        reduce(model, inputs, Random(), 17)
+    with pytest.raises(ValueError, match="labels cannot be shortened"):
+        reduce(model, {**inputs, "labels": inputs["input_ids"]}, Full(), 1.0)
+    with pytest.raises(ValueError, match="attention_mask is missing"):
+        reduce(model, {"input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}, Full(), 1.0)
+    with pytest.raises(ValueError, match="80 image placeholders for 64 tokens"):
+        reduce(model, {**inputs, "pixel_values": inputs["pixel_values"][:4]}, Full(), 1.0)
+    with pytest.raises(ValueError, match="80 image placeholders for 0 tokens"):
+        reduce(model, {name: inputs[name] for name in ("input_ids", "attention_mask")}, Full(), 1.0)
+
+
+def test_an_image_split_over_two_rows_is_refused(model, process):
+    inputs = process(*SINGLE)
+    ids = inputs["input_ids"].clone()
+    split = {
+        "input_ids": ids.view(1, -1).repeat(2, 1),
+        "attention_mask": torch.ones(2, ids.shape[1], dtype=torch.int64),
+    }
+    split["input_ids"][0, 1:9] = 5
+    split["input_ids"][1, 9:17] = 5
+    with pytest.raises(ValueError, match="lie in two rows"):
+        shorten(model, split, [torch.zeros(TOKENS, 32)], [torch.arange(4)])
+
+
+def test_original_positions_are_refused_under_flash_attention(model, process):
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="positions: original is not safe under flash_attention_2"):
+        shorten(model, process("a b"), [], [], "original")
+    shorten(model, process("a b"), [], [], "contiguous")
+
+
+def test_a_reducer_that_breaks_its_promise_is_caught(model, process):
+    class Short(Spread):
+        def __call__(self, encoded, budget):
+            return super().__call__(encoded, budget)[:, 1:]
+
+    class Twice(Spread):
+        def __call__(self, encoded, budget):
+            return torch.zeros(len(encoded.features_BND), budget, dtype=torch.int64)
+
+    class Attentive(Spread):
+        needs = frozenset({"attention_BN"})
+
+    for reducer, message in ((Short(), "asked for"), (Twice(), "twice")):
+        with pytest.raises(AssertionError, match=message):
+            reduce(model, process(*SINGLE), reducer, 5)
+    with pytest.raises(ValueError, match="needs attention_BN"):
+        reduce(model, process(*SINGLE), Attentive(), 5)
