@@ -318,7 +318,7 @@ class Micro:
     reading: float = 0.2
     """Fraction of the steps in which the tower alone learns to read; without it the whole learns nothing."""
     reading_weight: float = 0.3
-    """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the naming loss."""
+    """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the finding loss."""
     batch_size: int = 16
     """Images a step on each device."""
     learning_rate: float = 5e-4

@@ -22,10 +22,10 @@ def test_not_a_number_is_no_result(tmp_path):
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
     files.write_json(path, 1)
-    with pytest.raises(OSError, match=r"results.json could not be written: No space left"):
-        with files.whole_file(path) as temporary:
-            temporary.write_text("half of")
-            raise OSError(errno.ENOSPC, "No space left on device")
+    expected = pytest.raises(OSError, match=r"results.json could not be written: No space left")
+    with expected, files.whole_file(path) as temporary:
+        temporary.write_text("half of")
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert json.loads(path.read_text()) == 1
     assert list(tmp_path.iterdir()) == [path]
 

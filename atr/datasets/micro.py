@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -84,12 +85,12 @@ HANDWRITING = {
 
 
 class Character(NamedTuple):
-    """A written character, its centre in pixels, and the word it belongs to."""
+    """A written character, its centre in pixels, and the question that its line answers."""
 
     character: str
     x: float
     y: float
-    word: str
+    question: str
 
 
 @dataclass(frozen=True)
@@ -183,17 +184,17 @@ def _write(
     text: str,
     font: ImageFont.FreeTypeFont,
     fill: tuple[int, ...],
+    question: str,
 ) -> list[Character]:
-    """Draw one line of text with its top left at `at`; return the centre of each of its characters."""
+    """Draw one line of text, which answers `question`, with its top left at `at`; return its characters."""
     left, top = at
     draw.text((left, top), text, font=font, fill=fill)
     middle = top + font.size * 0.65
     ends = [font.getlength(text[: i + 1]) for i in range(len(text))]
     starts = [0.0, *ends[:-1]]
-    words = [word.strip(":") for word in text.split(" ") for _ in (*word, " ")][: len(text)]
     return [
-        Character(character, left + (start + end) / 2, middle, word)
-        for character, start, end, word in zip(text, starts, ends, words, strict=True)
+        Character(character, left + (start + end) / 2, middle, question)
+        for character, start, end in zip(text, starts, ends, strict=True)
         if character != " "
     ]
 
@@ -209,7 +210,9 @@ def _docs(scene: _Scene) -> Sample:
     left = scene.integer(2, max(2, int(SIZE - 2 - max(font.getlength(line) for line in lines))))
     top = scene.integer(0, SIZE - pitch * len(lines))
     characters = [
-        c for row, line in enumerate(lines) for c in _write(draw, (left, top + row * pitch), line, font, ink)
+        character
+        for row, (key, line) in enumerate(zip(keys, lines, strict=True))
+        for character in _write(draw, (left, top + row * pitch), line, font, ink, key)
     ]
     return Sample(page, tuple(zip(keys, values, strict=True)), tuple(characters))
 
@@ -225,7 +228,7 @@ def _signs(scene: _Scene) -> Sample:
     draw.rectangle(
         (left, top, left + width, top + height), fill=scene.ink(not dark_text), outline=scene.ink(dark_text)
     )
-    characters = _write(draw, (left + 6, top + 4), text, font, scene.ink(dark_text))
+    characters = _write(draw, (left + 6, top + 4), text, font, scene.ink(dark_text), "sign")
     return Sample(image, (("sign", text),), tuple(characters))
 
 
@@ -244,7 +247,8 @@ def _charts(scene: _Scene) -> Sample:
         top = floor - tallest * value / scale
         draw.rectangle((middle - pitch * 0.3, top, middle + pitch * 0.3, floor), fill=bar, outline=ink)
         for text, height in ((str(value), top - 16), (label, floor + 2)):
-            characters += _write(draw, (middle - font.getlength(text) / 2, height), text, font, ink)
+            left = middle - font.getlength(text) / 2
+            characters += _write(draw, (left, height), text, font, ink, label)
     return Sample(
         page,
         tuple((label, str(value)) for label, value in zip(labels, values, strict=True)),
@@ -258,7 +262,11 @@ def _shapes(scene: _Scene) -> Sample:
     colour, kind, side = scene.one_of(tuple(COLOURS)), scene.one_of(KINDS), scene.one_of(SIDES)
     wanted, radius = scene.integer(1, 4), scene.integer(10, 16)
     centres: list[tuple[int, int]] = []
-    while len(centres) < wanted:
+    for attempt in count(1):
+        if len(centres) == wanted:
+            break
+        if attempt % 100 == 0:  # the first ones can leave no room for the last
+            centres.clear()
         x, y = scene.integer(radius + 2, SIZE // 2 - radius - 2), scene.integer(radius + 2, SIZE - radius - 2)
         x = x if side == "left" else SIZE - x
         if all((x - a) ** 2 + (y - b) ** 2 > (2.4 * radius) ** 2 for a, b in centres):

@@ -249,7 +249,7 @@ def train(
 ) -> bool:
     """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
 
-    Raises DivergedError, KeyboardInterrupt, and SystemExit(143) on SIGTERM.
+    Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
     """
     # Deterministic kernels are wanted, not torch's filling of all new memory with NaN that comes along (5 %).
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -266,19 +266,5 @@ def train(
         deterministic=True,
         use_distributed_sampler=False,  # the data module deals out the images itself
     )
-    _fit(trainer, module, data, checkpoint if checkpoint.exists() else None)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
     return trainer.is_global_zero
-
-
-def _fit(
-    trainer: Trainer, module: SelectorTraining, data: LightningDataModule, checkpoint: Path | None
-) -> None:
-    """Lightning answers Ctrl-C with exit code 1, and a SIGTERM nobody else handles with 0, success to DVC."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    except SystemExit as stop:
-        if trainer.received_sigterm:
-            raise SystemExit(143) from stop
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from stop
-        raise

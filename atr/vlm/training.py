@@ -39,7 +39,7 @@ class Lesson(Protocol):
 
     @property
     def characters(self) -> Sequence[tuple[str, float, float, str]]:
-        """What is written: each character, its centre (x, y) in pixels, and its word."""
+        """What is written: each character, its centre (x, y) in pixels, the question its line answers."""
 
 
 class LessonDataset(Dataset[Lesson]):
@@ -79,7 +79,7 @@ class Collator:
         self.tokenizer, self.length, self.grid = tokenizer, length, image_size // PATCH
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
-        """Images (B, H, W, 3), text and labels (B, L), characters (B, N, 2), words (B, N)."""
+        """Images (B, H, W, 3), text and labels (B, L), characters (B, N, 2), lines (B, N)."""
         text_BL = torch.full((len(lessons), self.length), self.tokenizer.pad_token_id)
         labels_BL = torch.full((len(lessons), self.length), IGNORE)
         for row, lesson in enumerate(lessons):
@@ -91,7 +91,7 @@ class Collator:
             "text": text_BL,
             "labels": labels_BL,
             "characters": torch.stack([self._characters(lesson) for lesson in lessons]),
-            "words": torch.stack([self._words(lesson) for lesson in lessons]),
+            "lines": torch.stack([self._lines(lesson) for lesson in lessons]),
         }
 
     def _tokens(self, lesson: Lesson) -> tuple[list[int], list[bool]]:
@@ -114,27 +114,26 @@ class Collator:
                 found[patch, place] = 2 + CHARACTERS.index(character) if character in CHARACTERS else OTHER
         return found
 
-    def _words(self, lesson: Lesson) -> Tensor:
-        """The first token of the word whose character comes first in each patch, else padding: (N,)."""
+    def _lines(self, lesson: Lesson) -> Tensor:
+        """The token of the question that the line in each patch answers, else padding: (N,)."""
         found = torch.full((self.grid * self.grid,), self.tokenizer.pad_token_id)
-        for patch, _, word in self._written(lesson):
-            if found[patch] == self.tokenizer.pad_token_id:
-                found[patch] = self.tokenizer(word, add_special_tokens=False).input_ids[0]
+        for patch, _, question in self._written(lesson):
+            (found[patch],) = self.tokenizer(question, add_special_tokens=False).input_ids
         return found
 
     def _written(self, lesson: Lesson) -> Iterator[tuple[int, str, str]]:
-        """Patch, character and word of all that is written inside the image, from left to right."""
-        for character, x, y, word in sorted(lesson.characters, key=lambda written: written[1]):
+        """Patch, character and question of all that is written inside the image, from left to right."""
+        for character, x, y, question in sorted(lesson.characters, key=lambda written: written[1]):
             row, column = int(y // PATCH), int(x // PATCH)
             if 0 <= row < self.grid and 0 <= column < self.grid:
-                yield row * self.grid + column, character, word
+                yield row * self.grid + column, character, question
 
 
 class MicroTraining(lightning.LightningModule):
     """First the tower alone predicts the characters of each patch; then all of the model answers as well."""
 
     character_weights: Tensor
-    word_weights: Tensor
+    line_weights: Tensor
 
     def __init__(
         self,
@@ -150,9 +149,9 @@ class MicroTraining(lightning.LightningModule):
         blanks_weigh_less = torch.ones(2 + len(CHARACTERS))
         blanks_weigh_less[BLANK] = 0.1
         self.register_buffer("character_weights", blanks_weigh_less, persistent=False)
-        padding_weighs_less = torch.ones(model.config.text_config.vocab_size)
-        padding_weighs_less[model.config.text_config.pad_token_id] = 0.1
-        self.register_buffer("word_weights", padding_weighs_less, persistent=False)
+        paddings_weigh_less = torch.ones(model.config.text_config.vocab_size)
+        paddings_weigh_less[model.config.text_config.pad_token_id] = 0.1
+        self.register_buffer("line_weights", paddings_weigh_less, persistent=False)
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
@@ -188,14 +187,14 @@ class MicroTraining(lightning.LightningModule):
         ]
         return torch.stack(losses).mean()
 
-    def naming_loss(self, image_BND: Tensor, words_BN: Tensor) -> Tensor:
-        """Weighted cross-entropy of each projected patch to the embedding of the word written there.
+    def finding_loss(self, image_BND: Tensor, lines_BN: Tensor) -> Tensor:
+        """Weighted cross-entropy of each projected patch to the embedding of the question it answers.
 
-        A question is a word: the language model finds its line once the image speaks in the same vectors.
+        Without it the language model reads, but for long takes any line for the one it was asked for.
         """
         embedding_VD = self.model.get_input_embeddings().weight
         logits_BNV = functional.linear(functional.layer_norm(image_BND, image_BND.shape[-1:]), embedding_VD)
-        return functional.cross_entropy(logits_BNV.flatten(0, 1), words_BN.flatten(), self.word_weights)
+        return functional.cross_entropy(logits_BNV.flatten(0, 1), lines_BN.flatten(), self.line_weights)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The reading loss, and after the first phase the answering loss with it."""
@@ -206,9 +205,9 @@ class MicroTraining(lightning.LightningModule):
             return reading
         image_BND = self.model.model.multi_modal_projector(features_BND)
         answering = answer_loss(self.answer_logits(image_BND, batch["text"]), batch["labels"])
-        naming = self.naming_loss(image_BND, batch["words"])
-        self.log_dict({"train/answering": answering, "train/naming": naming}, prog_bar=True)
-        return answering + self.recipe.reading_weight * (reading + naming)
+        finding = self.finding_loss(image_BND, batch["lines"])
+        self.log_dict({"train/answering": answering, "train/finding": finding}, prog_bar=True)
+        return answering + self.recipe.reading_weight * (reading + finding)
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, once there are answers to be had."""

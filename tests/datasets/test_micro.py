@@ -83,10 +83,10 @@ def test_characters_lie_where_the_text_is_drawn():
         pixels = np.asarray(page.image).astype(int)
         colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
         ink = np.abs(pixels - colours[counts.argmax()]).sum(-1) > 90
-        for _, x, y in page.characters:
+        for _, x, y, _ in page.characters:
             window = ink[max(0, round(y) - 8) : round(y) + 9, max(0, round(x) - 4) : round(x) + 5]
             assert window.any()
-        written = "".join(character for character, _, _ in page.characters)
+        written = "".join(written.character for written in page.characters)
         assert all(f"{key}:{value}" in written for key, value in page.turns)
 
 
@@ -94,10 +94,25 @@ def test_transcription_is_the_page_from_top_to_bottom():
     for index in range(200):
         lesson = micro.lesson(index, seed=0, reading=True, transcribe=1.0)
         if lesson.turns[0][0] == micro.TRANSCRIBE:
-            written = "".join(character for character, _, _ in lesson.characters).replace(":", "")
+            written = "".join(written.character for written in lesson.characters).replace(":", "")
             assert lesson.turns[0][1].replace(" ", "") == written
             return
     pytest.fail("no page was transcribed")
+
+
+@pytest.mark.parametrize("benchmark", ["docs", "signs", "charts"])
+def test_each_line_of_text_knows_the_question_it_answers(benchmark):
+    for index in range(50):
+        sample = micro.sample(benchmark, "pretrain", index, 0)
+        for question, answer in sample.turns:
+            line = "".join(written.character for written in sample.characters if written.question == question)
+            assert answer in line
+
+
+def test_shapes_never_run_out_of_room():
+    """Three big shapes can lie so that the half has no room for the fourth; these indices once never ended."""
+    for index in range(320_000, 321_500):
+        assert len(micro.sample("shapes", "train", index, 0).turns) == 4
 
 
 def test_reading_lessons_have_text():

@@ -80,13 +80,14 @@ def test_only_answers_are_learned(processor):
 
 
 def test_characters_of_a_patch_are_the_first_two_from_the_left(processor):
-    lesson = micro.Sample(
-        lessons(1)[0].image, (("a", "1"),), (("b", 10, 3), ("a", 2, 3), ("c", 13, 3), (":", 20, 20))
-    )
+    written = (("b", 10, 3, "name"), ("a", 2, 3, "name"), ("c", 13, 3, "name"), (":", 20, 20, "city"))
+    lesson = micro.Sample(lessons(1)[0].image, (("a", "1"),), written)
     found = Collator(processor.tokenizer, micro.SIZE, 8)._characters(lesson)
     assert found[0].tolist() == [2, 3]
     assert found[12 + 1].tolist() == [OTHER, BLANK]
     assert (found != BLANK).sum() == 3
+    lines = Collator(processor.tokenizer, micro.SIZE, 8)._lines(lesson)
+    assert processor.tokenizer.convert_ids_to_tokens(lines[[0, 13, 5]]) == ["name", "city", "<pad>"]
 
 
 def test_long_answers_do_not_drown_short_ones():
