@@ -82,7 +82,7 @@ def score(
     asked = [micro.sample(benchmark, split, index, seed) for index in range(count)]
     questions, right = zip(*(sample.turns[0] for sample in asked), strict=True)
     said = answers(model, processor, [sample.image for sample in asked], questions)
-    matches = [a == b for a, b in zip(said, right, strict=True)]
+    matches: list[bool] = [a == b for a, b in zip(said, right, strict=True)]
     return sum(matches) / count
 
 

@@ -105,8 +105,8 @@ def test_each_line_of_text_knows_the_question_it_answers(benchmark):
     for index in range(50):
         sample = micro.sample(benchmark, "pretrain", index, 0)
         for question, answer in sample.turns:
-            line = "".join(written.character for written in sample.characters if written.question == question)
-            assert answer in line
+            written = [w.character for w in sample.characters if w.question == question]
+            assert answer in "".join(written)
 
 
 def test_shapes_never_run_out_of_room():
