@@ -313,9 +313,9 @@ class Micro:
     """Channels of tower, projector and language model, 64 to an attention head."""
     layers: int = 4
     """Transformer layers of the tower, and as many of the language model."""
-    steps: int = 18000
+    steps: int = 24000
     """Optimizer steps of both phases."""
-    reading: float = 0.2
+    reading: float = 0.15
     """Fraction of the steps in which the tower alone learns to read; without it the whole learns nothing."""
     reading_weight: float = 0.3
     """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the finding loss."""
@@ -329,7 +329,7 @@ class Micro:
     """Steps of the linear rise of the learning rate."""
     constant: float = 0.6
     """Fraction of the steps before the learning rate falls linearly to 2 %."""
-    epochs: int = 18
+    epochs: int = 24
     """Parts of the training; after each a checkpoint and an examination on validation questions."""
     workers: int = 1
     """Processes that draw images; 0 draws in the main process."""
