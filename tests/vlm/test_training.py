@@ -28,7 +28,7 @@ def recipe(**changes):
         "epochs": 2,
         "batch_size": 2,
         "warmup_steps": 1,
-        "workers": 1,
+        "workers": 0,
     }
     return config.Micro(**{**values, "compile": False, "reading": 0.5, **changes})
 
