@@ -67,7 +67,7 @@ STAGES = {
 """The parameters each stage declares to DVC, and the only ones it is given."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
+PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
 # The spawn, fork and notebook variants are left out: they train in children and leave the parent at step 0.
 STRATEGIES = (
     "auto",
@@ -126,7 +126,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Trainer:
-    """How the stages that compute use the machine: handed to Lightning as it is."""
+    """How the stages that compute use the machine: handed to Lightning as it is, except an auto precision."""
 
     accelerator: str = "auto"
     """Lightning's name of the hardware; auto takes the best there is."""
@@ -134,8 +134,9 @@ class Trainer:
     """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU."""
     strategy: str = "auto"
     """Lightning's name of the way to use several devices."""
-    precision: int | str = "bf16-mixed"
-    """Lightning's name of the arithmetic; bfloat16 autocast is ten times as fast as float32 on our CPUs."""
+    precision: int | str = "auto"
+    """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
+    CPU without them is ten times as slow in it as in float32), else 16-mixed on CUDA and 32-true else."""
     num_nodes: int = 1
     """Machines."""
 

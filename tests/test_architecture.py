@@ -24,6 +24,7 @@ FLOORS = {
     "reporting": 2,
     "config": 1,
     "files": 1,
+    "hardware": 1,
     "tokens": 1,
     "tracking": 1,
 }
@@ -101,7 +102,7 @@ def part(module: str) -> str:
 def goes_down(module: str, imported: str) -> bool:
     """Whether an import stays in its part or goes to a lower floor, as atr/'s architecture has it."""
     upper, lower = part(module), part(imported)
-    if upper == lower or (upper, lower) == ("tracking", "config"):
+    if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
         return lower == "reduction" or imported == "atr.features.encoder"

@@ -253,9 +253,11 @@ def test_lightning_knows_the_names_and_takes_one_process_on_a_cpu():
     from lightning.pytorch.accelerators import AcceleratorRegistry
     from lightning.pytorch.strategies import StrategyRegistry
 
+    from atr.hardware import lightning_kwargs
+
     assert set(config.STRATEGIES) - {"auto"} <= set(StrategyRegistry.available_strategies())
     assert set(config.ACCELERATORS) - {"auto", "gpu"} == set(AcceleratorRegistry.available_accelerators())
-    kwargs = config.Trainer(accelerator="cpu").kwargs()
+    kwargs = lightning_kwargs(config.Trainer(accelerator="cpu"))
     assert Trainer(**kwargs, logger=False, enable_checkpointing=False).world_size == 1
 
 

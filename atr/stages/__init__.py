@@ -51,5 +51,5 @@ def _leave(stage: str, stop: BaseException) -> Never:
     if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
         raise stop
     name, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-    print(f"atr {stage}: {name}, no output was written", file=sys.stderr)
+    print(f"atr {stage}: {name}, what was not finished is left out", file=sys.stderr)
     sys.exit(code)

@@ -23,8 +23,9 @@ def main(params: config.Params, reducer: str) -> None:
 
         from atr.benchmarks.loop import save_rows
         from atr.benchmarks.summary import summarise
+        from atr.hardware import lightning_kwargs
 
-        fabric = Fabric(**params.trainer.kwargs())
+        fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
         rows, masks = _evaluate(params, reducer, fabric)
         if not fabric.is_global_zero:
@@ -52,12 +53,13 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     from atr.benchmarks.loop import answer_all, pictured, trials_of
     from atr.datasets import load_questions
     from atr.features.store import FeatureStore
+    from atr.hardware import precision_of
     from atr.reduction import REDUCERS
     from atr.vlm.answering import Answerer
 
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
     store = FeatureStore.open(EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
-    answerer = Answerer.load(params.vlm.path, params.trainer.precision, fabric.device, store, asked)
+    answerer = Answerer.load(params.vlm.path, precision_of(params.trainer), fabric.device, store, asked)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
     with fabric.device:  # weights are made where they are used
         reducers = {trial.seed: REDUCERS[reducer](trial.seed or 0, SELECTOR) for trial in trials}

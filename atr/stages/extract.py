@@ -25,6 +25,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.features.encoder import Encoder
         from atr.features.store import MANIFEST
         from atr.features.training import FeatureExtraction, StoreWriter
+        from atr.hardware import lightning_kwargs
 
         extract, (source, folder) = params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
@@ -35,7 +36,7 @@ def main(params: config.Params, split: str) -> None:
         )
         writer = StoreWriter(folder, len(images), extract.shard_images)
         trainer = Trainer(
-            **params.trainer.kwargs(),
+            **lightning_kwargs(params.trainer),
             callbacks=[writer],
             logger=False,
             use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
@@ -49,10 +50,12 @@ def main(params: config.Params, split: str) -> None:
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:
     """What the features depend on, for readers of the store to ask for; the devices are not among it."""
+    from atr.hardware import precision_of
+
     return {
         "encoder": params.encoder.name,
         "layer": layer,
-        "precision": params.trainer.precision,
+        "precision": precision_of(params.trainer),
         "batch_size": params.extract.batch_size,
         "shard_images": params.extract.shard_images,
     }

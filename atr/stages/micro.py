@@ -23,9 +23,7 @@ def main(params: config.Params) -> None:
 
     from atr import tracking
     from atr.datasets import micro
-    from atr.files import whole_folder, write_text
-    from atr.vlm.card import card
-    from atr.vlm.checkpoint import load_vlm, weight_dtype
+    from atr.hardware import lightning_kwargs
     from atr.vlm.micro import build_model, build_processor
     from atr.vlm.training import MicroTraining, train
 
@@ -35,27 +33,33 @@ def main(params: config.Params) -> None:
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
         model = build_model(processor, micro.SIZE, recipe.width, recipe.layers).train()
         started = time.monotonic()
-        examine = partial(
-            score, processor=processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed
-        )
-        module = MicroTraining(model, recipe, examine)
-        draw = partial(lesson, recipe=recipe, seed=seed)
-        is_first = train(module, draw, processor, CHECKPOINT, run.logger(), params.trainer.kwargs())
+        examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
+        module, draw = MicroTraining(model, recipe, examine), partial(lesson, recipe=recipe, seed=seed)
+        kwargs = lightning_kwargs(params.trainer)
+        is_first = train(module, draw, processor, CHECKPOINT, run.logger(), kwargs)
         if not is_first:
             return
-        minutes = (time.monotonic() - started) / 60
-        with whole_folder(MODEL) as folder:
-            model.bfloat16().save_pretrained(folder)
-            processor.save_pretrained(folder)
-            saved, loaded = load_vlm(str(folder), weight_dtype(params.trainer.precision))
-            measured = {
-                benchmark: score(saved, benchmark, loaded, "evaluate", recipe.questions, seed)
-                for benchmark in config.BENCHMARKS
-            }
-            write_text(folder / "README.md", card(params, measured, minutes))
-        run.metrics(measured)
+        run.metrics(_write(params, model, processor, (time.monotonic() - started) / 60))
         run.artifact(MODEL, folder="model")
         CHECKPOINT.unlink(missing_ok=True)
+
+
+def _write(params: config.Params, model: Any, processor: Any, minutes: float) -> dict[str, float]:
+    """The folder, whole or not at all; the held-out scores of what is in it, in float32."""
+    import torch
+
+    from atr.files import whole_folder, write_text
+    from atr.vlm.card import card
+    from atr.vlm.checkpoint import load_vlm
+
+    with whole_folder(MODEL) as folder:
+        model.bfloat16().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        saved, loaded = load_vlm(str(folder), torch.float32)
+        asked = {"split": "evaluate", "count": params.micro.questions, "seed": params.seed}
+        scores = {benchmark: score(loaded, saved, benchmark, **asked) for benchmark in config.BENCHMARKS}
+        write_text(folder / "README.md", card(params, scores, minutes))
+    return scores
 
 
 def lesson(index: int, recipe: config.Micro, seed: int) -> "Sample":
@@ -67,23 +71,17 @@ def lesson(index: int, recipe: config.Micro, seed: int) -> "Sample":
     return micro.lesson(index, seed, reading, transcribe=0.4 if step < recipe.steps / 2 else 0.2)
 
 
-def score(
-    model: Any,
-    benchmark: str,
-    processor: Any,
-    split: str,
-    count: int,
-    seed: int,
-) -> float:
+def score(processor: Any, model: Any, benchmark: str, split: str, count: int, seed: int) -> float:
     """Exact match of greedy answers to one question of each of `count` images."""
+    from atr.benchmarks.metrics import ExactMatch
     from atr.datasets import micro
     from atr.vlm.micro import answers
 
-    asked = [micro.sample(benchmark, split, index, seed) for index in range(count)]
-    questions, right = zip(*(sample.turns[0] for sample in asked), strict=True)
-    said = answers(model, processor, [sample.image for sample in asked], questions)
-    matches: list[bool] = [a == b for a, b in zip(said, right, strict=True)]
-    return sum(matches) / count
+    samples = [micro.sample(benchmark, split, index, seed) for index in range(count)]
+    said = answers(model, processor, [s.image for s in samples], [s.turns[0][0] for s in samples])
+    metric = ExactMatch()
+    metric.update(said, [[sample.turns[0][1]] for sample in samples])
+    return metric.compute().item()
 
 
 if __name__ == "__main__":

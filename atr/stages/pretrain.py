@@ -29,6 +29,7 @@ def main(params: config.Params) -> None:
         from atr.datasets import PreparedImages
         from atr.features.datamodule import FeatureDataModule
         from atr.features.store import FeatureStore
+        from atr.hardware import lightning_kwargs
         from atr.reduction.training import MaskPictures, SelectorTraining, new_autoencoder, train
 
         store = FeatureStore.open(PRETRAIN_FEATURES, expect={"encoder": params.encoder.name})
@@ -44,7 +45,7 @@ def main(params: config.Params) -> None:
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
         pictures = MaskPictures(pictured, Path(folder), lambda path: run.artifact(path, folder="masks"))
         checkpoint = CHECKPOINTS / _checkpoint(params)
-        if train(module, data, checkpoint, pictures, run.logger(), **params.trainer.kwargs()):
+        if train(module, data, checkpoint, pictures, run.logger(), **lightning_kwargs(params.trainer)):
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(SELECTOR, folder="selector")

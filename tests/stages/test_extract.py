@@ -65,7 +65,9 @@ def workspace(model, tmp_path, monkeypatch):
 
 def write_params(**changed):
     text = (ROOT / "params.yaml").read_text()
-    for key, value in ({"shard_images": 4, "accelerator": "cpu"} | changed).items():
+    for key, value in (
+        {"shard_images": 4, "accelerator": "cpu", "precision": "bf16-mixed"} | changed
+    ).items():
         text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count == 1, key
     Path("params.yaml").write_text(text)

@@ -1,0 +1,32 @@
+"""What the machine computes in: the one place where an `auto` precision is decided."""
+
+from typing import Any
+
+import torch
+
+from atr import config
+
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+"""Names in `torch.cpu.get_capabilities()`, on x86 and on Arm."""
+
+
+def precision_of(trainer: config.Trainer) -> int | str:
+    """Lightning's name of the arithmetic; auto is what the hardware has instructions for.
+
+    A CPU without bfloat16 instructions emulates them, ten times as slowly as it computes in float32.
+    """
+    if trainer.precision != "auto":
+        return trainer.precision
+    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if trainer.accelerator == "tpu":
+        return "bf16-mixed"
+    if trainer.accelerator != "cpu" and torch.backends.mps.is_available():
+        return "32-true"
+    has = torch.cpu.get_capabilities()
+    return "bf16-mixed" if any(has.get(name) for name in BFLOAT16_INSTRUCTIONS) else "32-true"
+
+
+def lightning_kwargs(trainer: config.Trainer) -> dict[str, Any]:
+    """The keyword arguments of `lightning.Trainer` and of `lightning.Fabric` on this machine."""
+    return trainer.kwargs() | {"precision": precision_of(trainer)}

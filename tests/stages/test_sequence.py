@@ -1,0 +1,139 @@
+"""Every stage in turn, by its own main and with the real log, on a handful of images of the micro world."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atr import config
+from atr.files import read_json
+from atr.stages import evaluate, extract, prepare, pretrain, report
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {
+    "accelerator": "cpu",
+    "images": 48,
+    "questions": 4,
+    "shard_images": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "mask_images": 2,
+    "collapse_after": 1.0,
+    "random_seeds": 3,
+    "bootstrap": 20,
+}
+REDUCERS = ("full", "none", "random", "selector")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project in which the whole pipeline has run on the shipped model."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "data").mkdir()
+    (folder / "data/micro").symlink_to(ROOT / "data/micro")
+    (folder / "params.yaml").write_text(parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ATR_PIPELINE", "sequence")
+        prepare.main(config.load("prepare"))
+        for split in extract.SPLITS:
+            extract.main(config.load("extract"), split)
+        pretrain.main(config.load("pretrain"))
+        for reducer in REDUCERS:
+            evaluate.main(config.load("evaluate"), reducer)
+        report.main(config.load("report"))
+    return folder
+
+
+def parameters():
+    """The shipped ones, of a size for a test; only the sections before `micro`, which no stage here reads."""
+    text, micro = (ROOT / "params.yaml").read_text().split("\nmicro:")
+    for key, value in CHANGES.items():
+        text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert count, key
+    text = re.sub(r"^  keep: \[.*\]$", "  keep: [0.2, 0.4, 0.5]", text, flags=re.MULTILINE)
+    return f"{text}\nmicro:{micro}"
+
+
+def contents(folder):
+    """All files that stages leave, by name; the log is no output."""
+    tops = ("data/prepared", "data/features", "experiments")
+    files = [path for top in tops for path in (folder / top).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not is_log(path)}
+
+
+def is_log(path):
+    return path.name.startswith("mlflow") or "mlruns" in path.parts or "mlartifacts" in path.parts
+
+
+def test_each_benchmark_is_answered_by_each_reducer(project):
+    for reducer in REDUCERS:
+        summary = read_json(project / "experiments/evaluate" / reducer / "summary.json")
+        assert {score.get("benchmark") for score in summary["scores"]} >= set(config.BENCHMARKS)
+        assert summary["parameters"]["seed"] == 0 and summary["provenance"]["versions"]
+        lines = (project / "experiments/evaluate" / reducer / "results.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert {row["tokens"] for row in rows} == {"full": {144}, "none": {0}}.get(reducer, {29, 58, 72})
+
+
+def test_the_report_shows_every_benchmark(project):
+    page = (project / "experiments/report/report.html").read_text()
+    assert all(benchmark in page for benchmark in config.BENCHMARKS)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_all_stages_are_logged_under_one_parent(project):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'experiments/mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "atr"]
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == len(runs) - 1 == 1 + 2 + 1 + len(REDUCERS) + 1
+    assert {run.data.tags["stage"] for run in children} == {
+        "prepare", "extract", "pretrain", "evaluate", "report",
+    }  # fmt: skip
+    assert {run.info.status for run in children} == {"FINISHED"}
+
+
+INTERRUPTED = """
+import os, runpy, sys, time
+from importlib import import_module
+stage, owner, name, number, *arguments = sys.argv[1:]
+def interrupt(*_, **__):
+    os.kill(os.getpid(), int(number))
+    time.sleep(60)
+setattr(import_module(owner), name, interrupt)
+sys.argv = [stage, *arguments]
+runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "stage, owner, name, arguments",
+    [
+        ("prepare", "atr.datasets.questions", "save_questions", ()),
+        ("evaluate", "atr.benchmarks.loop", "save_rows", ("full",)),
+        ("report", "atr.reporting.html", "render", ()),
+    ],
+)
+@pytest.mark.parametrize("number, code", [(2, 130), (15, 143)])
+def test_a_signal_keeps_what_was_finished(project, stage, owner, name, arguments, number, code):
+    before = contents(project)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, stage, owner, name, str(number), *arguments],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert contents(project) == before
+    assert not list(project.rglob("*.part"))
