@@ -28,10 +28,14 @@ RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def kept_fraction(mask_BN: Tensor) -> Tensor:
-    """L_pr, the share of kept tokens; over the batch: a full image may keep more than an empty one."""
-    return mask_BN.mean()
+    """L_pr of each image, the share of its tokens that are kept; kept_B."""
+    return mask_BN.mean(dim=1)
 
 
-def at_least(kept: Tensor, p: float) -> Tensor:
-    """max(L_pr, p), the second term of Eq. 7: below p nothing is gained by dropping more."""
-    return kept.clamp_min(p)
+def at_least(kept_B: Tensor, p: float) -> Tensor:
+    """max(L_pr, p), the second term of Eq. 7, a mean over images: below p nothing is gained by dropping more.
+
+    The maximum is taken of each image, as the equation has it, and not of the batch: full images would keep
+    their tokens at the cost of empty ones, and the order among them, which a fixed budget needs, be unlearned.
+    """
+    return kept_B.clamp_min(p).mean()

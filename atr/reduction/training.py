@@ -69,13 +69,13 @@ class SelectorTraining(LightningModule):
     def _terms(self, restored_BND: Tensor, features_BND: Tensor, mask_BN: Tensor) -> dict[str, Tensor]:
         """Eq. 7 term by term."""
         reconstruction = self._distance(restored_BND, features_BND)
-        kept = losses.kept_fraction(mask_BN)
-        proportion = losses.at_least(kept, self.pretrain.keep)
+        kept_B = losses.kept_fraction(mask_BN)
+        proportion = losses.at_least(kept_B, self.pretrain.keep)
         return {
             "loss": reconstruction + proportion,
             "loss_reconstruction": reconstruction,
             "loss_kept": proportion,
-            "kept": kept,
+            "kept": kept_B.mean(),
         }
 
     def _distance(self, restored_BND: Tensor, features_BND: Tensor) -> Tensor:

@@ -28,10 +28,14 @@ def test_guessing_the_mean_leaves_all_variance_unexplained():
     assert losses.unexplained_variance(guess, features, variance).item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(("kept", "expected", "slope"), [(4, 0.5, 1.0), (2, 0.3, 0.0), (0, 0.3, 0.0)])
-def test_kept_fraction_counts_down_to_p_and_no_further(kept, expected, slope):
+@pytest.mark.parametrize(
+    ("kept", "expected", "slopes"),
+    [(8, 1.0, (1, 1)), (6, 0.75, (1, 1)), (4, (1 + 0.3) / 2, (1, 0)), (1, 0.3, (0, 0)), (0, 0.3, (0, 0))],
+)
+def test_the_kept_fraction_of_each_image_counts_down_to_p_and_no_further(kept, expected, slopes):
+    """Two images of four tokens, of which the first `kept` of all are kept."""
     mask = (torch.arange(8) < kept).float().reshape(2, 4).requires_grad_()
     proportion = losses.at_least(losses.kept_fraction(mask), 0.3)
     proportion.backward()
     assert proportion.item() == pytest.approx(expected)
-    assert (mask.grad == slope / 8).all()
+    assert torch.equal(mask.grad, torch.tensor(slopes)[:, None].expand(2, 4) / 8)

@@ -20,7 +20,7 @@ from atr.reduction.training import (
 )
 from atr.tokens import mask_of, top_k_BK
 
-SHORT = Pretrain(epochs=1, batch_size=32, learning_rate=1e-2, initial_bias=1.0, keep=4 / 9)
+SHORT = Pretrain(epochs=1, batch_size=32, learning_rate=1e-2, initial_bias=1.0, keep=5 / 9)
 
 
 def page(images, seed):
@@ -84,8 +84,9 @@ def trained():
 def test_kept_fraction_falls_to_p_and_stays(trained):
     _, kept = trained
     assert sum(kept[:5]) / 5 > 0.65
+    # One image's sample of nine tokens strays by a token or so from its mean, and only above p is it pulled back.
     for start in range(150, 300, 50):
-        assert sum(kept[start : start + 50]) / 50 == pytest.approx(SHORT.keep, abs=0.08)
+        assert SHORT.keep - 1 / 9 <= sum(kept[start : start + 50]) / 50 <= SHORT.keep + 0.02
 
 
 def test_copies_are_dropped_first(trained):
@@ -135,7 +136,7 @@ def test_loss_that_is_not_finite_stops_the_run():
 def test_selector_that_keeps_everything_stops_the_run():
     stuck = replace(SHORT, learning_rate=1e-6, initial_bias=8.0)
     with pytest.raises(
-        DivergedError, match=r"kept fraction is (1.000|0.99.) after 11 steps, outside \[0.222"
+        DivergedError, match=r"kept fraction is (1.000|0.99.) after 11 steps, outside \[0.278"
     ):
         train(stuck, page(20 * 32, seed=0)[0], CollapseGuard(stuck))
 

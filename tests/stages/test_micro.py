@@ -1,0 +1,60 @@
+"""The micro stage on a model of a size for a test: trained, saved, examined, and loaded again."""
+
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from atr import config
+from atr.benchmarks.metrics import exact_match
+from atr.datasets.micro import sample
+from atr.stages import micro
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.micro import answers
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "width": 64, "layers": 1, "steps": 4, "batch_size": 2, "warmup_steps": 1, "epochs": 2, "workers": 0,
+    "compile": "false", "reading": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def logged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(micro, "VALIDATION_QUESTIONS", 2)
+    above, section = (ROOT / "params.yaml").read_text().split("\nmicro:")
+    for key, value in (RECIPE | {"questions": 3}).items():
+        section, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", section, flags=re.MULTILINE)
+        assert count == 1, key
+    above = above.replace("accelerator: auto", "accelerator: cpu")
+    Path("params.yaml").write_text(f"{above}\nmicro:{section}")
+    metrics = {}
+    log = SimpleNamespace(metrics=metrics.update, artifact=lambda *_, **__: None, logger=DummyLogger)
+    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))
+    return metrics
+
+
+def test_what_it_leaves_is_loaded_and_scores_as_its_card_says(logged):
+    micro.main(config.load("micro"))
+    model, processor = load_vlm(str(micro.MODEL), torch.float32)
+    assert set(logged) == set(config.BENCHMARKS)
+    card = (micro.MODEL / "README.md").read_text()
+    for benchmark, score in logged.items():
+        drawn = [sample(benchmark, "evaluate", index, 0) for index in range(3)]
+        said = answers(model, processor, [s.image for s in drawn], [s.turns[0][0] for s in drawn])
+        right = [exact_match(a, [s.turns[0][1]]) for a, s in zip(said, drawn, strict=True)]
+        assert score == pytest.approx(sum(right) / 3)
+        assert f"| {benchmark} | {score:.3f} |" in card
+    assert not micro.CHECKPOINT.exists()
+
+
+def test_fewer_pages_are_transcribed_in_the_second_half():
+    recipe = config.Micro(steps=4000, epochs=1, batch_size=1, reading=0.0)
+    asked = [micro.lesson(index, recipe, 0).turns[0][0] for index in (*range(400), *range(3600, 4000))]
+    first, second = asked[:400].count("transcribe"), asked[400:].count("transcribe")
+    assert first > 1.3 * second > 0

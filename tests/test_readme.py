@@ -1,0 +1,48 @@
+"""What README tells a user to type is run as it is printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
+    from atr import FeatureSelector
+    from atr.datasets import micro
+    from atr.vlm.checkpoint import load_vlm
+
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    model, processor = load_vlm(str(ROOT / "data/micro/llava"), torch.float32)
+    selector = FeatureSelector(192, (12, 12), encoder="micro", layer=-1)
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    selector.save_pretrained(tmp_path / "experiments/pretrain/selector")
+    monkeypatch.chdir(tmp_path)
+    lengths = []
+    monkeypatch.setattr(
+        model.model.language_model,
+        "forward",
+        lambda *args, _forward=model.model.language_model.forward, **kwargs: (
+            lengths.append(kwargs["inputs_embeds"].shape[1]) or _forward(*args, **kwargs)
+        ),
+    )
+    image = micro.sample("docs", "evaluate", 0, 0).image
+    exec(example, {"model": model, "processor": processor, "image": image, "prompt": "<image> total"})
+    assert lengths[0] == 1 + round(0.4 * 144) + 1, (
+        "the language model sees <s>, 40 % of 144 tokens, the question"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
+def test_what_readme_links_to_is_there(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize(
+    "target", sorted(set(re.findall(r"`make (\w+)`|^make (\w+)", README, flags=re.MULTILINE)))
+)
+def test_what_readme_makes_is_a_target(target):
+    assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
