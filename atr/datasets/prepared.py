@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from atr.datasets.decoding import decode
 from atr.files import read_json, sha256, whole_file, write_json
 
 MANIFEST = "manifest.json"
@@ -92,12 +93,3 @@ def _row_group(path: Path, group: int) -> list[bytes]:
     with pq.ParquetFile(path) as file:
         contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
     return contents
-
-
-def decode(content: bytes | Path, name: str) -> Image.Image:
-    """Decode a picture to RGB; raises ValueError with `name` if it cannot be read whole."""
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from None

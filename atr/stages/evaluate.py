@@ -1,5 +1,6 @@
 """Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
 
+import sys
 from argparse import ArgumentParser
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ def main(params: config.Params, reducer: str) -> None:
         from lightning.fabric import Fabric
 
         from atr.benchmarks.loop import save_rows
-        from atr.benchmarks.summary import summarise
+        from atr.benchmarks.summary import summarise, unanswered
 
         fabric = Fabric(**params.trainer.kwargs())
         fabric.launch()
@@ -42,6 +43,7 @@ def main(params: config.Params, reducer: str) -> None:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", masks)
+        sys.stderr.writelines(unanswered(rows))
         for score in summary["scores"]:
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * score["keep"]))
         run.artifact(EVALUATE / reducer)
@@ -49,7 +51,7 @@ def main(params: config.Params, reducer: str) -> None:
 
 def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list["Row"], dict[str, Any]]:
     """The answers, of which each process gives a share, and the tokens that pictures show as kept."""
-    from atr.benchmarks.loop import answer_all, pictured, trials_of
+    from atr.benchmarks.loop import answer_all, pictured, single, trials_of
     from atr.datasets import load_questions
     from atr.features.store import FeatureStore
     from atr.reduction import REDUCERS
@@ -65,7 +67,7 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
         questions,
         answerer.batches([question.question for question in questions], asked.batch_size),
         trials,
-        answerer.prepare,
+        lambda images, texts: answerer.prepare(single(images), texts),
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
     )

@@ -28,7 +28,7 @@ MODEL = config.VLMS["micro"].path
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
     Question(
-        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], image, text, ["17"]
+        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], [image], text, ["17"]
     )
     for image in IMAGES
     for turn, text in enumerate(("total", "name of page"))
