@@ -1,6 +1,7 @@
 """The evaluation loop, written once: it sees questions and a callable that answers them, never a model."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,6 +162,7 @@ def _answer(
             return [row for rows in alone for row in rows]
         causes.append(error)
         reason = f"{type(error).__name__}: {error}"
+        tqdm.write(f"no answer to {asked[0].id}: {reason}", file=sys.stderr)
         return [_row(asked[0], trial, status=FAILED, error=reason) for trial in trials]
 
     try:

@@ -104,12 +104,3 @@ def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str,
         **{status: sum(point.counts[status] for point in points) for status in STATUSES},
         "seeds": len(seed_means_S),
     }
-
-
-def unanswered(rows: Iterable[Row]) -> list[str]:
-    """One line for each question without an answer: its status, under how many trials, and why."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.status != ANSWERED:
-            found.setdefault((row.id, row.status), []).append(row.error)
-    return [f"{id} {status} in {len(why)} trials: {why[0]}\n" for (id, status), why in found.items()]

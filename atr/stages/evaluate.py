@@ -1,6 +1,5 @@
 """Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
 
-import sys
 from argparse import ArgumentParser
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ def main(params: config.Params, reducer: str) -> None:
         from lightning.fabric import Fabric
 
         from atr.benchmarks.loop import save_rows
-        from atr.benchmarks.summary import summarise, unanswered
+        from atr.benchmarks.summary import summarise
 
         fabric = Fabric(**params.trainer.kwargs())
         fabric.launch()
@@ -43,7 +42,6 @@ def main(params: config.Params, reducer: str) -> None:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", masks)
-        sys.stderr.writelines(unanswered(rows))
         for score in summary["scores"]:
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * score["keep"]))
         run.artifact(EVALUATE / reducer)

@@ -95,13 +95,14 @@ def test_it_stops_long_before_it_has_asked_everything():
     assert len(asked) == HOPELESS
 
 
-def test_a_question_that_fails_is_counted_and_its_batch_is_answered():
+def test_a_question_that_fails_is_told_and_counted_and_its_batch_is_answered(capsys):
     def failing(images, trial):
         if "docs/1" in images and trial.keep == 0.5:
             raise OverflowError("too long")
         return answer(images, trial)
 
     rows = answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing)
+    assert "no answer to docs/1#0: OverflowError: too long\n" in capsys.readouterr().err
     failed = [row for row in rows if row.status != "answered"]
     assert [(row.id, row.keep, row.status, row.error) for row in failed] == [
         ("docs/1#0", 0.5, "failed", "OverflowError: too long")
