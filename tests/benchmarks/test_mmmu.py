@@ -45,10 +45,11 @@ def test_an_answer_that_gives_none_is_the_same_guess_each_time():
         ("so x = 3.14159", {3.14}),
         ("x", {" x", "x "}),
         ("it is -7 degrees", {"-7 degrees", -7.0}),
-        ("2e3 volts", {"2e3 volts", 2000.0}),
+        ("2e3 volts", {"2e3 volts", 2000.0, 3.0}),
         ("The sum is 5\nThus it is 12 cm", {5.0, "12 cm", 12.0}),
         ("Brown hare", {"brown hare"}),
-        ("= 3\ntotal", {"= 3\ntotal"}),  # "=" counts in the last line alone; without any, all of it is meant
+        ("r = 3\ntotal", {"r = 3\ntotal", 3.0}),  # "=" counts in the last line alone: all of it is meant
+        ("total\nr = 3", {3.0}),
     ],
 )
 def test_what_an_open_answer_means(answer, meant):

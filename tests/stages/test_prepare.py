@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the stage with changes to its parameters; gives the questions, their images and what was logged."""
+    """Runs the stage with changes to its parameters; gives questions, images and what was logged."""
     monkeypatch.chdir(tmp_path)
     logged = {}
     log = SimpleNamespace(metrics=logged.update, artifact=lambda *_: None)
