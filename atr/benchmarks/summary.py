@@ -57,8 +57,7 @@ def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
         raise ValueError(
             f"{rows[0].benchmark}: nothing is answered at kept fraction {rows[0].keep}: {reason}"
         )
-    score_SU = _lowest([[row.score for row in line] for line in lines] for lines in answered)
-    anls_SU = _lowest([[row.anls for row in line] for line in lines] for lines in answered)
+    score_SU, anls_SU = _lowest(answered, "score"), _lowest(answered, "anls")
     draw = np.random.default_rng([seed, zlib.crc32(rows[0].benchmark.encode())])
     chosen_RU = draw.integers(len(answered), size=(resamples, len(answered)))
     mean_R = score_SU.mean(axis=0)[chosen_RU].mean(axis=1)
@@ -82,9 +81,10 @@ def _status(rows: Iterable[Row]) -> str:
     return next((row.status for row in rows if row.status != ANSWERED), ANSWERED)
 
 
-def _lowest(values: Iterable[list[list[float | None]]]) -> Floats:
-    """The lowest value of each unit under each seed, float64 (S, U), of lists by unit, seed and question."""
-    return np.array([[min(line) for line in lines] for lines in values], dtype=np.float64).T.copy()
+def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
+    """The lowest score (or anls) of each answered unit under each seed, float64 (S, U)."""
+    lowest_US = [[min(getattr(row, key) for row in line) for line in lines] for lines in units]
+    return np.array(lowest_US, dtype=np.float64).T.copy()
 
 
 def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str, Any]:

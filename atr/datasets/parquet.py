@@ -106,7 +106,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     """The hub stores an image as its bytes and the path it came from, older datasets as bytes alone."""
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 @lru_cache(maxsize=64)

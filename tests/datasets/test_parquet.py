@@ -70,8 +70,8 @@ def test_what_is_no_parquet_is_named(hub, tmp_path):
 
 
 def test_a_hub_out_of_reach_says_what_else_to_do():
-    with pytest.raises(ValueError, match=r"lmms-lab/ai2d cannot be read from the hub, download it to FOLDER"):
-        parquet.find("hub", "lmms-lab/ai2d", "data/test-*.parquet")
+    with pytest.raises(ValueError, match=r"org/no-such cannot be read from the hub, download it to FOLDER"):
+        parquet.find("hub", "org/no-such", "data/test-*.parquet")
 
 
 def test_the_hubs_files_are_found_where_it_puts_them(hub, tmp_path, monkeypatch):
