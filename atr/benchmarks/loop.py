@@ -155,35 +155,58 @@ def _answer(
     causes: list[Exception],
 ) -> list[Row]:
     """Rows of a batch under all trials, and of each question on its own where the batch fails."""
+    rows, failed = _together(asked, trials, prepare, answer, causes)
+    # Here, out of every except clause, the memory of the batch that failed is free again.
+    for question in asked if failed else ():
+        rows += _answer([question], failed, prepare, answer, causes)
+    return rows
 
-    def failed(trials: Sequence[Trial], error: Exception) -> list[Row]:
-        if len(asked) > 1:
-            alone = (_answer([question], trials, prepare, answer, causes) for question in asked)
-            return [row for rows in alone for row in rows]
-        causes.append(error)
-        reason = f"{type(error).__name__}: {error}"
-        tqdm.write(f"no answer to {asked[0].id}: {reason}", file=sys.stderr)
-        return [_row(asked[0], trial, status=FAILED, error=reason) for trial in trials]
 
+def _together(
+    asked: Sequence[Question],
+    trials: Sequence[Trial],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
+    answer: Callable[[Batch, Trial], Sequence[Reply]],
+    causes: list[Exception],
+) -> tuple[list[Row], list[Trial]]:
+    """Rows of a batch, and the trials under which it failed; a single question has rows under those too."""
+    rows: list[Row] = []
+    failed: list[Trial] = []
     try:
         batch = prepare([question.images for question in asked], [question.question for question in asked])
     except Exception as error:
-        return failed(trials, error)
-    rows: list[Row] = []
+        if len(asked) > 1:
+            return rows, list(trials)
+        return _failed(asked[0], trials, error, causes), failed
     for trial in trials:
         try:
             replies = answer(batch, trial)
             rows += [_scored(*pair, trial) for pair in zip(asked, replies, strict=True)]
         except Exception as error:
-            rows += failed([trial], error)
-    return rows
+            if len(asked) > 1:
+                failed.append(trial)
+            else:
+                rows += _failed(asked[0], [trial], error, causes)
+    return rows, failed
 
 
-def _check_hope(rows: Sequence[Row], causes: Sequence[Exception], limit: int) -> None:
+def _failed(
+    question: Question, trials: Sequence[Trial], error: Exception, causes: list[Exception]
+) -> list[Row]:
+    if not causes:
+        causes.append(error)
+    reason = f"{type(error).__name__}: {error}"
+    tqdm.write(f"no answer to {question.id}: {reason}", file=sys.stderr)
+    return [_row(question, trial, status=FAILED, error=reason) for trial in trials]
+
+
+def _check_hope(rows: Sequence[Row], causes: list[Exception], limit: int) -> None:
     """Raise the first failure where `limit` questions have failed and none is answered."""
+    if any(row.status == ANSWERED for row in rows):
+        causes.clear()
+        return
     failures = [row for row in rows if row.status == FAILED]
-    answered = any(row.status == ANSWERED for row in rows)
-    if not answered and len({row.id for row in failures}) >= limit:
+    if len({row.id for row in failures}) >= limit:
         first, cause = failures[0], next(iter(causes), None)
         kind = ValueError if isinstance(cause, ValueError) else RuntimeError
         where = f"keep {first.keep}, seed {first.seed}"

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -111,6 +112,18 @@ def test_a_question_that_fails_is_told_and_counted_and_its_batch_is_answered(cap
     kept = [row for row in rows if row.status == "answered"]
     assert kept == [row for row in answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer) if row in kept]
     assert len(kept) == len(rows) - 1
+
+
+def test_a_batch_that_is_too_large_is_let_go_before_its_questions_are_tried_alone():
+    """An exception being handled holds the tensors of what failed, and the next try would fail as well."""
+
+    def full(images, trial):
+        if sys.exc_info()[0] is not None or len(images) > 1:
+            raise MemoryError("full")
+        return answer(images, trial)
+
+    rows = answer_all(QUESTIONS, BATCHES, TRIALS, prepare, full)
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
 
 
 def test_an_unreadable_question_is_never_asked():
