@@ -54,7 +54,13 @@ BENCHMARKS = {
     "digits": "general",
     "scenes": "general",
 }
-"""The group of every benchmark: the paper draws text-based and general tasks apart."""
+"""The benchmarks of the micro world, and their groups: the paper draws text-based and general tasks apart."""
+PAPER_BENCHMARKS = {
+    **dict.fromkeys(("textvqa", "docvqa", "infovqa", "chartqa", "mmbench"), "text"),
+    **dict.fromkeys(("ai2d", "gqa", "mmmu", "mmstar", "scienceqa"), "general"),
+}
+GROUPS = BENCHMARKS | PAPER_BENCHMARKS
+"""The group of every benchmark."""
 
 STAGES = {
     "prepare": ("seed", "prepare"),
@@ -165,20 +171,24 @@ class Prepare:
     """Images to pretrain on and questions to evaluate with."""
 
     source: str = "micro"
-    """Where the pretraining images come from: the micro world, or a folder of images."""
+    """Where the pretraining images come from: the micro world, coco, or a folder of images."""
     images: int = 8192
     """Pretraining images; the paper takes 100,000."""
     questions: int = 300
-    """Held-out questions of each benchmark."""
+    """Held-out questions of each benchmark, a seeded sample; one that has fewer gives all of them."""
     benchmarks: list[str] = field(default_factory=lambda: list(BENCHMARKS))
-    """Names of the benchmarks; their images are of the same kinds as the pretraining ones."""
+    """Names of the benchmarks; those of the micro world are of the same kinds as its pretraining images."""
+    repository: str = "hub"
+    """Where coco and the paper's benchmarks lie: hub, or a folder with each dataset under its hub id."""
 
     def __post_init__(self) -> None:
-        is_source = self.source == "micro" or Path(self.source).is_dir()
-        _check("prepare.source", self.source, is_source, "micro, or a folder that exists")
+        is_source = self.source in ("micro", "coco") or Path(self.source).is_dir()
+        _check("prepare.source", self.source, is_source, "micro, coco, or a folder that exists")
+        is_repository = self.repository == "hub" or Path(self.repository).is_dir()
+        _check("prepare.repository", self.repository, is_repository, "hub, or a folder that exists")
         _check("prepare.images", self.images, self.images >= 1, "images >= 1")
         _check("prepare.questions", self.questions, self.questions >= 1, "questions >= 1")
-        _check_names("prepare.benchmarks", self.benchmarks, BENCHMARKS)
+        _check_names("prepare.benchmarks", self.benchmarks, GROUPS)
 
 
 @dataclass(frozen=True)

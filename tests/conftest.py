@@ -1,4 +1,7 @@
 import os
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,3 +14,18 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 def own_mlflow_file(monkeypatch):
     """Lightning's MLflow logger leaves its URI in the environment, and with it the file of another test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def hub():
+    """The maker of datasets in the schemas of the paper's benchmarks."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("hub.py"))))
+
+
+@pytest.fixture(scope="session")
+def repository(hub, tmp_path_factory):
+    """Folder of all these datasets, to be read only."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in hub.DATASETS:
+        hub.write(folder, name)
+    return folder

@@ -219,7 +219,7 @@ def test_the_names_in_config_are_those_of_the_registries():
     from atr.reduction import REDUCERS
 
     assert set(config.REDUCERS) == set(REDUCERS)
-    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.BENCHMARKS
+    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 
 def test_the_lazy_exports_are_the_things_themselves():

@@ -1,8 +1,9 @@
 """The evaluation loop, written once: it sees questions and a callable that answers them, never a model."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,9 @@ from atr.benchmarks.metrics import anls
 from atr.files import write_text
 
 Batch = TypeVar("Batch")
+ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
+HOPELESS = 16
+"""Questions that fail one after the other before anything is answered: the model fails, not the questions."""
 
 
 class Question(Protocol):
@@ -32,8 +36,8 @@ class Question(Protocol):
         """Its benchmark's group."""
 
     @property
-    def image(self) -> str:
-        """Name of the image."""
+    def images(self) -> Sequence[str]:
+        """Names of its images, in the order of the prompt; none for a question without image."""
 
     @property
     def question(self) -> str:
@@ -41,7 +45,19 @@ class Question(Protocol):
 
     @property
     def answers(self) -> Sequence[str]:
-        """The texts that are right, one or more."""
+        """The texts that are right, one or more; of a multiple choice, its letter."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The texts of a multiple choice in the order of their letters; none if the question is open."""
+
+    @property
+    def unit(self) -> str:
+        """Name shared by the questions that count as right only together; empty if it counts alone."""
+
+    @property
+    def unreadable(self) -> str:
+        """Why its images could not be read, empty if they could."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +70,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """One answer to one question, a line of results.jsonl; `tokens` visual tokens were seen for it."""
+    """One question under one trial, a line of results.jsonl; `tokens` visual tokens were seen for it.
+
+    Where there is no answer the status says why, `error` in words, and there is no score.
+    """
 
     id: str
     benchmark: str
     group: str
     image: str
+    """The first of `images`, empty if there is none."""
     question: str
     answer: str
+    """The first of `answers`."""
     keep: float
     seed: int | None
     tokens: int
     prediction: str
-    score: float
-    anls: float
+    score: float | None
+    anls: float | None
+    status: str = ANSWERED
+    """answered, unreadable (an image) or failed (the generation)."""
+    error: str = ""
+    images: Sequence[str] = field(default_factory=list)
+    answers: Sequence[str] = field(default_factory=list)
+    choices: Sequence[str] = field(default_factory=list)
+    unit: str = ""
 
 
 Reply = tuple[str, int]
@@ -86,7 +114,7 @@ def answer_all(
     questions: Sequence[Question],
     batches: Sequence[Sequence[int]],
     trials: Sequence[Trial],
-    prepare: Callable[[Sequence[str], Sequence[str]], Batch],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
     answer: Callable[[Batch, Trial], Sequence[Reply]],
     share: tuple[int, int] = (0, 1),
 ) -> list[Row]:
@@ -94,34 +122,95 @@ def answer_all(
 
     `batches` hold indices of questions; `prepare` makes the images and texts of one ready for all trials.
     With `share` (rank, processes) every process answers its part of the batches, and all get the rows of all.
-    Raises RuntimeError (ValueError where the cause is one) naming trial and questions for any failure: an
-    answer that could not be given is not an empty answer, and is never scored as one.
+    Questions of a batch that fails are tried one by one. One that fails alone, or whose images could not be
+    read, has a row that says so: an answer that could not be given is no empty answer, and has no score.
+    Raises RuntimeError (ValueError where the cause is one) naming trial and question if nothing is answered.
     """
     rank, processes = share
     mine = batches[rank::processes]
     rows: list[Row] = []
+    causes: list[Exception] = []
     with tqdm(total=len(trials) * sum(map(len, mine)), unit="answer", disable=rank > 0) as bar:
         for indices in mine:
             asked = [questions[index] for index in indices]
-            batch = prepare([question.image for question in asked], [question.question for question in asked])
-            for trial in trials:
-                rows += _answer(asked, batch, trial, answer)
-                bar.update(len(asked))
-    table = {(Trial(row.keep, row.seed), row.id): row for row in _gather(rows, processes)}
-    assert len(table) == len(trials) * len(questions), "every question is answered once under every trial"
+            rows += [
+                _unread(question, trial) for question in asked if question.unreadable for trial in trials
+            ]
+            readable = [question for question in asked if not question.unreadable]
+            rows += _answer(readable, trials, prepare, answer, causes) if readable else []
+            _check_hope(rows, causes, HOPELESS)
+            bar.update(len(trials) * len(asked))
+    rows = _gather(rows, processes)
+    _check_hope(rows, causes, 1)
+    table = {(Trial(row.keep, row.seed), row.id): row for row in rows}
+    assert len(table) == len(trials) * len(questions), "every question is asked once under every trial"
     return [table[trial, question.id] for trial in trials for question in questions]
 
 
 def _answer(
-    asked: Sequence[Question], batch: Batch, trial: Trial, answer: Callable[[Batch, Trial], Sequence[Reply]]
+    asked: Sequence[Question],
+    trials: Sequence[Trial],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
+    answer: Callable[[Batch, Trial], Sequence[Reply]],
+    causes: list[Exception],
 ) -> list[Row]:
+    """Rows of a batch under all trials, and of each question on its own where the batch fails."""
+    rows, failed = _together(asked, trials, prepare, answer, causes)
+    # Here, out of every except clause, the memory of the batch that failed is free again.
+    for question in asked if failed else ():
+        rows += _answer([question], failed, prepare, answer, causes)
+    return rows
+
+
+def _together(
+    asked: Sequence[Question],
+    trials: Sequence[Trial],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
+    answer: Callable[[Batch, Trial], Sequence[Reply]],
+    causes: list[Exception],
+) -> tuple[list[Row], list[Trial]]:
+    """Rows of a batch, and the trials under which it failed; a single question has rows under those too."""
+    rows: list[Row] = []
+    failed: list[Trial] = []
     try:
-        replies = answer(batch, trial)
-        return [_score(*pair, trial) for pair in zip(asked, replies, strict=True)]
+        batch = prepare([question.images for question in asked], [question.question for question in asked])
     except Exception as error:
-        names = ", ".join(question.id for question in asked)
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
-        raise kind(f"keep {trial.keep}, seed {trial.seed}: no answer to {names}: {error}") from error
+        if len(asked) > 1:
+            return rows, list(trials)
+        return _failed(asked[0], trials, error, causes), failed
+    for trial in trials:
+        try:
+            replies = answer(batch, trial)
+            rows += [_scored(*pair, trial) for pair in zip(asked, replies, strict=True)]
+        except Exception as error:
+            if len(asked) > 1:
+                failed.append(trial)
+            else:
+                rows += _failed(asked[0], [trial], error, causes)
+    return rows, failed
+
+
+def _failed(
+    question: Question, trials: Sequence[Trial], error: Exception, causes: list[Exception]
+) -> list[Row]:
+    if not causes:
+        causes.append(error)
+    reason = f"{type(error).__name__}: {error}"
+    tqdm.write(f"no answer to {question.id}: {reason}", file=sys.stderr)
+    return [_row(question, trial, status=FAILED, error=reason) for trial in trials]
+
+
+def _check_hope(rows: Sequence[Row], causes: list[Exception], limit: int) -> None:
+    """Raise the first failure where `limit` questions have failed and none is answered."""
+    if any(row.status == ANSWERED for row in rows):
+        causes.clear()
+        return
+    failures = [row for row in rows if row.status == FAILED]
+    if len({row.id for row in failures}) >= limit:
+        first, cause = failures[0], next(iter(causes), None)
+        kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+        where = f"keep {first.keep}, seed {first.seed}"
+        raise kind(f"{where}: no answer to {first.id}, nor to any other: {first.error}") from cause
 
 
 def _gather(rows: list[Row], processes: int) -> list[Row]:
@@ -130,6 +219,14 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
     if processes > 1:
         torch.distributed.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
+
+
+def single(images: Sequence[Sequence[str]]) -> list[str]:
+    """The one image of each question; raises ValueError for a question with another number of them."""
+    for names in images:
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} images are not allowed, questions about one are")
+    return [names[0] for names in images]
 
 
 def save_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -145,25 +242,50 @@ def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[li
     """
     images: dict[str, dict[str, None]] = {}
     for question in [question for question in questions if question.group == "text"] or questions:
-        images.setdefault(question.benchmark, {})[question.image] = None
+        images.setdefault(question.benchmark, {}).update(dict.fromkeys(question.images))
     first = [image for names in images.values() for image in list(names)[:3]]
     return first, min(trials, key=lambda trial: abs(trial.keep - 0.4))
 
 
-def _score(question: Question, reply: Reply, trial: Trial) -> Row:
+def _scored(question: Question, reply: Reply, trial: Trial) -> Row:
     """Score one prediction by its benchmark's own score and by ANLS."""
     prediction, tokens = reply
+    score = BENCHMARKS[question.benchmark].score(prediction, question)
+    similarity = anls(prediction, question.answers)
+    return _row(question, trial, tokens=tokens, prediction=prediction, score=score, anls=similarity)
+
+
+def _unread(question: Question, trial: Trial) -> Row:
+    return _row(question, trial, status=UNREADABLE, error=question.unreadable)
+
+
+def _row(
+    question: Question,
+    trial: Trial,
+    tokens: int = 0,
+    prediction: str = "",
+    score: float | None = None,
+    anls: float | None = None,
+    status: str = ANSWERED,
+    error: str = "",
+) -> Row:
     return Row(
         id=question.id,
         benchmark=question.benchmark,
         group=question.group,
-        image=question.image,
+        image=next(iter(question.images), ""),
         question=question.question,
         answer=question.answers[0],
         keep=trial.keep,
         seed=trial.seed,
         tokens=tokens,
         prediction=prediction,
-        score=BENCHMARKS[question.benchmark].score(prediction, question.answers),
-        anls=anls(prediction, question.answers),
+        score=score,
+        anls=anls,
+        status=status,
+        error=error,
+        images=list(question.images),
+        answers=list(question.answers),
+        choices=list(question.choices),
+        unit=question.unit,
     )

@@ -1,7 +1,9 @@
 """Scores of one answer in 0..1, each a function of strings and a torchmetrics Metric that takes its mean."""
 
+import string
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from rapidfuzz.distance import Levenshtein
@@ -24,7 +26,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     >>> exact_match("igloos", ["igloo", "iglu"])
     0.0
     """
-    _check(answers)
+    check_answers(answers)
     return float(normalise(prediction) in map(normalise, answers))
 
 
@@ -39,19 +41,64 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     >>> anls("ig", ["igloo"])
     0.0
     """
-    _check(answers)
+    check_answers(answers)
     words = normalise(prediction)
     distance = min(Levenshtein.normalized_distance(words, normalise(answer)) for answer in answers)
     return 1.0 - distance if distance < threshold else 0.0
 
 
-def _check(answers: Sequence[str]) -> None:
+def exact_words(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is one of the answers up to case, spacing and ASCII punctuation, else 0.0.
+
+    Raises ValueError if there are no answers.
+
+    >>> exact_words("T-Shirt.", ["tshirt"])
+    1.0
+    """
+    bare = str.maketrans("", "", string.punctuation)
+    return exact_match(
+        prediction.translate(bare), [answer.translate(bare) for answer in check_answers(answers)]
+    )
+
+
+def relaxed_accuracy(prediction: str, answers: Sequence[str], tolerance: float = 0.05) -> float:
+    """1.0 if a numeric prediction lies within `tolerance` of a numeric answer, else exact match up to case.
+
+    ChartQA's score (Masry et al., 2022, section 5.1), of which the tolerance is relative to the answer. A
+    percentage is a hundredth of its number; an answer of 0 has no tolerance. Raises ValueError if there are
+    no answers.
+
+    >>> relaxed_accuracy("105", ["100"]), relaxed_accuracy("106", ["100"]), relaxed_accuracy("5%", ["0.05"])
+    (1.0, 0.0, 1.0)
+    """
+    return float(
+        any(_relaxed(prediction.strip(), answer.strip(), tolerance) for answer in check_answers(answers))
+    )
+
+
+def _relaxed(prediction: str, answer: str, tolerance: float) -> bool:
+    said, right = _number(prediction), _number(answer)
+    if said is None or not right:
+        return prediction.lower() == answer.lower()
+    return abs(said - right) / abs(right) <= tolerance
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def check_answers(answers: Sequence[str]) -> Sequence[str]:
+    """The answers, if there are any; raises ValueError otherwise."""
     if not answers or isinstance(answers, str):
         raise ValueError(f"answers: {answers!r} is not allowed, one or more strings are")
+    return answers
 
 
 class MeanScore(Metric):
-    """Mean over questions of a score of (prediction, answers)."""
+    """Mean over questions of a score of (prediction, answers), or of (prediction, question)."""
 
     higher_is_better = True
     is_differentiable = False
@@ -59,14 +106,14 @@ class MeanScore(Metric):
     total: Tensor
     questions: Tensor
 
-    def __init__(self, score: Callable[[str, Sequence[str]], float]) -> None:
+    def __init__(self, score: Callable[[str, Any], float]) -> None:
         super().__init__()
         self.score = score
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("questions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
-        """Score a batch; raises ValueError unless there is a list of answers for each prediction."""
+    def update(self, predictions: Sequence[str], answers: Sequence[Any]) -> None:
+        """Score a batch; raises ValueError unless there is a list of answers (a question) for each."""
         if isinstance(predictions, str) or len(predictions) != len(answers):
             raise ValueError(f"{len(predictions)} predictions do not match {len(answers)} lists of answers")
         self.total += sum(map(self.score, predictions, answers))
@@ -103,3 +150,16 @@ class ANLS(MeanScore):
 
     def __init__(self, threshold: float = 0.5) -> None:
         super().__init__(partial(anls, threshold=threshold))
+
+
+class RelaxedAccuracy(MeanScore):
+    """Fraction of questions answered up to a relative tolerance of numbers, see `relaxed_accuracy`.
+
+    >>> metric = RelaxedAccuracy()
+    >>> metric.update(["97", "Peru"], [["100"], ["Chile"]])
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    def __init__(self, tolerance: float = 0.05) -> None:
+        super().__init__(partial(relaxed_accuracy, tolerance=tolerance))

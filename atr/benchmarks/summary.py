@@ -1,14 +1,14 @@
 """From one row per answer to the points of the curves: means with intervals over the questions."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from atr.benchmarks.loop import Row
+from atr.benchmarks.loop import ANSWERED, STATUSES, Row
 
 Floats = NDArray[np.float64]
 INTERVAL = (2.5, 97.5)
@@ -17,21 +17,25 @@ INTERVAL = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class _Point:
-    """One benchmark at one kept fraction: Q questions under S seeds, and R resampled means."""
+    """One benchmark at one kept fraction: U answered units under S seeds, R resampled means, all its rows."""
 
     rows: list[Row]
-    score_SQ: Floats
-    anls_SQ: Floats
+    score_SU: Floats
+    anls_SU: Floats
     mean_R: Floats
+    counts: dict[str, int]
+    """Units by status; the ones that are answered under every seed have it so."""
 
 
 def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
     """One entry for each benchmark and each group at each kept fraction, in the order of the rows.
 
-    A question's score is its mean over seeds, a group's the mean of its benchmarks. `low` and `high` bound
-    the mean's 95 % interval by a bootstrap over the questions within each benchmark; it draws the same
-    questions at every kept fraction and for every reducer, so differences between curves are paired.
-    `seed_means` has the mean of each seed.
+    A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
+    group's the mean of its benchmarks. `questions` counts units, and of these `answered`, `unreadable` and
+    `failed`; only the answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a
+    bootstrap over the answered units within each benchmark; it draws the same ones at every kept fraction and
+    for every reducer that answered as many, so differences between curves are paired. `seed_means` has the
+    mean of each seed. Raises ValueError for a benchmark of which nothing is answered.
     """
     cells: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
@@ -45,30 +49,58 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
 
 
 def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
-    questions = list(dict.fromkeys(row.id for row in rows))
-    seeds = list(dict.fromkeys(row.seed for row in rows))
-    table = {(row.seed, row.id): row for row in rows}
-    assert len(table) == len(rows) == len(seeds) * len(questions), "every question once under every seed"
-    ordered = [[table[drawn, question] for question in questions] for drawn in seeds]
-    score_SQ = np.array([[row.score for row in line] for line in ordered], dtype=np.float64)
-    anls_SQ = np.array([[row.anls for row in line] for line in ordered], dtype=np.float64)
+    units = _units(rows)
+    statuses = [_status(row for line in lines for row in line) for lines in units]
+    answered = [lines for lines, status in zip(units, statuses, strict=True) if status == ANSWERED]
+    if not answered:
+        reason = next(row.error for row in rows if row.error)
+        raise ValueError(
+            f"{rows[0].benchmark}: nothing is answered at kept fraction {rows[0].keep}: {reason}"
+        )
+    score_SU, anls_SU = _lowest(answered, "score"), _lowest(answered, "anls")
     draw = np.random.default_rng([seed, zlib.crc32(rows[0].benchmark.encode())])
-    chosen_RQ = draw.integers(len(questions), size=(resamples, len(questions)))
-    return _Point(rows, score_SQ, anls_SQ, score_SQ.mean(axis=0)[chosen_RQ].mean(axis=1))
+    chosen_RU = draw.integers(len(answered), size=(resamples, len(answered)))
+    mean_R = score_SU.mean(axis=0)[chosen_RU].mean(axis=1)
+    return _Point(rows, score_SU, anls_SU, mean_R, {status: statuses.count(status) for status in STATUSES})
+
+
+def _units(rows: list[Row]) -> list[list[list[Row]]]:
+    """The rows by unit, seed and question, each in the order of their first row."""
+    seeds = list(dict.fromkeys(row.seed for row in rows))
+    unit_of = {row.id: row.unit or row.id for row in rows}
+    table = {(row.seed, row.id): row for row in rows}
+    assert len(table) == len(rows) == len(seeds) * len(unit_of), "every question once under every seed"
+    members: dict[str, list[str]] = {}
+    for question, unit in unit_of.items():
+        members.setdefault(unit, []).append(question)
+    return [[[table[drawn, question] for question in unit] for drawn in seeds] for unit in members.values()]
+
+
+def _status(rows: Iterable[Row]) -> str:
+    """Answered if all rows are, else the first other status among them."""
+    return next((row.status for row in rows if row.status != ANSWERED), ANSWERED)
+
+
+def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
+    """The lowest score (or anls) of each answered unit under each seed, float64 (S, U)."""
+    lowest_US = [[min(getattr(row, key) for row in line) for line in lines] for lines in units]
+    return np.array(lowest_US, dtype=np.float64).T.copy()
 
 
 def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str, Any]:
     low, high = np.percentile(np.mean([point.mean_R for point in points], axis=0), INTERVAL)
-    seed_means_S = np.mean([point.score_SQ.mean(axis=1) for point in points], axis=0)
+    seed_means_S = np.mean([point.score_SU.mean(axis=1) for point in points], axis=0)
+    answered = [row.tokens for point in points for row in point.rows if row.status == ANSWERED]
     return {
         kind: name,
         "keep": keep,
-        "tokens": float(np.mean([row.tokens for point in points for row in point.rows])),
-        "mean": float(np.mean([point.score_SQ.mean() for point in points])),
+        "tokens": float(np.mean(answered)),
+        "mean": float(np.mean([point.score_SU.mean() for point in points])),
         "low": float(low),
         "high": float(high),
-        "anls": float(np.mean([point.anls_SQ.mean() for point in points])),
+        "anls": float(np.mean([point.anls_SU.mean() for point in points])),
         "seed_means": seed_means_S.tolist(),
-        "questions": sum(point.score_SQ.shape[1] for point in points),
+        "questions": sum(sum(point.counts.values()) for point in points),
+        **{status: sum(point.counts[status] for point in points) for status in STATUSES},
         "seeds": len(seed_means_S),
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from atr.datasets.prepared import decode
+from atr.datasets.decoding import decode
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from atr.datasets.decoding import decode
 from atr.files import read_json, sha256, whole_file, write_json
 
 MANIFEST = "manifest.json"
@@ -57,6 +58,7 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         self.parameters = read_json(self.folder / MANIFEST)["parameters"]
         listed = read_json(self.folder / MANIFEST)["files"]
         self._places = [(entry["file"], row) for entry in listed for row in range(entry["images"])]
+        self._digests = {entry["file"]: entry["sha256"] for entry in listed}
         for entry in listed:
             path = self.folder / entry["file"]
             if not path.is_file():
@@ -77,7 +79,8 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
         file, row = self._places[index]
-        content = _row_group(self.folder / file, row // GROUP_IMAGES)[row % GROUP_IMAGES]
+        contents = _row_group(self.folder / file, self._digests[file], row // GROUP_IMAGES)
+        content = contents[row % GROUP_IMAGES]
         return self.ids[index], decode(content, f"{self.folder / file} row {row} (image {self.ids[index]})")
 
     def image(self, name: str) -> Image.Image:
@@ -88,16 +91,8 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
 
 @lru_cache(maxsize=4)
-def _row_group(path: Path, group: int) -> list[bytes]:
+def _row_group(path: Path, digest: str, group: int) -> list[bytes]:
+    # The digest tells a file from another one that has taken its place since.
     with pq.ParquetFile(path) as file:
         contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
     return contents
-
-
-def decode(content: bytes | Path, name: str) -> Image.Image:
-    """Decode a picture to RGB; raises ValueError with `name` if it cannot be read whole."""
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from atr.files import write_text
@@ -12,15 +12,22 @@ FILE = "questions.jsonl"
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image, with every answer that counts as right."""
+    """One question about an image (several, or none), with all that scoring it needs."""
 
     id: str
     benchmark: str
     group: str
-    image: str
-    """Id of its image among the prepared ones."""
+    images: list[str]
+    """Ids of its images among the prepared ones, in the order of the prompt."""
     question: str
     answers: list[str]
+    """Every answer that counts as right, or one of each annotator; of a multiple choice, its letter."""
+    choices: list[str] = field(default_factory=list)
+    """Texts of a multiple choice in the order of their letters; none if the question is open."""
+    unit: str = ""
+    """Questions of one unit count as right only together; empty if the question counts alone."""
+    unreadable: str = ""
+    """Why its images could not be read; it is counted, and not asked."""
 
 
 def save_questions(folder: Path, questions: Iterable[Question]) -> None:
@@ -38,7 +45,7 @@ def load_questions(folder: Path) -> list[Question]:
 
 
 def _parse(path: Path, number: int, line: str) -> Question:
-    wanted = {field.name for field in fields(Question)}
+    wanted = {key.name for key in fields(Question)}
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

@@ -34,7 +34,7 @@ def answered(results: Results) -> list[Case]:
     return [
         Case({"full": row, "random": random[id], "selector": selector[id]})
         for id, row in full.items()
-        if row.right
+        if row.right and id in random and id in selector
     ]
 
 
@@ -56,11 +56,11 @@ def agreement(cases: list[Case], benchmark: str) -> Counter[tuple[bool, bool]]:
 
 
 def _in_turn(cases: Iterable[Case]) -> Iterator[Case]:
-    """The first case of each benchmark, then the second of each, and so on; an image is shown once."""
+    """The first case of each benchmark, then the second of each, and so on; each image is shown once."""
     queues: dict[str, list[Case]] = {}
     images = set()
     for case in cases:
-        if case.row.image not in images:
+        if case.row.image and case.row.image not in images:
             images.add(case.row.image)
             queues.setdefault(case.row.benchmark, []).append(case)
     for turn in range(max(map(len, queues.values()), default=0)):

@@ -94,11 +94,12 @@ def build(results: Results, image: ImageOf, settings: dict[str, Any]) -> Report:
 
 
 def _subtitle(results: Results) -> str:
-    full = results.evaluations["full"]
+    full, unanswered = results.evaluations["full"], len(results.unanswered)
+    missing = f" {unanswered} of them could not be answered everywhere and are left out there."
     return (
         f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full} visual tokens an image, "
         f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
-    )
+    ) + (missing if unanswered else "")
 
 
 def _curves(name: str, comparisons: list[Comparison]) -> Picture:

@@ -28,7 +28,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One answer to one question; the seed is None where the reducer draws nothing."""
+    """One question and what was answered: the seed is None where the reducer draws nothing.
+
+    The score is None where the question could not be answered.
+    """
 
     id: str
     benchmark: str
@@ -39,12 +42,12 @@ class Row:
     keep: float
     seed: int | None
     prediction: str
-    score: float
+    score: float | None
 
     @property
     def right(self) -> bool:
         """Whether the answer counts: a score of a half and more, as ANLS counts it; exact match is 0 or 1."""
-        return self.score >= 0.5
+        return self.score is not None and self.score >= 0.5
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -141,9 +144,15 @@ class Results:
         """The shared kept fraction nearest to one half, the lower of two."""
         return min(self.shared, key=lambda keep: abs(keep - 0.5))
 
+    @property
+    def unanswered(self) -> set[str]:
+        """Questions that have no answer under some reducer, kept fraction and seed."""
+        return {row.id for each in self.evaluations.values() for row in each.rows if row.score is None}
+
     def answers(self, reducer: str, keep: float) -> dict[str, Row]:
-        """Rows of a reducer at a kept fraction by question; of several seeds, the lowest."""
-        rows = [row for row in self.evaluations[reducer].rows if row.keep == keep]
+        """Answered rows of a reducer at a kept fraction by question; of several seeds, the lowest."""
+        answered = (row for row in self.evaluations[reducer].rows if row.score is not None)
+        rows = [row for row in answered if row.keep == keep]
         lowest = min((row.seed or 0 for row in rows), default=0)
         return {row.id: row for row in rows if (row.seed or 0) == lowest}
 

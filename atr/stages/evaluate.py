@@ -50,7 +50,7 @@ def main(params: config.Params, reducer: str) -> None:
 
 def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list["Row"], dict[str, Any]]:
     """The answers, of which each process gives a share, and the tokens that pictures show as kept."""
-    from atr.benchmarks.loop import answer_all, pictured, trials_of
+    from atr.benchmarks.loop import answer_all, pictured, single, trials_of
     from atr.datasets import load_questions
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
@@ -67,7 +67,7 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
         questions,
         answerer.batches([question.question for question in questions], asked.batch_size),
         trials,
-        answerer.prepare,
+        lambda images, texts: answerer.prepare(single(images), texts),
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
     )

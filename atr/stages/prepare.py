@@ -1,16 +1,14 @@
 """DVC stage prepare: the images to pretrain on and the questions to evaluate with, on disk."""
 
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atr import config
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from atr.datasets.micro import Sample
+    from atr.datasets.held_out import Drawn
     from atr.datasets.questions import Question
 
 
@@ -19,53 +17,47 @@ def main(params: config.Params) -> None:
     from tqdm import tqdm
 
     from atr import tracking
+    from atr.datasets import held_out, pretraining
     from atr.datasets.prepared import save_images
     from atr.datasets.questions import save_questions
     from atr.files import whole_folder
 
     with tracking.run("prepare", params) as run:
-        parameters = params.raw()
+        parameters, count = params.raw(), params.prepare.images
+        streams = [_questions(benchmark, params) for benchmark in params.prepare.benchmarks]
+        images = pretraining.images(params.prepare, params.seed)
         with whole_folder(PRETRAIN_IMAGES) as folder:
-            wanted = tqdm(
-                pretraining_images(params), "pretraining images", params.prepare.images, mininterval=1
-            )
-            save_images(folder, wanted, parameters)
-        samples = list(tqdm(held_out(params), "questions", mininterval=1))
-        questions = [question for question, _ in samples]
+            save_images(folder, tqdm(images, "pretraining images", count, mininterval=1), parameters)
+        questions: list[Question] = []
+        drawn = (question for stream in streams for question in stream)
         with whole_folder(EVALUATE_IMAGES) as folder:
+            drawn = tqdm(drawn, "questions", mininterval=1)
+            save_images(folder, held_out.distinct(drawn, questions), parameters)
+            unreadable = held_out.unreadable(questions)
             save_questions(folder, questions)
-            save_images(folder, ((question.image, sample.image) for question, sample in samples), parameters)
-        run.metrics({"images/pretrain": params.prepare.images, "questions": len(questions)})
+        for question in unreadable:
+            print(f"atr prepare: {question.id} will not be asked: {question.unreadable}", file=sys.stderr)
+        numbers = {"images/pretrain": count, "questions": len(questions), "unreadable": len(unreadable)}
+        run.metrics(numbers)
         run.artifact(EVALUATE_IMAGES / "questions.jsonl")
 
 
-def pretraining_images(params: config.Params) -> Iterator[tuple[str, "Image.Image"]]:
-    """The micro world's images of all its benchmarks in turn, or the pictures of the user's folder."""
-    from atr.datasets import folder, micro
+def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
+    """The questions of a benchmark with their pictures; what a dataset lacks is found before any is drawn."""
+    from atr.datasets import held_out, parquet
 
-    prepare = params.prepare
-    if prepare.source != "micro":
-        yield from folder.images(Path(prepare.source), prepare.images, params.seed)
-        return
-    for index in range(prepare.images):
-        benchmark = prepare.benchmarks[index % len(prepare.benchmarks)]
-        yield f"{benchmark}/{index:06d}", micro.sample(benchmark, "pretrain", index, params.seed).image
+    prepare, about = params.prepare, (benchmark, config.GROUPS[benchmark])
+    if benchmark in config.BENCHMARKS:
+        return held_out.drawn_by_micro(*about, prepare.questions, params.seed)
+    from atr.benchmarks import BENCHMARKS
 
-
-def held_out(params: config.Params) -> "Iterator[tuple[Question, Sample]]":
-    """One question an image, so that the questions of a benchmark are independent of each other."""
-    from atr.datasets import micro
-    from atr.datasets.questions import Question
-
-    for benchmark in params.prepare.benchmarks:
-        for index in range(params.prepare.questions):
-            sample = micro.sample(benchmark, "evaluate", index, params.seed)
-            question, answer = sample.turns[0]
-            image = f"{benchmark}/{index:06d}"
-            yield (
-                Question(f"{image}#0", benchmark, config.BENCHMARKS[benchmark], image, question, [answer]),
-                sample,
-            )
+    source, examples = BENCHMARKS[benchmark].source, BENCHMARKS[benchmark].examples
+    assert source and examples, f"{benchmark} is read from a dataset"
+    rows = parquet.rows(parquet.find(prepare.repository, source.hub, source.files))
+    if source.images:
+        images = parquet.find(prepare.repository, source.hub, source.images)
+        rows = parquet.joined(rows, images, source.image_key)
+    return held_out.read_from(*about, examples(rows), prepare.questions, params.seed)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 import json
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from atr import config
 from atr.benchmarks import BENCHMARKS
-from atr.benchmarks.loop import Row, Trial, answer_all, pictured, save_rows, trials_of
+from atr.benchmarks.loop import HOPELESS, Row, Trial, answer_all, pictured, save_rows, single, trials_of
 
 
 @dataclass(frozen=True)
@@ -14,18 +15,21 @@ class Asked:
     question: str = "total"
     benchmark: str = "docs"
     group: str = "text"
-    image: str = "docs/1"
+    images: list[str] = field(default_factory=lambda: ["docs/1"])
     answers: list[str] = field(default_factory=lambda: ["17"])
+    choices: list[str] = field(default_factory=list)
+    unit: str = ""
+    unreadable: str = ""
 
 
-QUESTIONS = [Asked(f"docs/{number}#0", image=f"docs/{number}") for number in range(5)]
+QUESTIONS = [Asked(f"docs/{number}#0", images=[f"docs/{number}"]) for number in range(5)]
 BATCHES = [[4, 1], [0, 2], [3]]
 TRIALS = [Trial(0.2, 0), Trial(0.2, 1), Trial(0.5, 0)]
 
 
 def prepare(images, texts):
     assert set(texts) == {"total"}
-    return list(images)
+    return single(images)
 
 
 def answer(images, trial):
@@ -33,7 +37,7 @@ def answer(images, trial):
 
 
 def test_the_names_of_the_config_are_the_registry():
-    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.BENCHMARKS
+    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 
 def test_every_question_is_answered_once_under_every_trial_and_comes_in_order():
@@ -49,7 +53,7 @@ def test_a_batch_is_made_ready_once_for_all_trials():
     prepared = []
 
     def counting(images, texts):
-        prepared.append(list(images))
+        prepared.append(single(images))
         return prepare(images, texts)
 
     answer_all(QUESTIONS, BATCHES, TRIALS, counting, answer)
@@ -66,23 +70,112 @@ def test_rows_carry_the_benchmarks_score_and_anls():
 
 
 @pytest.mark.parametrize(
-    "error, kind", [(ValueError("short"), ValueError), (OverflowError("nan"), RuntimeError)]
+    "error, kind", [(ValueError("short"), ValueError), (OverflowError("x"), RuntimeError)]
 )
-def test_a_question_without_answer_stops_the_run_by_its_name(error, kind):
+@pytest.mark.parametrize("where", ["prepare", "answer"])
+def test_a_model_that_answers_nothing_stops_the_run(error, kind, where):
+    def failing(*_):
+        raise error
+
+    steps = {"prepare": prepare, "answer": answer} | {where: failing}
+    with pytest.raises(kind, match=r"keep 0.2, seed 0: no answer to docs/4#0, nor to any other") as caught:
+        answer_all(QUESTIONS, BATCHES, TRIALS, **steps)
+    assert caught.value.__cause__ is error
+
+
+def test_it_stops_long_before_it_has_asked_everything():
+    asked = []
+
     def failing(images, trial):
-        if trial.keep == 0.5:
-            raise error
+        asked.extend(images)
+        raise ValueError("out of order")
+
+    many = [Asked(f"docs/{number}#0") for number in range(1000)]
+    with pytest.raises(ValueError, match="out of order"):
+        answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, failing)
+    assert len(asked) == HOPELESS
+
+
+def test_a_question_that_fails_is_told_and_counted_and_its_batch_is_answered(capsys):
+    def failing(images, trial):
+        if "docs/1" in images and trial.keep == 0.5:
+            raise OverflowError("too long")
         return answer(images, trial)
 
-    with pytest.raises(kind, match=f"keep 0.5, seed 0: no answer to docs/4#0, docs/1#0: {error}"):
-        answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing)
+    rows = answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing)
+    assert "no answer to docs/1#0: OverflowError: too long\n" in capsys.readouterr().err
+    failed = [row for row in rows if row.status != "answered"]
+    assert [(row.id, row.keep, row.status, row.error) for row in failed] == [
+        ("docs/1#0", 0.5, "failed", "OverflowError: too long")
+    ]
+    assert (failed[0].score, failed[0].anls, failed[0].prediction, failed[0].tokens) == (None, None, "", 0)
+    kept = [row for row in rows if row.status == "answered"]
+    assert kept == [row for row in answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer) if row in kept]
+    assert len(kept) == len(rows) - 1
+
+
+def test_a_batch_that_is_too_large_is_let_go_before_its_questions_are_tried_alone():
+    """An exception being handled holds the tensors of what failed, and the next try would fail as well."""
+
+    def full(images, trial):
+        if sys.exc_info()[0] is not None or len(images) > 1:
+            raise MemoryError("full")
+        return answer(images, trial)
+
+    rows = answer_all(QUESTIONS, BATCHES, TRIALS, prepare, full)
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+
+
+def test_an_unreadable_question_is_never_asked():
+    asked = [replace(QUESTIONS[0], images=[], unreadable="cut off"), QUESTIONS[1]]
+    seen = []
+
+    def watching(images, trial):
+        seen.extend(images)
+        return answer(images, trial)
+
+    rows = answer_all(asked, [[0, 1]], TRIALS, prepare, watching)
+    assert set(seen) == {"docs/1"}
+    assert [(row.status, row.error, row.score, row.image) for row in rows if row.id == "docs/0#0"] == [
+        ("unreadable", "cut off", None, "")
+    ] * len(TRIALS)
+    assert all(row.status == "answered" for row in rows if row.id == "docs/1#0")
+
+
+def test_an_empty_answer_is_an_answer_and_scored():
+    rows = answer_all(QUESTIONS[:1], [[0]], TRIALS[:1], prepare, lambda images, _: [("", 0)])
+    assert [(row.status, row.score) for row in rows] == [("answered", 0.0)]
 
 
 def test_a_missing_answer_is_not_an_empty_one():
-    with pytest.raises(ValueError, match="no answer to docs/4#0, docs/1#0"):
-        answer_all(QUESTIONS, BATCHES, TRIALS, prepare, lambda images, trial: answer(images, trial)[1:])
+    def short(images, trial):
+        return answer(images, trial)[1:]
+
+    with pytest.raises(ValueError, match="no answer to docs/4#0"):
+        answer_all(QUESTIONS, BATCHES, TRIALS, prepare, short)
     with pytest.raises(AssertionError, match="every question"):
         answer_all(QUESTIONS, BATCHES[1:], TRIALS, prepare, answer)
+
+
+def test_the_number_of_images_a_model_takes():
+    assert single([["a"], ["b"]]) == ["a", "b"]
+    for names in ([], ["a", "b"]):
+        with pytest.raises(ValueError, match=f"{len(names)} images are not allowed"):
+            single([["a"], names])
+    several = replace(QUESTIONS[0], images=["docs/0", "docs/9"])
+    rows = answer_all([several, QUESTIONS[1]], [[0, 1]], TRIALS, prepare, answer)
+    assert {(row.id, row.status, len(row.images)) for row in rows} == {
+        ("docs/0#0", "failed", 2), ("docs/1#0", "answered", 1),
+    }  # fmt: skip
+
+
+def test_rows_hold_what_scoring_again_needs():
+    asked = Asked("mmmu/1", benchmark="mmmu", answers=["B"], choices=["cat", "dog"], unit="mmmu/u")
+    [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1)])
+    assert (row.score, row.answers, row.choices, row.unit, row.images) == (
+        1.0, ["B"], ["cat", "dog"], "mmmu/u", ["docs/1"],
+    )  # fmt: skip
+    assert BENCHMARKS["mmmu"].score(row.prediction, row) == row.score
 
 
 def test_processes_answer_their_share_and_get_all_rows(monkeypatch):
@@ -109,9 +202,9 @@ def test_trials_of_each_reducer():
 
 def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     signs = [
-        Asked(f"signs/{i}#{j}", benchmark="signs", image=f"signs/{i}") for i in range(2) for j in range(2)
+        Asked(f"signs/{i}#{j}", benchmark="signs", images=[f"signs/{i}"]) for i in range(2) for j in range(2)
     ]
-    general = [Asked("shapes/0#0", benchmark="shapes", group="general", image="shapes/0")]
+    general = [Asked("shapes/0#0", benchmark="shapes", group="general", images=["shapes/0"])]
     images, trial = pictured([*general, *QUESTIONS, *signs], trials_of("random", [0.1, 0.3, 0.45], 2))
     assert images == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1"]
     assert trial == Trial(0.45, 0)

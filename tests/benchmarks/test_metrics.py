@@ -3,11 +3,19 @@ import pickle
 
 import pytest
 from anls import anls_score
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from atr.benchmarks import metrics
-from atr.benchmarks.metrics import ANLS, ExactMatch, anls, exact_match
+from atr.benchmarks.metrics import (
+    ANLS,
+    ExactMatch,
+    RelaxedAccuracy,
+    anls,
+    exact_match,
+    exact_words,
+    relaxed_accuracy,
+)
 
 # Few letters, so that random strings come close to each other; spaces, capitals and what is not ASCII.
 TEXT = st.text("abAB É\t", max_size=8)
@@ -34,9 +42,66 @@ def test_exact_match_is_an_anls_of_one(prediction, answers):
     assert exact_match(prediction, answers) == float(anls_score(prediction, answers) == 1)
 
 
+@pytest.mark.parametrize(
+    "prediction, answers, expected",
+    [
+        # Within 5 % of the gold answer (Masry et al., 2022), on either side and not beyond.
+        ("100", ["100"], 1.0),
+        ("95", ["100"], 1.0),
+        ("105.0", ["100"], 1.0),
+        ("94.9", ["100"], 0.0),
+        ("105.1", ["100"], 0.0),
+        ("-97", ["-100"], 1.0),
+        ("97", ["-100"], 0.0),
+        ("1900", ["2000"], 1.0),
+        # A percentage is a hundredth, on both sides.
+        ("12%", ["0.12"], 1.0),
+        ("12", ["12%"], 0.0),
+        ("12.5%", ["12%"], 1.0),
+        # No tolerance about zero, nor in words.
+        ("0", ["0"], 1.0),
+        ("0.0", ["0"], 0.0),
+        ("0.001", ["0"], 0.0),
+        ("Peru", ["peru "], 1.0),
+        ("Perú", ["Peru"], 0.0),
+        ("about 100", ["100"], 0.0),
+        ("nan", ["100"], 0.0),
+        ("8", ["7", "8"], 1.0),
+    ],
+)
+def test_relaxed_accuracy_by_hand(prediction, answers, expected):
+    assert relaxed_accuracy(prediction, answers) == expected
+
+
+@given(st.floats(1, 1e6), st.floats(0.5, 1.5))
+def test_relaxed_accuracy_is_torchmetrics_relative_error(right, ratio):
+    from torch import tensor
+    from torchmetrics.functional import mean_absolute_percentage_error
+
+    said = right * ratio
+    error = mean_absolute_percentage_error(tensor([said]).double(), tensor([right]).double()).item()
+    assume(abs(error - 0.05) > 1e-9)
+    assert relaxed_accuracy(repr(said), [repr(right)]) == float(error < 0.05)
+
+
+@pytest.mark.parametrize(
+    "prediction, answers, expected",
+    [
+        ("T-Shirt.", ["tshirt"], 1.0),
+        ("  Yes! ", ["yes"], 1.0),
+        ("yes sir", ["yes"], 0.0),
+        ("(A)", ["a"], 1.0),
+        ("éa", ["ea"], 0.0),
+    ],
+)
+def test_exact_words_by_hand(prediction, answers, expected):
+    assert exact_words(prediction, answers) == expected
+
+
 @given(st.lists(st.tuples(TEXT, ANSWERS), min_size=1, max_size=12), st.integers(1, 4))
 def test_a_metric_is_the_mean_of_its_function_however_it_is_batched(pairs, size):
-    for metric, function in ((ExactMatch(), exact_match), (ANLS(), anls)):
+    scores = ((ExactMatch(), exact_match), (ANLS(), anls), (RelaxedAccuracy(), relaxed_accuracy))
+    for metric, function in scores:
         for start in range(0, len(pairs), size):
             predictions, answers = zip(*pairs[start : start + size], strict=True)
             metric.update(predictions, answers)
@@ -57,7 +122,7 @@ def test_metrics_start_again_and_travel_between_processes():
 
 
 def test_what_cannot_be_scored_is_refused():
-    for function in (anls, exact_match):
+    for function in (anls, exact_match, exact_words, relaxed_accuracy):
         with pytest.raises(ValueError, match="one or more strings"):
             function("a", [])
         with pytest.raises(ValueError, match="one or more strings"):
@@ -67,5 +132,5 @@ def test_what_cannot_be_scored_is_refused():
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(metrics).attempted >= 8
+    assert doctest.testmod(metrics).attempted >= 13
     assert doctest.testmod(metrics).failed == 0

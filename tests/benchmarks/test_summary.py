@@ -103,3 +103,46 @@ def test_a_question_that_a_seed_left_out_is_our_error():
         summarise(table[:-1], 10, 0)
     with pytest.raises(AssertionError):
         summarise([*table, replace(table[0], score=0.0)], 10, 0)
+
+
+def unanswered(line, status):
+    return replace(line, status=status, error="why", score=None, anls=None, tokens=0)
+
+
+def test_only_what_is_answered_under_every_seed_is_in_the_mean_and_the_rest_is_counted():
+    table = [*rows("docs", [1, 0, 1, 1, 1], seed=0), *rows("docs", [1, 1, 1, 1, 0], seed=1)]
+    table[3], table[8] = unanswered(table[3], "unreadable"), unanswered(table[8], "unreadable")
+    table[4] = unanswered(table[4], "failed")
+    docs = entry(summarise(table, 100, 0), benchmark="docs")
+    assert (docs["questions"], docs["answered"], docs["unreadable"], docs["failed"]) == (5, 3, 1, 1)
+    assert docs["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
+    assert docs["seed_means"] == pytest.approx([2 / 3, 1.0])
+    assert docs["tokens"] == 72
+    same = entry(summarise([*table[:3], *table[5:8]], 100, 0), benchmark="docs")
+    for key in ("mean", "low", "high", "anls", "seed_means"):
+        assert docs[key] == same[key]
+    text = entry(
+        summarise([*table, *rows("signs", [1], seed=0), *rows("signs", [1], seed=1)], 10, 0), group="text"
+    )
+    assert (text["questions"], text["answered"], text["unreadable"], text["failed"]) == (6, 4, 1, 1)
+
+
+def test_a_unit_is_right_if_each_of_its_questions_is():
+    table = [
+        replace(line, unit=f"docs/{number // 2}")
+        for seed, right in ((0, [1, 1, 1, 0, 0, 0, 1]), (1, [1, 0, 1, 1, 0, 1, 1]))
+        for number, line in enumerate(rows("docs", right, seed=seed))
+    ]
+    docs = entry(summarise(table, 100, 0), benchmark="docs")
+    assert docs["seed_means"] == [0.5, 0.5]  # units 0 and 3 of four, then units 1 and 3
+    assert docs["mean"] == 0.5 and docs["questions"] == docs["answered"] == 4
+    table[1] = unanswered(table[1], "failed")
+    docs = entry(summarise(table, 100, 0), benchmark="docs")
+    assert (docs["answered"], docs["failed"]) == (3, 1)
+    assert docs["seed_means"] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_benchmark_without_an_answer_is_named_with_the_reason():
+    table = [unanswered(line, "failed") for line in rows("docs", [1, 1])]
+    with pytest.raises(ValueError, match=r"docs: nothing is answered at kept fraction 0.5: why"):
+        summarise([*table, *rows("signs", [1])], 10, 0)

@@ -34,6 +34,12 @@ def test_round_trip(folder):
     assert pickle.loads(pickle.dumps(images))[89][0] == "docs/000089"
 
 
+def test_images_that_replace_others_are_the_ones_read(folder):
+    former = PreparedImages(folder)[0][1].tobytes()
+    prepared.save_images(folder, pictures(90, seed=1), {})
+    assert PreparedImages(folder)[0][1].tobytes() != former
+
+
 def test_unknown_image(folder):
     with pytest.raises(ValueError, match="no image docs/9"):
         PreparedImages(folder).image("docs/9")

@@ -3,7 +3,7 @@ import pytest
 from atr.datasets.questions import Question, load_questions, save_questions
 
 QUESTIONS = [
-    Question(f"docs/{i}#0", "docs", "text", f"docs/{i}", "name", ["kettle <é>", "7"]) for i in range(3)
+    Question(f"docs/{i}#0", "docs", "text", [f"docs/{i}"], "name", ["kettle <é>", "7"]) for i in range(3)
 ]
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from atr.reporting import cases
@@ -60,3 +62,20 @@ def test_agreement_counts_every_question_once(measured):
     assert sum(cases.agreement(answered, "docs").values()) == sum(
         each.row.benchmark == "docs" for each in answered
     )
+
+
+def test_a_question_that_a_line_could_not_answer_is_no_case(measured):
+    first = cases.answered(measured)[0].row.id
+    random = measured.evaluations["random"]
+    rows = [replace(row, score=None, prediction="") if row.id == first else row for row in random.rows]
+    evaluations = measured.evaluations | {"random": replace(random, rows=rows)}
+    spoilt = replace(measured, evaluations=evaluations)
+    assert first not in {each.row.id for each in cases.answered(spoilt)}
+    assert len(cases.answered(spoilt)) == len(cases.answered(measured)) - 1
+    assert (spoilt.unanswered, measured.unanswered) == ({first}, set())
+
+
+def test_a_question_without_an_image_is_not_shown():
+    blind = case("docs", 0, *WON)
+    blind = Case({name: replace(row, image="") for name, row in blind.answers.items()})
+    assert names(cases.choose([blind, case("docs", 1, *WON)], 6)) == ["docs/1"]

@@ -36,6 +36,14 @@ def test_where_nothing_differs_the_report_says_so(measured, synthetic):
     assert (drawn.examples, drawn.cards, drawn.examples_note) == (None, [], report.NO_EXAMPLES)
 
 
+def test_the_report_says_how_many_questions_could_not_be_answered(measured, built, synthetic):
+    full = measured.evaluations["full"]
+    rows = [replace(full.rows[0], score=None, prediction=""), *full.rows[1:]]
+    spoilt = replace(measured, evaluations=measured.evaluations | {"full": replace(full, rows=rows)})
+    assert "1 of them could not be answered" in report._subtitle(spoilt)
+    assert "could not be answered" not in built.subtitle
+
+
 def test_masks_of_another_kept_fraction_are_not_shown_as_the_one_asked_for(measured, synthetic):
     with pytest.raises(
         ValueError, match=r"report.page_keep: 0.3 has no masks of reducer random, allowed: 0.4"

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ MODEL = config.VLMS["micro"].path
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
     Question(
-        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], image, text, ["17"]
+        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], [image], text, ["17"]
     )
     for image in IMAGES
     for turn, text in enumerate(("total", "name of page"))
@@ -184,6 +185,27 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
         run("full")
     assert {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()} == former
     assert [path.name for path in EVALUATE.iterdir()] == ["full"]
+
+
+def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alone(project, trained):
+    rows, summary, _ = run("random")
+    unreadable = replace(QUESTIONS[0], images=[], unreadable="docs/0 is cut off")
+    several = replace(QUESTIONS[3], images=[*QUESTIONS[3].images, "docs/0"])
+    save_questions(trained / EVALUATE_IMAGES, [unreadable, *QUESTIONS[1:3], several, *QUESTIONS[4:]])
+    try:
+        spoilt, counted, _ = run("random")
+    finally:
+        save_questions(trained / EVALUATE_IMAGES, QUESTIONS)
+    lost = {QUESTIONS[0].id: "unreadable", QUESTIONS[3].id: "failed"}
+    assert [row for row in spoilt if row["id"] not in lost] == [row for row in rows if row["id"] not in lost]
+    assert {(row["id"], row["status"], row["score"]) for row in spoilt if row["id"] in lost} == {
+        (*question, None) for question in lost.items()
+    }
+    for score in counted["scores"]:
+        here = (1, 1) if "docs" in score.values() or "text" in score.values() else (0, 0)
+        assert (score["unreadable"], score["failed"]) == here
+        assert score["answered"] == score["questions"] - sum(here)
+    assert {score["failed"] + score["unreadable"] for score in summary["scores"]} == {0}
 
 
 def test_an_unknown_reducer_is_refused_before_any_import():

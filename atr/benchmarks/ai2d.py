@@ -1,0 +1,28 @@
+"""AI2D (Kembhavi et al., 2016, arXiv 1603.07396), test: 3,088 multiple choices on textbook diagrams.
+
+Dataset, prompt and answer extraction as task ai2d of lmms-eval 0.3.5.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from string import ascii_uppercase
+
+from atr.benchmarks.example import LETTER, Asked, Example, Row, Source, lettered
+from atr.benchmarks.metrics import exact_words
+
+SOURCE = Source("lmms-lab/ai2d", "data/test-*.parquet")
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row; the dataset has no ids, so the row's number serves."""
+    for number, row in enumerate(rows):
+        choices = list(row["options"])
+        question = f"{row['question']}\n{lettered(choices)}{LETTER}"
+        answer = ascii_uppercase[int(row["answer"])]
+        yield Example(f"{number:06d}", question, [answer], [row["image"]], choices)
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """Exact match of the letter that the answer starts with before a full stop, or of the whole answer."""
+    starting = re.match(r"\s*([A-Z])\.", prediction)
+    return exact_words(starting[1] if starting else prediction, asked.answers)

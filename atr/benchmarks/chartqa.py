@@ -1,0 +1,23 @@
+"""ChartQA (Masry et al., 2022, arXiv 2203.10244), test: 2,500 questions on charts, half by humans.
+
+Dataset, prompt and score as task chartqa of lmms-eval 0.3.5: relaxed accuracy over both halves.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from atr.benchmarks.example import Asked, Example, Row, Source
+from atr.benchmarks.metrics import relaxed_accuracy
+
+SOURCE = Source("lmms-lab/ChartQA", "data/test-*.parquet")
+WORD = "\nAnswer the question with a single word."
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row; the dataset has no ids, so the row's number serves."""
+    for number, row in enumerate(rows):
+        yield Example(f"{number:06d}", row["question"] + WORD, [row["answer"]], [row["image"]])
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """Relaxed accuracy, 5 % of the number."""
+    return relaxed_accuracy(prediction, asked.answers)

@@ -1,0 +1,74 @@
+"""What a file of atr/benchmarks says about its questions, and the parts that their prompts share."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from string import ascii_uppercase
+from typing import Any, Protocol
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+"""LLaVA's requests for a short answer and for the letter of a choice, in the words it was trained on."""
+
+
+class Asked(Protocol):
+    """What a score is given of a question."""
+
+    @property
+    def answers(self) -> Sequence[str]:
+        """The texts that are right, one or more; of a multiple choice, its letter."""
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """The texts of a multiple choice in the order of their letters; none if the question is open."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a benchmark's dataset as a question: the prompt's text without the model's own template."""
+
+    id: str
+    """Distinct within the benchmark."""
+    question: str
+    answers: list[str]
+    images: list[Any]
+    """Its images, in the order of the prompt, as the row holds them: they are not opened here."""
+    choices: list[str] = field(default_factory=list)
+    unit: str = ""
+    """Name shared by rows that count as right only together; empty if the row counts alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the dataset lies: parquet files of a split in a repository of datasets, on the hub by this id."""
+
+    hub: str
+    files: str
+    """Glob pattern of the rows' files."""
+    images: str = ""
+    """Pattern of a second table with `id` and `image`, if the rows name their image in `image_key` only."""
+    image_key: str = ""
+
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A set of questions: its group in the paper's sense (text or general), and the score of one answer.
+
+    One that is read from a dataset has its source, and examples() to turn rows into questions.
+    """
+
+    group: str
+    score: Callable[[str, Asked], float]
+    source: Source | None = None
+    examples: Callable[[Iterable[Row]], Iterator[Example]] | None = None
+
+
+def lettered(choices: Sequence[str]) -> str:
+    r"""One line for each choice, after its letter.
+
+    >>> lettered(["cat", "dog"])
+    'A. cat\nB. dog'
+    """
+    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False))

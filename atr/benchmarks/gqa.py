@@ -1,0 +1,27 @@
+"""GQA (Hudson and Manning, 2019, arXiv 1902.09506), balanced testdev: 12,578 questions on 398 photographs.
+
+Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are a table of their own.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.metrics import exact_words
+
+SOURCE = Source(
+    "lmms-lab/GQA",
+    "testdev_balanced_instructions/testdev-*.parquet",
+    images="testdev_balanced_images/testdev-*.parquet",
+    image_key="imageId",
+)
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row, with its short answer."""
+    for row in rows:
+        yield Example(str(row["id"]), row["question"] + SHORT, [row["answer"]], [row["image"]])
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """Exact match up to case and punctuation."""
+    return exact_words(prediction, asked.answers)

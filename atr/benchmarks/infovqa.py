@@ -1,0 +1,22 @@
+"""InfographicVQA (Mathew et al., 2022, arXiv 2104.12756), validation: 2,801 questions on infographics.
+
+Dataset, prompt and score as task infovqa_val of lmms-eval 0.3.5; it lies in DocVQA's repository.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.metrics import anls
+
+SOURCE = Source("lmms-lab/DocVQA", "InfographicVQA/validation-*.parquet")
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row, with every answer that was given."""
+    for row in rows:
+        yield Example(str(row["questionId"]), row["question"] + SHORT, list(row["answers"]), [row["image"]])
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """ANLS."""
+    return anls(prediction, asked.answers)

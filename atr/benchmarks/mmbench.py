@@ -1,0 +1,68 @@
+"""MMBench (Liu et al., 2023, arXiv 2307.06281), English dev: 4,329 rows of multiple choices.
+
+Dataset and prompt as task mmbench_en_dev of lmms-eval 0.3.5. CircularEval: the rows of one question differ in
+the order of the choices, and it counts as answered rightly if each of them is. Letters and choices are found
+in an answer by the toolkit's rules; where these find none it asks a GPT, and here the answer is wrong.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from string import ascii_uppercase
+
+from atr.benchmarks.example import LETTER, Asked, Example, Row, Source, lettered
+
+SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
+ROTATION = 1_000_000
+"""Rows whose `index` is equal modulo this are the same question."""
+LETTERS = "ABCDE"
+# What a letter that stands alone may be written with; the first pair is nothing at all.
+WRITTEN = [
+    *(("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ").")),
+    *((":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
+]
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row, named after its index, and its rotations a unit."""
+    for row in rows:
+        choices = [row[letter] for letter in LETTERS if _given(row.get(letter))]
+        hint = f"{row['hint']} " if _given(row["hint"]) else ""
+        options = f"There are several options:\n{lettered(choices)}"
+        question = f"{hint}{row['question']} {options}\n{LETTER}"
+        index = int(row["index"])
+        yield Example(
+            str(index), question, [row["answer"]], [row["image"]], choices, unit=str(index % ROTATION)
+        )
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """1.0 if the letter or else the choice found in the answer is the right one, else 0.0."""
+    found = letter_in(prediction) or choice_in(prediction, asked.choices)
+    return float(found == asked.answers[0])
+
+
+def letter_in(prediction: str) -> str | None:
+    """The only letter of A to E that stands alone among the words of an answer.
+
+    A bare letter does not count in an answer of more than three words with "A", which may be the article.
+    """
+    words = prediction.split()
+    for before, after in WRITTEN:
+        found = [letter for letter in LETTERS if f"{before}{letter}{after}" in words]
+        is_article = not before + after and "A" in words and len(words) > 3
+        if len(found) == 1 and not is_article:
+            return found[0]
+    return None
+
+
+def choice_in(prediction: str, choices: Sequence[str]) -> str | None:
+    """The letter of the only choice whose text is part of an answer, up to case."""
+    text = prediction.lower()
+    found = [
+        letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if choice.lower() in text
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _given(value: str | None) -> bool:
+    """Whether a cell holds a text: the dataset writes `nan` into those that do not."""
+    return value not in (None, "", "nan")

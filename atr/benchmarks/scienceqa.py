@@ -1,0 +1,28 @@
+"""ScienceQA (Lu et al., 2022, arXiv 2209.09513), test questions with an image: 2,017 multiple choices.
+
+Dataset, prompt and answer extraction as task scienceqa_img of lmms-eval 0.3.5.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from string import ascii_uppercase
+
+from atr.benchmarks.example import LETTER, Asked, Example, Row, Source, lettered
+from atr.benchmarks.metrics import exact_match
+
+SOURCE = Source("lmms-lab/ScienceQA", "ScienceQA-IMG/test-*.parquet")
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row, after its hint; the dataset has no ids, so the row's number serves."""
+    for number, row in enumerate(rows):
+        context = f"Context: {row['hint']}\n" if row["hint"] else ""
+        choices = list(row["choices"])
+        question = f"{context}{row['question']}\n{lettered(choices)}{LETTER}"
+        yield Example(f"{number:06d}", question, [ascii_uppercase[row["answer"]]], [row["image"]], choices)
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """Exact match of the letter that the answer starts with before a full stop, or of the whole answer."""
+    starting = re.match(r"\s*([A-Z])\.", prediction)
+    return exact_match(starting[1] if starting else prediction, asked.answers)

@@ -1,0 +1,24 @@
+"""TextVQA (Singh et al., 2019, arXiv 1904.08920), validation: 5,000 questions on text in photographs.
+
+Dataset, prompt and score as task textvqa_val of lmms-eval 0.3.5, without the list of OCR tokens.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.vqa import vqa_accuracy
+
+SOURCE = Source("lmms-lab/textvqa", "data/validation-*.parquet")
+
+
+def examples(rows: Iterable[Row]) -> Iterator[Example]:
+    """One question a row, with the answers of ten annotators."""
+    for row in rows:
+        # capitalize() also lowers what follows the first letter, as it does there.
+        question = row["question"].capitalize() + SHORT
+        yield Example(str(row["question_id"]), question, list(row["answers"]), [row["image"]])
+
+
+def score(prediction: str, asked: Asked) -> float:
+    """VQA accuracy against the ten annotators."""
+    return vqa_accuracy(prediction, asked.answers)

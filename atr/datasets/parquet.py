@@ -1,0 +1,132 @@
+"""Datasets as parquet files, on the hub or in a folder: rows whose images are opened only when asked for.
+
+pyarrow and huggingface_hub read all that is read here; the package `datasets` would add its own copy of every
+file in its cache, and a dozen dependencies.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HUB = "hub"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The image in one row of a file: its bytes are read when they are needed."""
+
+    path: Path
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        """Its place, for errors."""
+        return f"{self.path.name} row {self.row} column {self.column}"
+
+    def read(self) -> bytes:
+        """The encoded picture; raises ValueError naming the place if the cell holds none."""
+        group, offset = _place(self.path, self.row)
+        cell = _cells(self.path, group, self.column)[offset]
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not content:
+            raise ValueError(f"{self} holds no image")
+        return bytes(content)
+
+
+def find(repository: str, dataset: str, pattern: str) -> list[Path]:
+    """The parquet files of a dataset that match a glob pattern, in order, fetched first if on the hub.
+
+    `repository` is "hub", or a folder that holds the dataset under its hub id, as `hf download --repo-type
+    dataset ID --local-dir FOLDER/ID` leaves it. Raises ValueError naming what is missing.
+    """
+    folder = _fetched(dataset, pattern) if repository == HUB else Path(repository) / dataset
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise ValueError(f"{folder / pattern}: no such parquet files of dataset {dataset}")
+    for path in paths:
+        # The hub's names say how many files there are: validation-00000-of-00003.parquet.
+        count = re.search(r"-of-(\d+)", path.name)
+        if count and int(count[1]) != len(paths):
+            raise ValueError(f"{folder / pattern}: {len(paths)} of {int(count[1])} files are there")
+    return paths
+
+
+def _fetched(dataset: str, pattern: str) -> Path:
+    """The folder of the hub's cache with the files; what is there already is not fetched again."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=pattern))
+    except Exception as error:  # the errors of the hub, of its transport and of being offline share no base
+        raise ValueError(
+            f"dataset {dataset} cannot be read from the hub, download it to FOLDER/{dataset} and set "
+            f"prepare.repository to FOLDER: {error}"
+        ) from error
+
+
+def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Each row of the files in order: its values by column, a Cell for each column of images.
+
+    `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them.
+    """
+    for path in paths:
+        schema = _metadata(path).schema.to_arrow_schema()
+        names = schema.names if columns is None else columns
+        if missing := [name for name in names if name not in schema.names]:
+            raise ValueError(f"{path} has no column {missing[0]}, it has {', '.join(schema.names)}")
+        images = [name for name in names if _holds_images(schema.field(name).type)]
+        table = pq.read_table(path, columns=[name for name in names if name not in images])
+        for number, row in enumerate(table.to_pylist()):
+            yield row | {column: Cell(path, number, column) for column in images}
+
+
+def joined(unjoined: Iterable[dict[str, Any]], paths: Sequence[Path], key: str) -> Iterator[dict[str, Any]]:
+    """Rows that name their image by `key`, each with the `image` of that `id` in the files of images."""
+    images = {row["id"]: row["image"] for row in rows(paths, ("id", "image"))}
+    for row in unjoined:
+        if row[key] not in images:
+            raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, which a row's {key} names")
+        yield row | {"image": images[row[key]]}
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """The hub stores an image as its bytes and the path it came from, older datasets as bytes alone."""
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+@lru_cache(maxsize=64)
+def _groups(path: Path) -> list[int]:
+    metadata = _metadata(path)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def _place(path: Path, row: int) -> tuple[int, int]:
+    """The row group that a row lies in, and its place there."""
+    for group, count in enumerate(_groups(path)):
+        if row < count:
+            return group, row
+        row -= count
+    raise AssertionError(f"{path} has no such row")
+
+
+@lru_cache(maxsize=4)
+def _cells(path: Path, group: int, column: str) -> list[Any]:
+    """One column of one row group: neighbours are read together, as questions come in order."""
+    with pq.ParquetFile(path) as file:
+        cells: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
+    return cells

@@ -1,0 +1,129 @@
+"""The paper's ten: prompts word for word, and answers scored by hand, on rows in the datasets' schemas."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from atr.benchmarks import BENCHMARKS
+from atr.benchmarks.metrics import MeanScore
+from atr.datasets import parquet
+
+TEXT = {"textvqa", "docvqa", "infovqa", "chartqa", "mmbench"}
+GENERAL = {"ai2d", "gqa", "mmmu", "mmstar", "scienceqa"}
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+
+
+def read(repository, name):
+    """The examples of a benchmark, through the reader of its files."""
+    source = BENCHMARKS[name].source
+    rows = parquet.rows(parquet.find(str(repository), source.hub, source.files))
+    if source.images:
+        images = parquet.find(str(repository), source.hub, source.images)
+        rows = parquet.joined(rows, images, source.image_key)
+    return list(BENCHMARKS[name].examples(rows))
+
+
+def test_the_groups_are_the_papers():
+    read_from_datasets = {name: each.group for name, each in BENCHMARKS.items() if each.source}
+    assert read_from_datasets == dict.fromkeys(TEXT, "text") | dict.fromkeys(GENERAL, "general")
+
+
+@pytest.mark.parametrize("name", sorted(TEXT | GENERAL))
+def test_every_row_is_a_question_with_an_image_and_an_answer(hub, repository, name):
+    examples = read(repository, name)
+    assert len(examples) == len({example.id for example in examples}) == len(hub.DATASETS[name][2])
+    for example in examples:
+        assert example.question and example.answers and all(example.answers)
+        assert all(image.read() for image in example.images) and example.images
+        right = BENCHMARKS[name].score(example.answers[0], example)
+        assert right == 1.0
+
+
+PROMPTS = {
+    "textvqa": f"What brand is number 0?\n{SHORT}",
+    "docvqa": f"What is the date, 0?\n{SHORT}",
+    "infovqa": f"How many?\n{SHORT}",
+    "chartqa": "Which value?\nAnswer the question with a single word.",
+    "mmbench": "Look at the fruit. Which is it, 0? There are several options:\nA. apple\nB. pear\nC. plum\n\n"
+    + LETTER,
+    "ai2d": f"Which eats grass?\nA. fox\nB. hare\nC. owl\n{LETTER}",
+    "gqa": f"Is it overcast?\n{SHORT}",
+    "mmmu": f"Compare <image 1> with <image 2>.\nA. the first\nB. <image 3>\n\n{LETTER}",
+    "mmstar": "What is it?\nOptions: A: a cat, B: a dog, C: an owl, D: a hare\n" + LETTER.rstrip("."),
+    "scienceqa": f"Which is colder?\nA. ice\nB. tea\n{LETTER}",
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_the_prompt_word_for_word(repository, name):
+    assert read(repository, name)[0].question == PROMPTS[name]
+
+
+def test_hints_and_open_questions(repository):
+    assert read(repository, "scienceqa")[1].question == f"Context: Both are water.\n{PROMPTS['scienceqa']}"
+    assert read(repository, "mmbench")[1].question.startswith(
+        "Which is it, 1? There are several options:\nA. "
+    )
+    assert read(repository, "mmmu")[1].question == f"How long is it? <image 1>\n\n{SHORT}"
+
+
+def test_images_of_a_question_in_the_order_of_their_numbers(hub, repository):
+    first, second, third = read(repository, "mmmu")
+    assert [image.read() for image in first.images] == [hub.png(70 + n) for n in (1, 2, 3)]
+    assert [[image.read() for image in example.images] for example in (second, third)] == [
+        [hub.png(78)], [hub.png(79)],
+    ]  # fmt: skip
+    assert (first.choices, second.choices) == (["the first", "<image 3>"], [])
+    assert (first.answers, second.answers) == (["B"], ["24/7", "3.429"])
+
+
+def test_rotations_of_a_question_are_a_unit(repository):
+    units = {}
+    for example in read(repository, "mmbench"):
+        units.setdefault(example.unit, []).append(example)
+    assert sorted(units) == ["0", "1", "2", "3"] and {len(unit) for unit in units.values()} == {3}
+    for unit in units.values():
+        assert {example.choices["ABC".index(example.answers[0])] for example in unit} == {"apple"}
+        assert len({tuple(example.choices) for example in unit}) == 3
+
+
+SCORED = [
+    ("textvqa", "a Nokia", ["nokia"] * 3 + ["x"] * 7, [], 0.9),
+    ("docvqa", "11/1/1988", ["11/1/1989", "1989"], [], 8 / 9),
+    ("docvqa", "no", ["11/1/1989"], [], 0.0),
+    ("infovqa", "5 %", ["5%"], [], 2 / 3),
+    ("chartqa", "14.7", ["14"], [], 1.0),
+    ("chartqa", "14.71", ["14"], [], 0.0),
+    ("chartqa", "yes", ["Yes"], [], 1.0),
+    ("ai2d", "B", ["B"], ["fox", "hare"], 1.0),
+    ("ai2d", " B. hare", ["B"], ["fox", "hare"], 1.0),
+    ("ai2d", "(b)", ["B"], ["fox", "hare"], 1.0),
+    ("ai2d", "hare", ["B"], ["fox", "hare"], 0.0),
+    ("ai2d", "A. B", ["B"], ["fox", "hare"], 0.0),
+    ("gqa", "No.", ["no"], [], 1.0),
+    ("gqa", "no, it is clear", ["no"], [], 0.0),
+    ("mmstar", "A", ["A"], [], 1.0),
+    ("mmstar", "a: a cat", ["A"], [], 1.0),
+    ("mmstar", "(C)", ["C"], [], 1.0),
+    ("mmstar", "Option D", ["D"], [], 1.0),
+    ("mmstar", "The answer is B.", ["B"], [], 1.0),
+    ("mmstar", "It is B", ["B"], [], 0.0),
+    ("mmstar", "", ["B"], [], 0.0),
+    ("scienceqa", "a", ["A"], ["ice", "tea"], 1.0),
+    ("scienceqa", "A. ice", ["A"], ["ice", "tea"], 1.0),
+    ("scienceqa", "(A)", ["A"], ["ice", "tea"], 0.0),
+    ("scienceqa", "ice", ["A"], ["ice", "tea"], 0.0),
+]
+
+
+@pytest.mark.parametrize("name, prediction, answers, choices, expected", SCORED)
+def test_scores_by_hand(name, prediction, answers, choices, expected):
+    asked = SimpleNamespace(answers=answers, choices=choices)
+    assert BENCHMARKS[name].score(prediction, asked) == pytest.approx(expected)
+
+
+def test_a_benchmarks_score_has_a_metric():
+    metric = MeanScore(BENCHMARKS["mmstar"].score)
+    metric.update(["A", "(b)", "c"], [SimpleNamespace(answers=[letter], choices=[]) for letter in "ABD"])
+    assert metric.compute() == pytest.approx(2 / 3)
