@@ -36,6 +36,6 @@ def at_least(kept_B: Tensor, p: float) -> Tensor:
     """max(L_pr, p), the second term of Eq. 7, a mean over images: below p nothing is gained by dropping more.
 
     The maximum is taken of each image, as the equation has it, and not of the batch: full images would keep
-    their tokens at the cost of empty ones, and the order among them, which a fixed budget needs, be unlearned.
+    their tokens at the cost of empty ones, and the order among them, which a budget needs, stay unlearned.
     """
     return kept_B.clamp_min(p).mean()

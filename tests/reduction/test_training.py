@@ -84,7 +84,7 @@ def trained():
 def test_kept_fraction_falls_to_p_and_stays(trained):
     _, kept = trained
     assert sum(kept[:5]) / 5 > 0.65
-    # One image's sample of nine tokens strays by a token or so from its mean, and only above p is it pulled back.
+    # An image's sample of nine tokens strays by one or so from its mean, and is pulled back only above p.
     for start in range(150, 300, 50):
         assert SHORT.keep - 1 / 9 <= sum(kept[start : start + 50]) / 50 <= SHORT.keep + 0.02
 
