@@ -113,14 +113,15 @@ def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> b
     The features are of the whole picture, resized to a shape of its own or not.
     """
     with _look():
-        figure = Figure(figsize=(4.6, 2.3 * len(pictures)), layout="constrained")
-        grid = figure.subplots(len(pictures), 2, squeeze=False)
+        heights = [2.3 * picture.height / picture.width for picture in pictures]
+        figure = Figure(figsize=(4.6, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(pictures), 2, squeeze=False, height_ratios=heights)
         for line, picture, features_RCD in zip(grid, pictures, features, strict=True):
             rows, columns, _ = features_RCD.shape
             _patches(line[0], picture, (rows, columns), kept=None)
             line[1].imshow(colours(features_RCD), extent=(0, *picture.size, 0), interpolation="nearest")
             line[1].set(xticks=[], yticks=[])
-        for axes, title in zip(grid[0], ("image", "three components of the features"), strict=True):
+        for axes, title in zip(grid[0], ("image", "principal components"), strict=True):
             axes.set_title(title, fontsize=9)
         return _png(figure)
 
