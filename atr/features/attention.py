@@ -1,6 +1,6 @@
 """Attention and keys of one layer of a vision tower, captured beside its features where a reducer asks.
 
-Shapes: B images, T tokens of the tower, N patch tokens, H heads, C channels of a head.
+Shapes: B images, T tokens of the tower, N patch tokens, D width of the tower, H heads, C channels of a head.
 """
 
 from collections.abc import Collection, Iterator
@@ -21,7 +21,7 @@ def observing(
 
     - "attention_BN", float32: the mean over heads of the class token's attention to each patch, or where the
       tower has no class token, the mean over all queries as well (the column mean of the matrix);
-    - "keys_BND": the mean over heads of the patches' keys, as the layer projects them.
+    - "keys_BND": the mean over heads of the patches' keys, as the layer projects them; here D is C.
 
     Both are of the layer whose output is `hidden_states[layer]`. The forward itself is left as it is: that
     layer's attention alone is computed a second time, eagerly, as the fused kernels give no weights. So the

@@ -26,4 +26,5 @@ def colours(features_RCD: Floats) -> Floats:
     components_N3 = centred_ND @ directions_3D.T
     low, high = np.percentile(components_N3, [1, 99], axis=0)
     span = np.where(high > low, high - low, 1.0)
-    return ((components_N3 - low) / span).clip(0, 1).reshape(rows, columns, 3)
+    colours_N3: Floats = ((components_N3 - low) / span).clip(0, 1)
+    return colours_N3.reshape(rows, columns, 3)

@@ -163,6 +163,20 @@ def test_the_tower_attends_eagerly_only_for_the_attention_and_is_left_as_it_was(
     assert [len(module._forward_hooks) for module in tower.modules()] == hooks
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_attention_under_bfloat16_is_that_of_float32_about(kind, tmp_path):
+    encoder = Encoder.load(tower_in(kind, tmp_path)[0])
+    pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND")
+    with torch.inference_mode():
+        exact = encoder.observe(pixels_BCHW, needs)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = encoder.observe(pixels_BCHW, needs)
+            assert torch.equal(rough["features_BND"], encoder(pixels_BCHW))
+    assert rough["attention_BN"].dtype == torch.float32
+    torch.testing.assert_close(rough["attention_BN"], exact["attention_BN"], rtol=0.02, atol=0)
+    torch.testing.assert_close(rough["keys_BND"].float(), exact["keys_BND"], rtol=0.05, atol=0.05)
+
+
 def test_what_cannot_be_captured_is_named(tmp_path):
     encoder = Encoder.load(tower_in("vit", tmp_path)[0])
     with pytest.raises(ValueError, match="values_BND cannot be captured, allowed: attention_BN, keys_BND"):
