@@ -30,6 +30,8 @@ class EncoderPreset:
     """Folder or hub id of the weights and of their image processor."""
     layer: int = -2
     """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
+    size: int | None = None
+    """Side in pixels of the square that the whole image is resized to; None: as the image processor says."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,17 @@ class VlmPreset:
     """Name of the encoder whose features the model reads; None where only its own files say so."""
 
 
-ENCODERS = {"micro": EncoderPreset(name="micro", path="data/micro/llava", layer=-1)}
+ENCODERS = {
+    preset.name: preset
+    for preset in (
+        EncoderPreset(name="micro", path="data/micro/llava", layer=-1),
+        # DINOv2's own processor cuts the margins off, and with them the text of a page.
+        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", size=224),
+        EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
+        EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
+        EncoderPreset(name="siglip-so400m-patch14-384", path="google/siglip-so400m-patch14-384"),
+    )
+}
 VLMS = {"micro": VlmPreset(name="micro", path="data/micro/llava", encoder="micro")}
 REDUCERS = ("full", "none", "random", "selector")
 BENCHMARKS = {

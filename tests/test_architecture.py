@@ -40,6 +40,7 @@ HOMES = {
         "atr.stages.*",
     ),
     "mlflow": ("atr.tracking",),
+    "onnx": ("atr.features.onnx_weights", "atr.features.pretrained"),
 }
 
 
@@ -105,7 +106,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
-        return lower == "reduction" or imported == "atr.features.encoder"
+        return lower == "reduction" or imported in ("atr.features.encoder", "atr.features.attention")
     return FLOORS[lower] < FLOORS[upper]
 
 

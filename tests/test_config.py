@@ -232,6 +232,13 @@ def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):
     assert params.raw()["vlm"] == str(tmp_path)
 
 
+def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub():
+    assert {"dinov2-small", "dinov2-base", "clip-vit-large-patch14-336"} < set(config.ENCODERS)
+    for name, preset in config.ENCODERS.items():
+        assert preset.name == name
+        assert (ROOT / preset.path).is_dir() or preset.path.count("/") == 1
+
+
 def test_flat_names_every_parameter_once():
     table = config.flat(SHIPPED)
     assert table["seed"] == 0 and table["vlm"] == "micro" and table["pretrain.keep"] == 0.3

@@ -3,9 +3,12 @@
 Shapes: B images, N patch tokens in raster order, D width of the tower.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,8 +16,17 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
+
+from atr.features.attention import observing
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -25,55 +37,104 @@ _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
 _UNREAD = ("pooler.", "head.")
 
 
+# Tokens that stand for the whole image, by type of tower; they come first, register tokens after them.
+CLASS_TOKENS = {
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,  # SigLIP 2 as well, in its checkpoints of one resolution
+    "vit": 1,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens of an image as the tower orders them: class tokens, register tokens, patches."""
+
+    grid: tuple[int, int]
+    """(rows, columns) of the patches."""
+    class_tokens: int
+    """0 or 1."""
+    extra_tokens: int
+    """Tokens before the patches: class and register tokens."""
+    width: int
+    """Length D of a token."""
+
+
 class Encoder(nn.Module):
     """A frozen vision tower cut off after the layer that is read.
 
-    `grid` is (rows, columns) of the patch tokens, `width` the length D of a feature, `layer` the index into
-    `hidden_states` as LLaVA's `vision_feature_layer` counts it. `preprocess` turns PIL images into
-    pixel_values_BCHW; it pickles without the tower, so that loader workers stay small.
+    `layer` is the index into `hidden_states` as LLaVA's `vision_feature_layer` counts it. `preprocess` turns
+    PIL images into pixel_values_BCHW; it pickles without the tower, so that loader workers stay small.
+    `options` go to every forward of the tower.
     """
 
-    def __init__(self, tower: PreTrainedModel, preprocess: Preprocess, name: str, layer: int) -> None:
+    def __init__(
+        self,
+        tower: PreTrainedModel,
+        preprocess: Preprocess,
+        layout: Layout,
+        name: str,
+        layer: int,
+        options: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.eval()
         self.preprocess = preprocess
+        self.layout = layout
         self.name = name
         self.layer = layer
-        self.grid, self.extra_tokens, self.width = self._measure()
+        self.options = options
 
     @classmethod
-    def load(cls, path: str, layer: int = -2, name: str | None = None) -> Self:
+    def load(
+        cls, path: str, layer: int = -2, name: str | None = None, size: int | tuple[int, int] | None = None
+    ) -> Self:
         """Load the tower of a folder or hub id: a vision model, or one that holds one (LLaVA, CLIP, SigLIP).
 
-        Layers behind `layer` are neither loaded nor run. Raises ValueError naming the folder or file for
-        anything that is not there, is damaged, has weights missing or misshapen, or has no such layer.
+        `size` in pixels, one side or (height, width), resizes the whole image to it and interpolates the
+        tower's positions; None leaves both to the folder's image processor. Layers behind `layer` are neither
+        loaded nor run. Raises ValueError naming the folder or file for anything that is not there, is
+        damaged, or has weights missing or misshapen; and before any weight is read, for a tower of a type
+        that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
         """
         config, prefix = _vision_config(path)
+        _check_type(path, config)
         config.num_hidden_layers = _layers_to_run(path, layer, config)
+        preprocess = partial(_pixel_values, _load_processor(path, size))
+        resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
+        options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
+        layout = _measure(path, config, preprocess, options)
         tower = _load_tower(path, config, prefix)
-        return cls(tower, partial(_pixel_values, _load_processor(path)), name or path, layer)
+        return cls(tower, preprocess, layout, name or path, layer, options)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the patch tokens."""
+        return self.layout.grid
+
+    @property
+    def width(self) -> int:
+        """Length D of a feature."""
+        return self.layout.width
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
         """features_BND of the patches at `layer`; class and register tokens are left out."""
-        states = self.tower(pixel_values_BCHW, output_hidden_states=True).hidden_states
-        features_BND: Tensor = states[-1][:, self.extra_tokens :]
+        states = self.tower(pixel_values_BCHW, output_hidden_states=True, **self.options).hidden_states
+        features_BND: Tensor = states[-1][:, self.layout.extra_tokens :]
         return features_BND
 
-    @torch.inference_mode()
-    def _measure(self) -> tuple[tuple[int, int], int, int]:
-        """Encode one blank image: the processor, not the configuration, decides how large images arrive."""
-        config = self.tower.config
-        pixel_values_BCHW = self.preprocess([Image.new("RGB", (config.image_size, config.image_size))])
-        rows, columns = (side // config.patch_size for side in pixel_values_BCHW.shape[-2:])
-        try:
-            states = self.tower(pixel_values_BCHW, output_hidden_states=True).hidden_states
-        except ValueError as error:  # e.g. the processor's size is not the tower's
-            raise ValueError(f"{self.name}: the tower refuses its own processor's images: {error}") from error
-        extra_tokens = states[-1].shape[1] - rows * columns
-        if extra_tokens < 0:
-            raise ValueError(f"{self.name}: not a plain vision transformer: fewer tokens than patches")
-        return (rows, columns), extra_tokens, states[-1].shape[-1]
+    def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
+        """features_BND of `forward`, and what `needs` names of attention_BN and keys_BND at the same layer.
+
+        The keys are the fields of a reducer's input, `needs` a reducer's own. Raises ValueError for others.
+        """
+        extra = self.layout.class_tokens, self.layout.extra_tokens
+        with observing(self.tower, -1, *extra, needs) as seen:
+            features_BND = self(pixel_values_BCHW)
+        return {"features_BND": features_BND, **seen}
 
 
 def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
@@ -89,13 +150,76 @@ def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
     return config, None
 
 
+def _check_type(path: str, config: PretrainedConfig) -> None:
+    """Refuse towers whose tokens are not known to be a class token, registers and one grid of patches."""
+    if config.model_type == "siglip2_vision_model":
+        raise ValueError(
+            f"{path}: SigLIP 2 NaFlex gives every image a grid of its own, allowed: its checkpoints of one "
+            "resolution, as siglip2-so400m-patch14-384"
+        )
+    if config.model_type not in CLASS_TOKENS:
+        raise ValueError(
+            f"{path}: {config.model_type} is no vision tower known here, allowed: {', '.join(CLASS_TOKENS)}"
+        )
+
+
 def _layers_to_run(path: str, layer: int, config: PretrainedConfig) -> int:
-    depth = getattr(config, "num_hidden_layers", None)
-    if depth is None or not isinstance(getattr(config, "patch_size", None), int):
-        raise ValueError(f"{path}: {config.model_type} is not a plain vision transformer")
+    depth = config.num_hidden_layers
     if layer == 0 or not -depth <= layer <= depth:
         raise ValueError(f"{path}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
     return int(layer if layer > 0 else depth + 1 + layer)
+
+
+def _interpolates(config: PretrainedConfig) -> bool:
+    """Whether the tower has to be told to interpolate its positions; DINOv2 does where it must."""
+    return "interpolate_pos_encoding" in signature(MODEL_MAPPING[type(config)].forward).parameters
+
+
+@torch.inference_mode()
+def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]) -> Layout:
+    """Run one layer of the tower on torch's meta device, which knows shapes alone, so that no weight is read.
+
+    The processor, not the configuration, decides how large images arrive; the tower whether it takes them.
+    """
+    height, width = _arriving_size(path, preprocess)
+    shallow = deepcopy(config)
+    shallow.num_hidden_layers = 1
+    with torch.device("meta"):
+        tower = AutoModel.from_config(shallow)
+        pixel_values_BCHW = torch.empty(1, config.num_channels, height, width)
+    try:
+        states = tower(pixel_values_BCHW, output_hidden_states=True, **options).hidden_states
+    except (ValueError, RuntimeError) as error:  # what CLIP raises, and what SigLIP does
+        raise ValueError(
+            f"{path}: the tower refuses its own processor's images of {height} x {width} pixels, "
+            f"its own are {config.image_size}: {_first_line(error)}"
+        ) from error
+    class_tokens = CLASS_TOKENS[config.model_type]
+    extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
+    rows, columns = (
+        side // patch for side, patch in zip((height, width), _pair(config.patch_size), strict=True)
+    )
+    if states[-1].shape[1] != extra_tokens + rows * columns:
+        raise ValueError(
+            f"{path}: {states[-1].shape[1]} tokens are not {extra_tokens} and {rows} x {columns} patches"
+        )
+    return Layout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
+
+
+def _arriving_size(path: str, preprocess: Preprocess) -> tuple[int, int]:
+    """(height, width) of what the processor makes of any image."""
+    wide, tall = (preprocess([Image.new("RGB", sides)]).shape[-2:] for sides in ((96, 64), (64, 96)))
+    if wide != tall:
+        raise ValueError(
+            f"{path}: its processor gives images of different shapes different sizes, {tuple(wide)} and "
+            f"{tuple(tall)}, allowed: one size for all"
+        )
+    height, width = wide
+    return height, width
+
+
+def _pair(sides: int | Sequence[int]) -> Sequence[int]:
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreTrainedModel:
@@ -127,10 +251,14 @@ def _refuse_incomplete(weights: str, report: dict[str, Any]) -> None:
         raise ValueError(f"{weights}: lacks {len(missing)} weights of the vision tower, first {missing[0]}")
 
 
-def _load_processor(path: str) -> Any:
+def _load_processor(path: str, size: int | tuple[int, int] | None) -> Any:
+    resized: dict[str, Any] = {}
+    if size:
+        height, width = _pair(size)
+        resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with _quiet():
-            return AutoImageProcessor.from_pretrained(path, backend="pil")
+            return AutoImageProcessor.from_pretrained(path, backend="pil", **resized)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {_first_line(error)}") from error
 

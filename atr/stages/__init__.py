@@ -10,6 +10,7 @@ from typing import Never
 
 from atr import config
 
+ENCODERS = Path("data/encoders")
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
 PRETRAIN_FEATURES = Path("data/features/pretrain")

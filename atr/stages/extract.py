@@ -5,7 +5,14 @@ from argparse import ArgumentParser
 from functools import partial
 
 from atr import config
-from atr.stages import EVALUATE_FEATURES, EVALUATE_IMAGES, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
+from atr.stages import (
+    ENCODERS,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    entry,
+)
 
 SPLITS = {
     "pretrain": (PRETRAIN_IMAGES, PRETRAIN_FEATURES),
@@ -23,13 +30,15 @@ def main(params: config.Params, split: str) -> None:
         from atr.datasets import PreparedImages
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
+        from atr.features.pretrained import locate
         from atr.features.store import MANIFEST
         from atr.features.training import FeatureExtraction, StoreWriter
         from atr.hardware import lightning_kwargs
 
         extract, (source, folder) = params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
-        encoder = Encoder.load(params.encoder.path, layer, params.encoder.name)
+        path = locate(params.encoder.path, ENCODERS)
+        encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
         images = PreparedImages(source)
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers

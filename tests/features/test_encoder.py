@@ -1,6 +1,8 @@
 """The encoder against transformers' own forward, and every way its folder can be wrong."""
 
+import json
 import pickle
+import re
 import shutil
 
 import pytest
@@ -8,22 +10,33 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BitImageProcessorPil,
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
     ViTConfig,
     ViTModel,
 )
 
+from atr.features import encoder as encoder_module
+from atr.features.attention import observing
 from atr.features.encoder import Encoder
 
 SMALL = {
@@ -40,6 +53,14 @@ TOWERS = {  # class, its configuration, tokens that are no patches
     "vit": (ViTModel, ViTConfig(**WIDE), 1),
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
     "registers": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2), 5),
+    "dinov3": (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, num_register_tokens=2), 3),
+}
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 8,
 }
 
 
@@ -61,10 +82,8 @@ def saved(model, folder):
 @pytest.fixture(scope="module")
 def llava():
     torch.manual_seed(0)
-    text = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8
-    )
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**WIDE), text_config=text, image_token_index=1)
+    text, vision = LlamaConfig(**TEXT), CLIPVisionConfig(**WIDE)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=1)
     return LlavaForConditionalGeneration(config)
 
 
@@ -73,19 +92,107 @@ def folder(llava, tmp_path):
     return saved(llava, tmp_path / "llava")
 
 
+def tower_in(kind, folder):
+    """A tiny random tower in a folder, and transformers' own model of it."""
+    cls, config, _ = TOWERS[kind]
+    torch.manual_seed(0)
+    model = cls(config)
+    return str(saved(model, folder)), model
+
+
 @pytest.mark.parametrize("layer", [-3, -2, -1, 1, 3])
 @pytest.mark.parametrize("kind", TOWERS)
 def test_features_are_the_hidden_states_of_transformers_without_extra_tokens(kind, layer, tmp_path):
-    cls, config, extra = TOWERS[kind]
-    torch.manual_seed(0)
-    model = cls(config)
-    path = str(saved(model, tmp_path / kind))
+    path, model = tower_in(kind, tmp_path / kind)
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     encoder = Encoder.load(path, layer)
     with torch.inference_mode():
-        expected = model(pixels_BCHW, output_hidden_states=True).hidden_states[layer][:, extra:]
-        torch.testing.assert_close(encoder(pixels_BCHW), expected, rtol=0, atol=0)
+        states = model(pixels_BCHW, output_hidden_states=True).hidden_states[layer]
+        torch.testing.assert_close(encoder(pixels_BCHW), states[:, TOWERS[kind][2] :], rtol=0, atol=0)
     assert (encoder.grid, encoder.width, encoder.layer, encoder.name) == ((4, 4), 24, layer, path)
+
+
+@pytest.mark.parametrize("layer", [-2, -1, 1])
+@pytest.mark.parametrize("kind", TOWERS)
+def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, layer, tmp_path):
+    path, model = tower_in(kind, tmp_path / kind)
+    pixels_BCHW = torch.randn(2, 3, 56, 56)
+    encoder = Encoder.load(path, layer)
+    model.set_attn_implementation("eager")
+    number = layer - 1 if layer > 0 else layer  # a layer of attentions is one of hidden_states but the first
+    name = rf"layers?\.{range(3)[number]}\..*k_proj"
+    keys = next(module for key, module in model.named_modules() if re.search(name, key))
+    projected = []
+    keys.register_forward_hook(lambda module, args, output: projected.append(output))
+    with torch.inference_mode():
+        seen = encoder.observe(pixels_BCHW, {"attention_BN", "keys_BND"})
+        whole = model(pixels_BCHW, output_attentions=True)
+    extra = TOWERS[kind][2]
+    heads_BHTT = whole.attentions[number]
+    rows_BHT = heads_BHTT[:, :, 0] if extra else heads_BHTT.sum(2) / 16
+    torch.testing.assert_close(seen["attention_BN"], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
+    chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
+    torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
+    assert seen["attention_BN"].std() > 1e-4  # a constant would agree with anything
+
+
+@pytest.mark.parametrize("needs", [(), ("attention_BN",), ("keys_BND",), ("attention_BN", "keys_BND")])
+def test_only_what_is_asked_for_is_captured_and_features_do_not_depend_on_it(needs, tmp_path):
+    encoder = Encoder.load(tower_in("dinov2", tmp_path)[0])
+    pixels_BCHW = torch.randn(2, 3, 56, 56)
+    features_BND = encoder(pixels_BCHW)
+    seen = encoder.observe(pixels_BCHW, frozenset(needs))
+    assert seen.keys() == {"features_BND", *needs}
+    assert torch.equal(seen["features_BND"], features_BND)
+
+
+def test_the_tower_attends_eagerly_only_for_the_attention_and_is_left_as_it_was(tmp_path, monkeypatch):
+    encoder = Encoder.load(tower_in("siglip", tmp_path)[0])
+    pixels_BCHW, tower, chosen = torch.randn(1, 3, 56, 56), encoder.tower, []
+    change = tower.set_attn_implementation
+    monkeypatch.setattr(tower, "set_attn_implementation", lambda name: chosen.append(name) or change(name))
+    encoder(pixels_BCHW)
+    hooks = [len(module._forward_hooks) for module in tower.modules()]  # transformers' own
+    encoder.observe(pixels_BCHW, {"keys_BND"})
+    assert chosen == []
+    encoder.observe(pixels_BCHW, {"attention_BN"})
+    assert chosen == ["eager", "sdpa"]
+    with pytest.raises(RuntimeError):
+        encoder.observe(torch.randn(1, 3, 28, 28), {"attention_BN"})
+    assert tower.config._attn_implementation == "sdpa"
+    assert [len(module._forward_hooks) for module in tower.modules()] == hooks
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_attention_under_bfloat16_is_that_of_float32_about(kind, tmp_path):
+    encoder = Encoder.load(tower_in(kind, tmp_path)[0])
+    pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND")
+    with torch.inference_mode():
+        exact = encoder.observe(pixels_BCHW, needs)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = encoder.observe(pixels_BCHW, needs)
+            assert torch.equal(rough["features_BND"], encoder(pixels_BCHW))
+    assert rough["attention_BN"].dtype == torch.float32
+    torch.testing.assert_close(rough["attention_BN"], exact["attention_BN"], rtol=0.02, atol=0)
+    torch.testing.assert_close(rough["keys_BND"].float(), exact["keys_BND"], rtol=0.05, atol=0.05)
+
+
+def test_what_cannot_be_captured_is_named(tmp_path):
+    encoder = Encoder.load(tower_in("vit", tmp_path)[0])
+    with pytest.raises(ValueError, match="values_BND cannot be captured, allowed: attention_BN, keys_BND"):
+        encoder.observe(torch.randn(1, 3, 56, 56), {"values_BND"})
+
+
+@pytest.mark.parametrize("layer", [-2, 3])
+def test_attention_is_captured_within_a_whole_llava_as_in_the_tower_alone(layer, folder, llava):
+    encoder = Encoder.load(str(folder), layer)
+    pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND")
+    with torch.inference_mode():
+        alone = encoder.observe(pixels_BCHW, needs)
+        with observing(llava.model.vision_tower, layer, 1, 1, needs) as seen:
+            llava.model.get_image_features(pixels_BCHW, vision_feature_layer=layer)
+    for need in needs:
+        torch.testing.assert_close(seen[need], alone[need], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", [-2, -1])
@@ -124,13 +231,73 @@ def test_half_precision_weights_are_computed_in_float32(folder):
     assert {weight.dtype for weight in Encoder.load(str(folder)).parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("cls", "whole"),
+    [
+        (CLIPModel, CLIPConfig(text_config=CLIPTextConfig(**TEXT), vision_config=CLIPVisionConfig(**WIDE))),
+        # SigLIP 2 of one resolution is published as this class, too.
+        (
+            SiglipModel,
+            SiglipConfig(text_config=SiglipTextConfig(**TEXT), vision_config=SiglipVisionConfig(**WIDE)),
+        ),
+    ],
+)
+def test_tower_inside_clip_and_siglip_is_read(cls, whole, tmp_path):
+    torch.manual_seed(0)
+    model = cls(whole)
+    encoder = Encoder.load(str(saved(model, tmp_path)), -2)
+    pixels_BCHW = torch.randn(2, 3, 56, 56)
+    with torch.inference_mode():
+        states = model.vision_model(pixels_BCHW, output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(encoder(pixels_BCHW), states[:, -16:], rtol=0, atol=0)
+
+
 def test_grid_is_that_of_the_processed_image(tmp_path):
-    folder = saved(Dinov2Model(TOWERS["dinov2"][1]), tmp_path)
-    processor(height=84, width=42).save_pretrained(folder)  # DINOv2 interpolates its positions
-    encoder = Encoder.load(str(folder))
+    path, _ = tower_in("dinov2", tmp_path)
+    processor(height=84, width=42).save_pretrained(path)  # DINOv2 interpolates its positions
+    encoder = Encoder.load(path)
     pixels_BCHW = encoder.preprocess([Image.new("RGB", (100, 200))])
     assert encoder.grid == (6, 3)
     assert encoder(pixels_BCHW).shape == (1, 18, 24)
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_another_size_is_resized_to_and_interpolated_as_transformers_does(kind, tmp_path):
+    path, model = tower_in(kind, tmp_path)
+    encoder = Encoder.load(path, -2, size=(84, 42))
+    pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
+    asked = {"interpolate_pos_encoding": True} if kind in ("clip", "siglip", "vit") else {}
+    with torch.inference_mode():
+        states = model(pixels_BCHW, output_hidden_states=True, **asked).hidden_states[-2]
+        seen = encoder.observe(pixels_BCHW, {"attention_BN"})
+    assert (encoder.grid, pixels_BCHW.shape) == ((6, 3), (1, 3, 84, 42))
+    torch.testing.assert_close(seen["features_BND"], states[:, TOWERS[kind][2] :], rtol=1e-5, atol=1e-6)
+    assert seen["attention_BN"].shape == (1, 18)
+
+
+def test_a_tower_made_for_oblong_images_needs_no_interpolation(tmp_path):
+    model = ViTModel(ViTConfig(**(WIDE | {"image_size": [84, 42]})))
+    path = str(saved(model, tmp_path))
+    encoder = Encoder.load(path, size=(84, 42))
+    pixels_BCHW = torch.randn(1, 3, 84, 42)
+    with torch.inference_mode():
+        states = model(pixels_BCHW, output_hidden_states=True).hidden_states[-2]
+        torch.testing.assert_close(encoder(pixels_BCHW), states[:, 1:], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"images of 56 x 56 pixels, its own are \[84, 42\]"):
+        Encoder.load(path)
+
+
+def test_a_size_takes_the_whole_image_where_the_processor_would_crop(tmp_path):
+    path, _ = tower_in("dinov2", tmp_path)
+    size = {"shortest_edge": 80}
+    BitImageProcessorPil(size=size, crop_size={"height": 56, "width": 56}).save_pretrained(path)
+    framed = Image.new("RGB", (200, 100), "black")
+    framed.paste((255, 255, 255), (10, 10, 190, 90))
+    cropped = Encoder.load(path).preprocess([framed])
+    whole = Encoder.load(path, size=56).preprocess([framed])
+    assert cropped.shape == whole.shape == (1, 3, 56, 56)
+    corners = (..., slice(0, None, 55), slice(0, None, 55))
+    assert (whole[corners] < 0).all() and (cropped[corners] > 0).all()
 
 
 def test_preprocess_is_the_folders_processor_and_pickles_without_the_tower(folder):
@@ -197,7 +364,7 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
     [
         ("config.json", None, "llava: no readable model configuration"),
         ("config.json", "{", "llava: no readable model configuration"),
-        ("config.json", '{"model_type": "llama"}', "llava: llama is not a plain vision transformer"),
+        ("config.json", '{"model_type": "llama"}', "llava: llama is no vision tower known here, allowed: cl"),
         ("model.safetensors", None, "llava: no readable weights"),
         ("model.safetensors", "version https://git-lfs", "model.safetensors: no readable weights"),
         ("preprocessor_config.json", None, "llava: no readable image processor"),
@@ -214,9 +381,42 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
     refused(tmp_path / "nowhere", "nowhere: there is no such folder")
 
 
-def test_a_processor_of_another_size_is_refused(folder):
-    processor(height=28, width=28).save_pretrained(folder)
-    refused(folder, "llava: the tower refuses its own processor's images")
+@pytest.mark.parametrize("kind", ["clip", "siglip", "vit"])
+def test_a_processor_of_another_size_is_refused(kind, tmp_path):
+    path, _ = tower_in(kind, tmp_path / kind)
+    processor(height=28, width=28).save_pretrained(path)
+    refused(path, rf"{kind}: the tower refuses its own processor's images of 28 x 28 pixels, its own are 56")
+
+
+def test_a_processor_that_gives_images_different_sizes_is_refused(folder):
+    CLIPImageProcessorPil(size={"shortest_edge": 56}, do_center_crop=False).save_pretrained(folder)
+    refused(folder, r"llava: its processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kwargs"),
+    [
+        ("there is no layer 4", {"layer": 4}),
+        ("refuses its own processor's images of 7 x 7", {"size": 7}),  # less than a patch
+    ],
+)
+def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwargs, folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, pattern, **kwargs)
+    refused(folder, "no readable weights", layer=3, size=28)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_naflex_is_refused_before_any_weight_is_read(whole, tmp_path):
+    tower = {"model_type": "siglip2_vision_model"}
+    config = {"model_type": "siglip2", "vision_config": tower} if whole else tower
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(tmp_path, "SigLIP 2 NaFlex gives every image a grid of its own, allowed: its checkpoints of one")
+
+
+def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch):
+    monkeypatch.setitem(encoder_module.CLASS_TOKENS, "clip_vision_model", 0)
+    refused(folder, "llava: 17 tokens are not 0 and 4 x 4 patches")
 
 
 def test_loading_leaves_transformers_as_talkative_as_it_was(folder):

@@ -13,10 +13,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import (
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+)
 from transformers import LlavaForConditionalGeneration as Llava
 
 from atr import config
+from atr.datasets.prepared import save_images
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.stages import extract
@@ -68,7 +77,7 @@ def write_params(**changed):
     for key, value in (
         {"shard_images": 4, "accelerator": "cpu", "precision": "bf16-mixed"} | changed
     ).items():
-        text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        text, count = re.subn(rf"^( *{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count == 1, key
     Path("params.yaml").write_text(text)
 
@@ -117,6 +126,44 @@ def test_a_layer_that_is_not_there_stops_the_stage_before_anything_is_written(wo
     with pytest.raises(ValueError, match=f"{MICRO}: there is no layer 7, allowed: 1 to 3"):
         run()
     assert not Path("data/features").exists()
+
+
+def tiny_dinov2(folder):
+    """A random DINOv2 with the processor that the published one has."""
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, mlp_ratio=2, patch_size=14, image_size=518
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessorPil(size={"shortest_edge": 256}).save_pretrained(folder)
+    return folder
+
+
+def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
+    folder = tiny_dinov2(Path("data/encoders/dinov2-small"))
+    write_params(encoder="dinov2-small", vlm=".", precision="32-true")
+    store = run()
+    encoder = Encoder.load(str(folder), -2, size=224)
+    with torch.inference_mode():
+        expected = encoder(encoder.preprocess([image for _, image in pictures()[:4]]))
+    assert (store.manifest["encoder"], store.grid, store.width) == ("dinov2-small", (16, 16), 24)
+    assert torch.equal(torch.stack([store[position] for position in range(4)]), expected.bfloat16())
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_dinov2_goes_through_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_params(encoder=tiny_dinov2(tmp_path / "tower"), vlm=tmp_path)
+    save_images(Path("data/prepared/evaluate"), pictures(), {})
+    with python("-m", "atr.stages.extract", "evaluate", stderr=subprocess.PIPE) as process:
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    store = FeatureStore.open(
+        Path("data/features/evaluate"), {"encoder": str(tmp_path / "tower"), "layer": -2}
+    )
+    assert store.ids == [name for name, _ in pictures()]
+    assert (store.grid, store.width) == ((16, 16), 24)
+    assert store[0].std() > 0 and not torch.equal(store[0], store[6])
 
 
 SCRIPT = """

@@ -1,0 +1,44 @@
+"""The weights of a DINOv2 in an ONNX file, under the names of DINOv2's published checkpoints.
+
+torch's exporter keeps the names of most weights. It folds the matrices of linear layers, transposed, and the
+two parts of the position embedding into nameless constants: what these are, the nodes that read them say.
+"""
+
+import re
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+Weights = dict[str, NDArray[np.float32]]
+
+POSITIONS = "embeddings.position_embeddings"
+_ROOT = "backbone"  # what the exported module called its DINOv2
+_LINEAR = re.compile(rf"/{_ROOT}/(.+)/MatMul")
+# The class token's position is a constant of one node, those of the patches are reshaped to be interpolated.
+_POSITION_NODES = {"Concat": 0, "Reshape": 1}
+
+
+def weights_of(model: onnx.ModelProto) -> Weights:
+    """Every weight of the backbone by its published name; what lies behind the backbone is left out.
+
+    Raises ValueError where there is no position embedding to be found.
+    """
+    constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
+    named = {
+        name.removeprefix(f"{_ROOT}."): value
+        for name, value in constants.items()
+        if name.startswith(f"{_ROOT}.")
+    }
+    positions: dict[int, NDArray[np.float32]] = {}
+    for node in model.graph.node:
+        for constant in (name for name in node.input if name in constants and not name.startswith(_ROOT)):
+            if linear := _LINEAR.fullmatch(node.name):
+                named[f"{linear[1].replace('/', '.')}.weight"] = constants[constant].T
+            elif node.name.startswith(f"/{_ROOT}/embeddings/") and node.op_type in _POSITION_NODES:
+                positions[_POSITION_NODES[node.op_type]] = constants[constant]
+    if len(positions) != len(_POSITION_NODES):
+        raise ValueError(f"the ONNX graph has {len(positions)} parts of {POSITIONS}, wanted: 2")
+    named[POSITIONS] = np.concatenate([positions[0], positions[1]], axis=1)
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in named.items()}
