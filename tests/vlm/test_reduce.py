@@ -3,7 +3,8 @@ import torch
 
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
 from atr.vlm.hosts import HOSTS
-from atr.vlm.reduce import choose, reduce, shorten
+from atr.vlm.choice import choose
+from atr.vlm.reduce import reduce, shorten
 
 TOKENS = 16
 SINGLE = ("<image> a b",)
