@@ -65,7 +65,7 @@ class Packing:
         ]
 
     def with_newlines(self, kept: list[Tensor], newline: str) -> list[Tensor]:
-        """The kept indices and the newlines that stay: all (keep), or where a token of the row did (follow)."""
+        """The kept indices and the newlines that stay: all (keep), or of rows with a kept token (follow)."""
         stay = []
         for tile_P, kept_K, tiles in zip(self.tile_of, kept, self.tiling.tiles, strict=True):
             end_P = tile_P == ROW_END

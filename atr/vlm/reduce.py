@@ -98,8 +98,8 @@ def reduce(
     """Shorten a processor's output to `keep` (a fraction, or an int count) of the tokens of each image.
 
     Rows may be padded on either side, hold several images or none; they come back left-padded to the
-    longest. `keep="adaptive"` leaves the count to a trained selector, which keeps the tokens of positive logit,
-    within `bounds`: fewest and most, as fractions or counts, of each image (of each tile, if `budget` is so).
+    longest. `keep="adaptive"` leaves the count to a trained selector, which keeps the tokens of positive
+    logit, within `bounds`: fewest and most, as fractions or counts, of an image (of a tile, if `budget` is).
 
     `positions` are either
 
