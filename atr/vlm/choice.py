@@ -46,9 +46,10 @@ class Policy:
             raise ValueError(
                 f"bounds: {self.bounds} is not allowed with keep {self.keep}, only with {ADAPTIVE}"
             )
-        for share in (self.keep, *self.bounds):
-            if isinstance(share, float):
-                tokens.budget(share, 1)
+        if not all(bound >= 0 and (isinstance(bound, int) or bound <= 1) for bound in self.bounds):
+            raise ValueError(f"bounds: {self.bounds} is out of range, allowed: two fractions or counts")
+        if isinstance(self.keep, float):
+            tokens.budget(self.keep, 1)  # a wrong fraction shows before any image is encoded
 
 
 def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:

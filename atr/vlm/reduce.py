@@ -124,7 +124,7 @@ def reduce(
     """
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
-    _check(model, inputs, positions)
+    _check_positions(model, positions)
     if isinstance(reducer := as_reducer(reducer), SelectorReducer):
         check_selector(model, reducer.selector)
     if "pixel_values" not in inputs:
@@ -134,6 +134,10 @@ def reduce(
 
 def prepare(model: Any, inputs: Mapping[str, Any], interpolation: str = "model") -> Prepared:
     """Encode the images of a processor's output, to reduce it more than once; errors as in `reduce`."""
+    check_choice("interpolation", interpolation)
+    _check(model, inputs)
+    if "pixel_values" not in inputs:
+        raise ValueError("inputs: pixel_values is missing, there is no image to encode")
     tiling = host_of(model).tiling(model, inputs)
     packing = Packing(model, tiling)
     _image_of(_placeholders(model, inputs), packing.lengths)
@@ -157,7 +161,8 @@ def shorten(
     For images that were encoded and projected before. Budgets may differ between images. The result serves
     one call; errors as in `reduce`.
     """
-    _check(model, inputs, positions)
+    _check_positions(model, positions)
+    _check(model, inputs)
     input_ids_BL = inputs["input_ids"]
     real_BL = inputs["attention_mask"].bool()
     stay_BL = _stay(_placeholders(model, inputs), real_BL, image_features, keep)
@@ -182,11 +187,14 @@ def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, Any]:
     return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
 
 
-def _check(model: Any, inputs: Mapping[str, Any], positions: str) -> None:
+def _check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
     attention = str(model.config.get_text_config()._attn_implementation)
     if positions == "original" and "flash" in attention:
         raise ValueError(f"positions: original is not safe under {attention}, allowed: contiguous")
+
+
+def _check(model: Any, inputs: Mapping[str, Any]) -> None:
     known = TEXT_KEYS | host_of(model).image_keys
     if unknown := sorted(set(inputs) - known):
         raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")

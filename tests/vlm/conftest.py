@@ -161,7 +161,7 @@ def model(make_model):
 
 
 def random_images(prompt: str, family: str) -> list[Image.Image]:
-    """As many as the prompt has `<image>`, dependent on it alone; of many shapes where a family cuts tiles."""
+    """As many as the prompt has `<image>`, dependent on it alone; of any shape where a family cuts tiles."""
     generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
     images = []
     for _ in range(prompt.count("<image>")):

@@ -1,7 +1,12 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
+from atr.tokens import budget
+from atr.vlm.choice import CHOICES, Policy
 from atr.vlm.reduce import prepare, reduce, shorten
 
 TOKENS = 16
@@ -255,6 +260,169 @@ def test_original_positions_cannot_meet_a_generate_without_cache(model, process)
         for use_cache in (True, False)
     )
     assert torch.equal(cached, uncached)
+
+
+@FAMILIES
+@POSITIONS
+@torch.no_grad()
+def test_what_is_kept_is_reported_image_by_image(model, process, family, positions):
+    inputs = process(*RAGGED)
+    for keep in (0.0, 0.2, 7, 1.0):
+        for newline in ("keep", "follow"):
+            shorter = reduce(model, inputs, Random(0), keep, positions, newline=newline)
+            placeholders = (shorter["input_ids"] == 4).sum(1).tolist()
+            per_image = [kept.tokens + kept.newlines for kept in shorter.kept]
+            assert placeholders == [per_image[0], sum(per_image[1:3]), 0, sum(per_image[3:])]
+            features = shorter["mm_encoder_outputs"]["image"].pooler_output
+            assert [len(tokens) for tokens in features] == per_image
+            for kept, size in zip(shorter.kept, sizes_of(model, inputs), strict=True):
+                assert kept.tokens == budget(keep, kept.of)
+                assert len(kept.indices_K) == kept.tokens + kept.newlines
+                assert kept.newlines <= size - kept.of
+                assert newline == "follow" or kept.newlines == size - kept.of
+                assert (kept.of < size) == (family != "llava")
+
+
+@FAMILIES
+@torch.no_grad()
+def test_one_result_serves_many_calls(model, process):
+    shorter = reduce(model, process(*RAGGED), Spread(), 0.4, "original")
+    options = {"max_new_tokens": 3, "suppress_tokens": SUPPRESSED, "do_sample": False}
+    first = model.generate(**shorter, **options, num_beams=3)
+    assert torch.equal(model.generate(**shorter, **options, num_beams=3), first)
+    assert torch.equal(model(**shorter).logits, model(**dict(shorter)).logits)
+    assert {"input_ids", "attention_mask", "mm_encoder_outputs"} <= set(shorter)
+    assert len(shorter) == len(dict(shorter))
+
+
+@FAMILIES
+@torch.no_grad()
+def test_one_encoding_serves_many_budgets(model, process):
+    inputs = process(*RAGGED)
+    prepared = prepare(model, inputs)
+    for keep, budget_of in ((0.3, "image"), (0.6, "tile"), (5, "image")):
+        once = prepared.reduce(Random(1), Policy(keep, budget=budget_of))
+        again = reduce(model, inputs, Random(1), keep, budget=budget_of)
+        assert torch.equal(model(**once).logits, model(**again).logits)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@torch.no_grad()
+def test_without_interpolation_all_tokens_are_those_of_a_model_that_has_none(
+    make_model, process, processor, padding_side
+):
+    model, other = make_model(), make_model(vision_aspect_ratio="anyres_max_1000")
+    inputs = process(*RAGGED)
+    processor.vision_aspect_ratio = "anyres_max_1000"
+    wide = process(*RAGGED)
+    assert wide["input_ids"].shape[1] > inputs["input_ids"].shape[1]
+    inputs = inputs if padding_side == "left" else process_right(process, processor)
+    untouched = other(**wide).logits
+    for positions in ("contiguous", "original"):
+        shorter = reduce(model, inputs, Full(), 1.0, positions, interpolation="off")
+        assert torch.equal(model(**shorter).logits, untouched)
+    dropped = reduce(model, inputs, Random(0), 0.3, "original", interpolation="off")
+    expected = reduce(other, wide, Random(0), 0.3, "original")
+    assert indices(dropped) == indices(expected)
+    assert torch.equal(model(**dropped).logits, other(**expected).logits)
+
+
+def process_right(process, processor):
+    """The prompts padded on the right, by a processor that shrinks as the model does."""
+    processor.vision_aspect_ratio = "anyres_max_2"
+    return process(*RAGGED, padding_side="right")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@torch.no_grad()
+def test_where_nothing_is_resampled_there_is_nothing_to_switch_off(model, process):
+    inputs = process(*RAGGED)
+    off, on = (reduce(model, inputs, Spread(), 0.4, interpolation=choice) for choice in ("off", "model"))
+    assert torch.equal(model(**off).logits, model(**on).logits)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("interpolation", ["model", "off"])
+@torch.no_grad()
+def test_images_of_extreme_shapes_have_the_right_counts(model, process, interpolation):
+    pictures = [[Image.new("RGB", size, "red")] for size in ((1, 1), (10_000, 20), (20, 10_000))]
+    inputs = process("<image> a", "<image> b c", "<image> d", images=pictures)
+    untouched = model(**inputs).logits
+    whole = reduce(model, inputs, Full(), 1.0, interpolation=interpolation)
+    if interpolation == "model":
+        assert torch.equal(model(**whole).logits, untouched)
+    for budget_of in ("image", "tile"):
+        for keep in (0.5, 3):
+            shorter = reduce(model, inputs, Random(0), keep, "original", budget_of, "follow", interpolation)
+            assert model(**shorter).logits.isfinite().all()
+            assert [kept.tokens for kept in shorter.kept] == [budget(keep, kept.of) for kept in whole.kept]
+
+
+@FAMILIES
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@torch.no_grad()
+def test_counts_match_for_any_image_and_budget(model, process, family, data):
+    side = st.integers(1, 300) if family != "llava" else st.just(28)
+    shapes = data.draw(st.lists(st.lists(st.tuples(side, side), max_size=2), min_size=1, max_size=3))
+    keep = data.draw(st.floats(0, 1) | st.integers(0, 16))
+    policy = {key: data.draw(st.sampled_from(values), key) for key, values in CHOICES.items()}
+    pictures = [[Image.new("RGB", size) for size in sizes] for sizes in shapes]
+    inputs = process(*["<image> a " * len(sizes) + "b" for sizes in shapes], images=pictures)
+    shorter = reduce(model, inputs, Random(0), keep, **policy)
+    if any(shapes):
+        whole = reduce(model, inputs, Full(), 1.0, interpolation=policy["interpolation"])
+        assert [kept.tokens for kept in shorter.kept] == [budget(keep, kept.of) for kept in whole.kept]
+    assert model(**shorter).logits.shape[:2] == shorter["input_ids"].shape
+    images = iter(shorter.kept)
+    for ids, sizes in zip(shorter["input_ids"], shapes, strict=True):
+        expected = sum(kept.tokens + kept.newlines for kept in (next(images) for _ in sizes))
+        assert (ids == 4).sum() == expected
+
+
+@FAMILIES
+def test_a_placeholder_typed_in_a_text_is_no_image(model, process):
+    inputs = process(*RAGGED)
+    typed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    typed["input_ids"][2, -1] = 4
+    total = int((inputs["input_ids"] == 4).sum())
+    with pytest.raises(ValueError, match=f"{total + 1} image placeholders for {total} tokens of 5 images"):
+        reduce(model, typed, Random(), 0.5)
+    with pytest.raises(ValueError, match="1 image placeholders for 0 tokens of 0 images"):
+        reduce(model, {key: typed[key][2:3] for key in ("input_ids", "attention_mask")}, Random(), 0.5)
+
+
+@FAMILIES
+def test_the_processors_refuse_a_prompt_with_more_placeholders_than_images(process):
+    """Or an image would take the place of a word, and every later one that of the image before."""
+    picture = Image.new("RGB", (28, 28))
+    with pytest.raises(ValueError, match="<image>"):
+        process("a <image> b", images=[[]])
+    with pytest.raises(ValueError, match="<image>"):
+        process("<image> a <image> b", images=[[picture]])
+
+
+def test_a_wrong_count_of_placeholders_shows_before_anything_is_encoded(model, process, monkeypatch):
+    monkeypatch.setattr(type(model.model.vision_tower), "forward", None)
+    inputs = process(*SINGLE)
+    for change, message in (
+        ({"input_ids": inputs["input_ids"][:, 2:]}, "15 image placeholders"),
+        ({"labels": inputs["input_ids"]}, "labels cannot be shortened"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reduce(model, {**inputs, **change}, Random(), 0.5)
+
+
+@pytest.mark.parametrize("change", [{"layer": -1}, {"layer": 3}, {"width": 32}, {"grid": (2, 8)}])
+def test_a_selector_of_other_features_is_refused_by_name(model, process, change):
+    selector = FeatureSelector(
+        **{"width": 24, "grid": (4, 4), "layers": 1, "heads": 2, "encoder": "another/tower", "layer": -2}
+        | change
+    )
+    for reducer in (selector, SelectorReducer(selector)):
+        with pytest.raises(ValueError, match=r"encoder another/tower.*llava reads layer -2, \[4, 4, 24\]"):
+            reduce(model, process(*SINGLE), reducer, 0.5)
 
 
 def test_what_cannot_be_shortened_is_refused_by_name(model, process):
