@@ -82,7 +82,7 @@ class LlavaNext:
     ) -> list[Tensor]:
         """By the model's `pack_image_features`."""
         packed, _ = model.model.pack_image_features(
-            values_BNC.split(tiling.tiles),
+            torch.split(values_BNC, list(tiling.tiles)),
             tiling.sizes,
             vision_feature_select_strategy=model.config.vision_feature_select_strategy,
             image_newline=model.model.image_newline if newline_C is None else newline_C,
@@ -105,7 +105,7 @@ class LlavaOnevision:
     ) -> list[Tensor]:
         """By the model's `pack_image_features`, told of a limit out of reach where nothing is to shrink."""
         packed, _ = model.model.pack_image_features(
-            values_BNC.split(tiling.tiles),
+            torch.split(values_BNC, list(tiling.tiles)),
             tiling.sizes,
             image_newline=model.model.image_newline if newline_C is None else newline_C,
             vision_aspect_ratio=model.config.vision_aspect_ratio if resample else _NEVER_RESAMPLED,

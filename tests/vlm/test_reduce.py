@@ -230,11 +230,18 @@ def test_the_model_and_its_inputs_stay_untouched(model, process):
     assert all(torch.equal(value, before[name]) for name, value in inputs.items())
 
 
-@torch.no_grad()
-def test_a_trained_selector_is_taken_as_it_is(model, process):
+@pytest.fixture
+def selector():
+    """Of random weights, so that some tokens of each image have a positive logit and others not."""
     torch.manual_seed(1)
-    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2).eval()
+    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2, initial_bias=0.0).eval()
     torch.nn.init.normal_(selector.trunk.head.weight)
+    return selector
+
+
+@FAMILIES
+@torch.no_grad()
+def test_a_trained_selector_is_taken_as_it_is(model, process, selector):
     inputs = process(*RAGGED)
     taken = reduce(model, inputs, selector, 0.4)
     wrapped = reduce(model, inputs, SelectorReducer(selector), 0.4)
@@ -363,15 +370,18 @@ def test_images_of_extreme_shapes_have_the_right_counts(model, process, interpol
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 @torch.no_grad()
-def test_counts_match_for_any_image_and_budget(model, process, family, data):
+def test_counts_match_for_any_image_and_budget(model, process, selector, family, data):
     side = st.integers(1, 300) if family != "llava" else st.just(28)
     shapes = data.draw(st.lists(st.lists(st.tuples(side, side), max_size=2), min_size=1, max_size=3))
-    keep = data.draw(st.floats(0, 1) | st.integers(0, 16))
+    reducer, keep = data.draw(
+        st.tuples(st.sampled_from([Random(0), selector]), st.floats(0, 1) | st.integers(0, 16))
+        | st.just((selector, "adaptive"))
+    )
     policy = {key: data.draw(st.sampled_from(values), key) for key, values in CHOICES.items()}
     pictures = [[Image.new("RGB", size) for size in sizes] for sizes in shapes]
     inputs = process(*["<image> a " * len(sizes) + "b" for sizes in shapes], images=pictures)
-    shorter = reduce(model, inputs, Random(0), keep, **policy)
-    if any(shapes):
+    shorter = reduce(model, inputs, reducer, keep, **policy)
+    if any(shapes) and keep != "adaptive":
         whole = reduce(model, inputs, Full(), 1.0, interpolation=policy["interpolation"])
         assert [kept.tokens for kept in shorter.kept] == [budget(keep, kept.of) for kept in whole.kept]
     assert model(**shorter).logits.shape[:2] == shorter["input_ids"].shape
