@@ -4,6 +4,7 @@ Shapes: B images (or tiles), N tokens in raster order, K kept tokens, D width.
 """
 
 import math
+from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 import torch
@@ -74,6 +75,21 @@ def budget(keep: float, tokens: int) -> int:
     # Decimal, because a binary 0.145 * 100 lies below the half that was meant.
     rounded = int((Decimal(str(float(keep))) * tokens).to_integral_value(ROUND_HALF_UP))
     return max(rounded, 1) if keep > 0 else 0
+
+
+def shares(total: int, sizes: Sequence[int]) -> list[int]:
+    """Split `total` over parts in proportion to their sizes, by largest remainder, ties to the first part.
+
+    The shares sum to `total` and none is larger than its part. Raises ValueError unless total is in range.
+    """
+    tokens = sum(sizes)
+    if not 0 <= total <= tokens:
+        raise ValueError(f"total: {total} is out of range, allowed: 0 <= total <= {tokens} tokens")
+    if total == 0:
+        return [0] * len(sizes)
+    whole, rest = zip(*(divmod(total * size, tokens) for size in sizes), strict=True)
+    first = sorted(range(len(sizes)), key=lambda part: -rest[part])[: total - sum(whole)]
+    return [share + (part in first) for part, share in enumerate(whole)]
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atr.tokens import budget, gather, gumbel_mask_BN, mask_of, replace, sine_positions, top_k_BK
+from atr.tokens import budget, gather, gumbel_mask_BN, mask_of, replace, shares, sine_positions, top_k_BK
 
 
 def test_mask_is_binary_and_kept_with_the_logits_probability():
@@ -119,6 +119,29 @@ def test_budget_is_within_half_a_token(keep, tokens):
 def test_budget_refuses(keep):
     with pytest.raises(ValueError, match=r"keep: .* is out of range, allowed: "):
         budget(keep, 10)
+
+
+@given(st.lists(st.integers(0, 729), min_size=1, max_size=37), st.data())
+def test_shares_are_whole_exact_and_in_proportion(sizes, data):
+    total = data.draw(st.integers(0, sum(sizes)))
+    parts = shares(total, sizes)
+    assert sum(parts) == total
+    for part, size in zip(parts, sizes, strict=True):
+        assert 0 <= part <= size
+        assert abs(part - (total * size / sum(sizes) if total else 0)) < 1
+
+
+def test_shares_go_to_the_largest_remainders_and_the_first_of_equal_ones():
+    assert shares(10, [6, 6, 2]) == [4, 4, 2]  # 4.29, 4.29 and 1.43
+    assert shares(5, [4, 4, 4, 4]) == [2, 1, 1, 1]
+    assert shares(1152, [576] * 5) == [231, 231, 230, 230, 230]
+    assert shares(0, [0, 3]) == [0, 0]
+
+
+@pytest.mark.parametrize("total", [-1, 6])
+def test_shares_of_more_than_there_is_are_refused(total):
+    with pytest.raises(ValueError, match=rf"total: {total} is out of range, allowed: 0 <= total <= 5"):
+        shares(total, [2, 3])
 
 
 def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():

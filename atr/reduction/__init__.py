@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from atr.reduction.encoded import Encoded, Reducer
+from atr.reduction.encoded import Encoded, Reducer, Scorer
 from atr.reduction.floors import Full, NoImage, Random
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
@@ -15,6 +15,7 @@ __all__ = [
     "NoImage",
     "Random",
     "Reducer",
+    "Scorer",
     "SelectorReducer",
 ]
 

@@ -66,16 +66,23 @@ class FeatureSelector(HubModule, library_name="atr", paper_url="https://arxiv.or
 
 
 class SelectorReducer:
-    """The top K of a trained selector as a reducer; the ranking of one batch serves all its budgets."""
+    """The top K of a trained selector as a reducer; the scores of one batch serve all its budgets."""
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    threshold: ClassVar[float] = 0.0
+    """The selector's own mask keeps the tokens of positive logit."""
 
     def __init__(self, selector: FeatureSelector) -> None:
         self.selector = selector
-        self._ranked: tuple[Encoded, Tensor] | None = None
+        self._scored: tuple[Encoded, Tensor] | None = None
 
     def __call__(self, encoded: Encoded, budget: int) -> Tensor:
         """Indices of the `budget` highest logits of each image."""
-        if self._ranked is None or self._ranked[0] is not encoded:
-            self._ranked = encoded, self.selector.rank(encoded.features_BND, encoded.grid)
-        return top_k_BK(self._ranked[1], budget).to(encoded.features_BND.device)
+        return top_k_BK(self.scores(encoded), budget)
+
+    def scores(self, encoded: Encoded) -> Tensor:
+        """The keep logits; scores_BN."""
+        if self._scored is None or self._scored[0] is not encoded:
+            logits_BN = self.selector.rank(encoded.features_BND, encoded.grid)
+            self._scored = encoded, logits_BN.to(encoded.features_BND.device)
+        return self._scored[1]

@@ -12,8 +12,10 @@ from atr.config import Evaluate
 from atr.reduction import Encoded, Reducer
 from atr.tokens import budget
 from atr.vlm.checkpoint import check_features, load_vlm, weight_dtype
-from atr.vlm.hosts import host_of
-from atr.vlm.reduce import choose, shorten
+from atr.vlm.choice import choose
+from atr.vlm.hosts import Tiling
+from atr.vlm.packing import Packing
+from atr.vlm.reduce import shorten
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Answerer:
         index = {image: position for position, image in enumerate(dict.fromkeys(images))}
         rows = [index[image] for image in images]
         encoded = self._encoded(index)
-        packed = host_of(self.model).pack(self.model, encoded.features_BND.to(self.model.dtype))
+        packing = Packing(self.model, Tiling((1,) * len(index), self.features.grid))
+        packed = packing.tokens(encoded)
         sizes = [len(packed[row]) for row in rows]
         return Batch(
             inputs=self._inputs(map(self._prompt, questions, sizes)),
@@ -118,8 +121,8 @@ class Answerer:
         return Encoded(features_BND.to(self.model.device), self.features.grid)
 
     def _shorten(self, batch: Batch, keep_BK: Tensor) -> dict[str, Any]:
-        place = host_of(self.model).place(keep_BK)
-        packed, stay = ([per_image[row] for row in batch.image_of_row] for per_image in (batch.packed, place))
+        packed = [batch.packed[row] for row in batch.image_of_row]
+        stay = [keep_BK[row] for row in batch.image_of_row]
         shorter = shorten(self.model, batch.inputs, packed, stay, self.settings.positions)
         removed = batch.inputs["input_ids"].shape[1] - shorter["input_ids"].shape[1]
         for tokens_ND, stay_K in zip(packed, stay, strict=True):

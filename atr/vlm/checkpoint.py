@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from atr.vlm.hosts import HOSTS
+from atr.reduction import FeatureSelector
+from atr.vlm.hosts import HOSTS, host_of
 
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
@@ -48,12 +49,44 @@ def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[An
 
 
 def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError unless a store's features are those the model's own tower gives its projector."""
-    vision, read = model.config.vision_config, model.config.vision_feature_layer
-    stored, depth = manifest["layer"], vision.num_hidden_layers + 1
-    if not isinstance(read, int) or stored % depth != read % depth:
-        raise ValueError(f"the stored features are of layer {stored}, the model reads layer {read}")
-    side = vision.image_size // vision.patch_size
-    found, wanted = [*manifest["grid"], manifest["width"]], [side, side, vision.hidden_size]
+    """Raise ValueError unless a store's features are those the model's own tower gives its projector.
+
+    Stored features are of whole images: a family that cuts images into tiles needs the images themselves.
+    """
+    if "image_sizes" in host_of(model).image_keys:
+        family = model.config.model_type
+        raise ValueError(f"{family} cuts images into tiles, the stored features are of whole images")
+    stored, (layer, depth) = manifest["layer"], _layer(model)
+    if not isinstance(layer, int) or stored % depth != layer % depth:
+        raise ValueError(f"the stored features are of layer {stored}, the model reads layer {layer}")
+    found, wanted = [*manifest["grid"], manifest["width"]], _shape(model)
     if found != wanted:
         raise ValueError(f"the stored features are {found} (rows, columns, width), the model reads {wanted}")
+
+
+def check_selector(model: Any, selector: FeatureSelector) -> None:
+    """Raise ValueError naming both unless a selector was trained on features such as the model reads.
+
+    Layer, grid and width are compared; two encoders of one shape cannot be told apart by them.
+    """
+    layer, depth = _layer(model)
+    found, wanted = [*selector.grid, selector.trunk.width], _shape(model)
+    same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
+    if found == wanted and (selector.layer is None or same_layer):
+        return
+    raise ValueError(
+        f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {found} (rows, "
+        f"columns, width); {model.name_or_path or model.config.model_type} reads layer {layer}, {wanted}"
+    )
+
+
+def _layer(model: Any) -> tuple[int | list[int], int]:
+    """The layer (or layers) the model reads, and by how many its negative and positive numbers differ."""
+    return model.config.vision_feature_layer, model.config.vision_config.num_hidden_layers + 1
+
+
+def _shape(model: Any) -> list[int]:
+    """Rows, columns and width of the features of a tile that the model's projector reads."""
+    vision, (layer, _) = model.config.vision_config, _layer(model)
+    side = vision.image_size // vision.patch_size
+    return [side, side, vision.hidden_size * (1 if isinstance(layer, int) else len(layer))]

@@ -1,17 +1,36 @@
 """What differs between families of models: how images become the tokens that a language model is fed.
 
-A host encodes images (or tiles) into what a reducer reads, packs features into one sequence of tokens per
-image, and says where the kept features lie in that sequence. Everything else about shortening an input is the
-same for all families and lives in reduce.py. Shapes: B images or tiles, N tokens of each, D width, K kept.
+A host says into which tiles the images were cut, and packs what belongs to the tokens of all tiles (features,
+scores, marks) into one sequence per image, by the code of the model itself. Everything else about shortening
+an input is the same for all families. Shapes: B tiles of all images in order, N tokens of each in raster
+order, C channels of what is packed, P packed tokens of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from atr.reduction.encoded import Encoded
+
+# More tiles than any image has: OneVision's packing then never finds too many tokens to keep them all.
+_NEVER_RESAMPLED = "anyres_max_1000000"
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Into how many tiles each image was cut, each of (rows, columns) tokens; tile 0 shows it whole.
+
+    `sizes` are the (height, width) of the images in pixels before that, where a host unpads by them.
+    """
+
+    tiles: tuple[int, ...]
+    grid: tuple[int, int]
+    sizes: Any = None
 
 
 class Host(Protocol):
@@ -19,43 +38,86 @@ class Host(Protocol):
 
     image_keys: frozenset[str]
 
-    def encode(self, model: Any, inputs: Mapping[str, Tensor]) -> Encoded:
-        """Features of every image or tile at the layer the model reads, before its projector."""
+    def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
+        """How the images were cut; raises ValueError where pixels and model disagree."""
 
-    def pack(self, model: Any, features_BND: Tensor) -> list[Tensor]:
-        """The tokens of each image as the language model is fed them, nothing dropped: (tokens, D) each."""
+    def pack(
+        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+    ) -> list[Tensor]:
+        """Values of each image in the order of the packed features, (P, C) each.
 
-    def place(self, keep_BK: Tensor) -> list[Tensor]:
-        """Indices into the packed tokens of each image that stay when `keep_BK` are kept of the features."""
+        Row ends, where the family has any, hold `newline_C`, by default the model's own newline embedding.
+        `resample=False` leaves out the shrinking of large images, where the family shrinks them.
+        """
 
 
 class Llava:
-    """LLaVA 1.5: one tile an image, its features through the projector one by one, in raster order."""
+    """LLaVA 1.5: one tile an image, packed as it comes."""
 
     image_keys = frozenset({"pixel_values"})
 
-    def encode(self, model: Any, inputs: Mapping[str, Tensor]) -> Encoded:
-        """One row of features an image; raises ValueError where they do not lie on the grid of patches."""
-        pixels_BCHW = inputs["pixel_values"].to(model.device, model.dtype)
-        tower = model.model.vision_tower(pixels_BCHW, output_hidden_states=True, return_dict=True)
-        layer = model.config.vision_feature_layer
-        layers = [layer] if isinstance(layer, int) else layer
-        features_BND = torch.cat([tower.hidden_states[index] for index in layers], dim=-1)
-        if model.config.vision_feature_select_strategy == "default":
-            features_BND = features_BND[:, 1:]  # the class token
-        rows, columns = (size // model.config.vision_config.patch_size for size in pixels_BCHW.shape[-2:])
-        return Encoded(features_BND, (rows, columns))
+    def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
+        """One tile an image, of whatever size."""
+        pixels_BCHW = inputs["pixel_values"]
+        return Tiling((1,) * len(pixels_BCHW), _grid(model, pixels_BCHW))
 
-    def pack(self, model: Any, features_BND: Tensor) -> list[Tensor]:
-        """The projector's output."""
-        return list(model.model.multi_modal_projector(features_BND))
-
-    def place(self, keep_BK: Tensor) -> list[Tensor]:
-        """The same indices: tokens are packed as they come."""
-        return list(keep_BK)
+    def pack(
+        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+    ) -> list[Tensor]:
+        """The values, image by image."""
+        return list(values_BNC)
 
 
-HOSTS: dict[str, Host] = {"llava": Llava()}
+class LlavaNext:
+    """LLaVA-NeXT: the whole image, then the rows of its tiles joined and unpadded, each with a newline."""
+
+    image_keys = frozenset({"pixel_values", "image_sizes"})
+
+    def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
+        """Tiles of the resolution that fits each image best."""
+        return _cut(model, inputs, [True] * len(_sizes(inputs)))
+
+    def pack(
+        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+    ) -> list[Tensor]:
+        """By the model's `pack_image_features`."""
+        packed, _ = model.model.pack_image_features(
+            torch.split(values_BNC, list(tiling.tiles)),
+            tiling.sizes,
+            vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+            image_newline=model.model.image_newline if newline_C is None else newline_C,
+        )
+        return list(packed)
+
+
+class LlavaOnevision:
+    """LLaVA-OneVision: as NeXT, large grids shrunk; of several images in a sample one tile each."""
+
+    image_keys = frozenset({"pixel_values", "image_sizes", "batch_num_images"})
+
+    def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
+        """Tiles of the resolution that fits an image best, where it is the only one of its sample."""
+        images = torch.as_tensor(inputs.get("batch_num_images", [1] * len(_sizes(inputs)))).tolist()
+        return _cut(model, inputs, list(chain.from_iterable([count == 1] * count for count in images)))
+
+    def pack(
+        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+    ) -> list[Tensor]:
+        """By the model's `pack_image_features`, told of a limit out of reach where nothing is to shrink."""
+        packed, _ = model.model.pack_image_features(
+            torch.split(values_BNC, list(tiling.tiles)),
+            tiling.sizes,
+            image_newline=model.model.image_newline if newline_C is None else newline_C,
+            vision_aspect_ratio=model.config.vision_aspect_ratio if resample else _NEVER_RESAMPLED,
+        )
+        return list(packed)
+
+
+HOSTS: dict[str, Host] = {
+    "llava": Llava(),
+    "llava_next": LlavaNext(),
+    "llava_onevision": LlavaOnevision(),
+}
 """Host of each family, by `model.config.model_type`."""
 
 
@@ -65,3 +127,50 @@ def host_of(model: Any) -> Host:
     if family not in HOSTS:
         raise ValueError(f"model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
     return HOSTS[family]
+
+
+def encode(model: Any, inputs: Mapping[str, Tensor], tiling: Tiling) -> Encoded:
+    """Features of every tile at the layer the model reads, before its projector.
+
+    Raises ValueError where the tokens do not lie on the grid, as class or register tokens do not.
+    """
+    tower, pixels = model.model.vision_tower, inputs["pixel_values"]
+    if pixels.ndim == 5:  # filled up with blank tiles to the most tiles of any image
+        pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
+    states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True, return_dict=True)
+    layer = model.config.vision_feature_layer
+    layers = [layer] if isinstance(layer, int) else layer
+    features_BND = torch.cat([states.hidden_states[index] for index in layers], dim=-1)
+    if model.config.vision_feature_select_strategy == "default":
+        features_BND = features_BND[:, 1:]  # the class token
+    return Encoded(features_BND, tiling.grid)
+
+
+def _grid(model: Any, pixels: Tensor) -> tuple[int, int]:
+    rows, columns = (size // model.config.vision_config.patch_size for size in pixels.shape[-2:])
+    return rows, columns
+
+
+def _sizes(inputs: Mapping[str, Tensor]) -> Any:
+    if "image_sizes" not in inputs:
+        raise ValueError("inputs: image_sizes is missing, needed beside pixel_values")
+    return inputs["image_sizes"]
+
+
+def _cut(model: Any, inputs: Mapping[str, Tensor], is_cut: Sequence[bool]) -> Tiling:
+    """The tiling by the model's own count of tiles, compared with the pixels there are."""
+    side, pinpoints = model.config.vision_config.image_size, model.config.image_grid_pinpoints
+    pixels, sizes = inputs["pixel_values"], torch.as_tensor(_sizes(inputs)).tolist()
+    if len(sizes) != len(is_cut):
+        raise ValueError(f"batch_num_images: {len(is_cut)} images, image_sizes has {len(sizes)}")
+    if tuple(pixels.shape[-2:]) != (side, side):
+        raise ValueError(f"pixel_values: tiles of {tuple(pixels.shape[-2:])} pixels, the model reads {side}")
+    wanted = [
+        image_size_to_num_patches(size, pinpoints, side) if cut else 1
+        for size, cut in zip(sizes, is_cut, strict=True)
+    ]
+    found = [pixels.shape[1]] * len(pixels) if pixels.ndim == 5 else [len(pixels)]
+    total = wanted if pixels.ndim == 5 else [sum(wanted)]
+    if len(found) != len(total) or any(have < want for have, want in zip(found, total, strict=True)):
+        raise ValueError(f"pixel_values: {found} tiles, image_sizes and image_grid_pinpoints want {total}")
+    return Tiling(tuple(wanted), _grid(model, pixels), sizes)

@@ -6,65 +6,147 @@ transformers >= 5.18).
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.reduction import Encoded, FeatureSelector, Reducer, SelectorReducer
-from atr.tokens import budget
-from atr.vlm.hosts import host_of
+from atr.vlm.checkpoint import check_selector
+from atr.vlm.choice import Policy, as_reducer, check_choice, choose_packed
+from atr.vlm.hosts import encode, host_of
+from atr.vlm.packing import ROW_END, Packing
 
-POSITIONS = ("contiguous", "original")
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stayed of one image: `tokens` of its `of` visual tokens, and `newlines`, which do not count.
+
+    `indices_K` says which, newlines among them, in the order in which the language model is fed the image.
+    """
+
+    tokens: int
+    of: int
+    newlines: int
+    indices_K: Tensor
+
+
+@dataclass(frozen=True)
+class Reduced(Mapping[str, Any]):
+    """A shorter input for `model(**reduced)` and `model.generate(**reduced)`, as often as wanted.
+
+    `kept` reports each image, in the order of the placeholders.
+    """
+
+    inputs: dict[str, Any]
+    kept: tuple[Kept, ...] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        # With beams, generate() repeats the features inside the very object it is given.
+        fresh = key == "mm_encoder_outputs"
+        return _encoder_outputs(self.inputs[key]["image"].pooler_output) if fresh else self.inputs[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A processed input whose images are encoded and projected once, for all reducers and budgets."""
+
+    model: Any
+    inputs: Mapping[str, Any]
+    packing: Packing
+    encoded: Encoded
+    tokens: list[Tensor]
+
+    def reduce(self, reducer: Reducer | FeatureSelector, policy: Policy) -> Reduced:
+        """The shorter input under one policy; result and errors as in `atr.vlm.reduce.reduce`."""
+        reducer = as_reducer(reducer)
+        if isinstance(reducer, SelectorReducer):
+            check_selector(self.model, reducer.selector)
+        kept = choose_packed(reducer, self.encoded, self.packing, policy)
+        stay = self.packing.with_newlines(kept, policy.newline)
+        shorter = shorten(self.model, self.inputs, self.tokens, stay, policy.positions)
+        report = [
+            Kept(len(kept_K), int((tile_P != ROW_END).sum()), len(stay_K) - len(kept_K), stay_K)
+            for kept_K, stay_K, tile_P in zip(kept, stay, self.packing.tile_of, strict=True)
+        ]
+        return Reduced(shorter, tuple(report))
 
 
 def reduce(
     model: Any,
     inputs: Mapping[str, Any],
     reducer: Reducer | FeatureSelector,
-    keep: float,
+    keep: float | str,
     positions: str = "contiguous",
-) -> dict[str, Any]:
+    budget: str = "image",
+    newline: str = "keep",
+    interpolation: str = "model",
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Reduced:
     """Shorten a processor's output to `keep` (a fraction, or an int count) of the tokens of each image.
 
-    The result serves one call of `model(**...)` or `model.generate(**...)`. Rows may be padded on either
-    side, hold several images or none; they come back left-padded to the longest. `positions` are either
+    Rows may be padded on either side, hold several images or none; they come back left-padded to the
+    longest. `keep="adaptive"` leaves the count to a trained selector, which keeps the tokens of positive
+    logit, within `bounds`: fewest and most, as fractions or counts, of an image (of a tile, if `budget` is).
+
+    `positions` are either
 
     - "contiguous": the model numbers the shorter sequence itself, as it would any prompt; or
     - "original": every token keeps the position it had, and what is generated goes on from there. Without
       mask and cache transformers would take the gaps for borders between packed sequences, so the result asks
       for the cache; a call that says `use_cache=False` beside it raises TypeError.
 
+    The rest concerns models that cut an image into tiles. What counts are the visual tokens that the model is
+    fed: neither padding, which is cut off before, nor the newlines at the ends of rows.
+
+    - `budget`: the tiles of an "image" share its budget, the best tokens first; or each "tile" gets its share
+      of it, in proportion to its tokens.
+    - `newline`: "keep" all of them, or let them "follow" the rows, so that one goes where its whole row goes.
+    - `interpolation`: where OneVision shrinks large images, scores are resampled with the features and tokens
+      chosen afterwards ("model"); or all tokens are there to choose from, not resampled ("off").
+
     Raises ValueError for a family of models without host, an input this cannot shorten, placeholders that do
-    not match the images, `keep` out of range, and original positions under FlashAttention, which looks for
-    packed sequences in spite of a cache.
+    not match the images, `keep` out of range, a reducer that cannot do what is asked, a selector trained on
+    other features than the model reads, and original positions under FlashAttention, which looks for packed
+    sequences in spite of a cache.
     """
-    host = host_of(model)
+    policy = Policy(keep, positions, budget, newline, bounds)
+    check_choice("interpolation", interpolation)
+    _check_positions(model, positions)
+    if isinstance(reducer := as_reducer(reducer), SelectorReducer):
+        check_selector(model, reducer.selector)
     if "pixel_values" not in inputs:
-        return shorten(model, inputs, [], [], positions)
-    encoded = host.encode(model, inputs)
-    keep_BK = choose(reducer, encoded, keep)
-    return shorten(model, inputs, host.pack(model, encoded.features_BND), host.place(keep_BK), positions)
+        return Reduced(shorten(model, inputs, [], [], positions))
+    return prepare(model, inputs, interpolation).reduce(reducer, policy)
 
 
-def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) -> Tensor:
-    """Indices kept of each image in raster order, exactly `atr.tokens.budget(keep, N)`; int64 (B, K).
-
-    Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
-    """
-    if isinstance(reducer, FeatureSelector):
-        reducer = SelectorReducer(reducer)
-    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
-        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
-    kept = budget(keep, encoded.tokens)
-    keep_BK = reducer(encoded, kept)
-    asked = (len(encoded.features_BND), kept)
-    assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
-    assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
-    return keep_BK
+def prepare(model: Any, inputs: Mapping[str, Any], interpolation: str = "model") -> Prepared:
+    """Encode the images of a processor's output, to reduce it more than once; errors as in `reduce`."""
+    check_choice("interpolation", interpolation)
+    _check(model, inputs)
+    if "pixel_values" not in inputs:
+        raise ValueError("inputs: pixel_values is missing, there is no image to encode")
+    tiling = host_of(model).tiling(model, inputs)
+    packing = Packing(model, tiling)
+    _image_of(_placeholders(model, inputs), packing.lengths)
+    if interpolation == "off":
+        unresampled = Packing(model, tiling, resample=False)
+        inputs = _widen(model, inputs, packing.lengths, unresampled.lengths)
+        packing = unresampled
+    encoded = encode(model, inputs, tiling)
+    return Prepared(model, inputs, packing, encoded, packing.tokens(encoded))
 
 
 def shorten(
@@ -76,13 +158,14 @@ def shorten(
 ) -> dict[str, Any]:
     """Keep the tokens `keep` (K,) of the `image_features` (N, D) of each image, in order of the placeholders.
 
-    For images that were encoded and projected before. Budgets may differ between images. Result and errors as
-    in `reduce`.
+    For images that were encoded and projected before. Budgets may differ between images. The result serves
+    one call; errors as in `reduce`.
     """
-    _check(model, inputs, positions)
+    _check_positions(model, positions)
+    _check(model, inputs)
     input_ids_BL = inputs["input_ids"]
     real_BL = inputs["attention_mask"].bool()
-    stay_BL = _stay(input_ids_BL == model.config.image_token_id, real_BL, image_features, keep)
+    stay_BL = _stay(_placeholders(model, inputs), real_BL, image_features, keep)
     shorter: dict[str, Any] = {
         "input_ids": _pack_left(input_ids_BL, stay_BL, fill=_pad_id(model)),
         "attention_mask": _pack_left(inputs["attention_mask"], stay_BL, fill=0),
@@ -92,17 +175,26 @@ def shorten(
         position_ids_BL = (real_BL.long().cumsum(1) - 1).clamp(min=0)
         shorter |= {"position_ids": _pack_left(position_ids_BL, stay_BL, fill=0), "use_cache": True}
     if image_features:
-        kept = [features_ND[keep_K] for features_ND, keep_K in zip(image_features, keep, strict=True)]
-        shorter["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=kept)}
+        kept = [
+            features_ND[keep_K.to(features_ND.device)]
+            for features_ND, keep_K in zip(image_features, keep, strict=True)
+        ]
+        shorter["mm_encoder_outputs"] = _encoder_outputs(kept)
     return shorter
 
 
-def _check(model: Any, inputs: Mapping[str, Any], positions: str) -> None:
-    if positions not in POSITIONS:
-        raise ValueError(f"positions: {positions!r} is unknown, allowed: {', '.join(POSITIONS)}")
+def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, Any]:
+    return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+
+
+def _check_positions(model: Any, positions: str) -> None:
+    check_choice("positions", positions)
     attention = str(model.config.get_text_config()._attn_implementation)
     if positions == "original" and "flash" in attention:
         raise ValueError(f"positions: original is not safe under {attention}, allowed: contiguous")
+
+
+def _check(model: Any, inputs: Mapping[str, Any]) -> None:
     known = TEXT_KEYS | host_of(model).image_keys
     if unknown := sorted(set(inputs) - known):
         raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
@@ -110,22 +202,54 @@ def _check(model: Any, inputs: Mapping[str, Any], positions: str) -> None:
         raise ValueError(f"inputs: {missing[0]} is missing, needed: {', '.join(sorted(TEXT_KEYS))}")
 
 
+def _placeholders(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    placeholder_BL: Tensor = inputs["input_ids"] == model.config.image_token_id
+    return placeholder_BL
+
+
+def _image_of(placeholder_BL: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Where the placeholders of each image begin, as an index into all of them, row by row; (images + 1,)."""
+    row_P = placeholder_BL.nonzero()[:, 0]
+    if len(row_P) != sum(sizes):
+        raise ValueError(
+            f"input_ids: {len(row_P)} image placeholders for {sum(sizes)} tokens of {len(sizes)} images; "
+            "one that is typed in a text counts as well"
+        )
+    bounds = torch.tensor([0, *itertools.accumulate(sizes)], device=row_P.device)
+    if (row_P[bounds[:-1]] != row_P[bounds[1:] - 1]).any():
+        raise ValueError("input_ids: the placeholders of one image lie in two rows")
+    return bounds
+
+
 def _stay(
     placeholder_BL: Tensor, real_BL: Tensor, image_features: Sequence[Tensor], keep: Sequence[Tensor]
 ) -> Tensor:
     """Which tokens of the full sequences stay: the text, of each image the kept ones, none of the padding."""
-    sizes = [len(features_ND) for features_ND in image_features]
-    row_P = placeholder_BL.nonzero()[:, 0]
-    if len(row_P) != sum(sizes):
-        raise ValueError(f"input_ids: {len(row_P)} image placeholders for {sum(sizes)} tokens of images")
-    stay_P = torch.zeros_like(row_P, dtype=torch.bool)
-    # Placeholders are counted row by row, and so image by image.
-    bounds = itertools.pairwise(itertools.accumulate(sizes, initial=0))
-    for (start, end), keep_K in zip(bounds, keep, strict=True):
-        if row_P[start] != row_P[end - 1]:
-            raise ValueError("input_ids: the placeholders of one image lie in two rows")
+    bounds = _image_of(placeholder_BL, [len(features_ND) for features_ND in image_features])
+    stay_P = torch.zeros(int(bounds[-1]), dtype=torch.bool, device=placeholder_BL.device)
+    for start, keep_K in zip(bounds[:-1], keep, strict=True):
         stay_P[start + keep_K.to(stay_P.device)] = True
     return real_BL.masked_scatter(placeholder_BL, stay_P)
+
+
+def _widen(
+    model: Any, inputs: Mapping[str, Any], sizes: Sequence[int], wanted: Sequence[int]
+) -> dict[str, Any]:
+    """The inputs with as many placeholders for each image as `wanted`, never fewer; rows left-padded."""
+    placeholder_BL = _placeholders(model, inputs)
+    starts = _image_of(placeholder_BL, sizes)[:-1]
+    more_I = torch.tensor(wanted) - torch.tensor(sizes)
+    real_BL = inputs["attention_mask"].bool()
+    copies_BL = real_BL.long()  # padding goes, and comes back as wide as needed
+    copies_BL[tuple(placeholder_BL.nonzero()[starts].T)] += more_I.to(copies_BL.device)
+    rows = [
+        ids_L.repeat_interleave(copies_L)
+        for ids_L, copies_L in zip(inputs["input_ids"], copies_BL, strict=True)
+    ]
+    longest = max(map(len, rows))
+    input_ids = [F.pad(row_L, (longest - len(row_L), 0), value=_pad_id(model)) for row_L in rows]
+    mask = [F.pad(torch.ones_like(row_L), (longest - len(row_L), 0)) for row_L in rows]
+    return {**inputs, "input_ids": torch.stack(input_ids), "attention_mask": torch.stack(mask)}
 
 
 def _pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:

@@ -68,3 +68,10 @@ def test_full_and_none():
 def test_encoded_refuses_a_grid_that_does_not_hold_its_tokens():
     with pytest.raises(ValueError, match="grid 3 x 5 does not hold 20 tokens"):
         Encoded(encoded().features_BND, (3, 5))
+
+
+def test_the_floors_take_tokens_without_a_grid():
+    features = encoded().features_BND
+    for reducer, budget in ((Full(), 20), (NoImage(), 0), (Random(2), 7)):
+        assert not reducer.needs
+        assert torch.equal(reducer(Encoded(features, None), budget), reducer(encoded(), budget))

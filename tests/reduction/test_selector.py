@@ -108,6 +108,19 @@ def test_reducer_takes_the_highest_logits(selector, tmp_path):
     assert torch.equal(reducer(Encoded(features, (3, 4)), 5), alone)
 
 
+def test_reducer_scores_by_its_logits_and_asks_for_them_once_a_batch(selector):
+    reducer, asked = SelectorReducer(selector), []
+    selector.register_forward_hook(lambda *_: asked.append(1))
+    encoded = Encoded(torch.randn(3, 12, 16), (3, 4))
+    scores = reducer.scores(encoded)
+    assert torch.equal(scores, selector.rank(encoded.features_BND))
+    for k in (2, 5):
+        assert torch.equal(reducer(encoded, k), selector.select(encoded.features_BND, k))
+    assert len(asked) == 1 + 1 + 2
+    mask = selector(encoded.features_BND) > 0
+    assert torch.equal(scores > reducer.threshold, mask) and 0 < mask.sum() < mask.numel()
+
+
 def test_reducer_reads_stored_bfloat16(selector):
     features = torch.randn(2, 12, 16).bfloat16()
     keep = SelectorReducer(selector)(Encoded(features, (3, 4)), 4)

@@ -39,7 +39,7 @@ def by_reduce(answerer, image, question, reducer, keep, monkeypatch):
     model, processor, store = answerer.model, answerer.processor, answerer.features
     features = store[store.index(image)][None]
     encoded = SimpleNamespace(features_BND=features.float(), grid=store.grid, tokens=16)
-    monkeypatch.setattr(type(HOSTS["llava"]), "encode", lambda self, model, inputs: encoded)
+    monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling: encoded)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     picture = torch.zeros(28, 28, 3, dtype=torch.uint8).numpy()

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr.vlm.checkpoint import check_features, load_vlm, weight_dtype
+from atr.reduction import FeatureSelector
+from atr.vlm.checkpoint import check_features, check_selector, load_vlm, weight_dtype
 
 
 @pytest.fixture
@@ -96,3 +97,36 @@ def test_features_of_the_layer_the_model_reads_fit(model, layer):
 def test_other_features_do_not(model, change):
     with pytest.raises(ValueError, match=r"the stored features are .*, the model reads"):
         check_features(model, {"layer": -2, "grid": [4, 4], "width": 24} | change)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_a_model_that_cuts_images_into_tiles_reads_no_stored_features(model, family):
+    with pytest.raises(ValueError, match=f"{family} cuts images into tiles"):
+        check_features(model, {"layer": -2, "grid": [4, 4], "width": 24})
+
+
+def selector(**change):
+    return FeatureSelector(**{"width": 24, "grid": (4, 4), "layers": 1, "heads": 2} | change)
+
+
+@pytest.mark.parametrize(
+    "family, layers", [("llava", (-2, 2)), ("llava_next", (-2, 2)), ("llava_onevision", (-1, 3))]
+)
+def test_a_selector_of_the_features_the_model_reads_fits(model, layers):
+    for layer in (*layers, None):
+        check_selector(model, selector(layer=layer))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("change", [{"layer": 1}, {"layer": 0}, {"grid": (2, 8)}, {"width": 48}])
+def test_a_selector_of_other_features_does_not(model, family, change):
+    model.name_or_path = "some/model"
+    with pytest.raises(ValueError, match=r"of encoder my/tower, .*; some/model reads layer"):
+        check_selector(model, selector(**{"encoder": "my/tower", "layer": None} | change))
+
+
+def test_of_several_layers_a_selector_of_one_is_refused(make_model):
+    model = make_model(vision_feature_layer=[1, -2])
+    check_selector(model, selector(width=48))
+    with pytest.raises(ValueError, match=r"reads layer \[1, -2\], \[4, 4, 48\]"):
+        check_selector(model, selector(width=48, layer=-2))

@@ -1,31 +1,90 @@
 import pytest
 import torch
 
-from atr.vlm.hosts import HOSTS, host_of
+from atr.vlm.hosts import HOSTS, encode, host_of
+from atr.vlm.packing import Packing
+
+FAMILIES = pytest.mark.parametrize("family", HOSTS)
+TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+PROMPTS = ("<image> a", "b", "<image> <image>", "<image> c")
 
 
+@FAMILIES
 @pytest.mark.parametrize("layer", [-2, 1, -1, [1, -2]])
 @torch.no_grad()
-def test_llava_encodes_and_packs_what_the_model_itself_reads(model, process, layer):
-    model.config.vision_feature_layer = layer
-    if isinstance(layer, list):
-        model.model.multi_modal_projector.linear_1 = torch.nn.Linear(24 * len(layer), 32)
-    inputs = process("<image> a", "<image> <image>")
-    host = HOSTS["llava"]
-    encoded = host.encode(model, inputs)
-    own = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+def test_features_are_encoded_and_packed_as_the_model_itself_does(make_model, process, layer):
+    model, inputs = make_model(vision_feature_layer=layer), process(*PROMPTS)
+    images = {key: inputs[key] for key in inputs if key not in ("input_ids", "attention_mask")}
+    own = model.model.get_image_features(**images).pooler_output
+    tiling = host_of(model).tiling(model, inputs)
+    encoded = encode(model, inputs, tiling)
     assert encoded.grid == (4, 4)
-    assert encoded.tokens == 16
-    assert all(map(torch.equal, host.pack(model, encoded.features_BND), own))
+    assert encoded.features_BND.shape == (sum(tiling.tiles), 16, 24 * (2 if isinstance(layer, list) else 1))
+    assert len(own) == 4
+    assert all(map(torch.equal, Packing(model, tiling).tokens(encoded), own))
 
 
+@pytest.mark.parametrize("family", ["llava_onevision"])
+@torch.no_grad()
+def test_unresampled_is_the_model_whose_limit_no_image_reaches(make_model, process):
+    model, other = make_model(), make_model(vision_aspect_ratio="anyres_max_1000")
+    inputs = process(*PROMPTS)
+    images = {key: inputs[key] for key in inputs if key not in ("input_ids", "attention_mask")}
+    tiling = host_of(model).tiling(model, inputs)
+    packed = Packing(model, tiling, resample=False).tokens(encode(model, inputs, tiling))
+    assert all(map(torch.equal, packed, other.model.get_image_features(**images).pooler_output))
+    shrunk = [len(features) for features in model.model.get_image_features(**images).pooler_output]
+    assert any(len(tokens) > length for tokens, length in zip(packed, shrunk, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+def test_of_several_images_in_a_sample_each_is_one_tile(model, process):
+    tiles = host_of(model).tiling(model, process(*PROMPTS)).tiles
+    assert tiles[1:3] == (1, 1)
+    assert tiles[0] > 1 and tiles[3] > 1
+
+
+@TILED
+def test_stacked_tiles_are_read_as_the_model_reads_them(model, process):
+    inputs = process("<image> a", "<image> c")
+    tiling = host_of(model).tiling(model, inputs)
+    stacked = torch.cat(
+        [pixels[:tiles] for pixels, tiles in zip(inputs["pixel_values"], tiling.tiles, strict=True)]
+    )
+    other = {**inputs, "pixel_values": stacked}
+    assert host_of(model).tiling(model, other) == tiling
+    assert torch.equal(encode(model, other, tiling).features_BND, encode(model, inputs, tiling).features_BND)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_a_tower_whose_class_token_is_read_does_not_fit_the_grid(model, process):
     model.config.vision_feature_select_strategy = "full"
+    inputs = process("<image>")
     with pytest.raises(ValueError, match="17 tokens"):
-        HOSTS["llava"].encode(model, process("<image>"))
+        encode(model, inputs, host_of(model).tiling(model, inputs))
+
+
+@TILED
+def test_pixels_that_the_model_would_cut_otherwise_are_refused(model, process):
+    inputs, host = process(*PROMPTS), host_of(model)
+    with pytest.raises(ValueError, match="image_sizes is missing"):
+        host.tiling(model, {key: value for key, value in inputs.items() if key != "image_sizes"})
+    with pytest.raises(ValueError, match=r"tiles of \(28, 21\) pixels, the model reads 28"):
+        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][..., :21]})
+    with pytest.raises(ValueError, match=r"pixel_values: \[1, 1, 1, 1\] tiles, image_sizes .* want \["):
+        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :1]})
+    with pytest.raises(ValueError, match=r"want \["):
+        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:-1]})
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+def test_counts_of_images_that_contradict_each_other_are_refused(model, process):
+    inputs = process(*PROMPTS)
+    with pytest.raises(ValueError, match="batch_num_images: 3 images, image_sizes has 4"):
+        HOSTS["llava_onevision"].tiling(model, {**inputs, "batch_num_images": torch.tensor([1, 2])})
 
 
 def test_a_family_without_host_is_refused_by_name(model):
     model.config.model_type = "kosmos"
-    with pytest.raises(ValueError, match="'kosmos' is not supported, allowed: llava"):
+    with pytest.raises(ValueError, match="'kosmos' is not supported, allowed: llava, llava_next, llava_one"):
         host_of(model)

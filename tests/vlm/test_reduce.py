@@ -1,13 +1,18 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
-from atr.vlm.hosts import HOSTS
-from atr.vlm.reduce import choose, reduce, shorten
+from atr.tokens import budget
+from atr.vlm.choice import CHOICES, Policy
+from atr.vlm.reduce import prepare, reduce, shorten
 
 TOKENS = 16
 SINGLE = ("<image> a b",)
 RAGGED = ("<image> a b", "c <image> d e f g <image> h", "i j k", "<image> <image> l")
+FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 SUPPRESSED = [2, 4]  # the end, and a placeholder that a random model may well choose
 BATCHES = pytest.mark.parametrize("prompts", [SINGLE, RAGGED], ids=["single", "ragged"])
 POSITIONS = pytest.mark.parametrize("positions", ["contiguous", "original"])
@@ -24,15 +29,26 @@ class Spread:
         return kept.repeat(len(encoded.features_BND), 1)
 
 
-def full_mask(model, inputs, keep_BK):
+def sizes_of(model, inputs):
+    """Visual tokens of each image as the untouched model makes them."""
+    images = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+    return [len(features) for features in model.model.get_image_features(**images).pooler_output]
+
+
+def full_mask(model, inputs, kept_of_images):
     """The full sequence's mask with the dropped placeholders hidden, written out image by image."""
     mask = inputs["attention_mask"].clone()
-    placeholders = (inputs["input_ids"] == model.config.image_token_id).nonzero().tolist()
-    for image, kept in enumerate(keep_BK.tolist()):
-        for token in set(range(TOKENS)) - set(kept):
-            row, column = placeholders[image * TOKENS + token]
-            mask[row, column] = 0
+    placeholders = iter((inputs["input_ids"] == model.config.image_token_id).nonzero().tolist())
+    for size, kept in zip(sizes_of(model, inputs), kept_of_images, strict=True):
+        for token in range(size):
+            row, column = next(placeholders)
+            mask[row, column] = token in kept
+    assert next(placeholders, None) is None
     return mask
+
+
+def indices(shorter):
+    return [kept.indices_K.tolist() for kept in shorter.kept]
 
 
 def original_positions(inputs):
@@ -55,6 +71,7 @@ def greedy(model, inputs, steps):
     return chosen
 
 
+@FAMILIES
 @POSITIONS
 @BATCHES
 @ATTENTION
@@ -67,25 +84,27 @@ def test_keeping_every_token_is_the_untouched_model_bit_for_bit(
     untouched = model(**inputs).logits, model.generate(**inputs, max_new_tokens=4, do_sample=False)
     logits = model(**reduce(model, inputs, Full(), 1.0, positions)).logits
     answers = model.generate(
-        **reduce(model, inputs, Full(), TOKENS, positions), max_new_tokens=4, do_sample=False
+        **reduce(model, inputs, Random(), 1.0, positions), max_new_tokens=4, do_sample=False
     )
     assert torch.equal(logits, untouched[0])
     assert torch.equal(answers, untouched[1])
 
 
+@FAMILIES
 @BATCHES
 @ATTENTION
-@pytest.mark.parametrize("keep", [1, 0.3, 0.5, 15])
+@pytest.mark.parametrize("keep, newline", [(1, "keep"), (0.3, "follow"), (0.5, "keep"), (15, "follow")])
 @torch.no_grad()
-def test_dropped_tokens_are_as_if_masked_out(make_model, process, prompts, attention, keep):
-    model, inputs, reducer = make_model(attention), process(*prompts), Random(3)
-    mask = full_mask(model, inputs, choose(reducer, HOSTS["llava"].encode(model, inputs), keep))
+def test_dropped_tokens_are_as_if_masked_out(make_model, process, prompts, attention, keep, newline):
+    model, inputs = make_model(attention), process(*prompts)
+    shorter = reduce(model, inputs, Random(3), keep, "original", newline=newline)
+    mask = full_mask(model, inputs, indices(shorter))
     masked = model(**{**inputs, "attention_mask": mask}, position_ids=original_positions(inputs))
-    shorter = reduce(model, inputs, reducer, keep, "original")
     ours = model(**shorter).logits[shorter["attention_mask"].bool()]
     torch.testing.assert_close(ours, masked.logits[mask.bool()], atol=1e-5, rtol=1e-5)
 
 
+@FAMILIES
 @torch.no_grad()
 def test_bfloat16_differs_from_float32_by_its_rounding_alone(make_model, process):
     inputs = process(*RAGGED)
@@ -96,6 +115,7 @@ def test_bfloat16_differs_from_float32_by_its_rounding_alone(make_model, process
     assert 0 < (exact - rounded).abs().mean() < 0.05 * exact.std()
 
 
+@FAMILIES
 @POSITIONS
 @BATCHES
 @torch.no_grad()
@@ -109,6 +129,7 @@ def test_generate_is_greedy_decoding_by_hand_of_each_row_alone(model, process, p
     assert generated.tolist() == [greedy(model, inputs, 5) for inputs in alone]
 
 
+@FAMILIES
 @torch.no_grad()
 def test_generated_tokens_follow_the_original_positions(model, process):
     """The full sequence with the dropped tokens masked decides each generated token too."""
@@ -117,9 +138,7 @@ def test_generated_tokens_follow_the_original_positions(model, process):
     generated = model.generate(**shorter, max_new_tokens=4, suppress_tokens=SUPPRESSED, do_sample=False)[
         0, -4:
     ]
-    full = dict(
-        inputs, attention_mask=full_mask(model, inputs, Spread()(HOSTS["llava"].encode(model, inputs), 6))
-    )
+    full = dict(inputs, attention_mask=full_mask(model, inputs, indices(shorter)))
     for token in generated:
         logits = model(**full, position_ids=torch.arange(full["input_ids"].shape[1])[None]).logits[0, -1]
         logits[SUPPRESSED] = -torch.inf
@@ -152,6 +171,7 @@ def test_exactly_the_budget_stays_and_all_text(model, process, prompts):
             assert after[(after > 4)].tolist() == before[before > 4].tolist()
 
 
+@FAMILIES
 @torch.no_grad()
 def test_right_padding_comes_back_as_left_padding(model, process):
     left = reduce(model, process(*RAGGED), Spread(), 0.5, "original")
@@ -161,8 +181,8 @@ def test_right_padding_comes_back_as_left_padding(model, process):
 
 @torch.no_grad()
 def test_budgets_may_differ_between_the_images_of_a_batch(model, process):
-    inputs, host = process(*RAGGED), HOSTS["llava"]
-    packed = host.pack(model, host.encode(model, inputs).features_BND)
+    inputs = process(*RAGGED)
+    packed = prepare(model, inputs).tokens
     keep = [torch.arange(count) for count in (2, 16, 1, 7, 3)]
     together = shorten(model, inputs, packed, keep, "original")
     assert together["attention_mask"].sum(1).tolist() == [1 + 2 + 2, 1 + 17 + 6, 4, 1 + 10 + 1]
@@ -172,6 +192,7 @@ def test_budgets_may_differ_between_the_images_of_a_batch(model, process):
     )
 
 
+@FAMILIES
 @torch.no_grad()
 def test_beams_sampling_and_a_static_cache_run_on_the_shorter_input(model, process):
     inputs = process(*RAGGED)
@@ -186,6 +207,7 @@ def test_beams_sampling_and_a_static_cache_run_on_the_shorter_input(model, proce
     assert generate(num_beams=3).shape == generate(do_sample=True).shape == (4, 4)
 
 
+@FAMILIES
 def test_gradients_reach_the_projector_and_the_tower(model, process):
     model(**reduce(model, process(*RAGGED), Spread(), 0.5, "original")).logits.sum().backward()
     for part in (
@@ -195,29 +217,38 @@ def test_gradients_reach_the_projector_and_the_tower(model, process):
         assert part.weight.grad.abs().sum() > 0
 
 
+@FAMILIES
 @torch.no_grad()
 def test_the_model_and_its_inputs_stay_untouched(model, process):
     inputs = process(*RAGGED)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     before = {name: value.clone() for name, value in inputs.items()}
-    attributes = set(vars(model)), set(vars(model.model)), model.config.to_dict()
+    attributes = type(model), set(vars(model)), set(vars(model.model)), model.config.to_dict()
     model.generate(**reduce(model, inputs, Random(0), 0.3, "original"), max_new_tokens=2)
-    assert (set(vars(model)), set(vars(model.model)), model.config.to_dict()) == attributes
+    assert (type(model), set(vars(model)), set(vars(model.model)), model.config.to_dict()) == attributes
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in inputs.items())
 
 
-@torch.no_grad()
-def test_a_trained_selector_is_taken_as_it_is(model, process):
+@pytest.fixture
+def selector():
+    """Of random weights, so that some tokens of each image have a positive logit and others not."""
     torch.manual_seed(1)
-    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2).eval()
+    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2, initial_bias=0.0).eval()
     torch.nn.init.normal_(selector.trunk.head.weight)
+    return selector
+
+
+@FAMILIES
+@torch.no_grad()
+def test_a_trained_selector_is_taken_as_it_is(model, process, selector):
     inputs = process(*RAGGED)
     taken = reduce(model, inputs, selector, 0.4)
     wrapped = reduce(model, inputs, SelectorReducer(selector), 0.4)
     assert torch.equal(model(**taken).logits, model(**wrapped).logits)
 
 
+@FAMILIES
 @torch.no_grad()
 def test_text_alone_passes_unchanged(model, process):
     inputs = process("a b", "c d e")
@@ -236,6 +267,169 @@ def test_original_positions_cannot_meet_a_generate_without_cache(model, process)
         for use_cache in (True, False)
     )
     assert torch.equal(cached, uncached)
+
+
+@FAMILIES
+@POSITIONS
+@torch.no_grad()
+def test_what_is_kept_is_reported_image_by_image(model, process, family, positions):
+    inputs = process(*RAGGED)
+    for keep in (0.0, 0.2, 7, 1.0):
+        for newline in ("keep", "follow"):
+            shorter = reduce(model, inputs, Random(0), keep, positions, newline=newline)
+            placeholders = (shorter["input_ids"] == 4).sum(1).tolist()
+            per_image = [kept.tokens + kept.newlines for kept in shorter.kept]
+            assert placeholders == [per_image[0], sum(per_image[1:3]), 0, sum(per_image[3:])]
+            features = shorter["mm_encoder_outputs"]["image"].pooler_output
+            assert [len(tokens) for tokens in features] == per_image
+            for kept, size in zip(shorter.kept, sizes_of(model, inputs), strict=True):
+                assert kept.tokens == budget(keep, kept.of)
+                assert len(kept.indices_K) == kept.tokens + kept.newlines
+                assert kept.newlines <= size - kept.of
+                assert newline == "follow" or kept.newlines == size - kept.of
+                assert (kept.of < size) == (family != "llava")
+
+
+@FAMILIES
+@torch.no_grad()
+def test_one_result_serves_many_calls(model, process):
+    shorter = reduce(model, process(*RAGGED), Spread(), 0.4, "original")
+    options = {"max_new_tokens": 3, "suppress_tokens": SUPPRESSED, "do_sample": False}
+    first = model.generate(**shorter, **options, num_beams=3)
+    assert torch.equal(model.generate(**shorter, **options, num_beams=3), first)
+    assert torch.equal(model(**shorter).logits, model(**dict(shorter)).logits)
+    assert {"input_ids", "attention_mask", "mm_encoder_outputs"} <= set(shorter)
+    assert len(shorter) == len(dict(shorter))
+
+
+@FAMILIES
+@torch.no_grad()
+def test_one_encoding_serves_many_budgets(model, process):
+    inputs = process(*RAGGED)
+    prepared = prepare(model, inputs)
+    for keep, budget_of in ((0.3, "image"), (0.6, "tile"), (5, "image")):
+        once = prepared.reduce(Random(1), Policy(keep, budget=budget_of))
+        again = reduce(model, inputs, Random(1), keep, budget=budget_of)
+        assert torch.equal(model(**once).logits, model(**again).logits)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@torch.no_grad()
+def test_without_interpolation_all_tokens_are_those_of_a_model_that_has_none(
+    make_model, process, processor, padding_side
+):
+    model, other = make_model(), make_model(vision_aspect_ratio="anyres_max_1000")
+    inputs = process(*RAGGED)
+    processor.vision_aspect_ratio = "anyres_max_1000"
+    wide = process(*RAGGED)
+    assert wide["input_ids"].shape[1] > inputs["input_ids"].shape[1]
+    inputs = inputs if padding_side == "left" else process_right(process, processor)
+    untouched = other(**wide).logits
+    for positions in ("contiguous", "original"):
+        shorter = reduce(model, inputs, Full(), 1.0, positions, interpolation="off")
+        assert torch.equal(model(**shorter).logits, untouched)
+    dropped = reduce(model, inputs, Random(0), 0.3, "original", interpolation="off")
+    expected = reduce(other, wide, Random(0), 0.3, "original")
+    assert indices(dropped) == indices(expected)
+    assert torch.equal(model(**dropped).logits, other(**expected).logits)
+
+
+def process_right(process, processor):
+    """The prompts padded on the right, by a processor that shrinks as the model does."""
+    processor.vision_aspect_ratio = "anyres_max_2"
+    return process(*RAGGED, padding_side="right")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@torch.no_grad()
+def test_where_nothing_is_resampled_there_is_nothing_to_switch_off(model, process):
+    inputs = process(*RAGGED)
+    off, on = (reduce(model, inputs, Spread(), 0.4, interpolation=choice) for choice in ("off", "model"))
+    assert torch.equal(model(**off).logits, model(**on).logits)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("interpolation", ["model", "off"])
+@torch.no_grad()
+def test_images_of_extreme_shapes_have_the_right_counts(model, process, interpolation):
+    pictures = [[Image.new("RGB", size, "red")] for size in ((1, 1), (10_000, 20), (20, 10_000))]
+    inputs = process("<image> a", "<image> b c", "<image> d", images=pictures)
+    untouched = model(**inputs).logits
+    whole = reduce(model, inputs, Full(), 1.0, interpolation=interpolation)
+    if interpolation == "model":
+        assert torch.equal(model(**whole).logits, untouched)
+    for budget_of in ("image", "tile"):
+        for keep in (0.5, 3):
+            shorter = reduce(model, inputs, Random(0), keep, "original", budget_of, "follow", interpolation)
+            assert model(**shorter).logits.isfinite().all()
+            assert [kept.tokens for kept in shorter.kept] == [budget(keep, kept.of) for kept in whole.kept]
+
+
+@FAMILIES
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@torch.no_grad()
+def test_counts_match_for_any_image_and_budget(model, process, selector, family, data):
+    side = st.integers(1, 300) if family != "llava" else st.just(28)
+    shapes = data.draw(st.lists(st.lists(st.tuples(side, side), max_size=2), min_size=1, max_size=3))
+    reducer, keep = data.draw(
+        st.tuples(st.sampled_from([Random(0), selector]), st.floats(0, 1) | st.integers(0, 16))
+        | st.just((selector, "adaptive"))
+    )
+    policy = {key: data.draw(st.sampled_from(values), key) for key, values in CHOICES.items()}
+    pictures = [[Image.new("RGB", size) for size in sizes] for sizes in shapes]
+    inputs = process(*["<image> a " * len(sizes) + "b" for sizes in shapes], images=pictures)
+    shorter = reduce(model, inputs, reducer, keep, **policy)
+    if any(shapes) and keep != "adaptive":
+        whole = reduce(model, inputs, Full(), 1.0, interpolation=policy["interpolation"])
+        assert [kept.tokens for kept in shorter.kept] == [budget(keep, kept.of) for kept in whole.kept]
+    assert model(**shorter).logits.shape[:2] == shorter["input_ids"].shape
+    images = iter(shorter.kept)
+    for ids, sizes in zip(shorter["input_ids"], shapes, strict=True):
+        expected = sum(kept.tokens + kept.newlines for kept in (next(images) for _ in sizes))
+        assert (ids == 4).sum() == expected
+
+
+@FAMILIES
+def test_a_placeholder_typed_in_a_text_is_no_image(model, process):
+    inputs = process(*RAGGED)
+    typed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    typed["input_ids"][2, -1] = 4
+    total = int((inputs["input_ids"] == 4).sum())
+    with pytest.raises(ValueError, match=f"{total + 1} image placeholders for {total} tokens of 5 images"):
+        reduce(model, typed, Random(), 0.5)
+    with pytest.raises(ValueError, match="1 image placeholders for 0 tokens of 0 images"):
+        reduce(model, {key: typed[key][2:3] for key in ("input_ids", "attention_mask")}, Random(), 0.5)
+
+
+@FAMILIES
+@pytest.mark.parametrize("prompt, images", [("a <image> b", 0), ("<image> a <image> b", 1)])
+def test_a_typed_placeholder_is_refused_by_the_processor_or_else_by_us(model, process, prompt, images):
+    with pytest.raises(ValueError, match="image"):
+        reduce(model, process(prompt, images=[[Image.new("RGB", (28, 28))] * images]), Random(), 0.5)
+
+
+def test_a_wrong_count_of_placeholders_shows_before_anything_is_encoded(model, process, monkeypatch):
+    monkeypatch.setattr(type(model.model.vision_tower), "forward", None)
+    inputs = process(*SINGLE)
+    for change, message in (
+        ({"input_ids": inputs["input_ids"][:, 2:]}, "15 image placeholders"),
+        ({"labels": inputs["input_ids"]}, "labels cannot be shortened"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reduce(model, {**inputs, **change}, Random(), 0.5)
+
+
+@pytest.mark.parametrize("change", [{"layer": -1}, {"layer": 3}, {"width": 32}, {"grid": (2, 8)}])
+def test_a_selector_of_other_features_is_refused_by_name(model, process, change):
+    selector = FeatureSelector(
+        **{"width": 24, "grid": (4, 4), "layers": 1, "heads": 2, "encoder": "another/tower", "layer": -2}
+        | change
+    )
+    for reducer in (selector, SelectorReducer(selector)):
+        with pytest.raises(ValueError, match=r"encoder another/tower.*llava reads layer -2, \[4, 4, 24\]"):
+            reduce(model, process(*SINGLE), reducer, 0.5)
 
 
 def test_what_cannot_be_shortened_is_refused_by_name(model, process):

@@ -1,0 +1,166 @@
+"""Which tokens of each image stay: a reducer asked under a policy, exact counts whatever the tiles."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atr import tokens
+from atr.reduction import Encoded, FeatureSelector, Reducer, Scorer, SelectorReducer
+from atr.tokens import shares, top_k_BK
+from atr.vlm.packing import Packing
+
+ADAPTIVE = "adaptive"
+CHOICES = {
+    "positions": ("contiguous", "original"),
+    "budget": ("image", "tile"),
+    "newline": ("keep", "follow"),
+    "interpolation": ("model", "off"),
+}
+"""The layout policies; meaning and defaults in `atr.vlm.reduce.reduce`."""
+
+
+def check_choice(key: str, value: str) -> None:
+    """Raise ValueError for a value of a layout policy that there is not."""
+    if value not in CHOICES[key]:
+        raise ValueError(f"{key}: {value!r} is unknown, allowed: {', '.join(CHOICES[key])}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How many tokens of an image stay, and how; fields, meaning and errors as in `atr.vlm.reduce.reduce`."""
+
+    keep: float | str
+    positions: str = "contiguous"
+    budget: str = "image"
+    newline: str = "keep"
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for key in ("positions", "budget", "newline"):
+            check_choice(key, getattr(self, key))
+        if isinstance(self.keep, str) and self.keep != ADAPTIVE:
+            raise ValueError(f"keep: {self.keep!r} is unknown, allowed: a fraction, a count, {ADAPTIVE}")
+        if self.keep != ADAPTIVE and tuple(self.bounds) != (0.0, 1.0):
+            raise ValueError(
+                f"bounds: {self.bounds} is not allowed with keep {self.keep}, only with {ADAPTIVE}"
+            )
+        if not all(bound >= 0 and (isinstance(bound, int) or bound <= 1) for bound in self.bounds):
+            raise ValueError(f"bounds: {self.bounds} is out of range, allowed: two fractions or counts")
+        if isinstance(self.keep, float):
+            tokens.budget(self.keep, 1)  # a wrong fraction shows before any image is encoded
+
+
+def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:
+    """A trained selector as the reducer that takes its best tokens; any other as it is."""
+    return SelectorReducer(reducer) if isinstance(reducer, FeatureSelector) else reducer
+
+
+def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) -> Tensor:
+    """Indices kept of each image in raster order, exactly `atr.tokens.budget(keep, N)`; int64 (B, K).
+
+    Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
+    """
+    reducer = as_reducer(reducer)
+    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
+        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+    return _ask(reducer, encoded, tokens.budget(keep, encoded.tokens))
+
+
+def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
+    """Indices kept of the packed tokens of each image, newlines left out; int64 (K,) each, on the CPU.
+
+    The tiles of an image share its budget by the scores of a reducer that gives scores. One that needs
+    nothing but features is asked for the packed ones; any other for images of one tile alone. Raises
+    ValueError for a reducer that cannot do what is asked, and for `keep` or bounds out of range.
+    """
+    if policy.keep == ADAPTIVE:
+        return _adaptive(reducer, encoded, packing, policy)
+    assert not isinstance(policy.keep, str)
+    if set(packing.tiling.tiles) == {1}:
+        # One tile is packed in place.
+        return list(choose(reducer, encoded, policy.keep).cpu())
+    groups = packing.groups(policy.budget)
+    counts = [_counts(policy.keep, parts) for parts in groups]
+    if isinstance(reducer, Scorer):
+        return _best(_scores(reducer, encoded, packing), groups, counts)
+    if needed := sorted(reducer.needs):
+        raise ValueError(
+            f"reducer {type(reducer).__name__} needs {needed[0]} and gives no scores to compare tiles by: "
+            f"it is allowed for images of one tile, not of {max(packing.tiling.tiles)}"
+        )
+    return [
+        _in_order(_ask_part(reducer, features_PD, *part) for part in zip(parts, wanted, strict=True))
+        for features_PD, parts, wanted in zip(
+            packing.values(encoded.features_BND), groups, counts, strict=True
+        )
+    ]
+
+
+def _adaptive(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
+    """As many tokens as score above the threshold, within the bounds."""
+    if not isinstance(reducer, Scorer) or reducer.threshold is None:
+        raise ValueError(
+            f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
+            "which has no threshold; a trained selector has one"
+        )
+    groups, scores = packing.groups(policy.budget), _scores(reducer, encoded, packing)
+    counts = []
+    for scores_P, parts in zip(scores, groups, strict=True):
+        above = [int((scores_P[part] > reducer.threshold).sum()) for part in parts]
+        sizes = [len(part) for part in parts]
+        counts.append(
+            [_bounded(count, policy.bounds, size) for count, size in zip(above, sizes, strict=True)]
+        )
+    return _best(scores, groups, counts)
+
+
+def _bounded(count: int, bounds: tuple[float, float], size: int) -> int:
+    """The count within the bounds; a bound that is a count of more tokens than there are means all."""
+    low, high = (
+        tokens.budget(min(bound, size) if isinstance(bound, int) else bound, size) for bound in bounds
+    )
+    if low > high:
+        raise ValueError(f"bounds: {bounds} are {low} and {high} of {size} tokens, allowed: low <= high")
+    return min(max(count, low), high)
+
+
+def _counts(keep: float, parts: Sequence[Tensor]) -> list[int]:
+    """The image's budget shared over its parts in proportion to their tokens."""
+    sizes = [len(part) for part in parts]
+    return shares(tokens.budget(keep, sum(sizes)), sizes)
+
+
+def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
+    """Scores of the packed tokens, having gone the way of the features; (P,) each."""
+    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
+        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+    return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(reducer.scores(encoded)[..., None])]
+
+
+def _best(
+    scores: Sequence[Tensor], groups: Sequence[Sequence[Tensor]], counts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    return [
+        _in_order(part[top_k_BK(scores_P[part], count)] for part, count in zip(parts, wanted, strict=True))
+        for scores_P, parts, wanted in zip(scores, groups, counts, strict=True)
+    ]
+
+
+def _ask_part(reducer: Reducer, features_PD: Tensor, part_N: Tensor, count: int) -> Tensor:
+    """Which of a part's tokens, taken as a set, a reducer keeps; indices into the packed tokens."""
+    features_1ND = features_PD[part_N.to(features_PD.device)][None]
+    return part_N[_ask(reducer, Encoded(features_1ND, None), count)[0].cpu()]
+
+
+def _ask(reducer: Reducer, encoded: Encoded, count: int) -> Tensor:
+    keep_BK = reducer(encoded, count)
+    asked = (len(encoded.features_BND), count)
+    assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
+    assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
+    return keep_BK
+
+
+def _in_order(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat(list(parts)).sort().values

@@ -1,0 +1,236 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, Scorer, SelectorReducer
+from atr.tokens import budget, shares
+from atr.vlm.choice import Policy, choose_packed
+from atr.vlm.hosts import Tiling, encode, host_of
+from atr.vlm.packing import Packing
+
+TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+SHAPES = [(30, 30), (20, 60), (84, 50), (3, 500)]
+
+
+class Scored:
+    """Scores that are given, and no other way to choose."""
+
+    needs = frozenset()
+    threshold = None
+
+    def __init__(self, scores_BN):
+        self.scores_BN = scores_BN
+
+    def scores(self, encoded):
+        return self.scores_BN
+
+    def __call__(self, encoded, budget):
+        raise AssertionError("asked for a tile alone")
+
+
+class OfGrid(Random):
+    """Chooses by where a token lies on the grid of its tile."""
+
+    needs = frozenset({"grid"})
+
+
+@pytest.fixture
+def seen(model, process):
+    """Encoded tiles and packing of four images of several tiles each."""
+    random = np.random.default_rng(0)
+    pictures = [[Image.fromarray(random.integers(0, 256, (*shape, 3), np.uint8))] for shape in SHAPES]
+    inputs = process(*["<image>"] * len(SHAPES), images=pictures)
+    tiling = host_of(model).tiling(model, inputs)
+    with torch.no_grad():
+        return encode(model, inputs, tiling), Packing(model, tiling)
+
+
+def random_scores(encoded, seed=0):
+    shape = encoded.features_BND.shape[:2]
+    return Scored(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(1)
+    selector = FeatureSelector(width=24, grid=(4, 4), layers=1, heads=2, initial_bias=0.0).eval()
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    return SelectorReducer(selector)
+
+
+@TILED
+@pytest.mark.parametrize("keep", [0.1, 0.5, 1.0, 7])
+def test_the_tiles_of_an_image_share_its_budget_best_first(seen, keep):
+    encoded, packing = seen
+    reducer = random_scores(encoded)
+    kept = choose_packed(reducer, encoded, packing, Policy(keep))
+    packed = packing.values(reducer.scores_BN[..., None])
+    for kept_K, scores, tile_of in zip(kept, packed, packing.tile_of, strict=True):
+        tokens = [place for place, tile in enumerate(tile_of.tolist()) if tile >= 0]
+        best = sorted(tokens, key=lambda place: -scores[place, 0])[: budget(keep, len(tokens))]
+        assert kept_K.tolist() == sorted(best)
+
+
+@TILED
+@pytest.mark.parametrize("keep", [0.1, 0.5, 1.0, 7])
+def test_each_tile_keeps_its_share_best_first(seen, keep):
+    encoded, packing = seen
+    reducer = random_scores(encoded)
+    kept = choose_packed(reducer, encoded, packing, Policy(keep, budget="tile"))
+    packed = packing.values(reducer.scores_BN[..., None])
+    for kept_K, scores, tile_of, tiles in zip(
+        kept, packed, packing.tile_of, packing.tiling.tiles, strict=True
+    ):
+        parts = [(tile_of == tile).nonzero()[:, 0].tolist() for tile in range(tiles)]
+        counts = shares(budget(keep, sum(map(len, parts))), [len(part) for part in parts])
+        best = [
+            place
+            for part, count in zip(parts, counts, strict=True)
+            for place in sorted(part, key=lambda place: -scores[place, 0])[:count]
+        ]
+        assert kept_K.tolist() == sorted(best)
+
+
+@TILED
+@pytest.mark.parametrize("per", ["image", "tile"])
+def test_scores_and_sets_keep_the_same_counts(seen, selector, per):
+    encoded, packing = seen
+    for keep in (0.0, 0.01, 0.33, 0.9, 1.0, 0, 16):
+        policy = Policy(keep, budget=per)
+        chosen = [choose_packed(reducer, encoded, packing, policy) for reducer in (selector, Random(2))]
+        wanted = [budget(keep, len(tokens)) for [tokens] in packing.groups("image")]
+        assert [[len(kept_K) for kept_K in kept] for kept in chosen] == [wanted, wanted]
+
+
+@TILED
+def test_random_is_uniform_over_an_images_tokens(seen):
+    encoded, packing = seen
+    draws = [choose_packed(Random(seed), encoded, packing, Policy(0.25)) for seed in range(400)]
+    for image, [tokens] in enumerate(packing.groups("image")):
+        drawn = torch.bincount(torch.cat([kept[image] for kept in draws]), minlength=packing.lengths[image])
+        expected = budget(0.25, len(tokens)) / len(tokens)
+        assert drawn.sum() == drawn[tokens].sum()  # no newline
+        torch.testing.assert_close(
+            drawn[tokens] / 400, torch.full((len(tokens),), expected), atol=0.11, rtol=0
+        )
+
+
+@TILED
+def test_a_choice_does_not_depend_on_the_other_images(seen, selector):
+    encoded, packing = seen
+    first = 0
+    for image, tiles in enumerate(packing.tiling.tiles):
+        alone = Encoded(encoded.features_BND[first : first + tiles], encoded.grid)
+        alone_packing = Packing(
+            packing.model, Tiling((tiles,), packing.tiling.grid, [packing.tiling.sizes[image]])
+        )
+        for reducer in (selector, Random(0)):
+            for policy in (Policy(0.4), Policy(0.4, budget="tile")):
+                [kept_K] = choose_packed(reducer, alone, alone_packing, policy)
+                assert torch.equal(kept_K, choose_packed(reducer, encoded, packing, policy)[image])
+        first += tiles
+
+
+@TILED
+def test_adaptive_is_the_selectors_own_mask_within_its_bounds(seen, selector):
+    encoded, packing = seen
+    packed = packing.values(selector.scores(encoded)[..., None])
+    masks = [
+        ((scores[:, 0] > 0) & (tile_of >= 0)).nonzero()[:, 0].tolist()
+        for scores, tile_of in zip(packed, packing.tile_of, strict=True)
+    ]
+    sizes = [len(tokens) for [tokens] in packing.groups("image")]
+    for per in ("image", "tile"):
+        kept = choose_packed(selector, encoded, packing, Policy("adaptive", budget=per))
+        assert [kept_K.tolist() for kept_K in kept] == masks
+    assert any(0 < len(mask) < size for mask, size in zip(masks, sizes, strict=True))
+    few = choose_packed(selector, encoded, packing, Policy("adaptive", bounds=(0, 5)))
+    assert [len(kept_K) for kept_K in few] == [min(len(mask), 5) for mask in masks]
+    assert all(set(kept_K.tolist()) <= set(mask) for kept_K, mask in zip(few, masks, strict=True))
+    many = choose_packed(selector, encoded, packing, Policy("adaptive", bounds=(0.9, 1.0)))
+    assert [len(kept_K) for kept_K in many] == [
+        max(len(mask), budget(0.9, size)) for mask, size in zip(masks, sizes, strict=True)
+    ]
+    most = choose_packed(selector, encoded, packing, Policy("adaptive", bounds=(10_000, 20_000)))
+    assert [len(kept_K) for kept_K in most] == sizes
+    tile = choose_packed(selector, encoded, packing, Policy("adaptive", budget="tile", bounds=(0, 2)))
+    for kept_K, tile_of in zip(tile, packing.tile_of, strict=True):
+        assert torch.bincount(tile_of[kept_K], minlength=1).max() <= 2
+
+
+def test_adaptive_counts_differ_between_images_of_one_tile(model, process, selector):
+    inputs = process("<image> a", "<image> b", "<image> c")
+    tiling = host_of(model).tiling(model, inputs)
+    encoded = encode(model, inputs, tiling)
+    kept = choose_packed(selector, encoded, Packing(model, tiling), Policy("adaptive"))
+    logits = selector.selector(encoded.features_BND)
+    assert [kept_K.tolist() for kept_K in kept] == [row.nonzero()[:, 0].tolist() for row in logits > 0]
+
+
+@TILED
+def test_what_keeps_all_or_none_does(seen):
+    encoded, packing = seen
+    for reducer, keep in ((Full(), 1.0), (NoImage(), 0.0)):
+        kept = choose_packed(reducer, encoded, packing, Policy(keep))
+        for kept_K, [tokens] in zip(kept, packing.groups("image"), strict=True):
+            assert torch.equal(kept_K, tokens if keep else tokens[:0])
+    with pytest.raises(ValueError, match="reducer full: budget"):
+        choose_packed(Full(), encoded, packing, Policy(0.5))
+
+
+@TILED
+def test_a_reducer_that_cannot_compare_tiles_is_refused_by_name(seen):
+    encoded, packing = seen
+    with pytest.raises(ValueError, match=r"reducer OfGrid needs grid and gives no scores .* not of 7"):
+        choose_packed(OfGrid(), encoded, packing, Policy(0.5))
+
+    class Attentive(Scored):
+        needs = frozenset({"attention_BN"})
+
+    with pytest.raises(ValueError, match="Attentive needs attention_BN, which was not encoded"):
+        choose_packed(Attentive(random_scores(encoded).scores_BN), encoded, packing, Policy(0.5))
+
+
+@TILED
+def test_on_images_of_one_tile_any_reducer_will_do(model):
+    encoded = Encoded(torch.randn(2, 16, 24), (4, 4))
+    packing = Packing(model, Tiling((1, 1), (4, 4)))
+    kept = choose_packed(OfGrid(3), encoded, packing, Policy(0.5))
+    assert torch.equal(torch.stack(kept), Random(3)(encoded, 8))
+
+
+def test_adaptive_needs_a_threshold(model):
+    encoded = Encoded(torch.randn(1, 16, 24), (4, 4))
+    for reducer in (Random(), random_scores(encoded)):
+        with pytest.raises(ValueError, match=f"adaptive is not allowed for reducer {type(reducer).__name__}"):
+            choose_packed(reducer, encoded, Packing(model, Tiling((1,), (4, 4))), Policy("adaptive"))
+
+
+def test_bounds_that_exclude_each_other_are_refused(model, selector):
+    encoded, packing = Encoded(torch.randn(1, 16, 24), (4, 4)), Packing(model, Tiling((1,), (4, 4)))
+    with pytest.raises(ValueError, match=r"bounds: \(0.5, 3\) are 8 and 3 of 16 tokens"):
+        choose_packed(selector, encoded, packing, Policy("adaptive", bounds=(0.5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"keep": "all"}, "keep: 'all' is unknown, allowed: a fraction, a count, adaptive"),
+        ({"keep": 1.5}, "keep: 1.5 is out of range"),
+        ({"keep": 0.5, "bounds": (0.1, 0.5)}, r"bounds: .* is not allowed with keep 0.5"),
+        ({"keep": "adaptive", "bounds": (0.1, 1.5)}, r"bounds: \(0.1, 1.5\) is out of range"),
+        ({"keep": "adaptive", "bounds": (-1, 5)}, r"bounds: \(-1, 5\) is out of range"),
+        ({"keep": 0.5, "positions": "gappy"}, "positions: 'gappy' .* contiguous, original"),
+        ({"keep": 0.5, "budget": "row"}, "budget: 'row' is unknown, allowed: image, tile"),
+        ({"keep": 0.5, "newline": "drop"}, "newline: 'drop' is unknown, allowed: keep, follow"),
+    ],
+)
+def test_a_policy_that_there_is_not_is_refused(policy, message):
+    with pytest.raises(ValueError, match=message):
+        Policy(**policy)
+
+
+def test_who_scores(selector):
+    assert isinstance(selector, Scorer)
+    assert not any(isinstance(reducer, Scorer) for reducer in (Random(), Full(), NoImage(), OfGrid()))
