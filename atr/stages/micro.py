@@ -3,13 +3,10 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atr import config
 from atr.stages import entry
-
-if TYPE_CHECKING:
-    from atr.datasets.micro import Sample
 
 TRAINING = Path("data/micro/training")
 MODEL = TRAINING / "llava"
@@ -34,7 +31,7 @@ def main(params: config.Params) -> None:
         model = build_model(processor, micro.SIZE, recipe.width, recipe.layers).train()
         started = time.monotonic()
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
-        module, draw = MicroTraining(model, recipe, examine), partial(lesson, recipe=recipe, seed=seed)
+        module, draw = MicroTraining(model, recipe, examine), partial(micro.lesson, seed=seed)
         kwargs = lightning_kwargs(params.trainer)
         is_first = train(module, draw, processor, CHECKPOINT, run.logger(), kwargs)
         if not is_first:
@@ -56,19 +53,11 @@ def _write(params: config.Params, model: Any, processor: Any, minutes: float) ->
         model.bfloat16().save_pretrained(folder)
         processor.save_pretrained(folder)
         saved, loaded = load_vlm(str(folder), torch.float32)
-        asked = {"split": "evaluate", "count": params.micro.questions, "seed": params.seed}
-        scores = {benchmark: score(loaded, saved, benchmark, **asked) for benchmark in config.BENCHMARKS}
+        count, seed = params.micro.questions, params.seed
+        held_out = partial(score, loaded, saved, split="evaluate", count=count, seed=seed)
+        scores = {benchmark: held_out(benchmark=benchmark) for benchmark in config.BENCHMARKS}
         write_text(folder / "README.md", card(params, scores, minutes))
     return scores
-
-
-def lesson(index: int, recipe: config.Micro, seed: int) -> "Sample":
-    """The lesson at `index` of the whole training; fewer pages are transcribed in its second half."""
-    from atr.datasets import micro
-
-    step = index // recipe.batch_size
-    reading = step < round(recipe.steps * recipe.reading)
-    return micro.lesson(index, seed, reading, transcribe=0.4 if step < recipe.steps / 2 else 0.2)
 
 
 def score(processor: Any, model: Any, benchmark: str, split: str, count: int, seed: int) -> float:

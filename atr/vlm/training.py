@@ -42,17 +42,31 @@ class Lesson(Protocol):
         """What is written: each character, its centre (x, y) in pixels, the question its line answers."""
 
 
-class LessonDataset(Dataset[Lesson]):
-    """All lessons of a training; `draw(index)` makes the one at `index`."""
+class Draw(Protocol):
+    """Draws lessons."""
 
-    def __init__(self, draw: Callable[[int], Lesson], length: int) -> None:
-        self.draw, self.length = draw, length
+    def __call__(self, index: int, *, reading: bool, transcribe: float) -> Lesson:
+        """The lesson at `index`: to read from, or with questions, a part of them for the whole page."""
+
+
+class LessonDataset(Dataset[Lesson]):
+    """All lessons of a training: reading first, then questions; fewer are for a whole page later on."""
+
+    def __init__(self, draw: Draw, recipe: config.Micro) -> None:
+        self.draw, self.recipe = draw, recipe
 
     def __len__(self) -> int:
-        return self.length
+        return self.recipe.steps * self.recipe.batch_size
 
     def __getitem__(self, index: int) -> Lesson:
-        return self.draw(index)
+        step = index // self.recipe.batch_size
+        transcribe = 0.4 if step < self.recipe.steps / 2 else 0.2
+        return self.draw(index, reading=step < reading_steps(self.recipe), transcribe=transcribe)
+
+
+def reading_steps(recipe: config.Micro) -> int:
+    """Steps of the first phase, in which the tower alone learns to read."""
+    return round(recipe.steps * recipe.reading)
 
 
 class Stretch(Sampler[int]):
@@ -156,11 +170,6 @@ class MicroTraining(lightning.LightningModule):
             model.model.vision_tower.compile()
             model.model.language_model.compile()
 
-    @property
-    def reading_steps(self) -> int:
-        """Steps of the first phase."""
-        return round(self.recipe.steps * self.recipe.reading)
-
     def features(self, images_BHWC: Tensor) -> Tensor:
         """Patch features of the layer LLaVA reads, the class token dropped: (B, N, D)."""
         pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
@@ -201,7 +210,7 @@ class MicroTraining(lightning.LightningModule):
         features_BND = self.features(batch["images"])
         reading = self.reading_loss(features_BND, batch["characters"])
         self.log("train/reading", reading, prog_bar=True)
-        if self.global_step < self.reading_steps:
+        if self.global_step < reading_steps(self.recipe):
             return reading
         image_BND = self.model.model.multi_modal_projector(features_BND)
         answering = answer_loss(self.answer_logits(image_BND, batch["text"]), batch["labels"])
@@ -211,7 +220,7 @@ class MicroTraining(lightning.LightningModule):
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, once there are answers to be had."""
-        if self.global_step > self.reading_steps:
+        if self.global_step > reading_steps(self.recipe):
             # Compiled kernels are left aside: generation meets a new shape at every step.
             with torch.compiler.set_stance("force_eager"):
                 score = self.examine(self.model, benchmark)
@@ -253,14 +262,14 @@ def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
 class LessonDataModule(lightning.LightningDataModule):
     """Lessons to train on, and the benchmarks to be examined in after each epoch."""
 
-    def __init__(self, draw: Callable[[int], Lesson], collate: Collator, recipe: config.Micro) -> None:
+    def __init__(self, draw: Draw, collate: Collator, recipe: config.Micro) -> None:
         super().__init__()
         self.draw, self.collate, self.recipe = draw, collate, recipe
 
     def train_dataloader(self) -> DataLoader[Lesson]:
         """One epoch's lessons in batches."""
         recipe = self.recipe
-        dataset = LessonDataset(self.draw, recipe.steps * recipe.batch_size)
+        dataset = LessonDataset(self.draw, recipe)
         return DataLoader(
             dataset,
             recipe.batch_size,
@@ -276,7 +285,7 @@ class LessonDataModule(lightning.LightningDataModule):
 
 def train(
     module: MicroTraining,
-    draw: Callable[[int], Lesson],
+    draw: Draw,
     processor: LlavaProcessor,
     checkpoint: Path,
     logger: Logger,

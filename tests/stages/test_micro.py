@@ -51,10 +51,3 @@ def test_what_it_leaves_is_loaded_and_scores_as_its_card_says(logged):
         assert score == pytest.approx(sum(right) / 3)
         assert f"| {benchmark} | {score:.3f} |" in card
     assert not micro.CHECKPOINT.exists()
-
-
-def test_fewer_pages_are_transcribed_in_the_second_half():
-    recipe = config.Micro(steps=4000, epochs=1, batch_size=1, reading=0.0)
-    asked = [micro.lesson(index, recipe, 0).turns[0][0] for index in (*range(400), *range(3600, 4000))]
-    first, second = asked[:400].count("transcribe"), asked[400:].count("transcribe")
-    assert first > 1.3 * second > 0

@@ -14,6 +14,7 @@ from atr.vlm.training import (
     IGNORE,
     OTHER,
     Collator,
+    LessonDataset,
     MicroTraining,
     answer_loss,
     train,
@@ -111,7 +112,7 @@ def test_learning_rate_rises_stays_and_falls():
 def fit(module, processor, checkpoint):
     seen = []
 
-    def watched(index):
+    def watched(index, reading, transcribe):
         seen.append(index)
         return draw(index)
 
@@ -145,3 +146,12 @@ def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path):
     assert fit(unbroken, processor, tmp_path / "b.ckpt") == list(range(8))
     for name, weight in unbroken.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
+
+
+def test_reading_comes_first_and_fewer_pages_are_transcribed_later():
+    asked = LessonDataset(
+        lambda index, **asked_for: asked_for, recipe(steps=10, batch_size=2, epochs=1, reading=0.3)
+    )
+    assert len(asked) == 20
+    assert [asked[index]["reading"] for index in range(20)] == [True] * 6 + [False] * 14
+    assert [asked[index]["transcribe"] for index in range(20)] == [0.4] * 10 + [0.2] * 10
