@@ -241,7 +241,7 @@ def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub(
 
 def test_flat_names_every_parameter_once():
     table = config.flat(SHIPPED)
-    assert table["seed"] == 0 and table["vlm"] == "micro" and table["pretrain.keep"] == 0.3
+    assert table["seed"] == 0 and table["vlm"] == "micro" and table["pretrain.keep"] == 0.45
     assert len(table) == 3 + sum(len(fields(kind)) for kind in config._SECTIONS.values())
 
 
