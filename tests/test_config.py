@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -199,7 +200,7 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
 @pytest.mark.parametrize("text", ["3e-4", "'3e-4'", "0.0003"])
 def test_an_exponent_without_a_dot_is_a_number(tmp_path, text):
     path = tmp_path / "params.yaml"
-    path.write_text(SHIPPED.read_text().replace("learning_rate: 3e-4", f"learning_rate: {text}"))
+    path.write_text(re.sub(r"learning_rate: \S+", f"learning_rate: {text}", SHIPPED.read_text(), count=1))
     assert config.load("pretrain", path).pretrain.learning_rate == 0.0003
 
 

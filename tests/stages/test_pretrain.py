@@ -70,7 +70,7 @@ def log(tmp_path, monkeypatch):
 def write_params(**changes):
     params = OmegaConf.load(ROOT / "params.yaml")
     small = {"layers": 1, "heads": 2, "epochs": 3, "batch_size": 4, "validation": 0.2, "collapse_after": 1.0}
-    params.pretrain.update({**small, "mask_images": 2, **changes})
+    params.pretrain.update({**small, "keep": 0.4, "mask_images": 2, **changes})
     params.trainer.update({"accelerator": "cpu", "devices": 1, "precision": "32-true"})
     OmegaConf.save(params, "params.yaml")
 
@@ -105,7 +105,7 @@ def checkpoints():
 def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
     metrics = json.loads(run())
     selector = FeatureSelector.from_pretrained(SELECTOR)
-    assert (selector.encoder, selector.layer, selector.keep, selector.grid) == ("micro", -2, 0.3, (3, 2))
+    assert (selector.encoder, selector.layer, selector.keep, selector.grid) == ("micro", -2, 0.4, (3, 2))
     whole = FeatureAutoencoder.from_pretrained(pretrain.AUTOENCODER)
     features = torch.randn(2, 6, 8)
     assert torch.equal(whole.selector(features), selector(features))
