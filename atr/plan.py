@@ -205,7 +205,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps: each device has its share of the images, and leaves the last, incomplete batch out."""
+        """Optimizer steps: of its share of the images each device leaves the last, incomplete batch out."""
         return self.pretrain.epochs * (self.split[0] // self.processes // self.pretrain.batch_size)
 
     @property
@@ -239,10 +239,13 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
     questions, images = plan.questions, plan.evaluation_images
     yield f"encoder      {plan.encoder.name}: {_shape(plan.features)}"
     yield f"vlm          {plan.vlm.name}"
-    yield f"images       {plan.prepare.images:,} to pretrain on ({plan.prepare.source}), {images:,} with questions"
+    yield (
+        f"images       {plan.prepare.images:,} to pretrain on ({plan.prepare.source}), "
+        f"at most {images:,} with questions"
+    )
     if plan.features:
         pretrain, evaluate = (_size(count * plan.features.bytes) for count in (plan.prepare.images, images))
-        yield f"features     {pretrain} for pretraining, {evaluate} for evaluation, bfloat16"
+        yield f"features     {pretrain} for pretraining, at most {evaluate} for evaluation, bfloat16"
         yield from _training(plan, plan.features)
     trials = ", ".join(f"{name} {count}" for name, count in plan.trials.items())
     yield f"questions    {sum(questions.values()):,}: " + ", ".join(
@@ -266,8 +269,8 @@ def _training(plan: Plan, features: Features) -> Iterator[str]:
         f"reconstructor {size.reconstructor:,}"
     )
     yield (
-        f"training     {training:,} images x {plan.pretrain.epochs} epochs: {plan.steps:,} steps of {batch:,} "
-        f"images on {plan.processes} device(s), {flops:.2e} FLOPs"
+        f"training     {training:,} images x {plan.pretrain.epochs} epochs, {plan.steps:,} steps: "
+        f"{batch:,} images a step on {plan.processes} device(s), {flops:.2e} FLOPs"
     )
 
 
@@ -280,7 +283,7 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
     if plan.split[0] < plan.processes * plan.pretrain.batch_size:
         yield f"pretrain.batch_size: {plan.split[0]:,} images are not one batch for each device"
     if not plan.features:
-        yield f"encoder: tokens and width of {plan.encoder.path} are unknown, and with them the features' size"
+        yield f"encoder: tokens and width of {plan.encoder.path} are unknown, so features are not counted"
     elif plan.features.width % heads:
         yield f"pretrain.heads: {heads} does not divide the encoder's width {plan.features.width}"
     if plan.pretrain.position == "sine" and plan.features and plan.features.width % 4:
