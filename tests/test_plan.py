@@ -66,20 +66,22 @@ CROP = {"crop_size": {"height": 42, "width": 42}, "size": {"shortest_edge": 48}}
 
 
 @pytest.mark.parametrize(
-    ("model", "processor"),
+    ("model", "settings", "processor"),
     [
         (
-            CLIPVisionModel(CLIPVisionConfig(**SMALL, patch_size=14, image_size=42)),
+            CLIPVisionModel,
+            CLIPVisionConfig(**SMALL, patch_size=14, image_size=42),
             CLIPImageProcessorPil(**CROP),
         ),
         (
-            SiglipVisionModel(SiglipVisionConfig(**SMALL, patch_size=16, image_size=72)),
+            SiglipVisionModel,
+            SiglipVisionConfig(**SMALL, patch_size=16, image_size=72),
             SiglipImageProcessorPil(size={"height": 72, "width": 72}),
         ),
     ],
 )
-def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, processor):
-    model.save_pretrained(tmp_path)
+def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, settings, processor):
+    model(settings).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     encoder = Encoder.load(str(tmp_path))
     rows, columns = encoder.grid
