@@ -40,7 +40,7 @@ def test_plan_tells_the_costs_and_writes_nothing(project, capsys):
     before = sorted(project.rglob("*"))
     command.main(["plan"])
     out = capsys.readouterr()
-    assert "8,192 to pretrain on (micro)" in out.out and "144 tokens of 192 channels" in out.out
+    assert "to pretrain on (micro)" in out.out and "144 tokens of 192 channels" in out.out
     assert out.err == ""
     assert sorted(project.rglob("*")) == before
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_a_warning_and_no_refusal(project, capsys):
 def test_overlay_tells_what_it_changed(project, capsys):
     command.main(["overlay", str(NEXT), "--set", "trainer.devices=8", "--set", "trainer.strategy=ddp"])
     lines = capsys.readouterr().out.splitlines()
-    assert "trainer.devices: auto -> 8" in lines and "prepare.images: 8192 -> 100000" in lines
+    assert "trainer.devices: auto -> 8" in lines and "prepare.source: micro -> coco" in lines
     assert lines[-1] == f"params.yaml: {len(lines) - 1} values changed"
 
 

@@ -219,10 +219,11 @@ def test_coco_holds_what_its_reader_says():
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "settings", "shown"),
     [
         (
-            None,
+            None,  # what trains and what is asked for is the project's to tune
+            ["pretrain.epochs=6", "pretrain.batch_size=64", "prepare.images=8192", "prepare.questions=300"],
             [
                 "micro: 144 tokens of 192 channels an image",
                 "8,192 to pretrain on (micro), at most 1,800 with questions",
@@ -234,6 +235,7 @@ def test_coco_holds_what_its_reader_says():
         ),
         (
             "llava-next",
+            [],
             [
                 "576 tokens of 1,024 channels an image",
                 "118.0 GB for pretraining",
@@ -244,6 +246,7 @@ def test_coco_holds_what_its_reader_says():
         ),
         (
             "llava-onevision",
+            [],
             [
                 "729 tokens of 1,152 channels an image",
                 "168.0 GB for pretraining",
@@ -252,8 +255,8 @@ def test_coco_holds_what_its_reader_says():
         ),
     ],
 )
-def test_the_plan_of_what_is_shipped(planned, name, shown):
-    text = "\n".join(plan.lines(planned(name), ROOMY))
+def test_the_plan_of_what_is_shipped(planned, name, settings, shown):
+    text = "\n".join(plan.lines(planned(name, *settings), ROOMY))
     assert [part for part in shown if part not in text] == []
 
 
@@ -262,7 +265,7 @@ def test_the_shipped_parameters_give_no_warning(planned):
 
 
 def test_an_unknown_encoder_is_said_to_be_unknown(planned):
-    costs = planned(None, "encoder=some/tower", "vlm=some/model")
+    costs = planned(None, "encoder=some/tower", "vlm=some/model", "prepare.questions=300")
     text = "\n".join(plan.lines(costs, ROOMY))
     assert "some/tower: unknown tokens and width" in text
     assert "features  " not in text and "1,800: docs 300" in text
