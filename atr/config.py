@@ -475,7 +475,7 @@ def flat(path: str | Path = "params.yaml") -> dict[str, Any]:
 
 def _validated(path: str | Path) -> dict[str, Any]:
     """All of the file's parameters by top-level key, checked."""
-    tree = _read(path)
+    tree = read(path)
     for key, value in tree.items():
         if key not in _KEYS:
             raise ConfigError(f"{key}: {_short(value)} is an unknown section, allowed: {_listed(_KEYS)}")
@@ -489,10 +489,11 @@ def _validated(path: str | Path) -> dict[str, Any]:
     return {"seed": common.seed, "encoder": encoder, "vlm": vlm, **sections}
 
 
-def _read(path: str | Path) -> dict[str, Any]:
-    """The file's plain content.
+def read(path: str | Path) -> dict[str, Any]:
+    """The plain content of a parameter file, or of an overlay; only that it is a mapping is checked.
 
-    OmegaConf reads it, because it takes `3e-4` for a number where PyYAML takes it for a string.
+    OmegaConf reads it, because it takes `3e-4` for a number where PyYAML takes it for a string. Raises
+    ConfigError, one line that names the file.
     """
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)

@@ -36,6 +36,25 @@ def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
     )
 
 
+COMMANDS = re.findall(r"^atr (.*)$", README, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_an_atr_command_runs_as_printed(line, tmp_path, monkeypatch, capsys):
+    from atr import __main__ as command
+    from atr import config
+
+    for name in ("experiments", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    command.main(line.split())
+    assert capsys.readouterr().out
+    if "--set" in line:
+        flat = config.flat()
+        assert flat["trainer.devices"] * flat["pretrain.batch_size"] == 32, "as many images a step as on one"
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
 def test_what_readme_links_to_is_there(path):
     assert (ROOT / path).exists()

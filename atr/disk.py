@@ -1,0 +1,77 @@
+"""Disks: what is free on them, and whether DVC's cache holds a second copy of what a stage has left."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(".dvc/cache")
+"""Where DVC keeps its cache unless it is told otherwise."""
+
+
+@dataclass(frozen=True)
+class Disks:
+    """The disk that outputs are written to and the one of DVC's cache, seen before anything is written."""
+
+    data: Path
+    """Folder of the outputs; it need not exist."""
+    cache: Path
+    """Folder of DVC's cache; it need not exist."""
+    linked: bool
+    """Whether an output and its copy in the cache are one file."""
+    data_free: int
+    """Free bytes."""
+    cache_free: int
+    """Free bytes."""
+    one_disk: bool
+    """Whether both folders are on one file system."""
+
+
+def look(data: Path, root: Path = Path()) -> Disks:
+    """The disks of `data` and of the cache of the DVC repository in `root`.
+
+    Raises ValueError naming DVC's configuration if it cannot be read.
+    """
+    cache, types = _cache(root)
+    return Disks(
+        data=data,
+        cache=cache,
+        linked="symlink" in types or ("hardlink" in types and _hard_links(data, cache)),
+        data_free=shutil.disk_usage(_existing(data)).free,
+        cache_free=shutil.disk_usage(_existing(cache)).free,
+        one_disk=_existing(data).stat().st_dev == _existing(cache).stat().st_dev,
+    )
+
+
+def _cache(root: Path) -> tuple[Path, list[str]]:
+    """Folder and link types of DVC's cache, of all levels of its configuration."""
+    from dvc.config import Config
+    from dvc.exceptions import DvcException
+
+    folder = root / CACHE.parent
+    try:
+        cache = Config(dvc_dir=str(folder))["cache"]
+    except DvcException as error:
+        raise ValueError(f"{folder}: {' '.join(str(error).split())}") from error
+    # Configured folders come absolute: DVC resolves them against the file they stand in.
+    return Path(folder, cache.get("dir", CACHE.name)), list(cache.get("type") or ())
+
+
+def _hard_links(here: Path, there: Path) -> bool:
+    """Whether a file here can be linked there: tried, as bind mounts of one disk refuse what others take."""
+    try:
+        with (
+            tempfile.NamedTemporaryFile(dir=_existing(here), prefix=".atr-") as file,
+            tempfile.TemporaryDirectory(dir=_existing(there), prefix=".atr-") as folder,
+        ):
+            os.link(file.name, Path(folder, "link"))
+    except OSError:
+        return False
+    return True
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.resolve()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
