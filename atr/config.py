@@ -184,7 +184,7 @@ class Prepare:
 
     source: str = "micro"
     """Where the pretraining images come from: the micro world, coco, or a folder of images."""
-    images: int = 8192
+    images: int = 5120
     """Pretraining images; the paper takes 100,000."""
     questions: int = 300
     """Held-out questions of each benchmark, a seeded sample; one that has fewer gives all of them."""
