@@ -19,6 +19,7 @@ def row(benchmark, number, keep, seed, score, group="text"):
         keep=keep,
         seed=seed,
         tokens=round(144 * keep),
+        tokens_full=144,
         prediction="17",
         score=score,
         anls=score / 2,
