@@ -31,11 +31,12 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     """One entry for each benchmark and each group at each kept fraction, in the order of the rows.
 
     A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
-    group's the mean of its benchmarks. `tokens` and `tokens_full` are the mean visual tokens of a question, kept
-    and in all. `questions` counts units, and of these `answered`, `unreadable` and `failed`; only the answered
-    ones are in the means. `low` and `high` bound the mean's 95 % interval by a bootstrap over the answered units within each benchmark; it draws the same ones at every kept fraction and
-    for every reducer that answered as many, so differences between curves are paired. `seed_means` has the
-    mean of each seed. Raises ValueError for a benchmark of which nothing is answered.
+    group's the mean of its benchmarks. `tokens` and `tokens_full` are the mean visual tokens of a question,
+    kept and in all. `questions` counts units, and of these `answered`, `unreadable` and `failed`; only the
+    answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a bootstrap over the
+    answered units within each benchmark; it draws the same ones at every kept fraction and for every reducer
+    that answered as many, so differences between curves are paired. `seed_means` has the mean of each seed.
+    Raises ValueError for a benchmark of which nothing is answered.
     """
     cells: dict[tuple[str, float], list[Row]] = {}
     for row in rows:

@@ -3,11 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from atr.config import Evaluate
-from atr.reduction import Full, NoImage, Random
+import atr.vlm.reduce as reduce_module
+from atr.config import Evaluate, VlmPreset
+from atr.reduction import FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
-from atr.vlm.hosts import HOSTS
 from atr.vlm.reduce import reduce
 from atr.vlm.sources import StoredFeatures, WholeInputs
 
@@ -45,7 +46,10 @@ def by_reduce(answerer, names, question, reducer, keep, monkeypatch):
     features = torch.stack([store[store.index(name)] for name in names])
     encoded = SimpleNamespace(features_BND=features.float(), grid=store.grid, tokens=16)
     monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling: encoded)
-    turn = {"role": "user", "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
+    }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     picture = torch.zeros(28, 28, 3, dtype=torch.uint8).numpy()
     inputs = processor(text=[text], images=[picture] * len(names), return_tensors="pt")
@@ -76,7 +80,9 @@ def test_stored_features_answer_as_the_library_does_image_by_image(answerer, mon
 def test_several_stored_images_stand_in_the_order_of_the_prompt(answerer, monkeypatch):
     images = [["docs/1", "docs/0"], ["docs/0", "docs/0"]]
     answers = answerer.answer(answerer.prepare(images, ["a", "b"]), Spread(), 0.5)
-    alone = [by_reduce(answerer, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)]
+    alone = [
+        by_reduce(answerer, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)
+    ]
     assert answers == [(answer, 16, 32) for answer in alone]
 
 
@@ -104,16 +110,14 @@ def test_without_image_the_prompt_has_no_placeholder(answerer, monkeypatch):
 
 
 def test_projection_is_shared_and_features_are_read_once_an_image(answerer, monkeypatch):
-    reads, projected = [], []
-    read, pack = Stored.__getitem__, type(HOSTS["llava"]).pack
+    reads, projected, read = [], [], Stored.__getitem__
     monkeypatch.setattr(Stored, "__getitem__", lambda self, i: reads.append(i) or read(self, i))
-    monkeypatch.setattr(
-        type(HOSTS["llava"]), "pack", lambda self, *given: projected.append(given) or pack(self, *given)
-    )
+    projector = answerer.model.model.multi_modal_projector
+    projector.register_forward_hook(lambda module, given, made: projected.append(len(made)))
     batch = answerer.prepare(IMAGES, QUESTIONS)
     for keep in (0.1, 0.5, 0.9):
         answerer.answer(batch, Random(0), keep)
-    assert (reads, len(projected)) == ([0, 1, 2], 1)
+    assert (reads, projected) == ([0, 1, 2], [3])
 
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once(answerer):
@@ -169,7 +173,12 @@ class Pictures:
         self.reads.append(name)
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         size = (28, 28) if self.family == "llava" else SIZES[name]
-        return Image.fromarray(torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy())
+        return Image.fromarray(
+            torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy()
+        )
+
+
+TEXTS = ["a", "b c d", "e", "f g"]
 
 
 @pytest.fixture
@@ -184,11 +193,14 @@ def make_seeing(model, processor, family):
 def untouched(answerer, names, question):
     """What the model itself answers to its processor's input, and how many visual tokens that has."""
     model, processor = answerer.model, answerer.processor
-    turn = {"role": "user", "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
+    }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     images = [answerer.source.images.image(name) for name in names]
     nested = [images] if model.config.model_type == "llava_onevision" else images
-    inputs = processor(text=[text], images=nested or None, return_tensors="pt")
+    inputs = processor(text=[text], images=nested if images else None, return_tensors="pt")
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
     return processor.decode(ids, skip_special_tokens=True).strip(), int((inputs["input_ids"] == 4).sum())
 
@@ -203,22 +215,158 @@ QUESTION_IMAGES = pytest.mark.parametrize(
 )
 
 
+# (visual tokens, newlines) by hand, of tiles of 4 x 4 tokens: the whole image, and the rows of the grid of
+# tiles that its margins leave; OneVision shrinks more than 1.1 ** 2 * 32 of their tokens to 32 or fewer.
+COUNTS = {
+    "llava": dict.fromkeys(SIZES, (16, 0)),
+    "llava_next": {
+        "wide": (16 + 4 * 12, 4), "tall": (16 + 12 * 4, 12),
+        "small": (16 + 4 * 4, 4), "large": (16 + 12 * 8, 12),
+    },
+    "llava_onevision": {
+        "wide": (16 + 3 * 9, 3), "tall": (16 + 9 * 3, 9), "small": (16 + 4 * 4, 4), "large": (16 + 6 * 4, 6),
+    },
+}  # fmt: skip
+
+
+def counts(family, names):
+    """(visual tokens, newlines) of each image; OneVision shows several of one question whole alone."""
+    alone = family == "llava_onevision" and len(names) > 1
+    return [(16, 1) if alone else COUNTS[family][name] for name in names]
+
+
 @FAMILIES
 @QUESTION_IMAGES
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, images, positions):
-    answerer, questions = make_seeing(positions=positions), ["a", "b c d", "e", "f g"]
-    replies = answerer.answer(answerer.prepare(images, questions), Full(), 1.0)
-    for reply, *question in zip(replies, images, questions, strict=True):
-        answer, fed = untouched(answerer, *question)
-        assert reply[0] == answer
-        # Newlines are fed beside the visual tokens, and are none.
-        assert reply[1] == reply[2] == fed - newlines(family, question[0])
+    answerer = make_seeing(positions=positions)
+    replies = answerer.answer(answerer.prepare(images, TEXTS), Full(), 1.0)
+    for reply, names, text in zip(replies, images, TEXTS, strict=True):
+        answer, fed = untouched(answerer, names, text)
+        visual = sum(of for of, _ in counts(family, names))
+        assert reply == (answer, visual, visual)
+        assert fed == visual + sum(newlines for _, newlines in counts(family, names))
 
 
-def newlines(family, names):
-    """Row ends by hand: the rows left of a grid of 4 x 4 tokens a tile; one image in a sample of OneVision's."""
-    rows = {"llava": {}, "llava_next": {"wide": 4, "tall": 12, "small": 4, "large": 8}}
-    if family == "llava_onevision" and len(names) > 1:
-        return len(names)
-    return sum(rows[family].get(name, 0) for name in names) if family in rows else None
+@FAMILIES
+@QUESTION_IMAGES
+@pytest.mark.parametrize("policy", [{}, {"budget": "tile", "newline": "follow"}, {"positions": "contiguous"}])
+def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, policy):
+    answerer = make_seeing(**policy)
+    for reducer in (Random(3), SelectorReducer(selector())):
+        together = answerer.answer(answerer.prepare(images, TEXTS), reducer, 0.3)
+        alone = [
+            answerer.answer(answerer.prepare([names], [text]), reducer, 0.3)[0]
+            for names, text in zip(images, TEXTS, strict=True)
+        ]
+        assert together == alone
+        of = [[of for of, _ in counts(family, names)] for names in images]
+        # The nearest number of each image, halves up.
+        assert [reply[1:] for reply in together] == [
+            (sum(int(0.3 * size + 0.5) for size in sizes), sum(sizes)) for sizes in of
+        ]
+
+
+def selector(layer=None):
+    torch.manual_seed(1)
+    made = FeatureSelector(24, (4, 4), layers=1, heads=2, layer=layer)
+    torch.nn.init.normal_(made.trunk.head.weight)
+    return made
+
+
+@FAMILIES
+def test_images_are_encoded_once_for_all_budgets_and_seeds(make_seeing, monkeypatch):
+    answerer, encoded = make_seeing(), []
+    encode = reduce_module.encode
+    monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given) or encode(*given))
+    batch = answerer.prepare([["wide"], ["tall"]], ["a", "b"])
+    for keep, seed in ((0.2, 0), (0.2, 1), (0.7, 0)):
+        answerer.answer(batch, Random(seed), keep)
+    assert (len(encoded), answerer.source.images.reads) == (1, ["wide", "tall"])
+
+
+@FAMILIES
+def test_without_image_every_reducer_is_given_the_question_alone(make_seeing):
+    answerer = make_seeing()
+    batch = answerer.prepare([[], []], ["a", "b c d"])
+    expected = [(untouched(answerer, [], text)[0], 0, 0) for text in ("a", "b c d")]
+    assert answerer.answer(batch, Full(), 1.0) == answerer.answer(batch, Random(0), 0.3) == expected
+    seen = answerer.prepare([["wide"], ["tall"]], ["a", "b c d"])
+    blind = answerer.answer(seen, NoImage(), 0.0)
+    assert [reply[:2] for reply in blind] == [reply[:2] for reply in expected]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+def test_without_interpolation_there_are_all_tokens_to_choose_from(make_seeing):
+    answerer = make_seeing("off")
+    batch = answerer.prepare([["wide"], ["large"]], ["a", "b"])
+    assert [reply[1:] for reply in answerer.answer(batch, Full(), 1.0)] == [(64, 64), (112, 112)]
+    assert [reply[1:] for reply in answerer.answer(batch, Random(0), 0.5)] == [(32, 64), (56, 112)]
+
+
+@FAMILIES
+def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
+    answerer = make_seeing()
+    masks = answerer.masks(["wide", "small"], SelectorReducer(selector()), 0.5)
+    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], 0.5, ["wide", "small"])
+    # The best half over all tiles, counted in the order of the features before they are packed.
+    whole = answerer.source.prepare([["small"]], ["a"])
+    scores_N = selector().rank(whole.encoded.features_BND, (4, 4)).flatten()
+    best = scores_N.topk(len(scores_N) // 2).indices
+    assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
+    assert answerer.masks(["wide"], Full(), 1.0)["masks"] == {"wide": list(range(16))}
+    assert answerer.masks(["wide"], NoImage(), 0.0)["masks"] == {"wide": []}
+
+
+@FAMILIES
+def test_a_placeholder_in_a_question_is_refused(make_seeing):
+    answerer = make_seeing()
+    for names in ([], ["wide"]):
+        with pytest.raises(ValueError, match=r"placeholder|Mismatch"):
+            answerer.prepare([names], ["a <image> b"])
+
+
+@FAMILIES
+def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
+    mixed = [*asked("a", "b c d", "e f"), *asked("g", images=2), *asked("h", images=0), *asked("i", images=2)]
+    assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "family, stored, source",
+    [
+        ("llava", True, StoredFeatures),
+        ("llava", False, WholeInputs),
+        ("llava_next", True, WholeInputs),
+        ("llava_onevision", True, WholeInputs),
+    ],
+)
+def test_only_the_source_that_the_model_needs_is_opened(checkpoint, family, stored, source):
+    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24})
+    opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
+    opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
+    vlm = VlmPreset("tiny", checkpoint, None, stored)
+    answerer = Answerer.load(
+        vlm, 32, torch.device("cpu"), opened[WholeInputs], opened[StoredFeatures], Evaluate(max_new_tokens=2)
+    )
+    assert type(answerer.source) is source
+    answerer.answer(
+        answerer.prepare([["docs/0" if source is StoredFeatures else "wide"]], ["a"]), Full(), 1.0
+    )
+
+
+@FAMILIES
+def test_a_selector_of_other_features_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+    reads = {"llava": -2, "llava_next": -2, "llava_onevision": -1}[family]
+    for layer in (reads, 1):
+        selector(layer).save_pretrained(tmp_path / str(layer))
+    assert make_seeing().reducer("selector", 0, tmp_path / str(reads)).selector.layer == reads
+    with pytest.raises(ValueError, match=f"trained on layer 1 .* reads layer {reads}"):
+        make_seeing().reducer("selector", 0, tmp_path / "1")
