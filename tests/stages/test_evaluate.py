@@ -214,7 +214,7 @@ def test_questions_about_several_images_or_none_are_asked_too(project, trained):
     none = replace(QUESTIONS[0], images=[])
     save_questions(trained / EVALUATE_IMAGES, [none, *QUESTIONS[1:3], several, *QUESTIONS[4:]])
     try:
-        rows, summary, masks = run("selector")
+        rows, summary, _ = run("selector")
     finally:
         save_questions(trained / EVALUATE_IMAGES, QUESTIONS)
     assert {row["status"] for row in rows} == {"answered"}
