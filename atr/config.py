@@ -552,6 +552,10 @@ def _build(kind: Any, prefix: str, values: Any) -> Any:
             raise ConfigError(
                 f"{prefix}{key}: {_short(value)} is not a value, allowed: {types[key]}, written out"
             )
+    # A bare `off` is the word it is to DVC, which reads YAML 1.2, and false to OmegaConf, which reads 1.1.
+    values = {
+        key: "off" if value is False and types[key] == "str" else value for key, value in values.items()
+    }
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
     except ValidationError as error:

@@ -199,6 +199,13 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     assert str(tmp_path) in message(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["off", "'off'"])
+def test_a_bare_off_is_a_word(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("interpolation: model", f"interpolation: {text}"))
+    assert config.load("evaluate", path).evaluate.interpolation == "off"
+
+
 @pytest.mark.parametrize("text", ["3e-4", "'3e-4'", "0.0003"])
 def test_an_exponent_without_a_dot_is_a_number(tmp_path, text):
     path = tmp_path / "params.yaml"

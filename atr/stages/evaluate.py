@@ -30,7 +30,7 @@ def main(params: config.Params, reducer: str) -> None:
         rows, masks = _evaluate(params, reducer, fabric)
         if not fabric.is_global_zero:
             return
-        summary = {
+        summary: dict[str, Any] = {
             "reducer": reducer,
             "encoder": params.encoder.name,
             "vlm": params.vlm.name,

@@ -19,7 +19,7 @@ from atr.vlm.hosts import HOSTS, host_of
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
 
-class OnevisionImageProcessor(LlavaOnevisionProcessor):
+class OnevisionImageProcessor(LlavaOnevisionProcessor):  # type: ignore[misc]  # untyped there
     """LLaVA-OneVision's processor of texts and images alone: its part for videos needs torchvision."""
 
     def __init__(

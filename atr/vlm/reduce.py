@@ -81,11 +81,14 @@ class Prepared:
             Kept(len(kept_K), of, len(stay_K) - len(kept_K), stay_K)
             for kept_K, stay_K, of in zip(kept, stay, self.packing.sizes, strict=True)
         ]
-        tokens, stay, report = (
-            [each[image] for image in self.image_of] for each in (self.tokens, stay, report)
+        shorter = shorten(
+            self.model,
+            self.inputs,
+            [self.tokens[image] for image in self.image_of],
+            [stay[image] for image in self.image_of],
+            policy.positions,
         )
-        shorter = shorten(self.model, self.inputs, tokens, stay, policy.positions)
-        return Reduced(shorter, tuple(report))
+        return Reduced(shorter, tuple(report[image] for image in self.image_of))
 
     def choose(self, reducer: Reducer | FeatureSelector, policy: Policy) -> list[Tensor]:
         """Indices kept of the packed tokens of each encoded image, without newlines; int64 (K,) each."""
