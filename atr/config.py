@@ -43,6 +43,8 @@ class VlmPreset:
     """Folder or hub id of the weights and of their processor."""
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
+    stored: bool = True
+    """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
 
 
 ENCODERS = {
@@ -53,10 +55,25 @@ ENCODERS = {
         EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", size=224),
         EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
         EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
-        EncoderPreset(name="siglip-so400m-patch14-384", path="google/siglip-so400m-patch14-384"),
+        # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
+        EncoderPreset(name="siglip-so400m-patch14-384", path="google/siglip-so400m-patch14-384", layer=26),
     )
 }
-VLMS = {"micro": VlmPreset(name="micro", path="data/micro/llava", encoder="micro")}
+VLMS = {
+    preset.name: preset
+    for preset in (
+        VlmPreset(name="micro", path="data/micro/llava", encoder="micro"),
+        VlmPreset("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "clip-vit-large-patch14-336", False),
+        VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
+        VlmPreset(
+            "llava-onevision-7b",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            "siglip-so400m-patch14-384",
+            False,
+        ),
+    )
+}
+"""Of several that read one encoder, `auto` takes the first: the paper's."""
 REDUCERS = ("full", "none", "random", "selector")
 BENCHMARKS = {
     "docs": "text",
@@ -71,6 +88,13 @@ PAPER_BENCHMARKS = {
     **dict.fromkeys(("textvqa", "docvqa", "infovqa", "chartqa", "mmbench"), "text"),
     **dict.fromkeys(("ai2d", "gqa", "mmmu", "mmstar", "scienceqa"), "general"),
 }
+LAYOUT = {
+    "positions": ("original", "contiguous"),
+    "budget": ("image", "tile"),
+    "newline": ("keep", "follow"),
+    "interpolation": ("model", "off"),
+}
+"""The ways to lay out what is kept; meaning in `Evaluate`."""
 GROUPS = BENCHMARKS | PAPER_BENCHMARKS
 """The group of every benchmark."""
 
@@ -295,6 +319,15 @@ class Evaluate:
     """Draws of the random reducer; its score is their mean."""
     positions: str = "original"
     """Position ids after the removal: original (with their gaps), or contiguous (renumbered)."""
+    budget: str = "image"
+    """Of an image cut into tiles: shared by all of its tiles, the best tokens first, as a page has empty
+    corners; or tile, each its share."""
+    newline: str = "keep"
+    """The tokens that end the rows of tiles: keep all, as the model has always seen them, though they count
+    beside the budget; or follow, only where a token of the row is kept."""
+    interpolation: str = "model"
+    """Where LLaVA-OneVision shrinks the features of a large image: model, choose among the shrunk ones, so
+    that full is the model as published; or off, among all of them, as in the paper."""
     batch_size: int = 128
     """Questions answered at a time."""
     max_new_tokens: int = 8
@@ -309,7 +342,8 @@ class Evaluate:
         _check("evaluate.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
         for key in ("random_seeds", "batch_size", "max_new_tokens", "bootstrap"):
             _check(f"evaluate.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        _check_choice("evaluate.positions", self.positions, ("original", "contiguous"))
+        for key, choices in LAYOUT.items():
+            _check_choice(f"evaluate.{key}", getattr(self, key), choices)
 
 
 @dataclass(frozen=True)
@@ -520,6 +554,10 @@ def _build(kind: Any, prefix: str, values: Any) -> Any:
             raise ConfigError(
                 f"{prefix}{key}: {_short(value)} is not a value, allowed: {types[key]}, written out"
             )
+    # A bare `off` is the word it is to DVC, which reads YAML 1.2, and false to OmegaConf, which reads 1.1.
+    values = {
+        key: "off" if value is False and types[key] == "str" else value for key, value in values.items()
+    }
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
     except ValidationError as error:

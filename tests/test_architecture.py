@@ -222,7 +222,11 @@ def test_a_stage_depends_on_no_code_that_it_does_not_run():
 def test_the_names_in_config_are_those_of_the_registries():
     from atr.benchmarks import BENCHMARKS
     from atr.reduction import REDUCERS
+    from atr.vlm.choice import CHOICES
 
+    assert {key: set(values) for key, values in config.LAYOUT.items()} == {
+        key: set(values) for key, values in CHOICES.items()
+    }
     assert set(config.REDUCERS) == set(REDUCERS)
     assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 

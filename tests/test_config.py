@@ -143,6 +143,9 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("pretrain.position", "learned", "sine"),
         ("pretrain.normalise", "layer", "variance"),
         ("evaluate.positions", "gappy", "contiguous"),
+        ("evaluate.budget", "row", "image, tile"),
+        ("evaluate.newline", "drop", "keep, follow"),
+        ("evaluate.interpolation", "bilinear", "model, off"),
         ("evaluate.reducers", ["full", "best"], "random"),
         ("evaluate.reducers", ["selector"], "random"),
         ("prepare.benchmarks", ["docs", "docsvqa"], "docvqa"),
@@ -197,6 +200,13 @@ def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     assert str(tmp_path) in message(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["off", "'off'"])
+def test_a_bare_off_is_a_word(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("interpolation: model", f"interpolation: {text}"))
+    assert config.load("evaluate", path).evaluate.interpolation == "off"
+
+
 @pytest.mark.parametrize("text", ["3e-4", "'3e-4'", "0.0003"])
 def test_an_exponent_without_a_dot_is_a_number(tmp_path, text):
     path = tmp_path / "params.yaml"
@@ -223,6 +233,21 @@ def test_an_impossible_pair_names_the_models_that_read_the_encoder(tmp_path, two
     assert "'micro' does not read encoder 'siglip'" in message(write(tmp_path, encoder="siglip", vlm="micro"))
     assert "'auto' finds no model that reads encoder 'blind'" in message(write(tmp_path, encoder="blind"))
     assert "'micro' does not read" in message(write(tmp_path, encoder="org/tower", vlm="micro"))
+
+
+@pytest.mark.parametrize(
+    "encoder, readers",
+    [
+        ("clip-vit-large-patch14-336", ["llava-next-7b", "llava-1.5-7b"]),
+        ("siglip-so400m-patch14-384", ["llava-onevision-7b"]),
+    ],
+)
+def test_the_papers_encoders_have_their_models(tmp_path, encoder, readers):
+    assert config.labels(write(tmp_path, encoder=encoder))["vlm"] == readers[0]
+    for name in readers:
+        assert config.load("evaluate", write(tmp_path, encoder=encoder, vlm=name)).vlm == config.VLMS[name]
+    refused = message(write(tmp_path, encoder=encoder, vlm="micro"))
+    assert f"'micro' does not read encoder {encoder!r}, allowed: {', '.join(readers)}, a folder" in refused
 
 
 def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):

@@ -70,7 +70,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """One question under one trial, a line of results.jsonl; `tokens` visual tokens were seen for it.
+    """One question under one trial, a line of results.jsonl; `tokens` of `tokens_full` visual ones were seen.
 
     Where there is no answer the status says why, `error` in words, and there is no score.
     """
@@ -86,6 +86,7 @@ class Row:
     keep: float
     seed: int | None
     tokens: int
+    tokens_full: int
     prediction: str
     score: float | None
     anls: float | None
@@ -98,8 +99,8 @@ class Row:
     unit: str = ""
 
 
-Reply = tuple[str, int]
-"""The prediction for a question, and the number of visual tokens it was given from."""
+Reply = tuple[str, int, int]
+"""The prediction for a question, the number of visual tokens it was given from, and how many there are."""
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
@@ -221,14 +222,6 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
     return [row for part in parts for row in part]
 
 
-def single(images: Sequence[Sequence[str]]) -> list[str]:
-    """The one image of each question; raises ValueError for a question with another number of them."""
-    for names in images:
-        if len(names) != 1:
-            raise ValueError(f"{len(names)} images are not allowed, questions about one are")
-    return [names[0] for names in images]
-
-
 def save_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as one JSON object a line, whole or not at all."""
     lines = (json.dumps(asdict(row), ensure_ascii=False) for row in rows)
@@ -249,10 +242,10 @@ def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[li
 
 def _scored(question: Question, reply: Reply, trial: Trial) -> Row:
     """Score one prediction by its benchmark's own score and by ANLS."""
-    prediction, tokens = reply
+    prediction, tokens, tokens_full = reply
     score = BENCHMARKS[question.benchmark].score(prediction, question)
     similarity = anls(prediction, question.answers)
-    return _row(question, trial, tokens=tokens, prediction=prediction, score=score, anls=similarity)
+    return _row(question, trial, tokens, tokens_full, prediction, score, similarity)
 
 
 def _unread(question: Question, trial: Trial) -> Row:
@@ -263,6 +256,7 @@ def _row(
     question: Question,
     trial: Trial,
     tokens: int = 0,
+    tokens_full: int = 0,
     prediction: str = "",
     score: float | None = None,
     anls: float | None = None,
@@ -279,6 +273,7 @@ def _row(
         keep=trial.keep,
         seed=trial.seed,
         tokens=tokens,
+        tokens_full=tokens_full,
         prediction=prediction,
         score=score,
         anls=anls,

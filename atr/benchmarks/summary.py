@@ -31,11 +31,12 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     """One entry for each benchmark and each group at each kept fraction, in the order of the rows.
 
     A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
-    group's the mean of its benchmarks. `questions` counts units, and of these `answered`, `unreadable` and
-    `failed`; only the answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a
-    bootstrap over the answered units within each benchmark; it draws the same ones at every kept fraction and
-    for every reducer that answered as many, so differences between curves are paired. `seed_means` has the
-    mean of each seed. Raises ValueError for a benchmark of which nothing is answered.
+    group's the mean of its benchmarks. `tokens` and `tokens_full` are the mean visual tokens of a question,
+    kept and in all. `questions` counts units, and of these `answered`, `unreadable` and `failed`; only the
+    answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a bootstrap over the
+    answered units within each benchmark; it draws the same ones at every kept fraction and for every reducer
+    that answered as many, so differences between curves are paired. `seed_means` has the mean of each seed.
+    Raises ValueError for a benchmark of which nothing is answered.
     """
     cells: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
@@ -46,6 +47,14 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     for (_, keep), point in points.items():
         groups.setdefault((point.rows[0].group, keep), []).append(point)
     return entries + [_entry("group", group, keep, members) for (group, keep), members in groups.items()]
+
+
+def tokens_full(rows: Iterable[Row]) -> float:
+    """Mean number of visual tokens of a question with all of them, over those answered under any trial.
+
+    It is the same for all reducers that answered the same questions, whatever they keep.
+    """
+    return float(np.mean(list({row.id: row.tokens_full for row in rows if row.status == ANSWERED}.values())))
 
 
 def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
@@ -95,6 +104,7 @@ def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str,
         kind: name,
         "keep": keep,
         "tokens": float(np.mean(answered)),
+        "tokens_full": tokens_full(row for point in points for row in point.rows),
         "mean": float(np.mean([point.score_SU.mean() for point in points])),
         "low": float(low),
         "high": float(high),

@@ -97,7 +97,7 @@ def _subtitle(results: Results) -> str:
     full, unanswered = results.evaluations["full"], len(results.unanswered)
     missing = f" {unanswered} of them could not be answered everywhere and are left out there."
     return (
-        f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full} visual tokens an image, "
+        f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens a question, "
         f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
     ) + (missing if unanswered else "")
 

@@ -71,7 +71,7 @@ class Evaluation:
     reducer: str
     encoder: str
     vlm: str
-    tokens_full: int
+    tokens_full: float
     curves: dict[tuple[str, str], tuple[Score, ...]]
     rows: list[Row]
     masks: Masks | None
@@ -264,7 +264,9 @@ def _rows(path: Path, stage: str) -> Iterator[Row]:
 def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) -> None:
     """Raise ValueError where two reducers cannot stand in one table."""
     pair = f"{folder}: reducers {reference.reducer} and {other.reducer}"
-    for key in ("encoder", "vlm", "tokens_full"):
+    # Images differ in their tokens, so that means compare only over the same questions.
+    same = _lost(reference) == _lost(other)
+    for key in ("encoder", "vlm", "tokens_full") if same else ("encoder", "vlm"):
         ours, theirs = getattr(reference, key), getattr(other, key)
         if ours != theirs:
             raise ValueError(f"{pair} differ in {key}, {ours!r} and {theirs!r}; run stage evaluate for both")
@@ -280,6 +282,12 @@ def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) ->
                 f"{pair} were asked different questions at kept fraction {keep}, seed {seed}: "
                 f"{differing[0]} and {len(differing) - 1} more; run stage evaluate for both"
             )
+
+
+def _lost(evaluation: Evaluation) -> set[str]:
+    """The questions that are not answered at all."""
+    rows = evaluation.rows
+    return {row.id for row in rows} - {row.id for row in rows if row.score is not None}
 
 
 def _runs(evaluation: Evaluation) -> dict[tuple[float, int | None], list[Row]]:

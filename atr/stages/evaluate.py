@@ -22,7 +22,7 @@ def main(params: config.Params, reducer: str) -> None:
         from lightning.fabric import Fabric
 
         from atr.benchmarks.loop import save_rows
-        from atr.benchmarks.summary import summarise
+        from atr.benchmarks.summary import summarise, tokens_full
         from atr.hardware import lightning_kwargs
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
@@ -30,11 +30,11 @@ def main(params: config.Params, reducer: str) -> None:
         rows, masks = _evaluate(params, reducer, fabric)
         if not fabric.is_global_zero:
             return
-        summary = {
+        summary: dict[str, Any] = {
             "reducer": reducer,
             "encoder": params.encoder.name,
             "vlm": params.vlm.name,
-            "tokens_full": masks["grid"][0] * masks["grid"][1],
+            "tokens_full": tokens_full(rows),
             "scores": summarise(rows, params.evaluate.bootstrap, params.seed),
             "parameters": params.raw(),
             "provenance": tracking.provenance(),
@@ -50,29 +50,28 @@ def main(params: config.Params, reducer: str) -> None:
 
 def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list["Row"], dict[str, Any]]:
     """The answers, of which each process gives a share, and the tokens that pictures show as kept."""
-    from atr.benchmarks.loop import answer_all, pictured, single, trials_of
-    from atr.datasets import load_questions
+    from atr.benchmarks.loop import answer_all, pictured, trials_of
+    from atr.datasets import PreparedImages, load_questions
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
-    from atr.reduction import REDUCERS
     from atr.vlm.answering import Answerer
 
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
-    store = FeatureStore.open(EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
-    answerer = Answerer.load(params.vlm.path, precision_of(params.trainer), fabric.device, store, asked)
+    precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
+    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
+    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
-    with fabric.device:  # weights are made where they are used
-        reducers = {trial.seed: REDUCERS[reducer](trial.seed or 0, SELECTOR) for trial in trials}
+    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
     rows = answer_all(
         questions,
-        answerer.batches([question.question for question in questions], asked.batch_size),
+        answerer.batches(questions, asked.batch_size),
         trials,
-        lambda images, texts: answerer.prepare(single(images), texts),
+        answerer.prepare,
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
     )
-    images, trial = pictured(questions, trials)
-    return rows, answerer.masks(images, reducers[trial.seed], trial.keep)
+    names, trial = pictured(questions, trials)
+    return rows, answerer.masks(names, reducers[trial.seed], trial.keep)
 
 
 if __name__ == "__main__":

@@ -1,153 +1,158 @@
-"""Greedy answers to questions about images whose features are stored, the visual tokens really removed."""
+"""Greedy answers to questions about images, the visual tokens really removed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
 
-from atr.config import Evaluate
-from atr.reduction import Encoded, Reducer
-from atr.tokens import budget
-from atr.vlm.checkpoint import check_features, load_vlm, weight_dtype
-from atr.vlm.choice import choose
-from atr.vlm.hosts import Tiling
-from atr.vlm.packing import Packing
-from atr.vlm.reduce import shorten
+from atr.config import Evaluate, VlmPreset
+from atr.reduction import REDUCERS, Reducer, SelectorReducer
+from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.choice import Policy
+from atr.vlm.reduce import Prepared, shorten
+from atr.vlm.sources import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
+
+Reply = tuple[str, int, int]
+"""The answer, the number of visual tokens that the language model saw, and of how many these were kept."""
+
+
+class Asked(Protocol):
+    """What is read of a question."""
+
+    @property
+    def images(self) -> Sequence[str]:
+        """Names of its images, in the order of the prompt."""
+
+    @property
+    def question(self) -> str:
+        """The text that is asked."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions made ready once for all reducers and budgets; prompts of one length, so no row is padded.
+    """Questions with `images` images each, made ready once for all reducers and budgets.
 
-    `inputs` hold every visual token, `blind` the prompts without image; `packed` are the projected tokens of
-    each distinct image, and `image_of_row` says which of them a question is about.
+    `blind` holds the prompts without image, `whole` every visual token, None where there is no image.
     """
 
-    inputs: dict[str, Tensor]
-    blind: dict[str, Tensor]
-    encoded: Encoded
-    packed: list[Tensor]
-    image_of_row: list[int]
-
-
-class Features(Protocol):
-    """What is read of a feature store, by the names of its images."""
-
-    manifest: dict[str, Any]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the tokens of an image."""
-
-    def index(self, image: str) -> int:
-        """Position of an image."""
-
-    def __getitem__(self, position: int) -> Tensor:
-        """features_ND of one image, before the projector."""
+    images: int
+    blind: Mapping[str, Any]
+    whole: Prepared | None
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A frozen model that answers, by greedy decoding, questions about images whose features are stored."""
+    """A frozen model that answers questions by greedy decoding, seeing images as a source gives them."""
 
     model: Any
     processor: Any
-    features: Features
+    source: Source
     settings: Evaluate
 
     @classmethod
     def load(
-        cls, path: str, precision: int | str, device: torch.device, features: Features, settings: Evaluate
+        cls,
+        vlm: VlmPreset,
+        precision: int | str,
+        device: torch.device,
+        images: Callable[[], Images],
+        features: Callable[[], Features],
+        settings: Evaluate,
     ) -> Self:
-        """The model in a folder or on the hub, on a device, its weights in a Lightning precision.
+        """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
-        Raises ValueError for what `load_vlm` refuses, and for features that the model does not read.
+        That is `features` where the model is to be given them and reads whole images, else `images`; only the
+        one needed is opened. Raises ValueError for what `load_vlm` refuses, and for features that the model
+        does not read.
         """
-        model, processor = load_vlm(path, weight_dtype(precision))
-        check_features(model, features.manifest)
-        return cls(model.to(device), processor, features, settings)
+        model, processor = load_vlm(vlm.path, weight_dtype(precision))
+        model = model.to(device)
+        if cuts_images(model) or not vlm.stored:
+            source: Source = WholeInputs(model, processor, images(), settings.interpolation)
+        else:
+            store = features()
+            check_features(model, store.manifest)
+            source = StoredFeatures(model, processor, store)
+        return cls(model, processor, source, settings)
 
-    def batches(self, questions: Sequence[str], size: int) -> list[list[int]]:
-        """Indices of the questions, at most `size` together, and only those whose prompts are equally long.
+    def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer:
+        """One of REDUCERS, its weights where the model is.
 
-        Without padding an answer cannot depend on the length of the questions beside it.
+        Raises ValueError, before anything is asked, for a selector of other features than the model reads.
         """
-        lengths = [len(self._prompt(question, tokens=1)) for question in questions]
-        order = sorted(range(len(questions)), key=lengths.__getitem__)
-        groups = [list(group) for _, group in groupby(order, key=lengths.__getitem__)]
+        with self.model.device:
+            reducer = REDUCERS[name](seed, selector)
+        if isinstance(reducer, SelectorReducer):
+            check_selector(self.model, reducer.selector)
+        return reducer
+
+    def batches(self, questions: Sequence[Asked], size: int) -> list[list[int]]:
+        """Indices of the questions, at most `size` together, all of a batch with equally many images.
+
+        Where the source does not pad, their prompts are equally long too: an answer then cannot depend on the
+        questions beside it. Where it does, padding changes an answer by no more than rounding can.
+        """
+        prompts = Prompts(self.processor)
+        keys = [(len(asked.images), prompts.length(asked.question)) for asked in questions]
+        order = sorted(range(len(questions)), key=keys.__getitem__)
+        alike = [key[:1] if self.source.pads else key for key in keys]
+        groups = [list(group) for _, group in groupby(order, key=alike.__getitem__)]
         return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
     @torch.inference_mode()
-    def prepare(self, images: Sequence[str], questions: Sequence[str]) -> Batch:
-        """Read and project the features of each distinct image, write the prompts: what all budgets share."""
-        index = {image: position for position, image in enumerate(dict.fromkeys(images))}
-        rows = [index[image] for image in images]
-        encoded = self._encoded(index)
-        packing = Packing(self.model, Tiling((1,) * len(index), self.features.grid))
-        packed = packing.tokens(encoded)
-        sizes = [len(packed[row]) for row in rows]
-        return Batch(
-            inputs=self._inputs(map(self._prompt, questions, sizes)),
-            blind=self._inputs(self._prompt(question, tokens=0) for question in questions),
-            encoded=encoded,
-            packed=packed,
-            image_of_row=rows,
-        )
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Batch:
+        """Encode and project the images, write the prompts: what all budgets share."""
+        prompts = Prompts(self.processor)
+        blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
+        (count,) = {len(names) for names in images}
+        whole = self.source.prepare(images, questions) if count else None
+        return Batch(count, shorten(self.model, blind, [], []), whole)
 
     @torch.inference_mode()
-    def answer(self, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[str, int]]:
-        """The answer to each question, and the number of visual tokens the language model saw for it.
+    def answer(self, batch: Batch, reducer: Reducer, keep: float) -> list[Reply]:
+        """The answer to each question, with the visual tokens that the language model saw, newlines left out.
 
         A budget of no token is a prompt without image: its placeholder is left out, and no reducer is asked.
         """
-        if budget(keep, batch.encoded.tokens) == 0:
-            return [(answer, 0) for answer in self._generate(batch.blind)]
-        shorter = self._shorten(batch, choose(reducer, batch.encoded, keep))
-        tokens_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1)
-        return list(zip(self._generate(shorter), tokens_B.tolist(), strict=True))
+        if batch.whole is None:
+            return [(answer, 0, 0) for answer in self._generate(batch.blind)]
+        sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
+        of = _by_question(sizes, batch.images)
+        if keep == 0:
+            return [(answer, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)]
+        shorter = batch.whole.reduce(reducer, self._policy(keep))
+        tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
+        newlines = _by_question([kept.newlines for kept in shorter.kept], batch.images)
+        fed_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
+        assert fed_B == [sum(row) for row in zip(tokens, newlines, strict=True)], "fed is what was kept"
+        return list(zip(self._generate(shorter), tokens, of, strict=True))
 
     @torch.inference_mode()
     def masks(self, images: Sequence[str], reducer: Reducer, keep: float) -> dict[str, Any]:
-        """What a picture needs to show the tokens kept of each image: grid, keep, and indices by image."""
-        keep_BK = choose(reducer, self._encoded(images), keep)
-        kept = dict(zip(images, keep_BK.tolist(), strict=True))
-        return {"grid": list(self.features.grid), "keep": keep, "masks": kept}
+        """What a picture needs to show the tokens kept of each image: grid, keep, and indices by image.
 
-    def _encoded(self, images: Iterable[str]) -> Encoded:
-        features_BND = torch.stack([self.features[self.features.index(image)] for image in images])
-        return Encoded(features_BND.to(self.model.device), self.features.grid)
+        Of an image that is cut into tiles these are the tokens of the tile that shows it whole.
+        """
+        whole = self.source.prepare([[image] for image in images], [""] * len(images))
+        kept = whole.packing.in_whole_image(whole.choose(reducer, self._policy(keep)))
+        by_image = {image: kept_K.tolist() for image, kept_K in zip(images, kept, strict=True)}
+        return {"grid": list(whole.packing.tiling.grid), "keep": keep, "masks": by_image}
 
-    def _shorten(self, batch: Batch, keep_BK: Tensor) -> dict[str, Any]:
-        packed = [batch.packed[row] for row in batch.image_of_row]
-        stay = [keep_BK[row] for row in batch.image_of_row]
-        shorter = shorten(self.model, batch.inputs, packed, stay, self.settings.positions)
-        removed = batch.inputs["input_ids"].shape[1] - shorter["input_ids"].shape[1]
-        for tokens_ND, stay_K in zip(packed, stay, strict=True):
-            assert removed == len(tokens_ND) - len(stay_K), "the sequence is not shorter by what was dropped"
-        return shorter
+    def _policy(self, keep: float) -> Policy:
+        return Policy(keep, self.settings.positions, self.settings.budget, self.settings.newline)
 
-    def _prompt(self, question: str, tokens: int) -> list[int]:
-        """Token ids of a question with one image of so many tokens; with none, of the question alone."""
-        image = [{"type": "image"}] if tokens else []
-        turn = {"role": "user", "content": [*image, {"type": "text", "text": question}]}
-        text = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-        text = text.replace(self.processor.image_token, self.processor.image_token * tokens)
-        tokenizer = self.processor.tokenizer
-        opened = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids: list[int] = tokenizer(text, add_special_tokens=not opened)["input_ids"]
-        return ids
-
-    def _inputs(self, prompts: Iterable[list[int]]) -> dict[str, Tensor]:
-        input_ids_BL = torch.tensor(list(prompts), device=self.model.device)
-        return {"input_ids": input_ids_BL, "attention_mask": torch.ones_like(input_ids_BL)}
-
-    def _generate(self, inputs: dict[str, Any]) -> list[str]:
+    def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         ids_BL = self.model.generate(
             **inputs, do_sample=False, num_beams=1, max_new_tokens=self.settings.max_new_tokens
         )
         answers_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers_BL, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def _by_question(counts: Sequence[int], images: int) -> list[int]:
+    """The sum over the images of each question."""
+    return [sum(counts[start : start + images]) for start in range(0, len(counts), images)]

@@ -5,12 +5,45 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaOnevisionProcessor,
+    ProcessorMixin,
+)
 
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
 
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
+
+
+class OnevisionImageProcessor(LlavaOnevisionProcessor):  # type: ignore[misc]  # untyped there
+    """LLaVA-OneVision's processor of texts and images alone: its part for videos needs torchvision."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+        vision_aspect_ratio: str = "anyres_max_9",
+    ) -> None:
+        self.num_image_tokens = num_image_tokens
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.image_token, self.video_token = image_token, video_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(video_token)
+        self.vision_aspect_ratio = vision_aspect_ratio
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+PROCESSORS = {"llava_onevision": OnevisionImageProcessor}
+"""Of the families whose own processor asks for more than texts and images."""
 
 
 def weight_dtype(precision: int | str) -> torch.dtype:
@@ -32,7 +65,7 @@ def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[An
         family = AutoConfig.from_pretrained(path).model_type
         if family not in HOSTS:
             raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
-        processor = AutoProcessor.from_pretrained(path)
+        processor = PROCESSORS.get(family, AutoProcessor).from_pretrained(path)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
@@ -48,12 +81,17 @@ def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[An
     return model.eval().requires_grad_(False), processor
 
 
+def cuts_images(model: Any) -> bool:
+    """Whether the model's family cuts images into tiles, as many as their sizes ask for."""
+    return "image_sizes" in host_of(model).image_keys
+
+
 def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
     """Raise ValueError unless a store's features are those the model's own tower gives its projector.
 
     Stored features are of whole images: a family that cuts images into tiles needs the images themselves.
     """
-    if "image_sizes" in host_of(model).image_keys:
+    if cuts_images(model):
         family = model.config.model_type
         raise ValueError(f"{family} cuts images into tiles, the stored features are of whole images")
     stored, (layer, depth) = manifest["layer"], _layer(model)

@@ -18,7 +18,7 @@ CHOICES = {
     "newline": ("keep", "follow"),
     "interpolation": ("model", "off"),
 }
-"""The layout policies; meaning and defaults in `atr.vlm.reduce.reduce`."""
+"""The layout policies, as in `atr.config`; meaning and defaults in `atr.vlm.reduce.reduce`."""
 
 
 def check_choice(key: str, value: str) -> None:

@@ -55,6 +55,15 @@ class Packing:
         """Packed tokens of each image, newlines among them."""
         return [len(tile_P) for tile_P in self.tile_of]
 
+    @property
+    def sizes(self) -> list[int]:
+        """Visual tokens of each image: packed tokens without the newlines."""
+        return [int((tile_P != ROW_END).sum()) for tile_P in self.tile_of]
+
+    def in_whole_image(self, kept: list[Tensor]) -> list[Tensor]:
+        """Of the kept indices those of tile 0, in its raster order: it is packed first, and as it comes."""
+        return [kept_K[tile_P[kept_K] == 0] for kept_K, tile_P in zip(kept, self.tile_of, strict=True)]
+
     def groups(self, budget: str) -> list[list[Tensor]]:
         """Indices of the packed tokens, not newlines, that share a budget: of each image, or of each tile."""
         if budget == "image":

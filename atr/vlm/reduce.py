@@ -19,7 +19,7 @@ from atr.reduction import Encoded, FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.checkpoint import check_selector
 from atr.vlm.choice import Policy, as_reducer, check_choice, choose_packed
 from atr.vlm.hosts import encode, host_of
-from atr.vlm.packing import ROW_END, Packing
+from atr.vlm.packing import Packing
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
 
@@ -61,27 +61,41 @@ class Reduced(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A processed input whose images are encoded and projected once, for all reducers and budgets."""
+    """A processed input whose images are encoded and projected once, for all reducers and budgets.
+
+    `image_of` says which of these images each run of placeholders shows, as one may be shown more than once.
+    """
 
     model: Any
     inputs: Mapping[str, Any]
     packing: Packing
     encoded: Encoded
     tokens: list[Tensor]
+    image_of: Sequence[int]
 
     def reduce(self, reducer: Reducer | FeatureSelector, policy: Policy) -> Reduced:
         """The shorter input under one policy; result and errors as in `atr.vlm.reduce.reduce`."""
+        kept = self.choose(reducer, policy)
+        stay = self.packing.with_newlines(kept, policy.newline)
+        report = [
+            Kept(len(kept_K), of, len(stay_K) - len(kept_K), stay_K)
+            for kept_K, stay_K, of in zip(kept, stay, self.packing.sizes, strict=True)
+        ]
+        shorter = shorten(
+            self.model,
+            self.inputs,
+            [self.tokens[image] for image in self.image_of],
+            [stay[image] for image in self.image_of],
+            policy.positions,
+        )
+        return Reduced(shorter, tuple(report[image] for image in self.image_of))
+
+    def choose(self, reducer: Reducer | FeatureSelector, policy: Policy) -> list[Tensor]:
+        """Indices kept of the packed tokens of each encoded image, without newlines; int64 (K,) each."""
         reducer = as_reducer(reducer)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
-        kept = choose_packed(reducer, self.encoded, self.packing, policy)
-        stay = self.packing.with_newlines(kept, policy.newline)
-        shorter = shorten(self.model, self.inputs, self.tokens, stay, policy.positions)
-        report = [
-            Kept(len(kept_K), int((tile_P != ROW_END).sum()), len(stay_K) - len(kept_K), stay_K)
-            for kept_K, stay_K, tile_P in zip(kept, stay, self.packing.tile_of, strict=True)
-        ]
-        return Reduced(shorter, tuple(report))
+        return choose_packed(reducer, self.encoded, self.packing, policy)
 
 
 def reduce(
@@ -146,7 +160,7 @@ def prepare(model: Any, inputs: Mapping[str, Any], interpolation: str = "model")
         inputs = _widen(model, inputs, packing.lengths, unresampled.lengths)
         packing = unresampled
     encoded = encode(model, inputs, tiling)
-    return Prepared(model, inputs, packing, encoded, packing.tokens(encoded))
+    return Prepared(model, inputs, packing, encoded, packing.tokens(encoded), range(len(tiling.tiles)))
 
 
 def shorten(

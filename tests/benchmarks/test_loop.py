@@ -6,7 +6,7 @@ import pytest
 
 from atr import config
 from atr.benchmarks import BENCHMARKS
-from atr.benchmarks.loop import HOPELESS, Row, Trial, answer_all, pictured, save_rows, single, trials_of
+from atr.benchmarks.loop import HOPELESS, Row, Trial, answer_all, pictured, save_rows, trials_of
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ TRIALS = [Trial(0.2, 0), Trial(0.2, 1), Trial(0.5, 0)]
 
 def prepare(images, texts):
     assert set(texts) == {"total"}
-    return single(images)
+    return [names[0] for names in images]
 
 
 def answer(images, trial):
-    return [(f"{image} at {trial.keep}", round(10 * trial.keep)) for image in images]
+    return [(f"{image} at {trial.keep}", round(10 * trial.keep), 10) for image in images]
 
 
 def test_the_names_of_the_config_are_the_registry():
@@ -46,15 +46,15 @@ def test_every_question_is_answered_once_under_every_trial_and_comes_in_order():
         (trial.keep, trial.seed, question.id) for trial in TRIALS for question in QUESTIONS
     ]
     assert all(row.prediction == f"{row.image} at {row.keep}" for row in rows)
-    assert {(row.keep, row.tokens) for row in rows} == {(0.2, 2), (0.5, 5)}
+    assert {(row.keep, row.tokens, row.tokens_full) for row in rows} == {(0.2, 2, 10), (0.5, 5, 10)}
 
 
 def test_a_batch_is_made_ready_once_for_all_trials():
     prepared = []
 
     def counting(images, texts):
-        prepared.append(single(images))
-        return prepare(images, texts)
+        prepared.append(prepare(images, texts))
+        return prepared[-1]
 
     answer_all(QUESTIONS, BATCHES, TRIALS, counting, answer)
     assert prepared == [["docs/4", "docs/1"], ["docs/0", "docs/2"], ["docs/3"]]
@@ -64,7 +64,7 @@ def test_rows_carry_the_benchmarks_score_and_anls():
     asked = [Asked("docs/0#0", answers=["4078", "4079"])]
     said = {0.1: "4078", 0.5: "407", 0.9: "no"}
     trials = [Trial(keep) for keep in said]
-    rows = answer_all(asked, [[0]], trials, prepare, lambda _, trial: [(said[trial.keep], 1)])
+    rows = answer_all(asked, [[0]], trials, prepare, lambda _, trial: [(said[trial.keep], 1, 9)])
     assert [(row.score, row.anls) for row in rows] == [(1.0, 1.0), (0.0, 0.75), (0.0, 0.0)]
     assert rows[0].answer == "4078"
 
@@ -143,7 +143,7 @@ def test_an_unreadable_question_is_never_asked():
 
 
 def test_an_empty_answer_is_an_answer_and_scored():
-    rows = answer_all(QUESTIONS[:1], [[0]], TRIALS[:1], prepare, lambda images, _: [("", 0)])
+    rows = answer_all(QUESTIONS[:1], [[0]], TRIALS[:1], prepare, lambda images, _: [("", 0, 9)])
     assert [(row.status, row.score) for row in rows] == [("answered", 0.0)]
 
 
@@ -157,21 +157,20 @@ def test_a_missing_answer_is_not_an_empty_one():
         answer_all(QUESTIONS, BATCHES[1:], TRIALS, prepare, answer)
 
 
-def test_the_number_of_images_a_model_takes():
-    assert single([["a"], ["b"]]) == ["a", "b"]
-    for names in ([], ["a", "b"]):
-        with pytest.raises(ValueError, match=f"{len(names)} images are not allowed"):
-            single([["a"], names])
-    several = replace(QUESTIONS[0], images=["docs/0", "docs/9"])
-    rows = answer_all([several, QUESTIONS[1]], [[0, 1]], TRIALS, prepare, answer)
-    assert {(row.id, row.status, len(row.images)) for row in rows} == {
-        ("docs/0#0", "failed", 2), ("docs/1#0", "answered", 1),
+def test_a_question_comes_with_all_of_its_images_or_none():
+    several, none = replace(QUESTIONS[0], images=["docs/0", "docs/9"]), replace(QUESTIONS[1], images=[])
+    rows = answer_all(
+        [several, none], [[0], [1]], TRIALS, lambda images, _: images,
+        lambda batch, _: [("+".join(names), len(names), 2) for names in batch],
+    )  # fmt: skip
+    assert {(row.image, row.prediction, tuple(row.images)) for row in rows} == {
+        ("docs/0", "docs/0+docs/9", ("docs/0", "docs/9")), ("", "", ()),
     }  # fmt: skip
 
 
 def test_rows_hold_what_scoring_again_needs():
     asked = Asked("mmmu/1", benchmark="mmmu", answers=["B"], choices=["cat", "dog"], unit="mmmu/u")
-    [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1)])
+    [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1, 9)])
     assert (row.score, row.answers, row.choices, row.unit, row.images) == (
         1.0, ["B"], ["cat", "dog"], "mmmu/u", ["docs/1"],
     )  # fmt: skip
@@ -213,7 +212,7 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
 
 def test_saved_rows_are_one_object_a_line(tmp_path):
     rows = answer_all(
-        QUESTIONS, BATCHES, TRIALS, prepare, lambda images, _: [('\u2028\n"é', 1)] * len(images)
+        QUESTIONS, BATCHES, TRIALS, prepare, lambda images, _: [('\u2028\n"é', 1, 9)] * len(images)
     )
     save_rows(tmp_path / "results.jsonl", rows)
     lines = (tmp_path / "results.jsonl").read_bytes().removesuffix(b"\n").split(b"\n")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atr.benchmarks.loop import Row
-from atr.benchmarks.summary import summarise
+from atr.benchmarks.summary import summarise, tokens_full
 
 
 def row(benchmark, number, keep, seed, score, group="text"):
@@ -19,6 +19,7 @@ def row(benchmark, number, keep, seed, score, group="text"):
         keep=keep,
         seed=seed,
         tokens=round(144 * keep),
+        tokens_full=144,
         prediction="17",
         score=score,
         anls=score / 2,
@@ -146,3 +147,23 @@ def test_a_benchmark_without_an_answer_is_named_with_the_reason():
     table = [unanswered(line, "failed") for line in rows("docs", [1, 1])]
     with pytest.raises(ValueError, match=r"docs: nothing is answered at kept fraction 0.5: why"):
         summarise([*table, *rows("signs", [1])], 10, 0)
+
+
+def test_tokens_are_means_over_the_questions_and_those_of_a_failed_one_are_not_among_them():
+    table = [
+        replace(made, tokens=tokens, tokens_full=full)
+        for made, tokens, full in zip(
+            [*rows("docs", [1, 0, 1], keep=0.2), *rows("docs", [1, 0, 1], keep=0.5)],
+            [10, 30, 20, 25, 75, 50], [50, 150, 100] * 2, strict=True,
+        )
+    ]  # fmt: skip
+    assert tokens_full(table) == 100
+    assert [(score["tokens"], score["tokens_full"]) for score in summarise(table, 10, 0)[:2]] == [
+        (20, 100), (50, 100),
+    ]  # fmt: skip
+    lost = replace(
+        table[4], status="failed", error="too long", score=None, anls=None, tokens=0, tokens_full=0
+    )
+    assert tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
+    half = summarise([*table[:4], lost, table[5]], 10, 0)[1]
+    assert (half["tokens"], half["tokens_full"]) == (37.5, 75)

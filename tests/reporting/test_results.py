@@ -117,6 +117,14 @@ def test_results_of_another_model_are_refused(world, load, change, key, value):
         load(world)
 
 
+def test_visual_tokens_compare_over_the_same_questions_only(world, load, change):
+    path = world / "evaluate/none/results.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    path.write_text("".join(json.dumps(row) + "\n" for row in [first | {"score": None}, *others]))
+    change(world / "evaluate/none/summary.json", lambda content: content.update(tokens_full=143.5))
+    assert load(world).evaluations["none"].tokens_full == 143.5
+
+
 def test_a_benchmark_that_one_reducer_lacks_is_named(world, load, change):
     scores_without(change, world / "evaluate/selector", lambda entry: entry.get("benchmark") == "signs")
     with pytest.raises(ValueError, match="differ in what they were scored on: signs"):

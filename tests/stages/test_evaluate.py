@@ -190,8 +190,8 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
 def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alone(project, trained):
     rows, summary, _ = run("random")
     unreadable = replace(QUESTIONS[0], images=[], unreadable="docs/0 is cut off")
-    several = replace(QUESTIONS[3], images=[*QUESTIONS[3].images, "docs/0"])
-    save_questions(trained / EVALUATE_IMAGES, [unreadable, *QUESTIONS[1:3], several, *QUESTIONS[4:]])
+    typed = replace(QUESTIONS[3], question="name of <image>")
+    save_questions(trained / EVALUATE_IMAGES, [unreadable, *QUESTIONS[1:3], typed, *QUESTIONS[4:]])
     try:
         spoilt, counted, _ = run("random")
     finally:
@@ -201,11 +201,46 @@ def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alon
     assert {(row["id"], row["status"], row["score"]) for row in spoilt if row["id"] in lost} == {
         (*question, None) for question in lost.items()
     }
+    assert counted["tokens_full"] == TOKENS
     for score in counted["scores"]:
         here = (1, 1) if "docs" in score.values() or "text" in score.values() else (0, 0)
         assert (score["unreadable"], score["failed"]) == here
         assert score["answered"] == score["questions"] - sum(here)
     assert {score["failed"] + score["unreadable"] for score in summary["scores"]} == {0}
+
+
+def test_questions_about_several_images_or_none_are_asked_too(project, trained):
+    several = replace(QUESTIONS[3], images=[*QUESTIONS[3].images, "docs/0"])
+    none = replace(QUESTIONS[0], images=[])
+    save_questions(trained / EVALUATE_IMAGES, [none, *QUESTIONS[1:3], several, *QUESTIONS[4:]])
+    try:
+        rows, summary, _ = run("selector")
+    finally:
+        save_questions(trained / EVALUATE_IMAGES, QUESTIONS)
+    assert {row["status"] for row in rows} == {"answered"}
+    tokens = {(row["keep"], row["tokens"]) for row in rows if row["id"] == several.id}
+    assert tokens == {(0.2, 6), (0.5, 16)}
+    assert [(row["image"], row["tokens"]) for row in rows if row["id"] == none.id] == [("", 0)] * 2
+    assert summary["tokens_full"] == TOKENS  # one has twice as many, one has none
+    docs, shapes = (
+        [score["tokens_full"] for score in summary["scores"] if score.get("benchmark") == name]
+        for name in ("docs", "shapes")
+    )
+    assert (docs, shapes) == ([TOKENS, TOKENS], [TOKENS, TOKENS])
+
+
+def test_the_layout_is_recorded_with_the_results(project):
+    write_params(newline="follow", budget="tile", interpolation="off")
+    _, summary, _ = run("random")
+    recorded = summary["parameters"]["evaluate"]
+    assert (recorded["newline"], recorded["budget"], recorded["interpolation"]) == ("follow", "tile", "off")
+
+
+def test_a_selector_of_other_features_is_refused(project, trained, monkeypatch):
+    FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-2).save_pretrained(trained / "other")
+    monkeypatch.setattr(evaluate, "SELECTOR", trained / "other")
+    with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
+        run("selector")
 
 
 def test_an_unknown_reducer_is_refused_before_any_import():

@@ -17,13 +17,13 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2Config,
     SiglipVisionConfig,
 )
+
+from atr.vlm.checkpoint import OnevisionImageProcessor
 
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "<image>", *"abcdefghijklmnopqrstuvwxyz")
 TEMPLATE = (
@@ -35,18 +35,6 @@ TEMPLATE = (
 PINPOINTS = [[28, 28], [28, 56], [56, 28], [56, 56], [28, 84], [84, 56]]
 # OneVision's grids of more than 2 * 1.1 ** 2 tiles are shrunk to the tokens of two.
 ASPECT = "anyres_max_2"
-
-
-class ImageOnlyOnevision(LlavaOnevisionProcessor):
-    """Without the video processor, which needs torchvision."""
-
-    def __init__(self, image_processor, tokenizer, vision_aspect_ratio=ASPECT):
-        self.num_image_tokens = 16
-        self.vision_feature_select_strategy = "full"
-        self.image_token, self.image_token_id = "<image>", 4
-        self.video_token, self.video_token_id = "<unk>", 3
-        self.vision_aspect_ratio = vision_aspect_ratio
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=TEMPLATE)
 
 
 @pytest.fixture
@@ -77,7 +65,15 @@ def processor(family, tokenizer):
         images = LlavaOnevisionImageProcessorPil(
             size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
         )
-        return ImageOnlyOnevision(images, tokenizer)
+        return OnevisionImageProcessor(
+            images,
+            tokenizer,
+            num_image_tokens=16,
+            vision_feature_select_strategy="full",
+            chat_template=TEMPLATE,
+            video_token="<unk>",
+            vision_aspect_ratio=ASPECT,
+        )
     size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
     kind, images = {
         "llava": (LlavaProcessor, CLIPImageProcessorPil(**size)),

@@ -3,15 +3,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from atr.config import Evaluate
-from atr.reduction import Full, NoImage, Random
-from atr.vlm import answering
+import atr.vlm.reduce as reduce_module
+from atr.config import Evaluate, VlmPreset
+from atr.reduction import FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
-from atr.vlm.hosts import HOSTS
 from atr.vlm.reduce import reduce
+from atr.vlm.sources import StoredFeatures, WholeInputs
 
-IMAGES = ["docs/0", "docs/1", "docs/0", "signs/0"]
+IMAGES = [["docs/0"], ["docs/1"], ["docs/0"], ["signs/0"]]
 QUESTIONS = ["a", "b", "c", "a"]
 
 
@@ -31,19 +32,27 @@ class Stored(SimpleNamespace):
 
 @pytest.fixture(params=["original", "contiguous"])
 def answerer(request, model, processor):
-    return Answerer(model, processor, Stored(), Evaluate(positions=request.param, max_new_tokens=3))
+    settings = Evaluate(positions=request.param, max_new_tokens=3)
+    return Answerer(model, processor, StoredFeatures(model, processor, Stored()), settings)
 
 
-def by_reduce(answerer, image, question, reducer, keep, monkeypatch):
+def asked(*questions, images=1):
+    return [SimpleNamespace(images=["docs/0"] * images, question=question) for question in questions]
+
+
+def by_reduce(answerer, names, question, reducer, keep, monkeypatch):
     """The library's way: the processor's own input, the tower's features replaced by the stored ones."""
-    model, processor, store = answerer.model, answerer.processor, answerer.features
-    features = store[store.index(image)][None]
+    model, processor, store = answerer.model, answerer.processor, answerer.source.features
+    features = torch.stack([store[store.index(name)] for name in names])
     encoded = SimpleNamespace(features_BND=features.float(), grid=store.grid, tokens=16)
     monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling: encoded)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
+    }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     picture = torch.zeros(28, 28, 3, dtype=torch.uint8).numpy()
-    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    inputs = processor(text=[text], images=[picture] * len(names), return_tensors="pt")
     shorter = reduce(model, inputs, reducer, keep, answerer.settings.positions)
     ids = model.generate(**shorter, do_sample=False, max_new_tokens=3)[0, shorter["input_ids"].shape[1] :]
     return processor.decode(ids, skip_special_tokens=True).strip()
@@ -65,7 +74,16 @@ def test_stored_features_answer_as_the_library_does_image_by_image(answerer, mon
         by_reduce(answerer, *pair, Spread(), keep, monkeypatch)
         for pair in zip(IMAGES, QUESTIONS, strict=True)
     ]
-    assert answers == [(answer, tokens) for answer in alone]
+    assert answers == [(answer, tokens, 16) for answer in alone]
+
+
+def test_several_stored_images_stand_in_the_order_of_the_prompt(answerer, monkeypatch):
+    images = [["docs/1", "docs/0"], ["docs/0", "docs/0"]]
+    answers = answerer.answer(answerer.prepare(images, ["a", "b"]), Spread(), 0.5)
+    alone = [
+        by_reduce(answerer, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)
+    ]
+    assert answers == [(answer, 16, 32) for answer in alone]
 
 
 def test_the_language_model_sees_the_shorter_sequence(answerer, monkeypatch):
@@ -88,29 +106,29 @@ def test_without_image_the_prompt_has_no_placeholder(answerer, monkeypatch):
     assert batch.blind["input_ids"].tolist() == [[1, 5], [1, 6], [1, 7], [1, 5]]
     texts = answerer.model.generate(batch.blind["input_ids"], do_sample=False, max_new_tokens=3)[:, 2:]
     expected = answerer.processor.batch_decode(texts, skip_special_tokens=True)
-    assert answerer.answer(batch, NoImage(), 0.0) == [(text.strip(), 0) for text in expected]
+    assert answerer.answer(batch, NoImage(), 0.0) == [(text.strip(), 0, 16) for text in expected]
 
 
 def test_projection_is_shared_and_features_are_read_once_an_image(answerer, monkeypatch):
-    reads, projected = [], []
-    read, pack = Stored.__getitem__, type(HOSTS["llava"]).pack
+    reads, projected, read = [], [], Stored.__getitem__
     monkeypatch.setattr(Stored, "__getitem__", lambda self, i: reads.append(i) or read(self, i))
-    monkeypatch.setattr(
-        type(HOSTS["llava"]), "pack", lambda self, *given: projected.append(given) or pack(self, *given)
-    )
+    projector = answerer.model.model.multi_modal_projector
+    projector.register_forward_hook(lambda module, given, made: projected.append(len(made)))
     batch = answerer.prepare(IMAGES, QUESTIONS)
     for keep in (0.1, 0.5, 0.9):
         answerer.answer(batch, Random(0), keep)
-    assert (reads, len(projected)) == ([0, 1, 2], 1)
+    assert (reads, projected) == ([0, 1, 2], [3])
 
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once(answerer):
     questions = ["a", "a b", "c", "d e f", "g h", "i", "j"]
-    batches = answerer.batches(questions, size=2)
+    batches = answerer.batches(asked(*questions), size=2)
     assert batches == [[0, 2], [5, 6], [1, 4], [3]]
     for batch in batches:
-        inputs = answerer.prepare(["docs/0"] * len(batch), [questions[index] for index in batch]).inputs
-        assert inputs["attention_mask"].all()
+        made = answerer.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
+        assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
+    mixed = [*asked("a", images=2), *asked("b"), *asked("c", images=0), *asked("d", images=2)]
+    assert answerer.batches(mixed, size=2) == [[2], [1], [0, 3]]
 
 
 def test_an_answer_does_not_depend_on_its_batch(answerer):
@@ -135,6 +153,220 @@ def test_masks_are_what_is_kept_of_each_image(answerer):
 
 def test_a_sequence_that_kept_more_than_asked_is_our_error(answerer, monkeypatch):
     batch = answerer.prepare(IMAGES, QUESTIONS)
-    monkeypatch.setattr(answering, "shorten", lambda model, inputs, *rest: inputs)
-    with pytest.raises(AssertionError, match="not shorter"):
+    monkeypatch.setattr("atr.vlm.reduce.shorten", lambda model, inputs, *rest: inputs)
+    with pytest.raises(AssertionError, match="fed is what was kept"):
         answerer.answer(batch, Random(0), 0.5)
+
+
+FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+SIZES = {"wide": (30, 84), "tall": (80, 25), "small": (20, 20), "large": (84, 60)}
+"""Height and width in pixels of images that are cut into one to six tiles."""
+
+
+class Pictures:
+    """Images of noise that depends on their name; of those sizes, or square for a family without tiles."""
+
+    def __init__(self, family):
+        self.family, self.reads = family, []
+
+    def image(self, name):
+        self.reads.append(name)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        size = (28, 28) if self.family == "llava" else SIZES[name]
+        return Image.fromarray(
+            torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy()
+        )
+
+
+TEXTS = ["a", "b c d", "e", "f g"]
+
+
+@pytest.fixture
+def make_seeing(model, processor, family):
+    def make(interpolation="model", **settings):
+        source = WholeInputs(model, processor, Pictures(family), interpolation)
+        return Answerer(model, processor, source, Evaluate(max_new_tokens=4, **settings))
+
+    return make
+
+
+def untouched(answerer, names, question):
+    """What the model itself answers to its processor's input, and how many visual tokens that has."""
+    model, processor = answerer.model, answerer.processor
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
+    }
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    images = [answerer.source.images.image(name) for name in names]
+    nested = [images] if model.config.model_type == "llava_onevision" else images
+    inputs = processor(text=[text], images=nested if images else None, return_tensors="pt")
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(ids, skip_special_tokens=True).strip(), int((inputs["input_ids"] == 4).sum())
+
+
+QUESTION_IMAGES = pytest.mark.parametrize(
+    "images",
+    [
+        [["wide"], ["tall"], ["small"], ["large"]],
+        [["wide", "small"], ["large", "tall"], ["tall", "tall"], ["small", "wide"]],
+    ],
+    ids=["one image", "two images"],
+)
+
+
+# (visual tokens, newlines) by hand, of tiles of 4 x 4 tokens: the whole image, and the rows of the grid of
+# tiles that its margins leave; OneVision shrinks more than 1.1 ** 2 * 32 of their tokens to 32 or fewer.
+COUNTS = {
+    "llava": dict.fromkeys(SIZES, (16, 0)),
+    "llava_next": {
+        "wide": (16 + 4 * 12, 4), "tall": (16 + 12 * 4, 12),
+        "small": (16 + 4 * 4, 4), "large": (16 + 12 * 8, 12),
+    },
+    "llava_onevision": {
+        "wide": (16 + 3 * 9, 3), "tall": (16 + 9 * 3, 9), "small": (16 + 4 * 4, 4), "large": (16 + 6 * 4, 6),
+    },
+}  # fmt: skip
+
+
+def counts(family, names):
+    """(visual tokens, newlines) of each image; OneVision shows several of one question whole alone."""
+    alone = family == "llava_onevision" and len(names) > 1
+    return [(16, 1) if alone else COUNTS[family][name] for name in names]
+
+
+@FAMILIES
+@QUESTION_IMAGES
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, images, positions):
+    answerer = make_seeing(positions=positions)
+    replies = answerer.answer(answerer.prepare(images, TEXTS), Full(), 1.0)
+    for reply, names, text in zip(replies, images, TEXTS, strict=True):
+        answer, fed = untouched(answerer, names, text)
+        visual = sum(of for of, _ in counts(family, names))
+        assert reply == (answer, visual, visual)
+        assert fed == visual + sum(newlines for _, newlines in counts(family, names))
+
+
+@FAMILIES
+@QUESTION_IMAGES
+@pytest.mark.parametrize("policy", [{}, {"budget": "tile", "newline": "follow"}, {"positions": "contiguous"}])
+def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, policy):
+    answerer = make_seeing(**policy)
+    for reducer in (Random(3), SelectorReducer(selector())):
+        together = answerer.answer(answerer.prepare(images, TEXTS), reducer, 0.3)
+        alone = [
+            answerer.answer(answerer.prepare([names], [text]), reducer, 0.3)[0]
+            for names, text in zip(images, TEXTS, strict=True)
+        ]
+        assert together == alone
+        of = [[of for of, _ in counts(family, names)] for names in images]
+        # The nearest number of each image, halves up.
+        assert [reply[1:] for reply in together] == [
+            (sum(int(0.3 * size + 0.5) for size in sizes), sum(sizes)) for sizes in of
+        ]
+
+
+def selector(layer=None):
+    torch.manual_seed(1)
+    made = FeatureSelector(24, (4, 4), layers=1, heads=2, layer=layer)
+    torch.nn.init.normal_(made.trunk.head.weight)
+    return made
+
+
+@FAMILIES
+def test_images_are_encoded_once_for_all_budgets_and_seeds(make_seeing, monkeypatch):
+    answerer, encoded = make_seeing(), []
+    encode = reduce_module.encode
+    monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given) or encode(*given))
+    batch = answerer.prepare([["wide"], ["tall"]], ["a", "b"])
+    for keep, seed in ((0.2, 0), (0.2, 1), (0.7, 0)):
+        answerer.answer(batch, Random(seed), keep)
+    assert (len(encoded), answerer.source.images.reads) == (1, ["wide", "tall"])
+
+
+@FAMILIES
+def test_without_image_every_reducer_is_given_the_question_alone(make_seeing):
+    answerer = make_seeing()
+    batch = answerer.prepare([[], []], ["a", "b c d"])
+    expected = [(untouched(answerer, [], text)[0], 0, 0) for text in ("a", "b c d")]
+    assert answerer.answer(batch, Full(), 1.0) == answerer.answer(batch, Random(0), 0.3) == expected
+    seen = answerer.prepare([["wide"], ["tall"]], ["a", "b c d"])
+    blind = answerer.answer(seen, NoImage(), 0.0)
+    assert [reply[:2] for reply in blind] == [reply[:2] for reply in expected]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+def test_without_interpolation_there_are_all_tokens_to_choose_from(make_seeing):
+    answerer = make_seeing("off")
+    batch = answerer.prepare([["wide"], ["large"]], ["a", "b"])
+    assert [reply[1:] for reply in answerer.answer(batch, Full(), 1.0)] == [(64, 64), (112, 112)]
+    assert [reply[1:] for reply in answerer.answer(batch, Random(0), 0.5)] == [(32, 64), (56, 112)]
+
+
+@FAMILIES
+def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
+    answerer = make_seeing()
+    masks = answerer.masks(["wide", "small"], SelectorReducer(selector()), 0.5)
+    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], 0.5, ["wide", "small"])
+    # The best half over all tiles, counted in the order of the features before they are packed.
+    whole = answerer.source.prepare([["small"]], ["a"])
+    scores_N = selector().rank(whole.encoded.features_BND, (4, 4)).flatten()
+    best = scores_N.topk(len(scores_N) // 2).indices
+    assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
+    assert answerer.masks(["wide"], Full(), 1.0)["masks"] == {"wide": list(range(16))}
+    assert answerer.masks(["wide"], NoImage(), 0.0)["masks"] == {"wide": []}
+
+
+@FAMILIES
+def test_a_placeholder_in_a_question_is_refused(make_seeing):
+    answerer = make_seeing()
+    for names in ([], ["wide"]):
+        with pytest.raises(ValueError, match=r"placeholder|<image> tokens"):
+            answerer.prepare([names], ["a <image> b"])
+
+
+@FAMILIES
+def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
+    mixed = [*asked("a", "b c d", "e f"), *asked("g", images=2), *asked("h", images=0), *asked("i", images=2)]
+    assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "family, stored, source",
+    [
+        ("llava", True, StoredFeatures),
+        ("llava", False, WholeInputs),
+        ("llava_next", True, WholeInputs),
+        ("llava_onevision", True, WholeInputs),
+    ],
+)
+def test_only_the_source_that_the_model_needs_is_opened(checkpoint, family, stored, source):
+    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24})
+    opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
+    opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
+    vlm = VlmPreset("tiny", checkpoint, None, stored)
+    answerer = Answerer.load(
+        vlm, 32, torch.device("cpu"), opened[WholeInputs], opened[StoredFeatures], Evaluate(max_new_tokens=2)
+    )
+    assert type(answerer.source) is source
+    answerer.answer(
+        answerer.prepare([["docs/0" if source is StoredFeatures else "wide"]], ["a"]), Full(), 1.0
+    )
+
+
+@FAMILIES
+def test_a_selector_of_other_features_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+    reads = {"llava": -2, "llava_next": -2, "llava_onevision": -1}[family]
+    for layer in (reads, 1):
+        selector(layer).save_pretrained(tmp_path / str(layer))
+    assert make_seeing().reducer("selector", 0, tmp_path / str(reads)).selector.layer == reads
+    with pytest.raises(ValueError, match=f"trained on layer 1 .* reads layer {reads}"):
+        make_seeing().reducer("selector", 0, tmp_path / "1")

@@ -3,10 +3,15 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
+from atr import config
+from atr.features.encoder import Encoder
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_features, check_selector, load_vlm, weight_dtype
+from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.hosts import encode, host_of
 
 
 @pytest.fixture
@@ -130,3 +135,43 @@ def test_of_several_layers_a_selector_of_one_is_refused(make_model):
     check_selector(model, selector(width=48))
     with pytest.raises(ValueError, match=r"reads layer \[1, -2\], \[4, 4, 48\]"):
         check_selector(model, selector(width=48, layer=-2))
+
+
+@pytest.mark.parametrize("family", ["llava_onevision"])
+@torch.no_grad()
+def test_a_selector_of_the_whole_siglip_reads_what_onevision_does(model, processor, tmp_path):
+    """Its tower lacks SigLIP's last layer: by an index from the end the same layer has two numbers."""
+    vision = model.config.vision_config
+    deeper = type(vision).from_dict(vision.to_dict() | {"num_hidden_layers": vision.num_hidden_layers + 1})
+    tower = SiglipVisionModel(deeper)
+    missing, unexpected = tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
+    assert unexpected == [] and all(".layers.3." in name or "head." in name for name in missing)
+    tower.save_pretrained(tmp_path)
+    SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
+    processor.image_processor.image_mean = processor.image_processor.image_std = [0.5] * 3  # as published
+    encoder = Encoder.load(str(tmp_path), vision.num_hidden_layers)
+    pixels = torch.randint(0, 256, (50, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(pixels.numpy())
+    inputs = processor(text=["<image> a"], images=[[image]], return_tensors="pt")
+    whole = encode(model, inputs, host_of(model).tiling(model, inputs)).features_BND[:1]
+    torch.testing.assert_close(encoder(encoder.preprocess([image])), whole)
+    check_selector(model, selector(layer=encoder.layer))
+    # 26 of SigLIP's 27 layers, as OneVision's published configuration has it.
+    assert config.ENCODERS["siglip-so400m-patch14-384"].layer == 26
+
+
+@pytest.mark.parametrize("family, cuts", [("llava", False), ("llava_next", True), ("llava_onevision", True)])
+def test_families_that_cut_images(model, cuts):
+    assert cuts_images(model) == cuts
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_the_processor_comes_back_as_it_was_without_torchvision(folder, processor):
+    _, loaded = load_vlm(str(folder), torch.float32)
+    images = [[Image.new("RGB", (60, 84), "red")], [Image.new("RGB", (20, 20))]]
+    first, second = (
+        each(text=["<image> a", "<image> b"], images=images, padding=True, return_tensors="pt")
+        for each in (processor, loaded)
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in first)

@@ -1,0 +1,131 @@
+"""Where the visual tokens of questions come from: stored features of whole images, or the images themselves.
+
+Either way they come out as one `Prepared`, with all tokens encoded and projected, so that everything after
+(reducing, generating, counting) is the same for both.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from atr.reduction import Encoded
+from atr.vlm.hosts import Tiling
+from atr.vlm.packing import Packing
+from atr.vlm.reduce import Prepared, prepare
+
+
+class Features(Protocol):
+    """What is read of a feature store, by the names of its images."""
+
+    manifest: dict[str, Any]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the tokens of an image."""
+
+    def index(self, image: str) -> int:
+        """Position of an image."""
+
+    def __getitem__(self, position: int) -> Tensor:
+        """features_ND of one image, before the projector."""
+
+
+class Images(Protocol):
+    """What is read of the prepared images."""
+
+    def image(self, name: str) -> Image.Image:
+        """The image of that name, RGB."""
+
+
+class Source(Protocol):
+    """Makes questions about one or more images ready, the same number of them for all questions."""
+
+    pads: ClassVar[bool]
+    """Whether rows of different length may stand in one batch, left-padded to the longest."""
+
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
+        """The questions with every visual token of their images, named in the order of the prompt."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Questions in the model's own chat template."""
+
+    processor: Any
+
+    def text(self, question: str, images: int) -> str:
+        """The prompt of a question with a placeholder for each image; the images come before the text."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def options(self, texts: Sequence[str]) -> dict[str, Any]:
+        """How a tokenizer takes them, padded to the longest; a template may have opened them itself."""
+        opening = self.processor.tokenizer.bos_token
+        opened = opening is not None and texts[0].startswith(opening)
+        return {"add_special_tokens": not opened, "padding": True, "return_tensors": "pt"}
+
+    def length(self, question: str) -> int:
+        """Tokens of the prompt without image."""
+        text = self.text(question, 0)
+        return int(self.tokenize([text], torch.device("cpu"))["input_ids"].shape[1])
+
+    def tokenize(self, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
+        """Token ids and mask of prompts whose placeholders are as many as the visual tokens."""
+        texts = list(texts)
+        tokens = self.processor.tokenizer(texts, **self.options(texts)).to(device)
+        return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of a store, for models that read whole images; each distinct image is read once a batch."""
+
+    pads: ClassVar[bool] = False
+
+    model: Any
+    processor: Any
+    features: Features
+
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
+        """As `Source`; the processor does not see an image."""
+        shown = [name for names in images for name in names]
+        place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
+        features_BND = torch.stack([self.features[self.features.index(name)] for name in place])
+        encoded = Encoded(features_BND.to(self.model.device), self.features.grid)
+        prompts, placeholder = Prompts(self.processor), self.processor.image_token
+        texts = [
+            prompts.text(question, len(names)).replace(placeholder, placeholder * encoded.tokens)
+            for names, question in zip(images, questions, strict=True)
+        ]
+        packing = Packing(self.model, Tiling((1,) * len(place), self.features.grid))
+        inputs = prompts.tokenize(texts, self.model.device)
+        image_of = [place[name] for name in shown]
+        return Prepared(self.model, inputs, packing, encoded, packing.tokens(encoded), image_of)
+
+
+@dataclass(frozen=True)
+class WholeInputs:
+    """The images as the model's own processor makes its input of them, encoded once a batch."""
+
+    pads: ClassVar[bool] = True
+
+    model: Any
+    processor: Any
+    images: Images
+    interpolation: str = "model"
+
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
+        """As `Source`; raises ValueError for a placeholder typed in a question."""
+        prompts = Prompts(self.processor)
+        texts = [prompts.text(text, len(names)) for names, text in zip(images, questions, strict=True)]
+        # Nested, because OneVision's does not cut the images of a question that has several.
+        pictures = [[self.images.image(name) for name in names] for names in images]
+        inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
+        return prepare(self.model, inputs.to(self.model.device), self.interpolation)
