@@ -77,13 +77,13 @@ QUESTIONS = {"a b c": [png(1)], "d e": [png(2), png(3)]}
 
 
 def expected(vlm):
-    """What the model answers here, one question at a time."""
-    texts = []
+    """What the model answers here, one question at a time, and what it keeps."""
+    answers = []
     for question, images in QUESTIONS.items():
         content = [{"type": "image", "image": Image.open(io.BytesIO(image))} for image in images]
         turn = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
-        texts += [answer.text for answer in vlm.answer([[turn]], Decoding(max_new_tokens=6))]
-    return texts
+        answers += vlm.answer([[turn]], Decoding(max_new_tokens=6))
+    return answers
 
 
 def write_task(folder, answers, questions=QUESTIONS, output_type="generate_until"):
@@ -125,22 +125,29 @@ def evaluate(folder, *options, **changes):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp_path):
     answers = expected(vlm)
-    write_task(tmp_path / "task", [answers[0], "something else"])
+    write_task(tmp_path / "task", [answers[0].text, "something else"])
     code, log = evaluate(tmp_path, "--batch_size", "2", "--verbosity", "DEBUG")
     assert code == 0, log
-    assert "atr_two test 0: visual tokens kept: 8 of 16" in log
-    assert "atr_two test 1: visual tokens kept: 8 of 16, 8 of 16" in log
-    assert "2 questions, 3 images, visual tokens kept: 24 of 48" in log
+    for number, answer in enumerate(answers):
+        kept = ", ".join(f"{image.tokens} of {image.of}" for image in answer.kept)
+        assert f"atr_two test {number}: visual tokens kept: {kept}" in log
+    images = [image for answer in answers for image in answer.kept]
+    kept, of = sum(image.tokens for image in images), sum(image.of for image in images)
+    assert f"2 questions, 3 images, visual tokens kept: {kept} of {of}" in log
     (samples,) = (tmp_path / "results").rglob("*samples_atr_two.jsonl")
     found = {row["doc_id"]: row for row in map(json.loads, samples.read_text().splitlines())}
-    assert [found[position]["filtered_resps"] for position in range(2)] == [[answer] for answer in answers]
+    for number, answer in enumerate(answers):
+        assert found[number]["filtered_resps"] == answer.text
+        counts = {"input_tokens": answer.read, "output_tokens": answer.written}
+        assert found[number]["token_counts"] == [counts]
     (results,) = (tmp_path / "results").rglob("*_results.json")
     written = json.loads(results.read_text())
     assert written["results"]["atr_two"]["exact_match,none"] == 0.5
-    assert written["throughput"]["avg_visual_tokens_kept"] == 8
-    assert written["throughput"]["avg_visual_tokens"] == 16
+    assert written["throughput"]["avg_visual_tokens_kept"] == pytest.approx(kept / 3)
+    assert written["throughput"]["avg_visual_tokens"] == pytest.approx(of / 3)
 
 
 def test_a_question_that_cannot_be_answered_is_named_and_nothing_is_scored(vlm, tmp_path):
