@@ -2,6 +2,8 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "__main__": 5,
     "stages": 4,
+    "lmms_eval": 4,
     "vlm": 3,
     "datasets": 2,
     "features": 2,
@@ -34,7 +37,7 @@ FLOORS = {
 }
 # Who may import a library; the rest of a dotted name that ends in .* is free.
 HOMES = {
-    "transformers": ("atr.features.encoder", "atr.vlm.*"),
+    "transformers": ("atr.features.encoder", "atr.vlm.*", "atr.lmms_eval.answering"),
     "lightning": (
         "atr.features.datamodule",
         "atr.features.training",
@@ -44,6 +47,7 @@ HOMES = {
         "atr.stages.*",
     ),
     "mlflow": ("atr.tracking",),
+    "lmms_eval": ("atr.lmms_eval.manifest", "atr.lmms_eval.model"),
     "onnx": ("atr.features.onnx_weights", "atr.features.pretrained"),
 }
 
@@ -142,6 +146,15 @@ def test_a_light_part_reaches_no_torch(light):
     modules = set().union(*(reached(module) for module in roots))
     heavy = {"torch", "torchmetrics", "transformers", "lightning", "mlflow"}
     assert {module for module in modules for name in imports(module) if name.split(".")[0] in heavy} == set()
+
+
+@pytest.mark.parametrize("module", ["atr.vlm.reduce", "atr.reduction.selector", "atr.lmms_eval.answering"])
+def test_the_library_needs_no_package_of_the_pipeline(module):
+    """It is installed beside lmms-eval, and beside a user's own model, without them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    library = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]} - {"pillow"}
+    needed = {name.split(".")[0] for part in reached(module) for name in imports(part, executed=True)}
+    assert needed - sys.stdlib_module_names - {"atr"} <= library
 
 
 def test_importing_the_package_alone_imports_nothing():
