@@ -24,8 +24,8 @@ MEDIA = ("text", "image")
 class AtrLlava(lmms):  # type: ignore[misc]
     """Llava, LlavaNext or LlavaOnevision with its visual tokens reduced by a trained selector.
 
-    Arguments and their errors: `atr.lmms_eval.arguments.Arguments`. Each process of `accelerate launch` holds
-    a whole model. Of a task's generation_kwargs it heeds those of `Decoding` and leaves the others aside,
+    Arguments and their errors: `atr.lmms_eval.arguments.Arguments`. Each of several processes holds a whole
+    model. Of a task's generation_kwargs it heeds those of `Decoding` and leaves the others aside,
     `until` among them, as lmms-eval's own `llava_hf` does: an answer ends where the model ends it, or at its
     limit.
 
