@@ -11,8 +11,6 @@ from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, e
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from atr.benchmarks.loop import Row
-
 
 def main(params: config.Params, reducer: str) -> None:
     """Write results.jsonl, summary.json and masks.json of one reducer: all of them are new, or none is."""
@@ -48,8 +46,8 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list["Row"], dict[str, Any]]:
-    """The answers, of which each process gives a share, and the tokens that pictures show as kept."""
+def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list[Any], dict[str, Any]]:
+    """The rows of answers, of which each process gives a share, and the tokens that pictures show as kept."""
     from atr.benchmarks.loop import answer_all, pictured, trials_of
     from atr.datasets import PreparedImages, load_questions
     from atr.features.store import FeatureStore

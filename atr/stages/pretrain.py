@@ -33,8 +33,7 @@ def main(params: config.Params) -> None:
         from atr.reduction.training import MaskPictures, SelectorTraining, new_autoencoder, train
 
         store = FeatureStore.open(PRETRAIN_FEATURES, expect={"encoder": params.encoder.name})
-        images = PreparedImages(PRETRAIN_IMAGES)
-        pretrain = params.pretrain
+        images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])
