@@ -1,5 +1,6 @@
 """What every reducer reads and the shape of a reducer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoder's output for B images (or tiles); grid, attention and keys where there are any.
+    """The encoder's output for B images (or tiles); whatever else there is, where a reducer asks for it.
 
     Tokens of several tiles packed into one sequence have no grid.
     Raises ValueError if the grid has another number of cells than there are tokens.
@@ -17,7 +18,19 @@ class Encoded:
     features_BND: Tensor
     grid: tuple[int, int] | None
     attention_BN: Tensor | None = None
+    """Attention that each token receives at the layer read, float32: the class token's, its mean over heads;
+    of an encoder without class token the mean over all queries (the column mean of the matrix)."""
     keys_BND: Tensor | None = None
+    """Keys of the layer read, their mean over heads; of a width of their own."""
+    projected_BND: Tensor | None = None
+    """The tokens as the language model is fed them: after the projector; of a width of their own."""
+    text_BD: Tensor | None = None
+    """The question each image is shown for, among the `projected_BND`: the mean of the unit embeddings of its
+    tokens, so that the product with a unit vector is the mean cosine to them."""
+    pixels_BCHW: Tensor | None = None
+    """Pixel values as the tower takes them."""
+    encode: Callable[[Tensor], Tensor] | None = None
+    """The encoder itself: pixels_BCHW to features_BND."""
 
     def __post_init__(self) -> None:
         if self.grid and self.grid[0] * self.grid[1] != self.tokens:
@@ -43,6 +56,24 @@ class Reducer(Protocol):
 
     def __call__(self, encoded: Encoded, budget: int) -> Tensor:
         """Kept indices, int64, in raster order; keep_BK with K = budget."""
+        ...
+
+
+@runtime_checkable
+class Merger(Reducer, Protocol):
+    """A reducer that makes new tokens: the ones it returns stand for others as well."""
+
+    def merge(self, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
+        """Kept indices keep_BK, as the call returns them, and the features (B, K, D) put in their places."""
+        ...
+
+
+@runtime_checkable
+class Adaptive(Reducer, Protocol):
+    """A reducer that says how many tokens each image needs."""
+
+    def counts(self, encoded: Encoded) -> Tensor:
+        """Tokens worth keeping of each image, 0 to N; int64 (B,)."""
         ...
 
 
