@@ -121,7 +121,8 @@ class Answerer:
     def answer(self, batch: Batch, reducer: Reducer, keep: float | None) -> list[Reply]:
         """The answer to each question, with the visual tokens that the language model saw, newlines left out.
 
-        Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a prompt without image: its placeholder is left out, and no reducer is asked.
+        Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a
+        prompt without image: its placeholder is left out, and no reducer is asked.
         """
         if batch.whole is None:
             return [(answer, 0, 0) for answer in self._generate(batch.blind)]
