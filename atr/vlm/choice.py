@@ -1,5 +1,6 @@
 """Which tokens of each image stay: a reducer asked under a policy, exact counts whatever the tiles."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from atr import tokens
 from atr.reduction import Encoded, FeatureSelector, Reducer, Scorer, SelectorReducer
+from atr.reduction.encoded import Apportioner
 from atr.tokens import shares, top_k_BK
+from atr.vlm.hosts import Tiling
 from atr.vlm.packing import Packing
 
 ADAPTIVE = "adaptive"
@@ -63,17 +66,17 @@ def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) ->
     Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
     """
     reducer = as_reducer(reducer)
-    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
-        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+    _check_needs(reducer, encoded)
     return _ask(reducer, encoded, tokens.budget(keep, encoded.tokens))
 
 
 def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
     """Indices kept of the packed tokens of each image, newlines left out; int64 (K,) each, on the CPU.
 
-    The tiles of an image share its budget by the scores of a reducer that gives scores. One that needs
-    nothing but features is asked for the packed ones; any other for images of one tile alone. Raises
-    ValueError for a reducer that cannot do what is asked, and for `keep` or bounds out of range.
+    The tiles of an image share its budget by the scores of a reducer that gives scores, or as it apportions
+    the budget where it does. One that needs nothing but features is asked for the packed ones; any other for
+    images of one tile alone. Raises ValueError for a reducer that cannot do what is asked, and for `keep` or
+    bounds out of range.
     """
     if policy.keep == ADAPTIVE:
         return _adaptive(reducer, encoded, packing, policy)
@@ -83,6 +86,9 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
         return list(choose(reducer, encoded, policy.keep).cpu())
     groups = packing.groups(policy.budget)
     counts = [_counts(policy.keep, parts) for parts in groups]
+    if isinstance(reducer, Apportioner) and policy.budget == "image":
+        groups = packing.groups("tile")
+        counts = _apportioned(reducer, encoded, packing.tiling, groups, map(sum, counts))
     if isinstance(reducer, Scorer):
         return _best(_scores(reducer, encoded, packing), groups, counts)
     if needed := sorted(reducer.needs):
@@ -132,10 +138,32 @@ def _counts(keep: float, parts: Sequence[Tensor]) -> list[int]:
     return shares(tokens.budget(keep, sum(sizes)), sizes)
 
 
-def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
-    """Scores of the packed tokens, having gone the way of the features; (P,) each."""
+def _apportioned(
+    reducer: Apportioner,
+    encoded: Encoded,
+    tiling: Tiling,
+    groups: Sequence[Sequence[Tensor]],
+    budgets: Iterable[int],
+) -> list[list[int]]:
+    """Each image's budget split by the reducer over its tiles, the groups."""
+    _check_needs(reducer, encoded)
+    firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
+    return [
+        reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])
+        for first, arrangement, budget, parts in zip(
+            firsts, tiling.arrangements, budgets, groups, strict=True
+        )
+    ]
+
+
+def _check_needs(reducer: Reducer, encoded: Encoded) -> None:
     if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
         raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+
+
+def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
+    """Scores of the packed tokens, having gone the way of the features; (P,) each."""
+    _check_needs(reducer, encoded)
     return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(reducer.scores(encoded)[..., None])]
 
 
