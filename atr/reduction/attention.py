@@ -245,7 +245,7 @@ class VisPruner:
         """Indices of the important tokens and of the distinct ones."""
         order_BN, important = _by_attention(encoded, budget), _part(self.important, budget)
         distinct = budget - important
-        # None are to stay where all are important, and the last one would have nothing to compare with.
+        # Where all are important no other is to stay, and the last would have none to be compared with.
         rest_BR = order_BN[:, important:] if distinct else order_BN[:, :0]
         similar_BNN = cosine_BNN(encoded.features_BND)
         while rest_BR.shape[1] > distinct:
@@ -278,10 +278,8 @@ class HoloV:
 
     def __call__(self, encoded: Encoded, budget: int) -> Tensor:
         """Indices of the most attended tokens of each crop, as many as its quota."""
-        order_BN, crop_N = (
-            _by_attention(encoded, budget),
-            self._crops_N(encoded).to(encoded.features_BND.device),
-        )
+        order_BN = _by_attention(encoded, budget)
+        crop_N = self._crops_N(encoded).to(order_BN.device)
         of_crop_NC = F.one_hot(crop_N)
         scores_BC = self._scores_BC(encoded, of_crop_NC)
         quotas_BN = quotas_BC(budget, scores_BC, of_crop_NC.sum(dim=0))[:, crop_N]

@@ -383,9 +383,11 @@ def test_holov_keeps_its_count_under_concentrated_attention_and_the_crops_share_
     attention = torch.full((1, 64), 1e-6)
     attention[:, :2] = 0.4  # the crop of tokens 0, 1, 8 and 9
     batch = Encoded(encoded(1, (8, 8)).features_BND, (8, 8), attention)
-    keep = HoloV()(batch, 34)[0].tolist()
-    assert {0, 1, 8, 9} < set(keep) and len(set(keep)) == 34
-    per_crop = torch.bincount(parts_N((8, 8), (4, 4))[torch.tensor(keep)])
+    for beta in (0.0, 0.09):
+        keep = HoloV(beta=beta)(batch, 34)[0].tolist()
+        assert {0, 1, 8, 9} < set(keep) and len(set(keep)) == 34
+    keep = HoloV(beta=0.0)(batch, 34)[0]
+    per_crop = torch.bincount(parts_N((8, 8), (4, 4))[keep])
     assert per_crop.tolist() == [4] + [2] * 15
     nothing = Encoded(batch.features_BND, (8, 8), (torch.arange(64) == 9).float()[None])
     assert len(set(HoloV(beta=0.0)(nothing, 50)[0].tolist())) == 50
