@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FIELDS = ("attention_BN", "keys_BND")
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
+_FIRST = 1  # as `hidden_states` counts layers
 
 
 @contextmanager
@@ -21,11 +23,12 @@ def observing(
 
     - "attention_BN", float32: the mean over heads of the class token's attention to each patch, or where the
       tower has no class token, the mean over all queries as well (the column mean of the matrix);
-    - "keys_BND": the mean over heads of the patches' keys, as the layer projects them; here D is C.
+    - "keys_BND": the mean over heads of the patches' keys, as the layer projects them; here D is C;
+    - "first_attention_BN": as "attention_BN", of the tower's first layer.
 
-    Both are of the layer whose output is `hidden_states[layer]`. The forward itself is left as it is: that
-    layer's attention alone is computed a second time, eagerly, as the fused kernels give no weights. So the
-    features do not depend on what is asked for. Raises ValueError for a need that is not in FIELDS.
+    The others are of the layer whose output is `hidden_states[layer]`. The forward itself is left as it is:
+    these layers' attention alone is computed a second time, eagerly, as the fused kernels give no weights. So
+    the features do not depend on what is asked for. Raises ValueError for a need that is not in FIELDS.
     """
     if unknown := sorted(set(needs) - set(FIELDS)):
         raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(FIELDS)}")
@@ -33,30 +36,52 @@ def observing(
     if not needs:
         yield seen
         return
-    attention, calls = _attention(tower, layer), []
-    watch = attention.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append((args, kwargs)), with_kwargs=True
-    )
-    try:
+    watched = {need: _attention(tower, _FIRST if need == "first_attention_BN" else layer) for need in needs}
+    with _called(watched) as calls:
         yield seen
+    for need, attention in watched.items():
+        if need == "keys_BND":
+            seen[need] = _keys(tower, attention, calls[need])[:, extra_tokens:]
+        else:
+            queries = slice(0, 1) if class_tokens else slice(None)
+            seen[need] = _attended(tower, attention, calls[need], queries)[:, extra_tokens:]
+
+
+@contextmanager
+def _called(watched: dict[str, Any]) -> Iterator[dict[str, Call]]:
+    """Arguments that each module is called with in the block, once; there at its end."""
+    seen: list[tuple[str, Call]] = []
+    watches = [
+        module.register_forward_hook(
+            lambda module, args, kwargs, output, need=need: seen.append((need, (args, kwargs))),
+            with_kwargs=True,
+        )
+        for need, module in watched.items()
+    ]
+    calls: dict[str, Call] = {}
+    try:
+        yield calls
     finally:
-        watch.remove()
-    assert len(calls) == 1, f"the tower ran {len(calls)} times within the block"
-    args, kwargs = calls[0]
-    if "attention_BN" in needs:
-        with _eager(tower):
-            weights_BHTT = attention(*args, **kwargs)[1]
-        seen["attention_BN"] = _attention_to_patches(weights_BHTT, class_tokens, extra_tokens)
-    if "keys_BND" in needs:
-        hidden_BTD = args[0] if args else kwargs["hidden_states"]
-        keys_BTHC = attention.k_proj(hidden_BTD).unflatten(-1, (tower.config.num_attention_heads, -1))
-        seen["keys_BND"] = keys_BTHC.mean(2)[:, extra_tokens:]
+        for watch in watches:
+            watch.remove()
+    assert len(seen) == len(watched), f"{len(seen)} calls of {len(watched)} layers, allowed: one forward"
+    calls.update(seen)
 
 
-def _attention_to_patches(weights_BHTT: Tensor, class_tokens: int, extra_tokens: int) -> Tensor:
-    queries = slice(0, 1) if class_tokens else slice(None)
-    attention_BT = weights_BHTT[:, :, queries].mean((1, 2), dtype=torch.float32)
-    return attention_BT[:, extra_tokens:]
+def _attended(tower: Any, attention: Any, call: Call, queries: slice) -> Tensor:
+    """Attention that each token receives from the queries, its mean over them and the heads; (B, T)."""
+    args, kwargs = call
+    with _eager(tower):
+        weights_BHTT: Tensor = attention(*args, **kwargs)[1]
+    return weights_BHTT[:, :, queries].mean((1, 2), dtype=torch.float32)
+
+
+def _keys(tower: Any, attention: Any, call: Call) -> Tensor:
+    """Each token's key, its mean over heads; (B, T, C)."""
+    args, kwargs = call
+    hidden_BTD = args[0] if args else kwargs["hidden_states"]
+    keys_BTHC: Tensor = attention.k_proj(hidden_BTD).unflatten(-1, (tower.config.num_attention_heads, -1))
+    return keys_BTHC.mean(2)
 
 
 def _attention(tower: Any, layer: int) -> Any:

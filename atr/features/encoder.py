@@ -127,9 +127,10 @@ class Encoder(nn.Module):
         return features_BND
 
     def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
-        """features_BND of `forward`, and what `needs` names of attention_BN and keys_BND at the same layer.
+        """features_BND of `forward`, and what `needs` names of the attention and keys at the same layer.
 
-        The keys are the fields of a reducer's input, `needs` a reducer's own. Raises ValueError for others.
+        The keys are the fields of a reducer's input, `needs` a reducer's own: those of
+        `atr.features.attention.observing`, ValueError for others.
         """
         extra = self.layout.class_tokens, self.layout.extra_tokens
         with observing(self.tower, -1, *extra, needs) as seen:

@@ -21,6 +21,8 @@ class Encoded:
     attention_BN: Tensor | None = None
     """Attention that each token receives at the layer read, float32: the class token's, its mean over heads;
     of an encoder without class token the mean over all queries (the column mean of the matrix)."""
+    first_attention_BN: Tensor | None = None
+    """The same of the tower's first layer."""
     keys_BND: Tensor | None = None
     """Keys of the layer read, their mean over heads; of a width of their own."""
     projected_BND: Tensor | None = None
@@ -96,4 +98,19 @@ class Scorer(Reducer, Protocol):
 
     def scores(self, encoded: Encoded) -> Tensor:
         """Finite scores of all tokens, the highest kept first; scores_BN."""
+        ...
+
+
+@runtime_checkable
+class Apportioner(Scorer, Protocol):
+    """A scorer that splits the budget of an image over its tiles, within which its scores compare."""
+
+    def apportion(
+        self, encoded: Encoded, tile: int, arrangement: tuple[int, int], budget: int, sizes: Sequence[int]
+    ) -> list[int]:
+        """Tokens kept of each tile of one image, none above its size; they sum to `budget`.
+
+        `tile` shows the image whole and is the first of its tiles among the B, which have `sizes` tokens
+        (without padding); `arrangement` are the rows and columns of the others.
+        """
         ...

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from atr import tokens
 from atr.reduction import Adaptive, Encoded, FeatureSelector, Merger, Reducer, Scorer, SelectorReducer
+from atr.reduction.encoded import Apportioner
 from atr.tokens import shares, top_k_BK
+from atr.vlm.hosts import Tiling
 from atr.vlm.packing import Packing
 
 ADAPTIVE = "adaptive"
-OF_A_TOKEN = ("attention_BN", "keys_BND", "projected_BND")
+OF_A_TOKEN = ("attention_BN", "first_attention_BN", "keys_BND", "projected_BND")
 """What is known of a token wherever it lies, and so of those of several tiles as well."""
 CHOICES = {
     "positions": ("contiguous", "original"),
@@ -72,10 +74,10 @@ def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) ->
 def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
     """Indices kept of the packed tokens of each image, newlines left out; int64 (K,) each, on the CPU.
 
-    The tiles of an image share its budget by the scores of a reducer that gives scores. One that needs
-    neither grid nor pixels is asked for the packed tokens; any other, and one that merges, for images of one
-    tile alone. Raises ValueError for a reducer that cannot do what is asked, and for `keep` or bounds out of
-    range.
+    The tiles of an image share its budget by the scores of a reducer that gives scores, or as it apportions
+    the budget where it does. One that needs neither grid nor pixels is asked for the packed tokens; any other,
+    and one that merges, for images of one tile alone. Raises ValueError for a reducer that cannot do what is
+    asked, and for `keep` or bounds out of range.
     """
     if policy.keep == ADAPTIVE:
         return _adaptive(reducer, encoded, packing, policy)
@@ -85,6 +87,9 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
         return list(choose(reducer, encoded, policy.keep).cpu())
     groups = packing.groups(policy.budget)
     counts = [_counts(policy.keep, parts) for parts in groups]
+    if isinstance(reducer, Apportioner) and policy.budget == "image":
+        groups = packing.groups("tile")
+        counts = _apportioned(reducer, encoded, packing.tiling, groups, map(sum, counts))
     if isinstance(reducer, Scorer):
         return _best(_scores(reducer, encoded, packing), groups, counts)
     _check_tiles(reducer, packing)
@@ -161,6 +166,24 @@ def _counts(keep: float, parts: Sequence[Tensor]) -> list[int]:
     """The image's budget shared over its parts in proportion to their tokens."""
     sizes = [len(part) for part in parts]
     return shares(tokens.budget(keep, sum(sizes)), sizes)
+
+
+def _apportioned(
+    reducer: Apportioner,
+    encoded: Encoded,
+    tiling: Tiling,
+    groups: Sequence[Sequence[Tensor]],
+    budgets: Iterable[int],
+) -> list[list[int]]:
+    """Each image's budget split by the reducer over its tiles, the groups."""
+    _check_needs(reducer, encoded)
+    firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
+    return [
+        reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])
+        for first, arrangement, budget, parts in zip(
+            firsts, tiling.arrangements, budgets, groups, strict=True
+        )
+    ]
 
 
 def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:

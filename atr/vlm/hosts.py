@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+)
 
 from atr.features.attention import FIELDS, observing
 from atr.features.encoder import CLASS_TOKENS
@@ -28,12 +31,14 @@ _NEVER_RESAMPLED = "anyres_max_1000000"
 class Tiling:
     """Into how many tiles each image was cut, each of (rows, columns) tokens; tile 0 shows it whole.
 
-    `sizes` are the (height, width) of the images in pixels before that, where a host unpads by them.
+    `sizes` are the (height, width) of the images in pixels before that, where a host unpads by them, and
+    `arrangements` the rows and columns of each image's tiles after tile 0, (0, 0) where it was not cut.
     """
 
     tiles: tuple[int, ...]
     grid: tuple[int, int]
     sizes: Any = None
+    arrangements: tuple[tuple[int, int], ...] = ()
 
 
 class Host(Protocol):
@@ -209,4 +214,8 @@ def _cut(model: Any, inputs: Mapping[str, Tensor], is_cut: Sequence[bool]) -> Ti
     total = wanted if pixels.ndim == 5 else [sum(wanted)]
     if len(found) != len(total) or any(have < want for have, want in zip(found, total, strict=True)):
         raise ValueError(f"pixel_values: {found} tiles, image_sizes and image_grid_pinpoints want {total}")
-    return Tiling(tuple(wanted), _grid(model, pixels), sizes)
+    arrangements = tuple(
+        get_anyres_image_grid_shape(size, pinpoints, side) if cut else (0, 0)
+        for size, cut in zip(sizes, is_cut, strict=True)
+    )
+    return Tiling(tuple(wanted), _grid(model, pixels), sizes, arrangements)

@@ -111,12 +111,13 @@ class Prepared:
         tiles = [tile for image in image_of for tile in range(first[image], first[image + 1])]
         counts = tuple(tiling.tiles[image] for image in image_of)
         sizes = None if tiling.sizes is None else [tiling.sizes[image] for image in image_of]
+        arranged = tuple(tiling.arrangements[image] for image in image_of) if tiling.arrangements else ()
         text_RD = self._text().repeat_interleave(
             torch.tensor(counts, device=self.encoded.features_BND.device), 0
         )
         return replace(
             self,
-            packing=replace(self.packing, tiling=Tiling(counts, tiling.grid, sizes)),
+            packing=replace(self.packing, tiling=Tiling(counts, tiling.grid, sizes, arranged)),
             encoded=replace(self.encoded.of(tiles), text_BD=text_RD),
             tokens=[self.tokens[image] for image in image_of],
             image_of=range(len(image_of)),

@@ -125,18 +125,30 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
     projected = []
     keys.register_forward_hook(lambda module, args, output: projected.append(output))
     with torch.inference_mode():
-        seen = encoder.observe(pixels_BCHW, {"attention_BN", "keys_BND"})
+        seen = encoder.observe(pixels_BCHW, {"attention_BN", "keys_BND", "first_attention_BN"})
         whole = model(pixels_BCHW, output_attentions=True)
     extra = TOWERS[kind][2]
-    heads_BHTT = whole.attentions[number]
-    rows_BHT = heads_BHTT[:, :, 0] if extra else heads_BHTT.sum(2) / 16
-    torch.testing.assert_close(seen["attention_BN"], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
+    for need, heads_BHTT in (
+        ("attention_BN", whole.attentions[number]),
+        ("first_attention_BN", whole.attentions[0]),
+    ):
+        rows_BHT = heads_BHTT[:, :, 0] if extra else heads_BHTT.sum(2) / 16
+        torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
+        assert seen[need].std() > 1e-4  # a constant would agree with anything
     chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
     torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
-    assert seen["attention_BN"].std() > 1e-4  # a constant would agree with anything
 
 
-@pytest.mark.parametrize("needs", [(), ("attention_BN",), ("keys_BND",), ("attention_BN", "keys_BND")])
+@pytest.mark.parametrize(
+    "needs",
+    [
+        (),
+        ("attention_BN",),
+        ("keys_BND",),
+        ("first_attention_BN",),
+        ("attention_BN", "keys_BND", "first_attention_BN"),
+    ],
+)
 def test_only_what_is_asked_for_is_captured_and_features_do_not_depend_on_it(needs, tmp_path):
     encoder = Encoder.load(tower_in("dinov2", tmp_path)[0])
     pixels_BCHW = torch.randn(2, 3, 56, 56)
@@ -186,7 +198,7 @@ def test_what_cannot_be_captured_is_named(tmp_path):
 @pytest.mark.parametrize("layer", [-2, 3])
 def test_attention_is_captured_within_a_whole_llava_as_in_the_tower_alone(layer, folder, llava):
     encoder = Encoder.load(str(folder), layer)
-    pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND")
+    pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND", "first_attention_BN")
     with torch.inference_mode():
         alone = encoder.observe(pixels_BCHW, needs)
         with observing(llava.model.vision_tower, layer, 1, 1, needs) as seen:

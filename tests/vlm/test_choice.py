@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, Scorer, SelectorReducer
+from atr.reduction.attention import ClassAttention, HiRED, apportion
 from atr.tokens import budget, shares, top_k_BK
 from atr.vlm.choice import Policy, choose_packed
 from atr.vlm.hosts import Tiling, encode, host_of
@@ -46,6 +47,16 @@ def seen(model, process):
     tiling = host_of(model).tiling(model, inputs)
     with torch.no_grad():
         return encode(model, inputs, tiling), Packing(model, tiling)
+
+
+@pytest.fixture
+def attended(seen):
+    """The same with random attention, of which the upper left of each tile has most in the first layer."""
+    encoded, packing = seen
+    shape, generator = encoded.features_BND.shape[:2], torch.Generator().manual_seed(3)
+    own, first = torch.rand(2, *shape, generator=generator)
+    first[:, [0, 1, 4, 5]] += 4
+    return replace(encoded, attention_BN=own, first_attention_BN=first), packing
 
 
 def random_scores(encoded, seed=0):
@@ -92,6 +103,43 @@ def test_each_tile_keeps_its_share_best_first(seen, keep):
             for place in sorted(part, key=lambda place: -scores[place, 0])[:count]
         ]
         assert kept_K.tolist() == sorted(best)
+
+
+@TILED
+@pytest.mark.parametrize("keep", [0.1, 0.5, 1.0, 7])
+def test_hired_splits_the_budget_over_the_tiles_and_keeps_the_most_attended_of_each(attended, keep):
+    encoded, packing = attended
+    kept = choose_packed(HiRED(), encoded, packing, Policy(keep))
+    packed = packing.values(encoded.attention_BN[..., None])
+    first, differ = 0, False
+    for kept_K, attention, tile_of, tiles, arrangement in zip(
+        kept, packed, packing.tile_of, packing.tiling.tiles, packing.tiling.arrangements, strict=True
+    ):
+        parts = [(tile_of == tile).nonzero()[:, 0].tolist() for tile in range(tiles)]
+        sizes = [len(part) for part in parts]
+        total = budget(keep, sum(sizes))
+        counts = apportion(total, encoded.first_attention_BN[first], (4, 4), arrangement, sizes)
+        best = [
+            place
+            for part, count in zip(parts, counts, strict=True)
+            for place in sorted(part, key=lambda place: -attention[place, 0])[:count]
+        ]
+        assert kept_K.tolist() == sorted(best) and len(kept_K) == total
+        differ |= counts != shares(total, sizes)
+        first += tiles
+    assert differ or keep == 1.0
+
+
+@TILED
+def test_hired_leaves_the_budget_alone_where_each_tile_has_its_own(attended):
+    encoded, packing = attended
+    chosen = [
+        choose_packed(reducer, encoded, packing, Policy(0.4, budget="tile"))
+        for reducer in (HiRED(), ClassAttention())
+    ]
+    assert all(map(torch.equal, *chosen))
+    with pytest.raises(ValueError, match="HiRED needs first_attention_BN, which was not encoded"):
+        choose_packed(HiRED(), replace(encoded, first_attention_BN=None), packing, Policy(0.4))
 
 
 @TILED

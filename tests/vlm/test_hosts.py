@@ -1,5 +1,6 @@
 import pytest
 import torch
+from transformers.image_processing_utils import select_best_resolution
 
 from atr.vlm.hosts import HOSTS, encode, host_of
 from atr.vlm.packing import Packing
@@ -42,6 +43,20 @@ def test_of_several_images_in_a_sample_each_is_one_tile(model, process):
     tiles = host_of(model).tiling(model, process(*PROMPTS)).tiles
     assert tiles[1:3] == (1, 1)
     assert tiles[0] > 1 and tiles[3] > 1
+
+
+@TILED
+def test_tiles_are_arranged_as_the_resolution_that_fits_best(model, process):
+    inputs = process(*PROMPTS)
+    tiling = host_of(model).tiling(model, inputs)
+    cut = [tiles > 1 for tiles in tiling.tiles]
+    for size, arrangement, tiles in zip(
+        inputs["image_sizes"].tolist(), tiling.arrangements, tiling.tiles, strict=True
+    ):
+        height, width = select_best_resolution(size, model.config.image_grid_pinpoints)
+        assert arrangement == ((height // 28, width // 28) if tiles > 1 else (0, 0))
+        assert arrangement[0] * arrangement[1] == tiles - 1
+    assert any(cut) and len(set(tiling.arrangements)) > 1
 
 
 @TILED
