@@ -29,9 +29,9 @@ _SPACES = ("features", "projected")
 def cosines_BNN(features_BND: Tensor) -> Tensor:
     """Cosines of all pairs of tokens, 0 with a token that is zero; float64 (B, N, N), symmetric.
 
-    The same whatever the batch and the device, and for equal tokens equal: the entries of the unit vectors
-    are multiples of 2^-26, so that no partial sum of their products needs more than the bits of float64.
-    Sums of the cosines over 2^16 tokens are exact too, as these are multiples of 2^-36.
+    The same whatever the batch, and for equal tokens equal: the entries of the unit vectors are multiples of
+    2^-26, so that no partial sum of their products needs more than the bits of float64. Sums of the cosines
+    over 2^16 tokens are exact too, as these are multiples of 2^-36.
     """
     units_BND = _units(features_BND)
     return _to_multiples(units_BND @ units_BND.mT, _COSINE)
