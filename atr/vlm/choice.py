@@ -75,9 +75,9 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
     """Indices kept of the packed tokens of each image, newlines left out; int64 (K,) each, on the CPU.
 
     The tiles of an image share its budget by the scores of a reducer that gives scores, or as it apportions
-    the budget where it does. One that needs neither grid nor pixels is asked for the packed tokens; any other,
-    and one that merges, for images of one tile alone. Raises ValueError for a reducer that cannot do what is
-    asked, and for `keep` or bounds out of range.
+    the budget where it does. One that needs neither grid nor pixels is asked for the packed tokens; any
+    other, and one that merges, for images of one tile alone. Raises ValueError for a reducer that cannot do
+    what is asked, and for `keep` or bounds out of range.
     """
     if policy.keep == ADAPTIVE:
         return _adaptive(reducer, encoded, packing, policy)
