@@ -122,9 +122,10 @@ class PixelVariance:
 
 
 def patch(encoded: Encoded) -> tuple[int, int]:
-    """Height and width of a token's patch in pixels; a tower leaves out what is left at the right and bottom.
+    """Height and width of a token's patch in pixels.
 
-    Raises ValueError for fewer pixels than tokens.
+    A tower leaves out what pixels remain at the bottom and the right, taken to be fewer than it has rows and
+    columns (384 / 14: 6 of 27). Raises ValueError for fewer pixels than tokens.
     """
     assert encoded.grid and encoded.pixels_BCHW is not None
     (rows, columns), (height, width) = encoded.grid, encoded.pixels_BCHW.shape[2:]
@@ -140,9 +141,9 @@ def rectangles(grid: tuple[int, int], count: int) -> Tensor:
 
     For R <= C the rows are cut into bands whose heights differ by one at most: sqrt(K R / C) bands, rounded,
     or more, so that none is higher than the mean area N / K. A band has its share of the K rectangles by its
-    height, and their widths differ by one at most. No area is twice the mean. A bound is the exact one rounded,
-    so that the cut is symmetric unless that is a half. A grid with R > C is cut as its transpose. The
-    rectangles come in raster order of their `middles`. Defined for 1 <= count <= N.
+    height, and their widths differ by one at most. No area is twice the mean. Bounds are the exact ones
+    rounded, so that the cut is symmetric unless one of these is a half. Where R > C the transpose is cut.
+    The rectangles come in raster order of their `middles`. Defined for 1 <= count <= N.
     """
     rows, columns = grid
     if rows > columns:

@@ -95,7 +95,7 @@ class ToMe:
 
     def _matched(self, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
         assert encoded.keys_BND is not None
-        # A product's last bits depend on the batch; rounded from double precision, ties stay ties.
+        # No kernel promises a product the same last bits in another batch: rounded from double, ties stay ties.
         keys_BND = encoded.keys_BND.double()
         keep_BG = group_BN = torch.arange(encoded.tokens, device=keys_BND.device).repeat(len(keys_BND), 1)
         while (groups := keep_BG.shape[1]) > budget:
@@ -142,7 +142,7 @@ def _even(count: int, cells: int) -> Tensor:
 
 
 def _lattice(row_R: Tensor, column_C: Tensor, columns: int) -> Tensor:
-    """Indices, in a grid of that many columns, of the tokens where the rows and columns named cross; (R C,)."""
+    """Where these rows and columns of a grid of `columns` columns cross; indices in raster order (R C,)."""
     return (row_R[:, None] * columns + column_C).flatten()
 
 
