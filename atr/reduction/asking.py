@@ -38,7 +38,7 @@ def missing(needs: frozenset[str], encoded: Encoded) -> list[str]:
 def _check(reducer: Reducer, encoded: Encoded, budget: int) -> None:
     name = type(reducer).__name__
     if absent := missing(reducer.needs, encoded):
-        able = [name for name, needs in NEEDS.items() if not missing(needs, encoded)]
+        able = [other for other, needs in NEEDS.items() if not missing(needs, encoded)]
         raise ValueError(
             f"reducer {name} needs {', '.join(absent)}, which was not encoded, allowed: {', '.join(able)}"
         )

@@ -95,7 +95,7 @@ class ToMe:
 
     def _matched(self, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
         assert encoded.keys_BND is not None
-        # No kernel promises a product the same last bits in another batch: rounded from double, ties stay ties.
+        # No product is sure of its last bits in another batch: rounded from double precision, ties stay ties.
         keys_BND = encoded.keys_BND.double()
         keep_BG = group_BN = torch.arange(encoded.tokens, device=keys_BND.device).repeat(len(keys_BND), 1)
         while (groups := keep_BG.shape[1]) > budget:

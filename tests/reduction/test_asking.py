@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from atr.reduction import Encoded, Full, NoImage, Random
+from atr.reduction import NEEDS, Encoded, Full, NoImage, Random
 from atr.reduction.asking import ask, ask_merged
 from atr.reduction.floors import L2Norm, Uniform
 from atr.reduction.merging import AveragePooling, ToMe
@@ -49,13 +49,13 @@ def test_a_grid_of_one_token():
 
 
 def test_what_was_not_encoded_is_named_beside_the_reducers_that_do_without(batch):
-    without = replace(batch, attention_BN=None)
-    names = "full, none, random, selector"
-    with pytest.raises(ValueError, match=f"reducer Given needs attention_BN, which .* allowed: {names}"):
-        ask(Given([[0]] * 3), without, 1)
-    without = replace(without, grid=None)
-    with pytest.raises(ValueError, match=r"needs attention_BN, grid, which .* allowed: full, none, random$"):
-        ask(Given([[0]] * 3), without, 1)
+    for absent, there in (("attention_BN", {"grid", "keys_BND"}), ("attention_BN, grid", {"keys_BND"})):
+        names = [name for name, needs in NEEDS.items() if needs <= there]
+        assert "random" in names and ("selector" in names) == ("grid" in there)
+        message = f"reducer Given needs {absent}, which was not encoded, allowed: {', '.join(names)}"
+        without = replace(batch, **dict.fromkeys(absent.split(", ")))
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            ask(Given([[0]] * 3), without, 1)
     with pytest.raises(ValueError, match="reducer ToMe needs keys_BND, which was not encoded"):
         ask_merged(ToMe(), replace(batch, keys_BND=None), 2)
 
