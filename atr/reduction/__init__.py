@@ -8,6 +8,7 @@ from atr.reduction.floors import Full, NoImage, Random
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 __all__ = [
+    "NEEDS",
     "REDUCERS",
     "Adaptive",
     "Encoded",
@@ -28,3 +29,11 @@ REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
     "selector": lambda seed, selector: SelectorReducer(FeatureSelector.from_pretrained(selector)),
 }
 """Reducers by name, made from a seed and the folder (or hub id) of a selector; each takes what it needs."""
+
+NEEDS: dict[str, frozenset[str]] = {
+    "full": Full.needs,
+    "none": NoImage.needs,
+    "random": Random.needs,
+    "selector": SelectorReducer.needs,
+}
+"""What each of REDUCERS reads of the optional fields of Encoded, told without making it."""

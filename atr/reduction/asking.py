@@ -1,0 +1,71 @@
+"""Reducers asked, with what they are given and what they answer checked once for all of them."""
+
+import torch
+from torch import Tensor
+
+from atr.reduction import NEEDS
+from atr.reduction.encoded import Encoded, Merger, Reducer
+from atr.reduction.floors import NoImage
+
+
+def ask(reducer: Reducer, encoded: Encoded, budget: int) -> Tensor:
+    """Indices that a reducer keeps of each image, exactly `budget` in raster order; keep_BK.
+
+    Raises ValueError for a reducer that needs what was not encoded (naming those of REDUCERS that do not), a
+    budget outside 1 to N (0 is NoImage's alone), and NaN or infinity in what it would read.
+    """
+    _check(reducer, encoded, budget)
+    return _exact(reducer, encoded, budget, reducer(encoded, budget))
+
+
+def ask_merged(merger: Merger, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
+    """As `ask`, and the features (B, K, D) that a merger puts there, finite as well."""
+    _check(merger, encoded, budget)
+    keep_BK, merged_BKD = merger.merge(encoded, budget)
+    features_BND = encoded.features_BND
+    shape = (len(features_BND), budget, features_BND.shape[2])
+    assert merged_BKD.shape == shape, f"{merger} merged to {tuple(merged_BKD.shape)}, asked for {shape}"
+    assert merged_BKD.dtype == features_BND.dtype, f"{merger} made {merged_BKD.dtype} of {features_BND.dtype}"
+    assert merged_BKD.isfinite().all(), f"{merger} made features that are not finite"
+    return _exact(merger, encoded, budget, keep_BK), merged_BKD
+
+
+def missing(needs: frozenset[str], encoded: Encoded) -> list[str]:
+    """Names of the fields needed that were not encoded."""
+    return sorted(field for field in needs if getattr(encoded, field) is None)
+
+
+def _check(reducer: Reducer, encoded: Encoded, budget: int) -> None:
+    name = type(reducer).__name__
+    if absent := missing(reducer.needs, encoded):
+        able = [other for other, needs in NEEDS.items() if not missing(needs, encoded)]
+        raise ValueError(
+            f"reducer {name} needs {', '.join(absent)}, which was not encoded, allowed: {', '.join(able)}"
+        )
+    least = 0 if isinstance(reducer, NoImage) else 1
+    if not least <= budget <= encoded.tokens:
+        raise ValueError(
+            f"reducer {name}: budget {budget} is out of range, allowed: {least} to {encoded.tokens} tokens"
+        )
+    for field in ("features_BND", *sorted(reducer.needs)):
+        _check_finite(name, field, getattr(encoded, field))
+
+
+def _check_finite(name: str, field: str, value: object) -> None:
+    # NaN is the smallest and the largest of values that it is among; isfinite of all takes ten times as long.
+    if isinstance(value, Tensor) and not torch.stack(value.aminmax()).isfinite().all():
+        images = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+        raise ValueError(
+            f"reducer {name}: {field} of images {images} of {len(value)} holds NaN or infinity, "
+            "allowed: finite values"
+        )
+
+
+def _exact(reducer: Reducer, encoded: Encoded, budget: int, keep_BK: Tensor) -> Tensor:
+    asked = (len(encoded.features_BND), budget)
+    assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
+    assert keep_BK.dtype == torch.int64, f"{reducer} kept {keep_BK.dtype}, asked for int64"
+    assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
+    inside_BK = (keep_BK >= 0) & (keep_BK < encoded.tokens)
+    assert inside_BK.all(), f"{reducer} kept a token that is none of {encoded.tokens}"
+    return keep_BK
