@@ -74,7 +74,32 @@ VLMS = {
     )
 }
 """Of several that read one encoder, `auto` takes the first: the paper's."""
-REDUCERS = ("full", "none", "random", "selector")
+REDUCERS = (
+    "full",
+    "none",
+    "random",
+    "uniform",
+    "average-pooling",
+    "image-downsampling",
+    "l2-norm",
+    "pixel-variance",
+    "class-attention",
+    "hired",
+    "prumerge",
+    "prumerge-plus",
+    "visionzip",
+    "vispruner",
+    "holov",
+    "divprune",
+    "cdpruner",
+    "cdpruner-text",
+    "dart",
+    "scope",
+    "mmr",
+    "tome",
+    "selector",
+)
+"""Those that need no training, and the selector; each by its class of that name in `atr.reduction`."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",

@@ -14,6 +14,16 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
 _FIRST = 1  # as `hidden_states` counts layers
 
+# Tokens that stand for the whole image, by type of tower; they come first, register tokens after them.
+CLASS_TOKENS = {
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,  # SigLIP 2 as well, in its checkpoints of one resolution
+    "vit": 1,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,
+    "dinov3_vit": 1,
+}
+
 
 @contextmanager
 def observing(

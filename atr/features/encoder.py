@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from atr.features.attention import observing
+from atr.features.attention import CLASS_TOKENS, observing
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -35,17 +35,6 @@ _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
 
 # Modules after the last layer: hidden states do not pass through them, and many checkpoints leave them out.
 _UNREAD = ("pooler.", "head.")
-
-
-# Tokens that stand for the whole image, by type of tower; they come first, register tokens after them.
-CLASS_TOKENS = {
-    "clip_vision_model": 1,
-    "siglip_vision_model": 0,  # SigLIP 2 as well, in its checkpoints of one resolution
-    "vit": 1,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,
-    "dinov3_vit": 1,
-}
 
 
 @dataclass(frozen=True)

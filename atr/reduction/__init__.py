@@ -3,8 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from atr.reduction.attention import (
+    ClassAttention,
+    HiRED,
+    HoloV,
+    PruMerge,
+    PruMergePlus,
+    VisionZip,
+    VisPruner,
+)
+from atr.reduction.diversity import MMR, CDPruner, Dart, DivPrune, Scope
 from atr.reduction.encoded import Adaptive, Encoded, Merger, Reducer, Scorer
-from atr.reduction.floors import Full, NoImage, Random
+from atr.reduction.floors import Full, L2Norm, NoImage, PixelVariance, Random, Uniform
+from atr.reduction.merging import AveragePooling, ImageDownsampling, ToMe
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 __all__ = [
@@ -22,17 +33,39 @@ __all__ = [
     "SelectorReducer",
 ]
 
+_UNTRAINED: dict[str, Reducer] = {
+    "full": Full(),
+    "none": NoImage(),
+    "uniform": Uniform(),
+    "average-pooling": AveragePooling(),
+    "image-downsampling": ImageDownsampling(),
+    "l2-norm": L2Norm(),
+    "pixel-variance": PixelVariance(),
+    "class-attention": ClassAttention(),
+    "hired": HiRED(),
+    "prumerge": PruMerge(),
+    "prumerge-plus": PruMergePlus(),
+    "visionzip": VisionZip(),
+    "vispruner": VisPruner(),
+    "holov": HoloV(),
+    "divprune": DivPrune(),
+    "cdpruner": CDPruner(text=False),
+    "cdpruner-text": CDPruner(),
+    "dart": Dart(),
+    "scope": Scope(),
+    "mmr": MMR(),
+    "tome": ToMe(),
+}
+
 REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
-    "full": lambda seed, selector: Full(),
-    "none": lambda seed, selector: NoImage(),
+    **{name: lambda seed, selector, made=made: made for name, made in _UNTRAINED.items()},
     "random": lambda seed, selector: Random(seed),
     "selector": lambda seed, selector: SelectorReducer(FeatureSelector.from_pretrained(selector)),
 }
 """Reducers by name, made from a seed and the folder (or hub id) of a selector; each takes what it needs."""
 
 NEEDS: dict[str, frozenset[str]] = {
-    "full": Full.needs,
-    "none": NoImage.needs,
+    **{name: made.needs for name, made in _UNTRAINED.items()},
     "random": Random.needs,
     "selector": SelectorReducer.needs,
 }

@@ -14,13 +14,15 @@ def ask(reducer: Reducer, encoded: Encoded, budget: int) -> Tensor:
     Raises ValueError for a reducer that needs what was not encoded (naming those of REDUCERS that do not), a
     budget outside 1 to N (0 is NoImage's alone), and NaN or infinity in what it would read.
     """
-    _check(reducer, encoded, budget)
+    check(reducer, encoded)
+    _check_budget(reducer, encoded, budget)
     return _exact(reducer, encoded, budget, reducer(encoded, budget))
 
 
 def ask_merged(merger: Merger, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
     """As `ask`, and the features (B, K, D) that a merger puts there, finite as well."""
-    _check(merger, encoded, budget)
+    check(merger, encoded)
+    _check_budget(merger, encoded, budget)
     keep_BK, merged_BKD = merger.merge(encoded, budget)
     features_BND = encoded.features_BND
     shape = (len(features_BND), budget, features_BND.shape[2])
@@ -30,25 +32,29 @@ def ask_merged(merger: Merger, encoded: Encoded, budget: int) -> tuple[Tensor, T
     return _exact(merger, encoded, budget, keep_BK), merged_BKD
 
 
-def missing(needs: frozenset[str], encoded: Encoded) -> list[str]:
-    """Names of the fields needed that were not encoded."""
-    return sorted(field for field in needs if getattr(encoded, field) is None)
-
-
-def _check(reducer: Reducer, encoded: Encoded, budget: int) -> None:
+def check(reducer: Reducer, encoded: Encoded) -> None:
+    """Raise ValueError for a reducer that needs what was not encoded, or would read NaN or infinity."""
     name = type(reducer).__name__
-    if absent := missing(reducer.needs, encoded):
-        able = [other for other, needs in NEEDS.items() if not missing(needs, encoded)]
+    if absent := _missing(reducer.needs, encoded):
+        able = [other for other, needs in NEEDS.items() if not _missing(needs, encoded)]
         raise ValueError(
             f"reducer {name} needs {', '.join(absent)}, which was not encoded, allowed: {', '.join(able)}"
         )
+    for field in ("features_BND", *sorted(reducer.needs)):
+        _check_finite(name, field, getattr(encoded, field))
+
+
+def _missing(needs: frozenset[str], encoded: Encoded) -> list[str]:
+    return sorted(field for field in needs if getattr(encoded, field) is None)
+
+
+def _check_budget(reducer: Reducer, encoded: Encoded, budget: int) -> None:
     least = 0 if isinstance(reducer, NoImage) else 1
     if not least <= budget <= encoded.tokens:
         raise ValueError(
-            f"reducer {name}: budget {budget} is out of range, allowed: {least} to {encoded.tokens} tokens"
+            f"reducer {type(reducer).__name__}: budget {budget} is out of range, allowed: {least} to "
+            f"{encoded.tokens} tokens"
         )
-    for field in ("features_BND", *sorted(reducer.needs)):
-        _check_finite(name, field, getattr(encoded, field))
 
 
 def _check_finite(name: str, field: str, value: object) -> None:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from atr import tokens
-from atr.reduction import Adaptive, Encoded, FeatureSelector, Merger, Reducer, Scorer, SelectorReducer
+from atr.reduction import (
+    Adaptive,
+    Encoded,
+    FeatureSelector,
+    Merger,
+    NoImage,
+    Reducer,
+    Scorer,
+    SelectorReducer,
+)
+from atr.reduction.asking import ask, check
 from atr.reduction.encoded import Apportioner
 from atr.tokens import shares, top_k_BK
 from atr.vlm.hosts import Tiling
@@ -25,6 +35,9 @@ CHOICES = {
     "interpolation": ("model", "off"),
 }
 """The layout policies, as in `atr.config`; meaning and defaults in `atr.vlm.reduce.reduce`."""
+
+
+_NONE = torch.empty(0, dtype=torch.int64)
 
 
 def check_choice(key: str, value: str) -> None:
@@ -68,7 +81,7 @@ def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) ->
 
     Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
     """
-    return _ask(as_reducer(reducer), encoded, tokens.budget(keep, encoded.tokens))
+    return ask(as_reducer(reducer), encoded, tokens.budget(keep, encoded.tokens))
 
 
 def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
@@ -113,7 +126,7 @@ def _check_tiles(reducer: Reducer, packing: Packing) -> None:
 
 def _packed(reducer: Reducer, encoded: Encoded, packing: Packing) -> list[Encoded]:
     """The tokens of all tiles of each image as one set, with what the reducer reads of them."""
-    _check_needs(reducer, encoded)
+    check(reducer, encoded)
     features = packing.values(encoded.features_BND)
     images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
     for name in sorted(reducer.needs & set(OF_A_TOKEN)):
@@ -133,7 +146,7 @@ def _packed(reducer: Reducer, encoded: Encoded, packing: Packing) -> list[Encode
 def _adaptive(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
     """As many tokens as an image needs, within the bounds: by the reducer's count, or above its threshold."""
     if isinstance(reducer, Adaptive) and set(packing.tiling.tiles) == {1}:
-        _check_needs(reducer, encoded)
+        check(reducer, encoded)
         wanted = [_bounded(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
         return [kept_K.cpu() for kept_K in ask_each(reducer, encoded, wanted)]
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
@@ -176,7 +189,7 @@ def _apportioned(
     budgets: Iterable[int],
 ) -> list[list[int]]:
     """Each image's budget split by the reducer over its tiles, the groups."""
-    _check_needs(reducer, encoded)
+    check(reducer, encoded)
     firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
     return [
         reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])
@@ -188,7 +201,7 @@ def _apportioned(
 
 def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
     """Scores of the packed tokens, having gone the way of the features; (P,) each."""
-    _check_needs(reducer, encoded)
+    check(reducer, encoded)
     return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(reducer.scores(encoded)[..., None])]
 
 
@@ -206,32 +219,21 @@ def ask_each(reducer: Reducer, encoded: Encoded, counts: Sequence[int]) -> list[
     kept: dict[int, Tensor] = {}
     for count in sorted(set(counts)):
         images = [image for image, wanted in enumerate(counts) if wanted == count]
-        kept |= dict(zip(images, _ask(reducer, encoded.of(images), count), strict=True))
+        chosen = ask(reducer, encoded.of(images), count) if count else _NONE.expand(len(images), 0)
+        kept |= dict(zip(images, chosen, strict=True))
     return [kept[image] for image in range(len(counts))]
 
 
 def _ask_part(reducer: Reducer, image: Encoded, part_N: Tensor, count: int) -> Tensor:
     """Which of a part's tokens, taken as a set, a reducer keeps; indices into the packed tokens."""
+    if not count and not isinstance(reducer, NoImage):
+        return _NONE  # a small tile's share of a small budget
     part = {
         name: value.index_select(1, part_N.to(value.device))
         for name in ("features_BND", *OF_A_TOKEN)
         if (value := getattr(image, name)) is not None
     }
-    return part_N[_ask(reducer, replace(image, **part), count)[0].cpu()]
-
-
-def _ask(reducer: Reducer, encoded: Encoded, count: int) -> Tensor:
-    _check_needs(reducer, encoded)
-    keep_BK = reducer(encoded, count)
-    asked = (len(encoded.features_BND), count)
-    assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
-    assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
-    return keep_BK
-
-
-def _check_needs(reducer: Reducer, encoded: Encoded) -> None:
-    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
-        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+    return part_N[ask(reducer, replace(image, **part), count)[0].cpu()]
 
 
 def _in_order(parts: Iterable[Tensor]) -> Tensor:

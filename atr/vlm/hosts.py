@@ -19,8 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from atr.features.attention import FIELDS, observing
-from atr.features.encoder import CLASS_TOKENS
+from atr.features.attention import CLASS_TOKENS, FIELDS, observing
 from atr.reduction.encoded import Encoded
 
 # More tiles than any image has: OneVision's packing then never finds too many tokens to keep them all.

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.reduction import Encoded, FeatureSelector, Merger, Reducer, SelectorReducer
+from atr.reduction.asking import ask_merged
 from atr.vlm.checkpoint import check_selector
 from atr.vlm.choice import Policy, as_reducer, check_choice, choose_packed
 from atr.vlm.hosts import Tiling, encode, host_of, project
@@ -144,7 +145,7 @@ class Prepared:
         counts = [len(kept_K) for kept_K in kept]
         for count in sorted(set(counts) - {0}):
             images = [image for image, wanted in enumerate(counts) if wanted == count]
-            keep_BK, merged_BKD = reducer.merge(self.encoded.of(images), count)
+            keep_BK, merged_BKD = ask_merged(reducer, self.encoded.of(images), count)
             for image, keep_K, merged_KD in zip(
                 images, keep_BK, project(self.model, merged_BKD), strict=True
             ):
