@@ -127,7 +127,8 @@ class FeatureStore(Dataset[Tensor]):
         """Open the store in `folder`; `expect` names parameters and the values they must have been made with.
 
         Raises ValueError naming what is wrong: the manifest missing or invalid, a parameter other than asked,
-        or (with `verify`, which reads every file once) a shard missing, truncated or edited.
+        a shard missing, truncated or of another shape, or (with `verify`, which reads every file once) edited
+        since. Of the processes that share a store it is enough that one verifies it.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
@@ -135,9 +136,14 @@ class FeatureStore(Dataset[Tensor]):
             found = manifest["parameters"].get(key)
             if found != asked:
                 raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
+        _check_present(folder, manifest["shards"])
+        store = cls(folder, manifest)
         if verify:
             _verify(folder, manifest["shards"])
-        return cls(folder, manifest)
+        else:
+            for number in range(len(manifest["shards"])):
+                store._map(number)
+        return store
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -224,11 +230,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
+def _check_present(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     for shard in shards:
         if not (folder / shard["file"]).is_file():
             raise ValueError(f"{folder / shard['file']} is missing{_AGAIN}")
+
+
+def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
     with ThreadPoolExecutor() as pool:
         digests = pool.map(sha256, (folder / shard["file"] for shard in shards))
         for shard, digest in zip(shards, tqdm(digests, "verify", len(shards), delay=5), strict=True):

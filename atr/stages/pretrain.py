@@ -25,6 +25,7 @@ def main(params: config.Params) -> None:
 
     with tracking.run("pretrain", params) as run, TemporaryDirectory() as folder:
         from lightning.pytorch import seed_everything
+        from lightning.pytorch.utilities import rank_zero_only
 
         from atr.datasets import PreparedImages
         from atr.features.datamodule import FeatureDataModule
@@ -32,8 +33,9 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.reduction.training import MaskPictures, SelectorTraining, new_autoencoder, train
 
-        store = FeatureStore.open(PRETRAIN_FEATURES, expect={"encoder": params.encoder.name})
-        images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
+        expect, pretrain = {"encoder": params.encoder.name}, params.pretrain
+        store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=rank_zero_only.rank == 0)
+        images = PreparedImages(PRETRAIN_IMAGES)
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,43 @@ def test_store_of_another_encoder_is_refused(log):
     manifest.write_text(manifest.read_text().replace('"encoder": "micro"', '"encoder": "other"'))
     with pytest.raises(ValueError, match="encoder is 'other', asked for is 'micro'"):
         run()
+
+
+TWO = """
+import atr.datasets, atr.features.store, atr.files, atr.tracking, os, runpy
+from pathlib import Path
+toy = runpy.run_path({path!r})
+hashed = Path("hashed-by-" + os.environ.get("LOCAL_RANK", "0"))
+
+def sha256(path):
+    with hashed.open("a") as log:
+        print(path.name, file=log)
+    return atr.files.sha256(path)
+
+atr.features.store.sha256 = sha256
+atr.tracking.run = toy["Log"]()
+atr.datasets.PreparedImages = lambda folder: [("docs", toy["Image"].new("RGB", (28, 42)))] * toy["IMAGES"]
+toy["run"]()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_first_hashes_the_store(log):
+    write_params(epochs=1)
+    params = OmegaConf.load("params.yaml")
+    params.trainer.update({"devices": 2, "strategy": "ddp"})
+    OmegaConf.save(params, "params.yaml")
+    Path("two.py").write_text(TWO.format(path=__file__))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "two.py"], env=environment, start_new_session=True) as process:
+        try:
+            assert process.wait() == 0
+        finally:  # should one hang, pytest's timeout must not leave the other rank behind
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [path.name for path in Path().glob("hashed-by-*")] == ["hashed-by-0"]
+    assert sorted(Path("hashed-by-0").read_text().split()) == [f"shard-0000{n}.safetensors" for n in range(3)]
+    assert SELECTOR.is_dir()
 
 
 SCRIPT = """
