@@ -28,9 +28,8 @@ MANIFEST = "manifest.json"
 DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_MANIFEST_KEYS = frozenset(
-    ("format", "encoder", "layer", "dtype", "tokens", "grid", "width", "images", "parameters", "shards")
-)
+_OF_FEATURES = ("encoder", "layer", "fingerprint", "dtype", "tokens", "grid", "width")
+_MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "shards"}
 
 
 def clear(folder: Path) -> None:
@@ -93,10 +92,14 @@ def write_manifest(
     layer: int,
     grid: tuple[int, int],
     width: int,
+    fingerprint: str | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for."""
+    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
+
+    `fingerprint` says of which weights the encoder is, where that is known.
+    """
     write_json(
         folder / MANIFEST,
         {
@@ -107,6 +110,7 @@ def write_manifest(
             "tokens": grid[0] * grid[1],
             "grid": list(grid),
             "width": width,
+            "fingerprint": fingerprint,
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
             "shards": sorted(shards, key=lambda shard: shard["file"]),

@@ -38,9 +38,8 @@ def write(folder, batch=2, finish=True):
 
 
 def finish_store(folder, shards):
-    write_manifest(
-        folder, encoder="tiny", layer=-2, grid=(2, 3), width=WIDTH, parameters=PARAMETERS, shards=shards
-    )
+    about = {"encoder": "tiny", "layer": -2, "grid": (2, 3), "width": WIDTH, "fingerprint": "0f"}
+    write_manifest(folder, **about, parameters=PARAMETERS, shards=shards)
 
 
 @pytest.fixture
@@ -87,6 +86,7 @@ def test_the_manifest_describes_the_store(folder):
         "tokens": 6,
         "grid": [2, 3],
         "width": WIDTH,
+        "fingerprint": "0f",
         "images": IMAGES,
         "parameters": PARAMETERS,
     }
