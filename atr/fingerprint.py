@@ -8,7 +8,8 @@ BITS = 256
 TOLERATED = BITS // 4
 """Bits in which a tower may differ from itself, tuned with a language model or rounded to another type.
 
-Two towers that were trained apart differ in half of them, 128 with a deviation of 8.
+Two towers that were trained apart differ in half of them, 128 with a deviation of 8: the micro tower and
+DINOv2-small in 135. DINOv2-small and itself with noise of a tenth of its weights' deviation differ in 12.
 """
 _STRIDE = 2654435761  # odd and large: successive places lie in different filters and at different pixels
 

@@ -33,9 +33,9 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.reduction import card, training
 
-        expect, pretrain = {"encoder": params.encoder.name}, params.pretrain
-        store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=rank_zero_only.rank == 0)
-        images = PreparedImages(PRETRAIN_IMAGES)
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
+        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
+        images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])
