@@ -216,7 +216,7 @@ class Trainer:
         _check("trainer.devices", self.devices, _are_devices(self.devices), allowed)
 
     def kwargs(self) -> dict[str, Any]:
-        """The keyword arguments of `lightning.Trainer` and of `lightning.Fabric`."""
+        """The fields by their names; `atr.hardware.lightning_kwargs` makes of them what Lightning takes."""
         return asdict(self)
 
 

@@ -31,6 +31,7 @@ FLOORS = {
     "config": 1,
     "disk": 1,
     "files": 1,
+    "fingerprint": 1,
     "hardware": 1,
     "tokens": 1,
     "tracking": 1,

@@ -159,13 +159,18 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
 
 
-@cache
-def _photograph(name: str, held_out: bool) -> Image.Image:
+def photograph(name: str) -> Image.Image:
+    """The whole of one of PHOTOGRAPHS, RGB."""
     from importlib.resources import files
 
     package, path = PHOTOGRAPHS[name]
     with files(package).joinpath(path).open("rb") as file:
-        whole = Image.open(file).convert("RGB")
+        return Image.open(file).convert("RGB")
+
+
+@cache
+def _photograph(name: str, held_out: bool) -> Image.Image:
+    whole = photograph(name)
     cut = round(whole.width * PHOTOGRAPH_SPLIT)
     return whole.crop((cut, 0, whole.width, whole.height) if held_out else (0, 0, cut, whole.height))
 

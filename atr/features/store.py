@@ -28,9 +28,8 @@ MANIFEST = "manifest.json"
 DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_MANIFEST_KEYS = frozenset(
-    ("format", "encoder", "layer", "dtype", "tokens", "grid", "width", "images", "parameters", "shards")
-)
+_OF_FEATURES = ("encoder", "layer", "fingerprint", "dtype", "tokens", "grid", "width")
+_MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "shards"}
 
 
 def clear(folder: Path) -> None:
@@ -93,10 +92,14 @@ def write_manifest(
     layer: int,
     grid: tuple[int, int],
     width: int,
+    fingerprint: str | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for."""
+    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
+
+    `fingerprint` says of which weights the encoder is, where that is known.
+    """
     write_json(
         folder / MANIFEST,
         {
@@ -107,6 +110,7 @@ def write_manifest(
             "tokens": grid[0] * grid[1],
             "grid": list(grid),
             "width": width,
+            "fingerprint": fingerprint,
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
             "shards": sorted(shards, key=lambda shard: shard["file"]),
@@ -127,7 +131,8 @@ class FeatureStore(Dataset[Tensor]):
         """Open the store in `folder`; `expect` names parameters and the values they must have been made with.
 
         Raises ValueError naming what is wrong: the manifest missing or invalid, a parameter other than asked,
-        or (with `verify`, which reads every file once) a shard missing, truncated or edited.
+        a shard missing, truncated or of another shape, or (with `verify`, which reads every file once) edited
+        since. Of the processes that share a store it is enough that one verifies it.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
@@ -135,9 +140,14 @@ class FeatureStore(Dataset[Tensor]):
             found = manifest["parameters"].get(key)
             if found != asked:
                 raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
+        _check_present(folder, manifest["shards"])
+        store = cls(folder, manifest)
         if verify:
             _verify(folder, manifest["shards"])
-        return cls(folder, manifest)
+        else:
+            for number in range(len(manifest["shards"])):
+                store._map(number)
+        return store
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -224,11 +234,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
+def _check_present(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
     for shard in shards:
         if not (folder / shard["file"]).is_file():
             raise ValueError(f"{folder / shard['file']} is missing{_AGAIN}")
+
+
+def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
     with ThreadPoolExecutor() as pool:
         digests = pool.map(sha256, (folder / shard["file"] for shard in shards))
         for shard, digest in zip(shards, tqdm(digests, "verify", len(shards), delay=5), strict=True):

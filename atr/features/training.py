@@ -11,6 +11,7 @@ from torch import Tensor
 from atr.features.datamodule import ImageBatch
 from atr.features.encoder import Encoder
 from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
+from atr.fingerprint import fingerprint
 
 
 class FeatureExtraction(LightningModule):
@@ -70,6 +71,7 @@ class StoreWriter(Callback):
                 layer=encoder.layer,
                 grid=encoder.grid,
                 width=encoder.width,
+                fingerprint=fingerprint(encoder.tower),
                 parameters=parameters,
                 shards=shards,
             )

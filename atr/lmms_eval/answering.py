@@ -58,6 +58,7 @@ class ReducedVlm:
         check_selector(unloaded, selector)
         dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32
         model, processor = load_vlm(arguments.pretrained, dtype, arguments.attn_implementation)
+        check_selector(model, selector)
         return cls(model.to(device), processor, selector.eval().to(device), arguments)
 
     @torch.inference_mode()

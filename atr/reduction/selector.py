@@ -1,20 +1,28 @@
 """Which tokens are worth keeping: the selector S of the paper, section 3, and the reducer made of it."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
+from atr.reduction import card
 from atr.reduction.encoded import Encoded
 from atr.reduction.layers import HubModule, Standardise, Trunk
 from atr.tokens import top_k_BK
 
 
-class FeatureSelector(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):
+class FeatureSelector(
+    HubModule,
+    library_name="atr",
+    license="apache-2.0",
+    paper_url="https://arxiv.org/abs/2503.16660",
+    model_card_template=card.TEMPLATE,
+):
     """Three Transformer layers and a linear layer: features_BND of a frozen encoder to keep logits_BN.
 
     A token is kept where its logit is positive (the mode of the Gumbel-softmax mask), or among the top K.
-    `encoder`, `layer` and `keep` (p of Eq. 7) say what it was trained on and change nothing here.
+    `encoder`, `layer`, `keep` (p of Eq. 7) and `record` say what it was trained on and change nothing here.
     Raises ValueError for heads that do not divide the width or an unknown position.
     """
 
@@ -30,9 +38,11 @@ class FeatureSelector(HubModule, library_name="atr", paper_url="https://arxiv.or
         encoder: str | None = None,
         layer: int | None = None,
         keep: float | None = None,
+        record: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.layer, self.keep = encoder, layer, keep
+        self.record = dict(record or {})
         self.standardise = Standardise(width)
         self.trunk = Trunk(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
 
@@ -40,6 +50,21 @@ class FeatureSelector(HubModule, library_name="atr", paper_url="https://arxiv.or
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens it was trained on."""
         return self.trunk.grid
+
+    def note(self, **facts: Any) -> None:
+        """Add to the record, and so to the config.json and the model card that are saved.
+
+        The card shows `data`, `images`, `seed`, the encoder's `fingerprint` and a dict of `scores`.
+        """
+        self.record |= facts
+        assert isinstance(self._hub_mixin_config, dict)
+        self._hub_mixin_config = self._hub_mixin_config | {"record": self.record}
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The README.md that is saved and pushed with the weights, from what config.json says."""
+        assert isinstance(self._hub_mixin_config, dict)
+        fields = card.fields(self._hub_mixin_config, self.record)
+        return super().generate_model_card(*args, **fields | kwargs)
 
     def forward(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Keep logits, float32 (B, N); `grid` where it is not the one trained on.

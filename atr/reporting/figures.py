@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from atr.reporting.cases import LINES, Case
-from atr.reporting.components import Floats, colours
 from atr.reporting.results import Comparison, Masks, Score
 
 ImageOf = Callable[[str], Image.Image]
@@ -105,25 +104,6 @@ def examples(cases: Sequence[Case], image: ImageOf, columns: int = 3) -> bytes:
         for axes, case in zip(figure.axes, cases, strict=False):
             _example(axes, case, image(case.row.image))
         return _png(figure, bbox_inches="tight", pad_inches=0.05)
-
-
-def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> bytes:
-    """Each picture beside the principal components of its features (rows, columns, D), a row for each.
-
-    The features are of the whole picture, resized to a shape of its own or not.
-    """
-    with _look():
-        heights = [2.3 * picture.height / picture.width for picture in pictures]
-        figure = Figure(figsize=(4.6, sum(heights)), layout="constrained")
-        grid = figure.subplots(len(pictures), 2, squeeze=False, height_ratios=heights)
-        for line, picture, features_RCD in zip(grid, pictures, features, strict=True):
-            rows, columns, _ = features_RCD.shape
-            _patches(line[0], picture, (rows, columns), kept=None)
-            line[1].imshow(colours(features_RCD), extent=(0, *picture.size, 0), interpolation="nearest")
-            line[1].set(xticks=[], yticks=[])
-        for axes, title in zip(grid[0], ("image", "principal components"), strict=True):
-            axes.set_title(title, fontsize=9)
-        return _png(figure)
 
 
 def style(reducer: str, peer: int) -> Style:

@@ -23,6 +23,8 @@ def render(report: Report) -> str:
         "## Scores",
         SCORES_NOTE,
         *map(_table, report.scores),
+        "## Encoder",
+        _picture(report.components),
         "## Pretraining",
         _table(report.pretraining),
         "## Provenance",

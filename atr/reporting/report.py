@@ -52,6 +52,7 @@ class Report:
     examples_note: str
     cards: list[Card]
     agreement: Table
+    components: Picture
     scores: list[Table]
     pretraining: Table
     parameters: Table
@@ -61,12 +62,13 @@ class Report:
     def pictures(self) -> list[Picture]:
         """All pictures that lie beside the pages as files."""
         examples = [self.examples] if self.examples else []
-        return [self.both_groups, *self.groups, *self.benchmarks, *self.pages, *examples]
+        return [self.both_groups, *self.groups, *self.benchmarks, *self.pages, *examples, self.components]
 
 
-def build(results: Results, image: ImageOf, settings: dict[str, Any]) -> Report:
+def build(results: Results, image: ImageOf, settings: dict[str, Any], components: bytes) -> Report:
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
+    `components` is the PNG that the stage extract made with the encoder.
     Raises ValueError when no masks are stored at `page_keep`, or an image is missing.
     """
     answered = cases.answered(results)
@@ -86,6 +88,7 @@ def build(results: Results, image: ImageOf, settings: dict[str, Any]) -> Report:
         examples_note=_examples_note(results) if chosen else NO_EXAMPLES,
         cards=[Card(case, _png(image(case.row.image))) for case in chosen],
         agreement=tables.agreement(results, answered),
+        components=_components(results, components),
         scores=[tables.scores(comparison) for comparison in (*results.groups, *results.benchmarks)],
         pretraining=tables.pretraining(results),
         parameters=tables.parameters(parameters | {"report": {"report": settings}}),
@@ -143,6 +146,15 @@ def _examples_note(results: Results) -> str:
         "rightly and exactly one of the two does; cases that random wins are among them wherever there "
         "are any."
     )
+
+
+def _components(results: Results, png: bytes) -> Picture:
+    encoder = results.evaluations["full"].encoder
+    caption = (
+        "Two photographs, and beside each the first three principal components of the features that encoder "
+        f"{encoder} gives its patches, as red, green and blue."
+    )
+    return Picture("components", caption, png)
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -15,6 +15,12 @@ PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
 PRETRAIN_FEATURES = Path("data/features/pretrain")
 EVALUATE_FEATURES = Path("data/features/evaluate")
+SPLITS = {
+    "pretrain": (PRETRAIN_IMAGES, PRETRAIN_FEATURES),
+    "evaluate": (EVALUATE_IMAGES, EVALUATE_FEATURES),
+}
+COMPONENTS = "components.png"
+"""Beside the features of each split: what their encoder tells apart in two photographs."""
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
 EVALUATE = Path("experiments/evaluate")

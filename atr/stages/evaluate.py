@@ -56,7 +56,8 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
 
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
     precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
-    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
+    expect = {"encoder": params.encoder.name}
+    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
     answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
     reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}

@@ -5,19 +5,11 @@ from argparse import ArgumentParser
 from functools import partial
 
 from atr import config
-from atr.stages import (
-    ENCODERS,
-    EVALUATE_FEATURES,
-    EVALUATE_IMAGES,
-    PRETRAIN_FEATURES,
-    PRETRAIN_IMAGES,
-    entry,
-)
+from atr.files import write_bytes
+from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
 
-SPLITS = {
-    "pretrain": (PRETRAIN_IMAGES, PRETRAIN_FEATURES),
-    "evaluate": (EVALUATE_IMAGES, EVALUATE_FEATURES),
-}
+PICTURED = ("coffee", "flower")
+"""The same photographs whatever is encoded, so that encoders can be compared."""
 
 
 def main(params: config.Params, split: str) -> None:
@@ -27,7 +19,8 @@ def main(params: config.Params, split: str) -> None:
     with tracking.run("extract", params, part=split) as run:
         from lightning.pytorch import Trainer
 
-        from atr.datasets import PreparedImages
+        from atr.datasets import PreparedImages, micro
+        from atr.features.components import components
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.pretrained import locate
@@ -50,11 +43,15 @@ def main(params: config.Params, split: str) -> None:
             logger=False,
             use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
         )
+        if trainer.is_global_zero:
+            pictured = [micro.photograph(name) for name in PICTURED]
+            write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
         trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
         writer.finish(trainer, encoder, _parameters(params, layer))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
-        run.artifact(folder / MANIFEST, folder=f"features/{split}")
+        for name in (MANIFEST, COMPONENTS):
+            run.artifact(folder / name, folder=f"features/{split}")
 
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:

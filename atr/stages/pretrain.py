@@ -1,7 +1,6 @@
 """Stage pretrain: the stored features into a selector, by training it together with a reconstructor."""
 
-import hashlib
-import json
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 AUTOENCODER = PRETRAIN / "autoencoder"
 CHECKPOINTS = PRETRAIN / "checkpoints"
+STORE = PRETRAIN_FEATURES / "manifest.json"
 STATISTICS = 1024
 """Training images that the features' mean and deviation are measured on."""
 
@@ -25,35 +25,35 @@ def main(params: config.Params) -> None:
 
     with tracking.run("pretrain", params) as run, TemporaryDirectory() as folder:
         from lightning.pytorch import seed_everything
+        from lightning.pytorch.utilities import rank_zero_only
 
         from atr.datasets import PreparedImages
         from atr.features.datamodule import FeatureDataModule
         from atr.features.store import FeatureStore
         from atr.hardware import lightning_kwargs
-        from atr.reduction.training import MaskPictures, SelectorTraining, new_autoencoder, train
+        from atr.reduction import card, training
 
-        store = FeatureStore.open(PRETRAIN_FEATURES, expect={"encoder": params.encoder.name})
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
+        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
         images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])
-        autoencoder = new_autoencoder(
+        autoencoder = training.new_autoencoder(
             pretrain, store.width, store.grid, manifest["encoder"], manifest["layer"], sample
         )
-        module = SelectorTraining(autoencoder, pretrain, params.seed)
+        module = training.SelectorTraining(autoencoder, pretrain, params.seed)
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
-        pictures = MaskPictures(pictured, Path(folder), lambda path: run.artifact(path, folder="masks"))
-        checkpoint = CHECKPOINTS / _checkpoint(params)
-        if train(module, data, checkpoint, pictures, run.logger(), **lightning_kwargs(params.trainer)):
+        publish = partial(run.artifact, folder="masks")
+        pictures = training.MaskPictures(pictured, Path(folder), publish)
+        checkpoint = CHECKPOINTS / training.checkpoint_name(params=params.raw(), store=sha256(STORE))
+        kwargs = lightning_kwargs(params.trainer)
+        if training.train(module, data, checkpoint, pictures, run.logger(), **kwargs):
+            about = card.record(manifest, images.parameters, params.seed, module.history[-1])
+            autoencoder.selector.note(**about)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(SELECTOR, folder="selector")
-
-
-def _checkpoint(params: config.Params) -> str:
-    """Its name says what the training was: for another parameter or another store none is found."""
-    trained_on = {"params": params.raw(), "store": sha256(PRETRAIN_FEATURES / "manifest.json")}
-    return hashlib.sha256(json.dumps(trained_on, sort_keys=True).encode()).hexdigest()[:16] + ".ckpt"
 
 
 def _write(params: config.Params, module: "SelectorTraining") -> None:
@@ -67,7 +67,7 @@ def _write(params: config.Params, module: "SelectorTraining") -> None:
         "history": module.history,
         "parameters": params.raw(),
         "provenance": tracking.provenance(),
-        "store": sha256(PRETRAIN_FEATURES / "manifest.json"),
+        "store": sha256(STORE),
     }
     write_json(PRETRAIN / "metrics.json", results)
     # With whole outputs a checkpoint is of no use any more: run again, the stage trains again.

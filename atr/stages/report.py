@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from atr import config
 from atr.files import whole_folder, write_bytes, write_json, write_text
-from atr.stages import EVALUATE, EVALUATE_IMAGES, PRETRAIN, REPORT, entry
+from atr.stages import COMPONENTS, EVALUATE, EVALUATE_IMAGES, PRETRAIN, PRETRAIN_FEATURES, REPORT, entry
 
 if TYPE_CHECKING:
     from atr.reporting.report import Report
@@ -22,7 +22,8 @@ def main(params: config.Params) -> None:
         from atr.reporting.report import build
 
         measured = results.load(EVALUATE, PRETRAIN / "metrics.json")
-        report = build(measured, PreparedImages(EVALUATE_IMAGES).image, asdict(params.report))
+        images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
+        report = build(measured, images.image, asdict(params.report), components)
         numbers = headlines.metrics(measured)
         with whole_folder(REPORT) as folder:
             _write(folder, report, numbers)

@@ -13,6 +13,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from atr.fingerprint import fingerprint, is_same
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
 
@@ -100,22 +101,42 @@ def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
     found, wanted = [*manifest["grid"], manifest["width"]], _shape(model)
     if found != wanted:
         raise ValueError(f"the stored features are {found} (rows, columns, width), the model reads {wanted}")
+    if not _has_tower(model, manifest.get("fingerprint")):
+        raise ValueError(
+            f"the stored features are of encoder {manifest['encoder']}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has"
+        )
 
 
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on features such as the model reads.
 
-    Layer, grid and width are compared; two encoders of one shape cannot be told apart by them.
+    Layer, grid and width are compared, and the weights of the towers where both are known. A tower that was
+    tuned with its language model, as LLaVA-NeXT's, passes for the one it was.
     """
     layer, depth = _layer(model)
     found, wanted = [*selector.grid, selector.trunk.width], _shape(model)
     same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
-    if found == wanted and (selector.layer is None or same_layer):
-        return
-    raise ValueError(
-        f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {found} (rows, "
-        f"columns, width); {model.name_or_path or model.config.model_type} reads layer {layer}, {wanted}"
-    )
+    if found != wanted or not (selector.layer is None or same_layer):
+        raise ValueError(
+            f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {found} "
+            f"(rows, columns, width); {_name(model)} reads layer {layer}, {wanted}"
+        )
+    if not _has_tower(model, selector.record.get("fingerprint")):
+        raise ValueError(
+            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def _has_tower(model: Any, known: str | None) -> bool:
+    """Whether the model's tower may be that of a fingerprint; a model not loaded yet has none to compare."""
+    own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
+    return known is None or own is None or is_same(known, own)
+
+
+def _name(model: Any) -> str:
+    return str(model.name_or_path or model.config.model_type)
 
 
 def _layer(model: Any) -> tuple[int | list[int], int]:

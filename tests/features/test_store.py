@@ -38,9 +38,8 @@ def write(folder, batch=2, finish=True):
 
 
 def finish_store(folder, shards):
-    write_manifest(
-        folder, encoder="tiny", layer=-2, grid=(2, 3), width=WIDTH, parameters=PARAMETERS, shards=shards
-    )
+    about = {"encoder": "tiny", "layer": -2, "grid": (2, 3), "width": WIDTH, "fingerprint": "0f"}
+    write_manifest(folder, **about, parameters=PARAMETERS, shards=shards)
 
 
 @pytest.fixture
@@ -87,6 +86,7 @@ def test_the_manifest_describes_the_store(folder):
         "tokens": 6,
         "grid": [2, 3],
         "width": WIDTH,
+        "fingerprint": "0f",
         "images": IMAGES,
         "parameters": PARAMETERS,
     }
@@ -170,6 +170,27 @@ def test_a_truncated_or_edited_shard_is_refused(damage, folder):
         FeatureStore.open(folder)
 
 
+def test_without_verifying_no_shard_is_read_through_and_an_edited_one_is_taken(folder, monkeypatch):
+    shard = folder / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-7] + b"edited!")
+    monkeypatch.setattr(module, "sha256", lambda path: pytest.fail(f"{path} is read"))
+    assert len(FeatureStore.open(folder, verify=False)) == IMAGES
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "longer", "of another shape"])
+def test_without_verifying_presence_size_and_shape_of_every_shard_are_checked(damage, folder):
+    shard = folder / "shard-00002.safetensors"
+    content = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "of another shape":
+        save_file({"features": features(3)}, shard, {"ids": json.dumps(ids(3))})
+    else:
+        shard.write_bytes({"empty": b"", "cut": content[:-7], "longer": content + b"more"}[damage])
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors"):
+        FeatureStore.open(folder, verify=False)
+
+
 @pytest.mark.parametrize("size", [0, 20, -7])
 def test_a_shard_truncated_after_opening_is_named_when_read(size, folder):
     store = FeatureStore.open(folder, verify=False)
@@ -182,9 +203,9 @@ def test_a_shard_truncated_after_opening_is_named_when_read(size, folder):
 
 
 def test_a_shard_of_another_shape_is_named_when_read(folder):
+    store = FeatureStore.open(folder)
     shard = folder / "shard-00002.safetensors"
     save_file({"features": torch.zeros(2, 5, WIDTH).bfloat16()}, shard, metadata={"ids": '["a"]'})
-    store = FeatureStore.open(folder, verify=False)
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: features are \(2, 5, 8\)"):
         store[9]
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: names 1 images"):

@@ -17,6 +17,7 @@ from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.features.training import FeatureExtraction, StoreWriter
+from atr.fingerprint import fingerprint
 
 PARAMETERS = {"encoder": "tiny"}
 
@@ -89,6 +90,7 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     assert store.ids == [name for name, _ in pictures()]
     assert store.manifest["encoder"] == "tiny"
     assert store.manifest["layer"] == -2
+    assert store.manifest["fingerprint"] == fingerprint(model)
     assert (store.grid, store.width) == ((4, 4), 24)
 
 

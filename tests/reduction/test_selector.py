@@ -70,7 +70,7 @@ def test_save_and_load_give_the_same_logits(selector, tmp_path):
 def test_saved_twice_gives_the_same_bytes(selector, tmp_path):
     for name in ("one", "two"):
         selector.save_pretrained(tmp_path / name)
-    for file in ("config.json", "model.safetensors"):
+    for file in ("config.json", "model.safetensors", "README.md"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 

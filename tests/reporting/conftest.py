@@ -51,4 +51,4 @@ def measured(load, made):
 
 @pytest.fixture(scope="session")
 def built(measured, synthetic):
-    return report.build(measured, synthetic.image, synthetic.SETTINGS)
+    return report.build(measured, synthetic.image, synthetic.SETTINGS, synthetic.picture())

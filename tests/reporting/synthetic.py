@@ -3,6 +3,7 @@
 Loaded with runpy, as tests are no package: see conftest.py beside it and tests/stages/test_report.py.
 """
 
+import io
 import json
 import math
 import random
@@ -54,6 +55,13 @@ def write(
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def picture() -> bytes:
+    """What the stage extract makes of two photographs, made up."""
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((64, 16), (-2, -1, 1, 1), 20).convert("RGB").save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def image(name: str) -> Image.Image:

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from atr.reporting import cases, figures
-from atr.reporting.components import colours
 from atr.reporting.results import Masks
 
 GREY = (158, 163, 168)
@@ -84,28 +83,3 @@ def test_text_of_the_data_is_drawn_as_it_is(measured, synthetic):
     with warnings.catch_warnings(action="error"):
         png = figures.examples(cases.choose(cases.answered(measured), 4), synthetic.image)
     assert len(drawn(png, rgb("#1b7837"))) and len(drawn(png, rgb("#b2182b")))
-
-
-def test_components_lie_beside_the_picture_as_its_patches_do():
-    features = np.random.default_rng(0).normal(size=(2, 3, 8))
-    png = figures.components([Image.new("RGB", (90, 60), "white")], [features])
-    centres = {}
-    for row, column in np.ndindex(2, 3):
-        color = np.round(255 * colours(features)[row, column]).astype(int)
-        where = drawn(png, color)
-        assert len(where) > 1000, (row, column)
-        centres[row, column] = where.mean(0)
-    assert min(centre[1] for centre in centres.values()) > pixels(png).shape[1] / 2
-    for row, column in np.ndindex(2, 3):
-        np.testing.assert_allclose(centres[row, column][0], centres[row, 0][0], atol=2)
-        np.testing.assert_allclose(centres[row, column][1], centres[0, column][1], atol=2)
-    assert centres[0, 0][0] < centres[1, 0][0] and centres[0, 0][1] < centres[0, 1][1] < centres[0, 2][1]
-
-
-def test_components_have_a_row_for_each_picture():
-    features = np.random.default_rng(0).normal(size=(3, 3, 4))
-    heights = [
-        pixels(figures.components([Image.new("RGB", (9, 9))] * count, [features] * count)).shape[0]
-        for count in (1, 2)
-    ]
-    assert heights[1] == 2 * heights[0]

@@ -16,9 +16,15 @@ def test_there_is_a_curve_for_each_benchmark_and_group_and_pages_where_masks_are
         "pages-docs",
         "pages-signs",
         "examples",
+        "components",
     ]
     for picture in built.pictures:
         Image.open(io.BytesIO(picture.png)).verify()
+
+
+def test_the_picture_of_the_encoder_is_shown_as_it_was_drawn(built, synthetic):
+    assert built.components.png == synthetic.picture()
+    assert "encoder micro" in built.components.caption
 
 
 def test_examples_show_both_ways_and_say_how_they_were_chosen(built, synthetic):
@@ -32,7 +38,7 @@ def test_where_nothing_differs_the_report_says_so(measured, synthetic):
     same = {name: measured.evaluations[name] for name in ("full", "none", "selector")}
     random = replace(measured.evaluations["random"], rows=measured.evaluations["selector"].rows)
     agreeing = replace(measured, evaluations={**same, "random": random})
-    drawn = report.build(agreeing, synthetic.image, synthetic.SETTINGS)
+    drawn = report.build(agreeing, synthetic.image, synthetic.SETTINGS, synthetic.picture())
     assert (drawn.examples, drawn.cards, drawn.examples_note) == (None, [], report.NO_EXAMPLES)
 
 
@@ -48,7 +54,8 @@ def test_masks_of_another_kept_fraction_are_not_shown_as_the_one_asked_for(measu
     with pytest.raises(
         ValueError, match=r"report.page_keep: 0.3 has no masks of reducer random, allowed: 0.4"
     ):
-        report.build(measured, synthetic.image, synthetic.SETTINGS | {"page_keep": 0.3})
+        settings = synthetic.SETTINGS | {"page_keep": 0.3}
+        report.build(measured, synthetic.image, settings, synthetic.picture())
 
 
 def test_provenance_and_parameters_name_every_stage(built):

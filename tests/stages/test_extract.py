@@ -25,7 +25,9 @@ from transformers import (
 from transformers import LlavaForConditionalGeneration as Llava
 
 from atr import config
+from atr.datasets import micro
 from atr.datasets.prepared import save_images
+from atr.features.components import components
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.stages import extract
@@ -105,13 +107,22 @@ def test_the_store_is_the_encoder_under_the_trainers_precision(split, workspace)
     assert [path.name for path in Path("data/features").iterdir()] == [split]
 
 
+def test_two_photographs_are_pictured_as_the_encoder_sees_them(workspace):
+    run()
+    picture = Image.open("data/features/pretrain/components.png")
+    assert picture.size == (4 * 384, 384)
+    features = Encoder.load(PRESET.path, PRESET.layer)
+    expected = components(features, [micro.photograph(name) for name in ("coffee", "flower")])
+    assert Path("data/features/pretrain/components.png").read_bytes() == expected
+
+
 def test_a_second_run_gives_the_same_bytes(workspace):
     contents = []
     for _ in range(2):
         folder = run().folder
         contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 3
+    assert len(contents[0]) == 4
 
 
 def test_a_layer_in_the_parameters_wins_over_the_encoders_own(workspace):

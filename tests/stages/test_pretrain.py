@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -54,6 +56,18 @@ class Log:
                 raise KeyboardInterrupt
 
 
+class Prepared:
+    """Stands in for the prepared images: one colour each."""
+
+    parameters: ClassVar = {"prepare": {"source": "a_folder/of|pages"}}
+
+    def __init__(self, folder):
+        pass
+
+    def __getitem__(self, index):
+        return f"docs/{index}", Image.new("RGB", (28, 42), (6 * index, 0, 0))
+
+
 @pytest.fixture
 def log(tmp_path, monkeypatch):
     """An empty project with a store of features and images to go with it."""
@@ -61,8 +75,7 @@ def log(tmp_path, monkeypatch):
     write_params()
     write_store()
     log = Log()
-    images = [(f"docs/{number}", Image.new("RGB", (28, 42), (6 * number, 0, 0))) for number in range(IMAGES)]
-    monkeypatch.setattr("atr.datasets.PreparedImages", lambda folder: images)
+    monkeypatch.setattr("atr.datasets.PreparedImages", Prepared)
     monkeypatch.setattr("atr.tracking.run", log)
     return log
 
@@ -88,6 +101,7 @@ def write_store(seed=0):
         layer=-2,
         grid=(3, 2),
         width=8,
+        fingerprint="0f" * 32,
         parameters={"encoder": "micro"},
         shards=writer.shards,
     )
@@ -117,6 +131,22 @@ def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
     assert checkpoints() == []
 
 
+def test_the_selector_says_what_it_was_trained_on(log):
+    final = json.loads(run())["final"]
+    record = FeatureSelector.from_pretrained(SELECTOR).record
+    assert {key: record[key] for key in ("data", "images", "fingerprint", "seed")} == {
+        "data": "a_folder/of|pages",
+        "images": IMAGES,
+        "fingerprint": "0f" * 32,
+        "seed": 0,
+    }
+    assert {f"validation/{name}": score for name, score in record["scores"].items()}.items() <= final.items()
+    assert "kept" in record["scores"] and "loss_reconstruction_top_0.5" in record["scores"]
+    page = (SELECTOR / "README.md").read_text()
+    assert "| training data | a&#95;folder/of&#124;pages |" in page
+    assert f"| kept | {final['validation/kept']:.4g} |" in page
+
+
 def test_training_moves_the_weights_and_starts_from_the_seed(log):
     run()
     trained = load_file(SELECTOR / "model.safetensors")
@@ -129,9 +159,12 @@ def test_training_moves_the_weights_and_starts_from_the_seed(log):
 
 
 def test_twice_gives_the_same_bytes(log):
-    first, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
-    assert run() == first
-    assert (SELECTOR / "model.safetensors").read_bytes() == weights
+    def outputs():
+        return run(), {path.name: path.read_bytes() for path in SELECTOR.iterdir()}
+
+    first = outputs()
+    assert outputs() == first
+    assert set(first[1]) == {"config.json", "model.safetensors", "README.md"}
 
 
 def interrupt(log, picture="epoch-001.png"):
@@ -181,6 +214,43 @@ def test_store_of_another_encoder_is_refused(log):
         run()
 
 
+TWO = """
+import atr.datasets, atr.features.store, atr.files, atr.tracking, os, runpy
+from pathlib import Path
+toy = runpy.run_path({path!r})
+hashed = Path("hashed-by-" + os.environ.get("LOCAL_RANK", "0"))
+
+def sha256(path):
+    with hashed.open("a") as log:
+        print(path.name, file=log)
+    return atr.files.sha256(path)
+
+atr.features.store.sha256 = sha256
+atr.tracking.run = toy["Log"]()
+atr.datasets.PreparedImages = toy["Prepared"]
+toy["run"]()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_ranks_the_first_hashes_the_store(log):
+    write_params(epochs=1)
+    params = OmegaConf.load("params.yaml")
+    params.trainer.update({"devices": 2, "strategy": "ddp"})
+    OmegaConf.save(params, "params.yaml")
+    Path("two.py").write_text(TWO.format(path=__file__))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "two.py"], env=environment, start_new_session=True) as process:
+        try:
+            assert process.wait() == 0
+        finally:  # should one hang, pytest's timeout must not leave the other rank behind
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [path.name for path in Path().glob("hashed-by-*")] == ["hashed-by-0"]
+    assert sorted(Path("hashed-by-0").read_text().split()) == [f"shard-0000{n}.safetensors" for n in range(3)]
+    assert SELECTOR.is_dir()
+
+
 SCRIPT = """
 import atr.datasets, atr.tracking, os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -196,8 +266,7 @@ class Signalled(toy.Log):
             os.kill(os.getpid(), int(sys.argv[2]))
 
 atr.tracking.run = Signalled()
-image = toy.Image.new("RGB", (28, 42))
-atr.datasets.PreparedImages = lambda folder: [("docs", image)] * toy.IMAGES
+atr.datasets.PreparedImages = toy.Prepared
 sys.argv = ["pretrain"]
 entry("pretrain", pretrain.main)
 """

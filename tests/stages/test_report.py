@@ -26,6 +26,8 @@ def workspace(tmp_path, monkeypatch):
     SYNTHETIC.write(Path("experiments"), QUESTIONS, benchmarks=("docs", "shapes"))
     names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
     save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), {})
+    Path("data/features/pretrain").mkdir(parents=True)
+    Path("data/features/pretrain/components.png").write_bytes(SYNTHETIC.picture())
     logged = {}
     log = SimpleNamespace(metrics=logged.update, artifact=lambda path: logged.update(artifact=path))
     monkeypatch.setattr("atr.tracking.run", lambda stage, params: nullcontext(log))
@@ -48,7 +50,7 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
             f"figures/{name}.png"
             for name in ("group-text", "group-general", "benchmark-docs", "benchmark-shapes")
         ),
-        *(f"figures/{name}.png" for name in ("pages-docs", "pages-shapes", "examples")),
+        *(f"figures/{name}.png" for name in ("pages-docs", "pages-shapes", "examples", "components")),
     }
     numbers = json.loads(first["experiments/report/metrics.json"])
     assert set(numbers) == {"text", "general"}

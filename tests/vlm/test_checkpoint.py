@@ -9,9 +9,11 @@ from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
 from atr import config
 from atr.features.encoder import Encoder
+from atr.fingerprint import fingerprint
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
 from atr.vlm.hosts import encode, host_of
+from atr.vlm.reduce import reduce
 
 
 @pytest.fixture
@@ -128,6 +130,32 @@ def test_a_selector_of_other_features_does_not(model, family, change):
     model.name_or_path = "some/model"
     with pytest.raises(ValueError, match=r"of encoder my/tower, .*; some/model reads layer"):
         check_selector(model, selector(**{"encoder": "my/tower", "layer": None} | change))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+def test_a_selector_of_another_tower_of_the_same_shape_is_refused(model, family):
+    model.name_or_path = "some/model"
+    fitting = selector(encoder="my/tower")
+    fitting.note(fingerprint=fingerprint(model.model.vision_tower))
+    check_selector(model, fitting)
+    check_selector(model.bfloat16(), fitting)
+    torch.nn.init.normal_(model.model.vision_tower.get_input_embeddings().weight)
+    message = (
+        "trained on encoder my/tower, whose weights are not those of the vision tower that some/model has"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_selector(model, fitting)
+    with pytest.raises(ValueError, match=message):
+        reduce(model, {}, fitting, 0.5)
+
+
+def test_stored_features_of_another_tower_of_the_same_shape_are_refused(model):
+    about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": "my/tower"}
+    about["fingerprint"] = fingerprint(model.model.vision_tower)
+    check_features(model, about)
+    torch.nn.init.normal_(model.model.vision_tower.get_input_embeddings().weight)
+    with pytest.raises(ValueError, match="are of encoder my/tower, whose weights are not those"):
+        check_features(model, about)
 
 
 def test_of_several_layers_a_selector_of_one_is_refused(make_model):

@@ -1,0 +1,90 @@
+"""The model card of a selector."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+TEMPLATE = """---
+{{ card_data }}
+---
+# A selector of visual tokens for {{ encoder }}
+
+It ranks the tokens that a frozen vision tower makes of an image by how little the others tell about them, so
+that a LLaVA with this tower, itself unchanged, can be given the best of them alone. The method is that of
+[When Less is Enough: Adaptive Token Reduction for Efficient Image Representation]({{ paper_url }}).
+
+```python
+from atr import FeatureSelector, reduce
+
+selector = FeatureSelector.from_pretrained("...")  # this folder, or the hub id of this repository
+inputs = processor(images=image, text=prompt, return_tensors="pt")
+model.generate(**reduce(model, inputs, selector, keep=0.4), max_new_tokens=32)
+```
+
+A model that reads another layer, another grid or the features of another tower is refused.
+
+| | |
+|---|---|
+{%- for name, value in facts.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{%- if scores %}
+
+Measured after training, on images of the same kind that were held out of it:
+
+| | |
+|---|---:|
+{%- for name, value in scores.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{%- endif %}
+
+The weights of this selector are under the Apache License 2.0; its encoder and the images that it was trained
+on have licences of their own.
+"""
+_MARKUP = re.compile(r"[^\w\s.,/+-]|_")
+
+
+def record(
+    store: Mapping[str, Any], prepared: Mapping[str, Any], seed: int, metrics: Mapping[str, float]
+) -> dict[str, Any]:
+    """What a selector notes of its training: manifests of features and images, seed, validation metrics."""
+    marker = "validation/"
+    return {
+        "data": prepared["prepare"]["source"],
+        "images": store["images"],
+        "fingerprint": store["fingerprint"],
+        "seed": seed,
+        "scores": {
+            name.removeprefix(marker): value for name, value in metrics.items() if name.startswith(marker)
+        },
+    }
+
+
+def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of a selector's arguments and of its record, every text of them escaped."""
+    rows, columns = config["grid"]
+    facts = {
+        "encoder": config["encoder"],
+        "layer": config["layer"],
+        "grid": f"{rows} x {columns} tokens",
+        "width of a feature": config["width"],
+        "transformer layers": config["layers"],
+        "kept proportion p in training": config["keep"],
+        "training data": record.get("data"),
+        "training images": record.get("images"),
+        "seed": record.get("seed"),
+        "fingerprint of the encoder": record.get("fingerprint"),
+    }
+    # Sorted, as config.json is: loaded and saved again it is the same card.
+    scores = sorted(record.get("scores", {}).items())
+    return {
+        "encoder": escaped(config["encoder"] or "an encoder without name"),
+        "facts": {name: escaped(value) for name, value in facts.items() if value is not None},
+        "scores": {escaped(name): f"{value:.4g}" for name, value in scores},
+    }
+
+
+def escaped(value: object) -> str:
+    """One line of text that Markdown and HTML take for nothing but text."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
