@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -15,7 +17,9 @@ from PIL import Image
 
 from atr.reporting.cases import LINES, Case
 from atr.reporting.components import Floats, colours
-from atr.reporting.results import Comparison, Masks, Score
+from atr.reporting.differences import LOSS, TIE, WIN, Versus
+from atr.reporting.measurements import Overlap
+from atr.reporting.results import ADAPTIVE, Comparison, Masks, Score
 
 ImageOf = Callable[[str], Image.Image]
 """Looks an image up by its id."""
@@ -23,12 +27,13 @@ ImageOf = Callable[[str], Image.Image]
 
 @dataclass(frozen=True)
 class Style:
-    """How the line of a reducer looks in every plot."""
+    """How the line of a reducer looks in every plot; a muted one is thin and has no band."""
 
     label: str
     color: str
     line: Any = "-"
     marker: str = ""
+    muted: bool = False
 
 
 STYLES = {
@@ -37,8 +42,22 @@ STYLES = {
     "full": Style("all tokens", "#1a1a1a", line=(0, (5, 2))),
     "none": Style("no image", "#8c8c8c", line=(0, (2, 2))),
 }
-PEERS = (("#1b7837", "^"), ("#762a83", "D"), ("#e08214", "v"), ("#35978f", "P"), ("#c51b7d", "X"))
-"""Colours and markers of the other reducers, by turns."""
+BEST = "#e6550d"
+"""Colour of the reducer that is compared with the others, where it is not the selector itself."""
+PEERS = tuple(
+    (color, line, marker)
+    for line, (color, marker) in product(
+        ("-", (0, (4, 1.5)), (0, (1, 1.2))),
+        zip(
+            ("#44aa99", "#aa4499", "#999933", "#332288", "#dda833", "#117733", "#66b5dd"),
+            ("^", "D", "v", "P", "X", "<", ">"),
+            strict=True,
+        ),
+    )
+)
+"""Muted colours, lines and markers of the other reducers, by turns."""
+MARKS = {WIN: "▲", TIE: "=", LOSS: "▼"}
+"""What a difference is by its interval."""
 
 _INK, _RULE, _RIGHT, _WRONG = "#222222", "#d9d9d9", "#1b7837", "#b2182b"
 _DROPPED = (0.62, 0.64, 0.66, 1.0)
@@ -65,16 +84,65 @@ _LOOK: Any = {
 }
 
 
-def curves(comparisons: Sequence[Comparison]) -> bytes:
-    """Score against kept fraction, one panel for each comparison, one legend for all."""
+def curves(comparisons: Sequence[Comparison], best: str = "selector") -> bytes:
+    """Score against kept fraction, one panel for each comparison, one legend for all.
+
+    A star is an adaptive count at its mean kept fraction, in the colour of its sibling with a fixed one. The
+    legend is under the panels, or beside them, from the highest line down, where it is long.
+    """
     with _look():
-        figure = Figure(figsize=(4.4 * len(comparisons), 3.5), layout="constrained")
+        labels = _legend(comparisons)
+        long = len(labels) > 6
+        width, height = 4.4 * len(comparisons) + 1.6 * long, max(3.5, 0.3 + 0.17 * len(labels) * long)
+        figure = Figure(figsize=(width, height), layout="constrained")
         panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
         for axes, comparison in zip(panels, comparisons, strict=True):
-            _curves(axes, comparison)
-        handles, labels = panels[0].get_legend_handles_labels()
-        columns = len(labels) if len(labels) <= 4 else 3 * len(comparisons)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+            drawn = _curves(axes, comparison, best)
+        place = "outside right upper" if long else "outside lower center"
+        columns = 1 if long else len(labels) if len(labels) <= 4 else 3
+        handles, texts = [drawn[name] for name in labels], [_label(name) for name in labels]
+        figure.legend(handles, texts, loc=place, ncols=columns)
+        return _png(figure)
+
+
+def differences(versus: Versus) -> bytes:
+    """Points by which the best reducer leads each other one, by kept fraction; the strongest one on top.
+
+    A cell is coloured where the interval leaves out zero, and marked by MARKS.
+    """
+    lines = {name: line for name, line in versus.others.items() if line}
+    names = sorted(lines, key=lambda name: fmean(each.mean for each in lines[name].values()))
+    with _look():
+        size = 1.9 + 0.56 * len(versus.keeps), 1.1 + 0.25 * len(names)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        points_OK = np.full((len(names), len(versus.keeps)), np.nan)
+        texts: dict[tuple[int, int], str] = {}
+        for row, column in np.ndindex(points_OK.shape):
+            difference = lines[names[row]].get(versus.keeps[column])
+            if difference:
+                texts[row, column] = f"{100 * difference.mean:+.1f} {MARKS[difference.outcome]}"
+                points_OK[row, column] = 0 if difference.outcome == TIE else 100 * difference.mean
+        limit = float(np.nanmax(np.abs(points_OK))) or 1.0
+        _matrix(axes, points_OK, texts, "PRGn", (-limit, limit))
+        axes.set_xticks(range(len(versus.keeps)), [f"{keep:g}" for keep in versus.keeps])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("kept fraction of the visual tokens")
+        axes.set_title(f"{versus.comparison.title}: {versus.best} minus …", loc="left")
+        return _png(figure)
+
+
+def overlap(measured: Overlap) -> bytes:
+    """Intersection over union of the tokens that each two reducers keep."""
+    with _look():
+        count = len(measured.names)
+        figure = Figure(figsize=(1.5 + 0.34 * count, 1.3 + 0.34 * count), layout="constrained")
+        axes = figure.subplots()
+        iou_OO = np.array(measured.iou)
+        texts = {place: f"{100 * value:.0f}" for place, value in np.ndenumerate(iou_OO)}
+        _matrix(axes, iou_OO, texts, "Greens", (0, 1))
+        axes.set_xticks(range(count), measured.names, rotation=90)
+        axes.set_yticks(range(count), measured.names)
         return _png(figure)
 
 
@@ -126,10 +194,12 @@ def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> b
         return _png(figure)
 
 
-def style(reducer: str, peer: int) -> Style:
-    """The fixed style of the paper's lines, or that of the n-th peer."""
-    color, marker = PEERS[peer % len(PEERS)]
-    return STYLES.get(reducer, Style(reducer, color, marker=marker))
+def styles(reducers: Sequence[str], best: str) -> dict[str, Style]:
+    """The fixed styles of the paper's lines, that of the best reducer, and one of PEERS for each other."""
+    fixed = {best: Style(best, BEST, marker="o")} | STYLES
+    peers = [name for name in reducers if name not in fixed]
+    looks = (PEERS[number % len(PEERS)] for number in range(len(peers)))
+    return fixed | {name: Style(name, *look, muted=True) for name, look in zip(peers, looks, strict=True)}
 
 
 @contextmanager
@@ -147,15 +217,42 @@ def _png(figure: Figure, **crop: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _curves(axes: Axes, comparison: Comparison) -> None:
-    peers = [name for name in comparison.curves if name not in STYLES]
+def _legend(comparisons: Sequence[Comparison]) -> list[str]:
+    """The names of all that is drawn, by their mean level, where there are many, else in the usual order."""
+    first = comparisons[0]
+    names = [*first.curves, *first.adaptive, "full", "none"]
+
+    def level(name: str) -> float:
+        return fmean(fmean(score.mean for score in _points(each, name)) for each in comparisons)
+
+    return names if len(names) <= 6 else sorted(names, key=level, reverse=True)
+
+
+def _points(comparison: Comparison, name: str) -> Sequence[Score]:
+    single = {"full": comparison.full, "none": comparison.none, **comparison.adaptive}
+    return (single[name],) if name in single else comparison.curves[name]
+
+
+def _label(name: str) -> str:
+    return STYLES[name].label if name in STYLES else name
+
+
+def _curves(axes: Axes, comparison: Comparison, best: str) -> dict[str, Any]:
+    """Draw one panel; the handle of each name for the legend."""
+    looks = styles(list(comparison.curves), best)
+    drawn: dict[str, Any] = {}
     for name, curve in comparison.curves.items():
-        look = style(name, peers.index(name) if name in peers else 0)
         # Keeping every token is `full` for every reducer, so each curve ends there.
-        _curve(axes, (*(score for score in curve if score.keep < 1), comparison.full), look)
-    for look, level in ((STYLES["full"], comparison.full), (STYLES["none"], comparison.none)):
-        drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "label": look.label}
-        axes.axhline(100 * level.mean, linewidth=1.2, zorder=1, **drawn)
+        points = (*(score for score in curve if score.keep < 1), comparison.full)
+        drawn[name] = _curve(axes, points, looks[name], 5 if name == best else 4)
+    for name, score in comparison.adaptive.items():
+        look = looks.get(name.removesuffix(ADAPTIVE), Style(name, _INK))
+        drawn[name] = _star(axes, score, look)
+    for name in ("full", "none"):
+        look, (level,) = looks[name], _points(comparison, name)
+        drawn[name] = axes.axhline(
+            100 * level.mean, color=look.color, linestyle=look.line, linewidth=1.2, zorder=1
+        )
     axes.set_title(comparison.title)
     axes.set_xlabel("kept fraction of the visual tokens")
     axes.set_ylabel("score, %")
@@ -163,14 +260,50 @@ def _curves(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlim(0.05, 1.03)
     axes.grid(axis="y", color=_RULE, linewidth=0.6)
     axes.set_axisbelow(True)
+    return drawn
 
 
-def _curve(axes: Axes, curve: Sequence[Score], look: Style) -> None:
+def _curve(axes: Axes, curve: Sequence[Score], look: Style, above: int) -> Any:
     keep, mean, low, high = np.array([[score.keep, score.mean, score.low, score.high] for score in curve]).T
+    drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+    if look.muted:
+        return axes.plot(keep, 100 * mean, linewidth=0.9, markersize=2.6, alpha=0.85, zorder=3, **drawn)[0]
     axes.fill_between(keep, 100 * low, 100 * high, color=look.color, alpha=0.15, linewidth=0, zorder=2)
-    drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "label": look.label}
-    above = 4 if look is STYLES["selector"] else 3
-    axes.plot(keep, 100 * mean, linewidth=1.6, marker=look.marker, markersize=3.6, zorder=above, **drawn)
+    return axes.plot(keep, 100 * mean, linewidth=1.6, markersize=3.6, zorder=above, **drawn)[0]
+
+
+def _star(axes: Axes, score: Score, look: Style) -> Any:
+    low, high = score.mean - score.low, score.high - score.mean
+    return axes.errorbar(
+        score.keep,
+        100 * score.mean,
+        yerr=[[100 * low], [100 * high]],
+        color=look.color,
+        marker="*",
+        markersize=9,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        elinewidth=1,
+        linestyle="none",
+        zorder=6,
+    )
+
+
+def _matrix(
+    axes: Axes, values: Any, texts: dict[tuple[int, ...], str], colors: str, limits: tuple[float, float]
+) -> None:
+    """Cells with a text each, coloured by a value; one that is not a number stays empty."""
+    low, high = limits
+    axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
+    dark = max(abs(low), abs(high)) * 0.65
+    for place, text in texts.items():
+        color = "white" if abs(values[place]) > dark else _INK
+        axes.text(place[1], place[0], text, ha="center", va="center", fontsize=7, color=color)
+    rows, columns = values.shape
+    axes.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", linewidth=1)
+    axes.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def _column(item: tuple[str, Masks]) -> str:

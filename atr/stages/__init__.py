@@ -18,6 +18,8 @@ EVALUATE_FEATURES = Path("data/features/evaluate")
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
 EVALUATE = Path("experiments/evaluate")
+MEASURE = Path("experiments/measure")
+COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
 
 
