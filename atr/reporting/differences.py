@@ -58,13 +58,12 @@ class Versus:
 class Match:
     """An adaptive count beside fixed ones of the same reducer at the same mean number of tokens.
 
-    `fixed` is the sibling's score, linear in the tokens between the two nearest budgets; it and the
-    difference are None where the sibling is not there or never kept so few.
+    `fixed` is that reducer's score, linear in the tokens between the two nearest budgets; it and the
+    difference are None where it was not evaluated, or never kept so few.
     """
 
     comparison: Comparison
     adaptive: str
-    sibling: str
     score: Score
     fixed: float | None
     difference: Difference | None
@@ -83,27 +82,26 @@ def versus(results: Results, best: str) -> list[Versus]:
 
     A unit's difference is that of its scores, each a mean over seeds; only units that both answered count.
     The interval is a bootstrap over them within each benchmark; a group's is that of its benchmarks' mean.
-    Raises ValueError for a reducer that is not there or takes no budget.
+    Raises ValueError for a reducer that was not evaluated at the kept fractions of the selector and random.
     """
-    if best not in results.budgeted:
-        allowed = ", ".join(results.budgeted)
-        raise ValueError(f"report.best: {best!r} was not evaluated at kept fractions, allowed: {allowed}")
-    reference = results.evaluations[best]
-    asked = {name: _asked(results.evaluations[name]) for name in results.budgeted}
-    samples: dict[tuple[str, str, float], _Sample] = {}
-    for (benchmark, keep), scores in asked[best].items():
-        for other in results.budgeted:
-            theirs = asked[other].get((benchmark, keep), {})
-            if (
-                other != best
-                and keep is not None
-                and (sample := _sample(benchmark, scores, theirs, reference))
-            ):
-                samples[benchmark, other, keep] = sample
-    return [
-        Versus(
-            comparison, best, {other: _line(samples, comparison, other) for other in asked if other != best}
+    curves = results.groups[0].curves
+    allowed = [name for name, curve in curves.items() if results.half in {score.keep for score in curve}]
+    if best not in allowed:
+        raise ValueError(
+            f"report.best: {best!r} was not evaluated at kept fraction {results.half:g}, "
+            f"allowed: {', '.join(allowed)}"
         )
+    reference = results.evaluations[best]
+    others = [name for name in results.budgeted if name != best]
+    asked = {name: _asked(results.evaluations[name]) for name in others}
+    samples = {
+        (benchmark, other, keep): _sample(benchmark, scores, asked[other][benchmark, keep], reference)
+        for (benchmark, keep), scores in _asked(reference).items()
+        for other in others
+        if (benchmark, keep) in asked[other]
+    }
+    return [
+        Versus(comparison, best, {other: _line(samples, comparison, other) for other in others})
         for comparison in (*results.groups, *results.benchmarks)
     ]
 
@@ -128,7 +126,7 @@ def _match(comparison: Comparison, adaptive: Evaluation, asked: Asked, sibling: 
     budgets = [point for point in comparison.curves.get(sibling, ()) if point.keep < 1]
     between = _between([*budgets, comparison.full], score.tokens)
     if between is None:
-        return Match(comparison, adaptive.reducer, sibling, score, None, None)
+        return Match(comparison, adaptive.reducer, score, None, None)
     below, above, weight = between
     mixed = {
         name: _mixed(fixed[name, below.keep], fixed[name, above.keep], weight)
@@ -136,7 +134,7 @@ def _match(comparison: Comparison, adaptive: Evaluation, asked: Asked, sibling: 
     }
     samples = [_sample(name, asked[name, None], mixed[name], adaptive) for name in comparison.benchmarks]
     level = (1 - weight) * below.mean + weight * above.mean
-    return Match(comparison, adaptive.reducer, sibling, score, level, _difference(samples))
+    return Match(comparison, adaptive.reducer, score, level, _difference(samples))
 
 
 def _between(curve: Iterable[Score], tokens: float) -> tuple[Score, Score, float] | None:
@@ -177,15 +175,15 @@ def _sample(benchmark: str, ours: Scores, theirs: Scores, reference: Evaluation)
 
 
 def _line(
-    samples: Mapping[tuple[str, str, float], _Sample], comparison: Comparison, other: str
+    samples: Mapping[tuple[str, str, float | None], _Sample | None], comparison: Comparison, other: str
 ) -> dict[float, Difference]:
     """The differences to one reducer at every kept fraction where all benchmarks have one."""
-    keeps = sorted({keep for _, name, keep in samples if name == other})
-    line = {
-        keep: _difference([samples.get((name, other, keep)) for name in comparison.benchmarks])
-        for keep in keeps
-    }
-    return {keep: difference for keep, difference in line.items() if difference}
+    line = {}
+    for score in comparison.curves[other]:
+        parts = [samples.get((name, other, score.keep)) for name in comparison.benchmarks]
+        if difference := _difference(parts):
+            line[score.keep] = difference
+    return line
 
 
 def _difference(samples: list[_Sample | None]) -> Difference | None:

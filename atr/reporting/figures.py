@@ -123,7 +123,7 @@ def differences(versus: Versus) -> bytes:
             if difference:
                 texts[row, column] = f"{100 * difference.mean:+.1f} {MARKS[difference.outcome]}"
                 points_OK[row, column] = 0 if difference.outcome == TIE else 100 * difference.mean
-        limit = float(np.nanmax(np.abs(points_OK))) or 1.0
+        limit = float(np.nanmax(np.abs(points_OK), initial=1.0))
         _matrix(axes, points_OK, texts, "PRGn", (-limit, limit))
         axes.set_xticks(range(len(versus.keeps)), [f"{keep:g}" for keep in versus.keeps])
         axes.set_yticks(range(len(names)), names)

@@ -27,7 +27,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Intersection over union of the tokens that reducers keep, a symmetric matrix in the order of `names`."""
+    """Intersection over union of what each two reducers keep, a matrix in the order of `names`."""
 
     keep: float
     names: list[str]
@@ -57,7 +57,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Spent:
-    """Median milliseconds an image that a reducer takes to choose `kept` of `tokens` in batches of `batch`."""
+    """Median milliseconds an image that a reducer takes to keep `kept` of `tokens`, in batches of `batch`."""
 
     reducer: str
     tokens: int
@@ -68,7 +68,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Median milliseconds an image that the language model takes to read a prompt with `tokens` visual ones."""
+    """Median milliseconds an image that the language model's prefill takes with `tokens` visual ones."""
 
     tokens: int
     batch: int

@@ -16,7 +16,8 @@ from atr.reporting.results import Comparison, Masks, Results
 from atr.reporting.tables import Table
 
 CURVES_NOTE = (
-    "Score against kept fraction; bands, of the selector and random among others, are 95 % intervals. "
+    "Score against kept fraction; bands, of the thick lines, are 95 % intervals. A star is a reducer that "
+    "chooses its count, at the mean fraction it keeps. "
     "Each curve ends at the score of all tokens, which is what keeping every token gives."
 )
 SCORES_NOTE = (
@@ -24,9 +25,9 @@ SCORES_NOTE = (
     "figures and in the summary.json of each reducer."
 )
 DIFFERENCES_NOTE = (
-    "Differences are of the same questions; their 95 % intervals are a paired bootstrap over them, within each "
-    "benchmark. A win is an interval wholly above zero, a loss one wholly below, anything else is a tie. "
-    "In the pictures ▲ is a win, = a tie and ▼ a loss; numbers are points, and the strongest reducers are on top."
+    "Differences are of the same questions, their 95 % intervals a paired bootstrap over them within each "
+    "benchmark. A win is an interval wholly above zero (▲), a loss one wholly below (▼), and anything else a "
+    "tie (=). The pictures show points, the strongest of the others on top."
 )
 MATCHES_NOTE = (
     "A count that the reducer chooses image by image, against the same reducer with one fixed fraction: its "
@@ -38,8 +39,8 @@ MEASURE_NOTE = (
     "cover; and the overlap (IoU, in %) of what each two reducers keep."
 )
 COST_NOTE = (
-    "Medians. The time to choose the tokens, attention that a method needs included; the prefill saved is that "
-    "of all tokens less that of the kept ones, and net is what remains of it."
+    "Medians. Selection is the time to choose the tokens, with the attention a method needs; the prefill "
+    "saved is that of all tokens less that of the kept ones, and net is what remains of it."
 )
 NO_EXAMPLES = "There is no question that all tokens answer rightly and only one of selector and random does."
 

@@ -70,9 +70,7 @@ def write_measure(path: Path, names: tuple[str, ...], keep: list[float] = KEEPS)
         "overlap": {
             "keep": 0.4,
             "names": list(names),
-            "iou": [
-                [1.0 if one == two else round(draw.uniform(0.2, 0.9), 3) for one in names] for two in names
-            ],
+            "iou": [[_iou(one, two) for one in names] for two in names],
         },
         "stability": {"keep": keep, "seeds": 3, "iou": lines[names[0]]},
         "parameters": {"seed": 0, "measure": {"seeds": 3}},
@@ -80,6 +78,11 @@ def write_measure(path: Path, names: tuple[str, ...], keep: list[float] = KEEPS)
     }
     write_json(path, content)
     return content
+
+
+def _iou(one: str, two: str) -> float:
+    draw = random.Random("".join(sorted((one, two))))
+    return 1.0 if one == two else round(draw.uniform(0.2, 0.9), 3)
 
 
 def write_cost(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
