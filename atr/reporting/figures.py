@@ -1,15 +1,12 @@
 """The figures of the paper, as PNG: its curves, its Figure 1 (kept patches) and its Figure 8 (answers)."""
 
-import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +14,7 @@ from PIL import Image
 
 from atr.reporting.cases import LINES, Case
 from atr.reporting.components import Floats, colours
-from atr.reporting.differences import LOSS, TIE, WIN, Versus
-from atr.reporting.measurements import Overlap
+from atr.reporting.look import INK, RULE, png, theme
 from atr.reporting.results import ADAPTIVE, Comparison, Masks, Score
 
 ImageOf = Callable[[str], Image.Image]
@@ -56,32 +52,8 @@ PEERS = tuple(
     )
 )
 """Muted colours, lines and markers of the other reducers, by turns."""
-MARKS = {WIN: "▲", TIE: "=", LOSS: "▼"}
-"""What a difference is by its interval."""
-
-_INK, _RULE, _RIGHT, _WRONG = "#222222", "#d9d9d9", "#1b7837", "#b2182b"
+_RIGHT, _WRONG = "#1b7837", "#b2182b"
 _DROPPED = (0.62, 0.64, 0.66, 1.0)
-_LOOK: Any = {
-    "figure.dpi": 200,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": _INK,
-    "text.parse_math": False,  # a dollar sign in an answer is a dollar sign
-    "axes.edgecolor": "#777777",
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 2.6,
-}
 
 
 def curves(comparisons: Sequence[Comparison], best: str = "selector") -> bytes:
@@ -90,7 +62,7 @@ def curves(comparisons: Sequence[Comparison], best: str = "selector") -> bytes:
     A star is an adaptive count at its mean kept fraction, in the colour of its sibling with a fixed one. The
     legend is under the panels, or beside them, from the highest line down, where it is long.
     """
-    with _look():
+    with theme():
         labels = _legend(comparisons)
         long = len(labels) > 6
         width, height = 4.4 * len(comparisons) + 1.6 * long, max(3.5, 0.3 + 0.17 * len(labels) * long)
@@ -98,57 +70,16 @@ def curves(comparisons: Sequence[Comparison], best: str = "selector") -> bytes:
         panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
         for axes, comparison in zip(panels, comparisons, strict=True):
             drawn = _curves(axes, comparison, best)
-        place = "outside right upper" if long else "outside lower center"
         columns = 1 if long else len(labels) if len(labels) <= 4 else 3
         handles, texts = [drawn[name] for name in labels], [_label(name) for name in labels]
+        place: Any = "outside right upper" if long else "outside lower center"
         figure.legend(handles, texts, loc=place, ncols=columns)
-        return _png(figure)
-
-
-def differences(versus: Versus) -> bytes:
-    """Points by which the best reducer leads each other one, by kept fraction; the strongest one on top.
-
-    A cell is coloured where the interval leaves out zero, and marked by MARKS.
-    """
-    lines = {name: line for name, line in versus.others.items() if line}
-    names = sorted(lines, key=lambda name: fmean(each.mean for each in lines[name].values()))
-    with _look():
-        size = 1.9 + 0.56 * len(versus.keeps), 1.1 + 0.25 * len(names)
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        points_OK = np.full((len(names), len(versus.keeps)), np.nan)
-        texts: dict[tuple[int, int], str] = {}
-        for row, column in np.ndindex(points_OK.shape):
-            difference = lines[names[row]].get(versus.keeps[column])
-            if difference:
-                texts[row, column] = f"{100 * difference.mean:+.1f} {MARKS[difference.outcome]}"
-                points_OK[row, column] = 0 if difference.outcome == TIE else 100 * difference.mean
-        limit = float(np.nanmax(np.abs(points_OK), initial=1.0))
-        _matrix(axes, points_OK, texts, "PRGn", (-limit, limit))
-        axes.set_xticks(range(len(versus.keeps)), [f"{keep:g}" for keep in versus.keeps])
-        axes.set_yticks(range(len(names)), names)
-        axes.set_xlabel("kept fraction of the visual tokens")
-        axes.set_title(f"{versus.comparison.title}: {versus.best} minus …", loc="left")
-        return _png(figure)
-
-
-def overlap(measured: Overlap) -> bytes:
-    """Intersection over union of the tokens that each two reducers keep."""
-    with _look():
-        count = len(measured.names)
-        figure = Figure(figsize=(1.5 + 0.34 * count, 1.3 + 0.34 * count), layout="constrained")
-        axes = figure.subplots()
-        iou_OO = np.array(measured.iou)
-        texts = {place: f"{100 * value:.0f}" for place, value in np.ndenumerate(iou_OO)}
-        _matrix(axes, iou_OO, texts, "Greens", (0, 1))
-        axes.set_xticks(range(count), measured.names, rotation=90)
-        axes.set_yticks(range(count), measured.names)
-        return _png(figure)
+        return png(figure)
 
 
 def pages(images: Sequence[str], image: ImageOf, masks: dict[str, Masks]) -> bytes:
     """A row per image: as it is, and as each reducer leaves it, dropped patches grey (Figure 1)."""
-    with _look():
+    with theme():
         figure = Figure(figsize=(1.9 * (1 + len(masks)), 1.9 * len(images) + 0.35), layout="constrained")
         grid = figure.subplots(len(images), 1 + len(masks), squeeze=False)
         for line, name in zip(grid, images, strict=True):
@@ -159,12 +90,12 @@ def pages(images: Sequence[str], image: ImageOf, masks: dict[str, Masks]) -> byt
                 _patches(axes, picture, mask.grid, mask.kept[name])
         for axes, title in zip(grid[0], ["image", *map(_column, masks.items())], strict=True):
             axes.set_title(title, fontsize=9)
-        return _png(figure)
+        return png(figure)
 
 
 def examples(cases: Sequence[Case], image: ImageOf, columns: int = 3) -> bytes:
     """Images with their question and the answers of every line, right ones marked (Figure 8)."""
-    with _look():
+    with theme():
         rows = -(-len(cases) // columns)
         figure = Figure(figsize=(2.5 * columns, 3.65 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flat
@@ -172,7 +103,7 @@ def examples(cases: Sequence[Case], image: ImageOf, columns: int = 3) -> bytes:
             axes.set_axis_off()
         for axes, case in zip(figure.axes, cases, strict=False):
             _example(axes, case, image(case.row.image))
-        return _png(figure, bbox_inches="tight", pad_inches=0.05)
+        return png(figure, bbox_inches="tight", pad_inches=0.05)
 
 
 def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> bytes:
@@ -180,7 +111,7 @@ def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> b
 
     The features are of the whole picture, resized to a shape of its own or not.
     """
-    with _look():
+    with theme():
         heights = [2.3 * picture.height / picture.width for picture in pictures]
         figure = Figure(figsize=(4.6, sum(heights)), layout="constrained")
         grid = figure.subplots(len(pictures), 2, squeeze=False, height_ratios=heights)
@@ -191,7 +122,7 @@ def components(pictures: Sequence[Image.Image], features: Sequence[Floats]) -> b
             line[1].set(xticks=[], yticks=[])
         for axes, title in zip(grid[0], ("image", "principal components"), strict=True):
             axes.set_title(title, fontsize=9)
-        return _png(figure)
+        return png(figure)
 
 
 def styles(reducers: Sequence[str], best: str) -> dict[str, Style]:
@@ -200,21 +131,6 @@ def styles(reducers: Sequence[str], best: str) -> dict[str, Style]:
     peers = [name for name in reducers if name not in fixed]
     looks = (PEERS[number % len(PEERS)] for number in range(len(peers)))
     return fixed | {name: Style(name, *look, muted=True) for name, look in zip(peers, looks, strict=True)}
-
-
-@contextmanager
-def _look() -> Iterator[None]:
-    """Our style over matplotlib's defaults, not over a user's matplotlibrc: equal data give equal bytes."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_LOOK)
-        yield
-
-
-def _png(figure: Figure, **crop: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, **crop)
-    return buffer.getvalue()
 
 
 def _legend(comparisons: Sequence[Comparison]) -> list[str]:
@@ -246,7 +162,7 @@ def _curves(axes: Axes, comparison: Comparison, best: str) -> dict[str, Any]:
         points = (*(score for score in curve if score.keep < 1), comparison.full)
         drawn[name] = _curve(axes, points, looks[name], 5 if name == best else 4)
     for name, score in comparison.adaptive.items():
-        look = looks.get(name.removesuffix(ADAPTIVE), Style(name, _INK))
+        look = looks.get(name.removesuffix(ADAPTIVE), Style(name, INK))
         drawn[name] = _star(axes, score, look)
     for name in ("full", "none"):
         look, (level,) = looks[name], _points(comparison, name)
@@ -258,7 +174,7 @@ def _curves(axes: Axes, comparison: Comparison, best: str) -> dict[str, Any]:
     axes.set_ylabel("score, %")
     axes.set_xticks(np.arange(1, 11) / 10)
     axes.set_xlim(0.05, 1.03)
-    axes.grid(axis="y", color=_RULE, linewidth=0.6)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
     return drawn
 
@@ -287,23 +203,6 @@ def _star(axes: Axes, score: Score, look: Style) -> Any:
         linestyle="none",
         zorder=6,
     )
-
-
-def _matrix(
-    axes: Axes, values: Any, texts: dict[tuple[int, ...], str], colors: str, limits: tuple[float, float]
-) -> None:
-    """Cells with a text each, coloured by a value; one that is not a number stays empty."""
-    low, high = limits
-    axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
-    dark = max(abs(low), abs(high)) * 0.65
-    for place, text in texts.items():
-        color = "white" if abs(values[place]) > dark else _INK
-        axes.text(place[1], place[0], text, ha="center", va="center", fontsize=7, color=color)
-    rows, columns = values.shape
-    axes.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, color="white", linewidth=1)
-    axes.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, color="white", linewidth=1)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _column(item: tuple[str, Masks]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from atr.reporting import cases, figures, headlines, tables
+from atr.reporting import cases, figures, headlines, matrices, tables
 from atr.reporting.cases import Case
 from atr.reporting.differences import Match, Versus, matches, versus
 from atr.reporting.figures import ImageOf
@@ -173,7 +173,7 @@ def _compared(groups: list[Versus], found: list[Match]) -> Compared:
         Picture(
             f"differences-{each.comparison.name}",
             f"{each.comparison.title}: {each.best} minus each other reducer, in points.",
-            figures.differences(each),
+            matrices.differences(each),
         )
         for each in groups
     ]
@@ -188,7 +188,7 @@ def _compared(groups: list[Versus], found: list[Match]) -> Compared:
 def _measured(measure: Measure) -> Measured:
     caption = f"Overlap (IoU, in %) of the tokens that each two reducers keep at {measure.overlap.keep:g}."
     every = [tables.reconstruction(measure), tables.coverage(measure), tables.stability(measure)]
-    picture = Picture("overlap", caption, figures.overlap(measure.overlap))
+    picture = Picture("overlap", caption, matrices.overlap(measure.overlap))
     return Measured([table for table in every if table], picture)
 
 
