@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from atr.reduction.encoded import Encoded, Reducer, Scorer
+from atr.reduction.encoded import Adaptive, Encoded, Merger, Reducer, Scorer
 from atr.reduction.floors import Full, NoImage, Random
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 __all__ = [
     "REDUCERS",
+    "Adaptive",
     "Encoded",
     "FeatureSelector",
     "Full",
+    "Merger",
     "NoImage",
     "Random",
     "Reducer",

@@ -1,9 +1,10 @@
 """What every reducer reads and the shape of a reducer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -41,6 +42,13 @@ class Encoded:
     def tokens(self) -> int:
         """Number of tokens of one image, N."""
         return self.features_BND.shape[1]
+
+    def of(self, images: Sequence[int]) -> Self:
+        """The same of some of the images, in the order given; one may come more than once."""
+        index_R = torch.as_tensor(images, device=self.features_BND.device)
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        some: dict[str, Any] = {key: v[index_R] for key, v in known.items() if isinstance(v, Tensor)}
+        return replace(self, **some)
 
 
 class Reducer(Protocol):

@@ -61,16 +61,19 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
     reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
+    needs = frozenset().union(*(made.needs for made in reducers.values()))
     rows = answer_all(
         questions,
         answerer.batches(questions, asked.batch_size),
         trials,
-        answerer.prepare,
+        partial(answerer.prepare, needs=needs),
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
     )
     names, trial = pictured(questions, trials)
-    return rows, answerer.masks(names, reducers[trial.seed], trial.keep)
+    texts = {image: question.question for question in reversed(questions) for image in question.images}
+    asked_of = {name: texts[name] for name in names}
+    return rows, answerer.masks(asked_of, reducers[trial.seed], trial.keep)
 
 
 if __name__ == "__main__":

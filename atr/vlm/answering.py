@@ -1,7 +1,8 @@
 """Greedy answers to questions about images, the visual tokens really removed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -11,7 +12,7 @@ import torch
 from atr.config import Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
 from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
-from atr.vlm.choice import Policy
+from atr.vlm.choice import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, shorten
 from atr.vlm.sources import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 
@@ -64,9 +65,9 @@ class Answerer:
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
-        That is `features` where the model is to be given them and reads whole images, else `images`; only the
-        one needed is opened. Raises ValueError for what `load_vlm` refuses, and for features that the model
-        does not read.
+        That is `features` where the model is to be given them and reads whole images, else `images`; only
+        what is needed is opened. Raises ValueError for what `load_vlm` refuses, and for features that the
+        model does not read.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision))
         model = model.to(device)
@@ -75,7 +76,7 @@ class Answerer:
         else:
             store = features()
             check_features(model, store.manifest)
-            source = StoredFeatures(model, processor, store)
+            source = StoredFeatures(model, processor, store, cache(images))
         return cls(model, processor, source, settings)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer:
@@ -103,19 +104,25 @@ class Answerer:
         return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
     @torch.inference_mode()
-    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Batch:
-        """Encode and project the images, write the prompts: what all budgets share."""
+    def prepare(
+        self,
+        images: Sequence[Sequence[str]],
+        questions: Sequence[str],
+        needs: Collection[str] = frozenset(),
+    ) -> Batch:
+        """Encode and project the images, write the prompts: what all budgets of the reducers share."""
         prompts = Prompts(self.processor)
         blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
         (count,) = {len(names) for names in images}
-        whole = self.source.prepare(images, questions) if count else None
+        whole = self.source.prepare(images, questions, needs) if count else None
         return Batch(count, shorten(self.model, blind, [], []), whole)
 
     @torch.inference_mode()
-    def answer(self, batch: Batch, reducer: Reducer, keep: float) -> list[Reply]:
+    def answer(self, batch: Batch, reducer: Reducer, keep: float | None) -> list[Reply]:
         """The answer to each question, with the visual tokens that the language model saw, newlines left out.
 
-        A budget of no token is a prompt without image: its placeholder is left out, and no reducer is asked.
+        Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a
+        prompt without image: its placeholder is left out, and no reducer is asked.
         """
         if batch.whole is None:
             return [(answer, 0, 0) for answer in self._generate(batch.blind)]
@@ -131,18 +138,24 @@ class Answerer:
         return list(zip(self._generate(shorter), tokens, of, strict=True))
 
     @torch.inference_mode()
-    def masks(self, images: Sequence[str], reducer: Reducer, keep: float) -> dict[str, Any]:
+    def masks(self, asked: Mapping[str, str], reducer: Reducer, keep: float | None) -> dict[str, Any]:
         """What a picture needs to show the tokens kept of each image: grid, keep, and indices by image.
 
-        Of an image that is cut into tiles these are the tokens of the tile that shows it whole.
+        `asked` has a question to each image, for reducers that read it. Of an image that is cut into tiles
+        these are the tokens of the tile that shows it whole.
         """
-        whole = self.source.prepare([[image] for image in images], [""] * len(images))
+        images = list(asked)
+        whole = self.source.prepare([[image] for image in images], list(asked.values()), reducer.needs)
+        if "text_BD" in reducer.needs:
+            whole = whole.asked()
         kept = whole.packing.in_whole_image(whole.choose(reducer, self._policy(keep)))
         by_image = {image: kept_K.tolist() for image, kept_K in zip(images, kept, strict=True)}
         return {"grid": list(whole.packing.tiling.grid), "keep": keep, "masks": by_image}
 
-    def _policy(self, keep: float) -> Policy:
-        return Policy(keep, self.settings.positions, self.settings.budget, self.settings.newline)
+    def _policy(self, keep: float | None) -> Policy:
+        settings = self.settings
+        layout = settings.positions, settings.budget, settings.newline
+        return Policy(ADAPTIVE, *layout, bounds=(1, 1.0)) if keep is None else Policy(keep, *layout)
 
     def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
         ids_BL = self.model.generate(

@@ -1,17 +1,21 @@
 """Which tokens of each image stay: a reducer asked under a policy, exact counts whatever the tiles."""
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from atr import tokens
-from atr.reduction import Encoded, FeatureSelector, Reducer, Scorer, SelectorReducer
+from atr.reduction import Adaptive, Encoded, FeatureSelector, Merger, Reducer, Scorer, SelectorReducer
 from atr.tokens import shares, top_k_BK
 from atr.vlm.packing import Packing
 
 ADAPTIVE = "adaptive"
+OF_A_TOKEN = ("attention_BN", "keys_BND", "projected_BND")
+"""What is known of a token wherever it lies, and so of those of several tiles as well."""
 CHOICES = {
     "positions": ("contiguous", "original"),
     "budget": ("image", "tile"),
@@ -62,18 +66,16 @@ def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) ->
 
     Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
     """
-    reducer = as_reducer(reducer)
-    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
-        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
-    return _ask(reducer, encoded, tokens.budget(keep, encoded.tokens))
+    return _ask(as_reducer(reducer), encoded, tokens.budget(keep, encoded.tokens))
 
 
 def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
     """Indices kept of the packed tokens of each image, newlines left out; int64 (K,) each, on the CPU.
 
     The tiles of an image share its budget by the scores of a reducer that gives scores. One that needs
-    nothing but features is asked for the packed ones; any other for images of one tile alone. Raises
-    ValueError for a reducer that cannot do what is asked, and for `keep` or bounds out of range.
+    neither grid nor pixels is asked for the packed tokens; any other, and one that merges, for images of one
+    tile alone. Raises ValueError for a reducer that cannot do what is asked, and for `keep` or bounds out of
+    range.
     """
     if policy.keep == ADAPTIVE:
         return _adaptive(reducer, encoded, packing, policy)
@@ -85,21 +87,50 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
     counts = [_counts(policy.keep, parts) for parts in groups]
     if isinstance(reducer, Scorer):
         return _best(_scores(reducer, encoded, packing), groups, counts)
-    if needed := sorted(reducer.needs):
-        raise ValueError(
-            f"reducer {type(reducer).__name__} needs {needed[0]} and gives no scores to compare tiles by: "
-            f"it is allowed for images of one tile, not of {max(packing.tiling.tiles)}"
-        )
+    _check_tiles(reducer, packing)
     return [
-        _in_order(_ask_part(reducer, features_PD, *part) for part in zip(parts, wanted, strict=True))
-        for features_PD, parts, wanted in zip(
-            packing.values(encoded.features_BND), groups, counts, strict=True
-        )
+        _in_order(_ask_part(reducer, image, *part) for part in zip(parts, wanted, strict=True))
+        for image, parts, wanted in zip(_packed(reducer, encoded, packing), groups, counts, strict=True)
     ]
 
 
+def _check_tiles(reducer: Reducer, packing: Packing) -> None:
+    """Refuse what gives no scores to compare tiles by, and takes no tokens of several."""
+    reason = "merges tokens" if isinstance(reducer, Merger) else ""
+    if needed := sorted(reducer.needs - {*OF_A_TOKEN, "text_BD"}):
+        reason = f"needs {needed[0]} and gives no scores to compare tiles by"
+    if reason:
+        raise ValueError(
+            f"reducer {type(reducer).__name__} {reason}: it is allowed for images of one tile, not of "
+            f"{max(packing.tiling.tiles)}"
+        )
+
+
+def _packed(reducer: Reducer, encoded: Encoded, packing: Packing) -> list[Encoded]:
+    """The tokens of all tiles of each image as one set, with what the reducer reads of them."""
+    _check_needs(reducer, encoded)
+    features = packing.values(encoded.features_BND)
+    images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
+    for name in sorted(reducer.needs & set(OF_A_TOKEN)):
+        values = getattr(encoded, name)
+        flat = values.ndim == 2
+        for image, packed_PC in zip(
+            images, packing.values(values[..., None] if flat else values), strict=True
+        ):
+            image[name] = packed_PC[None, :, 0] if flat else packed_PC[None]
+    if encoded.text_BD is not None:
+        first = [0, *itertools.accumulate(packing.tiling.tiles)][:-1]
+        for image, tile in zip(images, first, strict=True):
+            image["text_BD"] = encoded.text_BD[tile : tile + 1]
+    return [Encoded(grid=None, **image) for image in images]
+
+
 def _adaptive(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Policy) -> list[Tensor]:
-    """As many tokens as score above the threshold, within the bounds."""
+    """As many tokens as an image needs, within the bounds: by the reducer's count, or above its threshold."""
+    if isinstance(reducer, Adaptive) and set(packing.tiling.tiles) == {1}:
+        _check_needs(reducer, encoded)
+        wanted = [_bounded(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
+        return [kept_K.cpu() for kept_K in ask_each(reducer, encoded, wanted)]
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
         raise ValueError(
             f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
@@ -134,8 +165,7 @@ def _counts(keep: float, parts: Sequence[Tensor]) -> list[int]:
 
 def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
     """Scores of the packed tokens, having gone the way of the features; (P,) each."""
-    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
-        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
+    _check_needs(reducer, encoded)
     return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(reducer.scores(encoded)[..., None])]
 
 
@@ -148,18 +178,37 @@ def _best(
     ]
 
 
-def _ask_part(reducer: Reducer, features_PD: Tensor, part_N: Tensor, count: int) -> Tensor:
+def ask_each(reducer: Reducer, encoded: Encoded, counts: Sequence[int]) -> list[Tensor]:
+    """Indices kept of each image, as many as its own count says; int64 (K,) each."""
+    kept: dict[int, Tensor] = {}
+    for count in sorted(set(counts)):
+        images = [image for image, wanted in enumerate(counts) if wanted == count]
+        kept |= dict(zip(images, _ask(reducer, encoded.of(images), count), strict=True))
+    return [kept[image] for image in range(len(counts))]
+
+
+def _ask_part(reducer: Reducer, image: Encoded, part_N: Tensor, count: int) -> Tensor:
     """Which of a part's tokens, taken as a set, a reducer keeps; indices into the packed tokens."""
-    features_1ND = features_PD[part_N.to(features_PD.device)][None]
-    return part_N[_ask(reducer, Encoded(features_1ND, None), count)[0].cpu()]
+    part = {
+        name: value.index_select(1, part_N.to(value.device))
+        for name in ("features_BND", *OF_A_TOKEN)
+        if (value := getattr(image, name)) is not None
+    }
+    return part_N[_ask(reducer, replace(image, **part), count)[0].cpu()]
 
 
 def _ask(reducer: Reducer, encoded: Encoded, count: int) -> Tensor:
+    _check_needs(reducer, encoded)
     keep_BK = reducer(encoded, count)
     asked = (len(encoded.features_BND), count)
     assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
     assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
     return keep_BK
+
+
+def _check_needs(reducer: Reducer, encoded: Encoded) -> None:
+    if absent := sorted(field for field in reducer.needs if getattr(encoded, field) is None):
+        raise ValueError(f"reducer {type(reducer).__name__} needs {absent[0]}, which was not encoded")
 
 
 def _in_order(parts: Iterable[Tensor]) -> Tensor:

@@ -6,8 +6,9 @@ an input is the same for all families. Shapes: B tiles of all images in order, N
 order, C channels of what is packed, P packed tokens of an image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from atr.features.attention import FIELDS, observing
+from atr.features.encoder import CLASS_TOKENS
 from atr.reduction.encoded import Encoded
 
 # More tiles than any image has: OneVision's packing then never finds too many tokens to keep them all.
@@ -129,21 +132,54 @@ def host_of(model: Any) -> Host:
     return HOSTS[family]
 
 
-def encode(model: Any, inputs: Mapping[str, Tensor], tiling: Tiling) -> Encoded:
-    """Features of every tile at the layer the model reads, before its projector.
+def encode(
+    model: Any, inputs: Mapping[str, Tensor], tiling: Tiling, needs: Collection[str] = frozenset()
+) -> Encoded:
+    """Features of every tile at the layer the model reads, before and after its projector.
 
-    Raises ValueError where the tokens do not lie on the grid, as class or register tokens do not.
+    Beside them what a reducer `needs` of the tower: attention and keys, of the last layer where the model
+    reads several, pixels, and the tower itself. Raises ValueError where the tokens do not lie on the grid, as
+    class or register tokens do not, and for attention or keys of a tower whose tokens are not known.
     """
     tower, pixels = model.model.vision_tower, inputs["pixel_values"]
     if pixels.ndim == 5:  # filled up with blank tiles to the most tiles of any image
         pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
-    states = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True, return_dict=True)
+    pixels_BCHW = pixels.to(tower.device, tower.dtype)
+    observed = set(needs) & set(FIELDS)
+    leading = _class_tokens(tower, observed)
+    with observing(tower, _layers(model)[-1], leading, leading, observed) as seen:
+        features_BND = _features(model, pixels_BCHW)
+    known: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model)}
+    known = {name: value for name, value in (known | seen).items() if name in needs}
+    return Encoded(features_BND, tiling.grid, projected_BND=project(model, features_BND), **known)
+
+
+def project(model: Any, features_BND: Tensor) -> Tensor:
+    """What the language model is fed of an encoder's features, by the model's projector."""
+    projected_BND: Tensor = model.model.multi_modal_projector(features_BND.to(model.dtype))
+    return projected_BND
+
+
+def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
+    tower = model.model.vision_tower
+    states = tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
+    features_BND = torch.cat([states[layer] for layer in _layers(model)], dim=-1)
+    is_led = model.config.vision_feature_select_strategy == "default"
+    return features_BND[:, 1:] if is_led else features_BND  # without the class token
+
+
+def _layers(model: Any) -> Sequence[int]:
     layer = model.config.vision_feature_layer
-    layers = [layer] if isinstance(layer, int) else layer
-    features_BND = torch.cat([states.hidden_states[index] for index in layers], dim=-1)
-    if model.config.vision_feature_select_strategy == "default":
-        features_BND = features_BND[:, 1:]  # the class token
-    return Encoded(features_BND, tiling.grid)
+    return [layer] if isinstance(layer, int) else layer
+
+
+def _class_tokens(tower: Any, observed: Collection[str]) -> int:
+    """How many tokens of the tower come before the patches."""
+    kind = tower.config.model_type
+    if observed and kind not in CLASS_TOKENS:
+        allowed = ", ".join(CLASS_TOKENS)
+        raise ValueError(f"{sorted(observed)[0]} cannot be had of a tower of type {kind}, allowed: {allowed}")
+    return CLASS_TOKENS.get(kind, 0)
 
 
 def _grid(model: Any, pixels: Tensor) -> tuple[int, int]:

@@ -29,8 +29,8 @@ class Packing:
 
     def tokens(self, encoded: Encoded) -> list[Tensor]:
         """The tokens of each image as the language model is fed them, nothing dropped: (P, D) each."""
-        features_BND = encoded.features_BND.to(self.model.dtype)
-        return self._pack(self.model.model.multi_modal_projector(features_BND), None)
+        assert encoded.projected_BND is not None, "encoded for a language model"
+        return self._pack(encoded.projected_BND, None)
 
     def values(self, values_BNC: Tensor) -> list[Tensor]:
         """Values of each packed token, (P, C) an image; zero for newlines."""

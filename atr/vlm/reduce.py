@@ -6,19 +6,19 @@ transformers >= 5.18).
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from atr.reduction import Encoded, FeatureSelector, Reducer, SelectorReducer
+from atr.reduction import Encoded, FeatureSelector, Merger, Reducer, SelectorReducer
 from atr.vlm.checkpoint import check_selector
 from atr.vlm.choice import Policy, as_reducer, check_choice, choose_packed
-from atr.vlm.hosts import encode, host_of
+from atr.vlm.hosts import Tiling, encode, host_of, project
 from atr.vlm.packing import Packing
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
@@ -75,7 +75,11 @@ class Prepared:
 
     def reduce(self, reducer: Reducer | FeatureSelector, policy: Policy) -> Reduced:
         """The shorter input under one policy; result and errors as in `atr.vlm.reduce.reduce`."""
-        kept = self.choose(reducer, policy)
+        asked = as_reducer(reducer)
+        if "text_BD" in asked.needs and self.encoded.text_BD is None:
+            return self.asked().reduce(asked, policy)
+        kept = self.choose(asked, policy)
+        tokens = self._merged(asked, kept) if isinstance(asked, Merger) else self.tokens
         stay = self.packing.with_newlines(kept, policy.newline)
         report = [
             Kept(len(kept_K), of, len(stay_K) - len(kept_K), stay_K)
@@ -84,7 +88,7 @@ class Prepared:
         shorter = shorten(
             self.model,
             self.inputs,
-            [self.tokens[image] for image in self.image_of],
+            [tokens[image] for image in self.image_of],
             [stay[image] for image in self.image_of],
             policy.positions,
         )
@@ -92,10 +96,59 @@ class Prepared:
 
     def choose(self, reducer: Reducer | FeatureSelector, policy: Policy) -> list[Tensor]:
         """Indices kept of the packed tokens of each encoded image, without newlines; int64 (K,) each."""
-        reducer = as_reducer(reducer)
-        if isinstance(reducer, SelectorReducer):
-            check_selector(self.model, reducer.selector)
-        return choose_packed(reducer, self.encoded, self.packing, policy)
+        asked = as_reducer(reducer)
+        if isinstance(asked, SelectorReducer):
+            check_selector(self.model, asked.selector)
+        return choose_packed(asked, self.encoded, self.packing, policy)
+
+    def asked(self) -> Self:
+        """The same with an image of its own for each run of placeholders, and the question it is shown for.
+
+        Raises ValueError where a row with an image has no text.
+        """
+        tiling, image_of = self.packing.tiling, self.image_of
+        first = [0, *itertools.accumulate(tiling.tiles)]
+        tiles = [tile for image in image_of for tile in range(first[image], first[image + 1])]
+        counts = tuple(tiling.tiles[image] for image in image_of)
+        sizes = None if tiling.sizes is None else [tiling.sizes[image] for image in image_of]
+        text_RD = self._text().repeat_interleave(
+            torch.tensor(counts, device=self.encoded.features_BND.device), 0
+        )
+        return replace(
+            self,
+            packing=replace(self.packing, tiling=Tiling(counts, tiling.grid, sizes)),
+            encoded=replace(self.encoded.of(tiles), text_BD=text_RD),
+            tokens=[self.tokens[image] for image in image_of],
+            image_of=range(len(image_of)),
+        )
+
+    def _text(self) -> Tensor:
+        """Mean unit embedding of the text behind the images of a row, or of all of its text; one per run."""
+        placeholder_BL = _placeholders(self.model, self.inputs)
+        real_BL = self.inputs["attention_mask"].bool() & ~placeholder_BL
+        behind_BL = real_BL & (placeholder_BL.flip(1).cumsum(1).flip(1) == 0)
+        read_BL1 = behind_BL.where(behind_BL.any(1, keepdim=True), real_BL)[..., None]
+        bounds = _image_of(placeholder_BL, [self.packing.lengths[image] for image in self.image_of])
+        row_R = placeholder_BL.nonzero()[bounds[:-1], 0]
+        if not read_BL1.any(1)[row_R].all():
+            raise ValueError("inputs: a row has an image and no text, which the reducer reads")
+        embedding_BLD = self.model.get_input_embeddings()(self.inputs["input_ids"]).float()
+        unit_BLD = F.normalize(embedding_BLD, dim=-1) * read_BL1
+        text_BD: Tensor = unit_BLD.sum(1) / read_BL1.sum(1).clamp_min(1)
+        return text_BD[row_R]
+
+    def _merged(self, reducer: Merger, kept: Sequence[Tensor]) -> list[Tensor]:
+        """The tokens of each image, of one tile, the merged ones in the places of those that are kept."""
+        tokens = [features_PD.clone() for features_PD in self.tokens]
+        counts = [len(kept_K) for kept_K in kept]
+        for count in sorted(set(counts) - {0}):
+            images = [image for image, wanted in enumerate(counts) if wanted == count]
+            keep_BK, merged_BKD = reducer.merge(self.encoded.of(images), count)
+            for image, keep_K, merged_KD in zip(
+                images, keep_BK, project(self.model, merged_BKD), strict=True
+            ):
+                tokens[image][keep_K] = merged_KD
+        return tokens
 
 
 def reduce(
@@ -139,15 +192,24 @@ def reduce(
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
     _check_positions(model, positions)
-    if isinstance(reducer := as_reducer(reducer), SelectorReducer):
-        check_selector(model, reducer.selector)
+    asked = as_reducer(reducer)
+    if isinstance(asked, SelectorReducer):
+        check_selector(model, asked.selector)
     if "pixel_values" not in inputs:
         return Reduced(shorten(model, inputs, [], [], positions))
-    return prepare(model, inputs, interpolation).reduce(reducer, policy)
+    return prepare(model, inputs, interpolation, asked.needs).reduce(asked, policy)
 
 
-def prepare(model: Any, inputs: Mapping[str, Any], interpolation: str = "model") -> Prepared:
-    """Encode the images of a processor's output, to reduce it more than once; errors as in `reduce`."""
+def prepare(
+    model: Any,
+    inputs: Mapping[str, Any],
+    interpolation: str = "model",
+    needs: Collection[str] = frozenset(),
+) -> Prepared:
+    """Encode the images of a processor's output, to reduce it more than once; errors as in `reduce`.
+
+    `needs` are those of all reducers it is for: attention, keys and pixels are not there for others.
+    """
     check_choice("interpolation", interpolation)
     _check(model, inputs)
     if "pixel_values" not in inputs:
@@ -159,7 +221,7 @@ def prepare(model: Any, inputs: Mapping[str, Any], interpolation: str = "model")
         unresampled = Packing(model, tiling, resample=False)
         inputs = _widen(model, inputs, packing.lengths, unresampled.lengths)
         packing = unresampled
-    encoded = encode(model, inputs, tiling)
+    encoded = encode(model, inputs, tiling, needs)
     return Prepared(model, inputs, packing, encoded, packing.tokens(encoded), range(len(tiling.tiles)))
 
 

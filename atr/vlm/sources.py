@@ -4,8 +4,8 @@ Either way they come out as one `Prepared`, with all tokens encoded and projecte
 (reducing, generating, counting) is the same for both.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from atr.reduction import Encoded
-from atr.vlm.hosts import Tiling
+from atr.vlm.hosts import Tiling, encode, project
 from atr.vlm.packing import Packing
 from atr.vlm.reduce import Prepared, prepare
 
@@ -47,8 +47,16 @@ class Source(Protocol):
     pads: ClassVar[bool]
     """Whether rows of different length may stand in one batch, left-padded to the longest."""
 
-    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
-        """The questions with every visual token of their images, named in the order of the prompt."""
+    def prepare(
+        self,
+        images: Sequence[Sequence[str]],
+        questions: Sequence[str],
+        needs: Collection[str] = frozenset(),
+    ) -> Prepared:
+        """The questions with every visual token of their images, named in the order of the prompt.
+
+        `needs` are those of the reducers that will be asked.
+        """
 
 
 @dataclass(frozen=True)
@@ -85,20 +93,28 @@ class Prompts:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features of a store, for models that read whole images; each distinct image is read once a batch."""
+    """Features of a store, for models that read whole images; each distinct image is read once a batch.
+
+    `images` opens the images themselves: of them comes what reducers need beside features.
+    """
 
     pads: ClassVar[bool] = False
 
     model: Any
     processor: Any
     features: Features
+    images: Callable[[], Images]
 
-    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
-        """As `Source`; the processor does not see an image."""
+    def prepare(
+        self,
+        images: Sequence[Sequence[str]],
+        questions: Sequence[str],
+        needs: Collection[str] = frozenset(),
+    ) -> Prepared:
+        """As `Source`; no image is opened unless attention, keys or pixels are needed."""
         shown = [name for names in images for name in names]
         place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
-        features_BND = torch.stack([self.features[self.features.index(name)] for name in place])
-        encoded = Encoded(features_BND.to(self.model.device), self.features.grid)
+        encoded = self._encoded(list(place), needs)
         prompts, placeholder = Prompts(self.processor), self.processor.image_token
         texts = [
             prompts.text(question, len(names)).replace(placeholder, placeholder * encoded.tokens)
@@ -108,6 +124,19 @@ class StoredFeatures:
         inputs = prompts.tokenize(texts, self.model.device)
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, packing, encoded, packing.tokens(encoded), image_of)
+
+    def _encoded(self, names: Sequence[str], needs: Collection[str]) -> Encoded:
+        """The stored features; what else is needed is of the tower's own look at the images."""
+        stored = [self.features[self.features.index(name)] for name in names]
+        features_BND = torch.stack(stored).to(self.model.device)
+        encoded = Encoded(features_BND, self.features.grid, projected_BND=project(self.model, features_BND))
+        beside = set(needs) - {"grid", "projected_BND", "text_BD"}
+        if not beside:
+            return encoded
+        images = self.images()
+        pixels = self.processor.image_processor([images.image(name) for name in names], return_tensors="pt")
+        looked = encode(self.model, pixels, Tiling((1,) * len(names), self.features.grid), needs)
+        return replace(encoded, **{name: getattr(looked, name) for name in beside})
 
 
 @dataclass(frozen=True)
@@ -121,11 +150,16 @@ class WholeInputs:
     images: Images
     interpolation: str = "model"
 
-    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Prepared:
+    def prepare(
+        self,
+        images: Sequence[Sequence[str]],
+        questions: Sequence[str],
+        needs: Collection[str] = frozenset(),
+    ) -> Prepared:
         """As `Source`; raises ValueError for a placeholder typed in a question."""
         prompts = Prompts(self.processor)
         texts = [prompts.text(text, len(names)) for names, text in zip(images, questions, strict=True)]
         # Nested, because OneVision's does not cut the images of a question that has several.
         pictures = [[self.images.image(name) for name in names] for names in images]
         inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
-        return prepare(self.model, inputs.to(self.model.device), self.interpolation)
+        return prepare(self.model, inputs.to(self.model.device), self.interpolation, needs)

@@ -7,8 +7,9 @@ from PIL import Image
 
 import atr.vlm.reduce as reduce_module
 from atr.config import Evaluate, VlmPreset
-from atr.reduction import FeatureSelector, Full, NoImage, Random, SelectorReducer
+from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
+from atr.vlm.hosts import Tiling, encode, project
 from atr.vlm.reduce import reduce
 from atr.vlm.sources import StoredFeatures, WholeInputs
 
@@ -33,7 +34,9 @@ class Stored(SimpleNamespace):
 @pytest.fixture(params=["original", "contiguous"])
 def answerer(request, model, processor):
     settings = Evaluate(positions=request.param, max_new_tokens=3)
-    return Answerer(model, processor, StoredFeatures(model, processor, Stored()), settings)
+    return Answerer(
+        model, processor, StoredFeatures(model, processor, Stored(), lambda: Pictures("llava")), settings
+    )
 
 
 def asked(*questions, images=1):
@@ -44,8 +47,8 @@ def by_reduce(answerer, names, question, reducer, keep, monkeypatch):
     """The library's way: the processor's own input, the tower's features replaced by the stored ones."""
     model, processor, store = answerer.model, answerer.processor, answerer.source.features
     features = torch.stack([store[store.index(name)] for name in names])
-    encoded = SimpleNamespace(features_BND=features.float(), grid=store.grid, tokens=16)
-    monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling: encoded)
+    encoded = Encoded(features.float(), store.grid, projected_BND=project(model, features))
+    monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling, needs: encoded)
     turn = {
         "role": "user",
         "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
@@ -142,13 +145,37 @@ def test_an_answer_does_not_depend_on_its_batch(answerer):
 
 
 def test_masks_are_what_is_kept_of_each_image(answerer):
-    masks = answerer.masks(["docs/0", "signs/0"], Random(2), 0.5)
-    alone = answerer.masks(["signs/0"], Random(2), 0.5)
+    masks = answerer.masks(dict.fromkeys(["docs/0", "signs/0"], "a"), Random(2), 0.5)
+    alone = answerer.masks(dict.fromkeys(["signs/0"], "a"), Random(2), 0.5)
     assert (masks["grid"], masks["keep"]) == ([4, 4], 0.5)
     assert list(masks["masks"]) == ["docs/0", "signs/0"]
     assert masks["masks"]["signs/0"] == alone["masks"]["signs/0"] == sorted(set(alone["masks"]["signs/0"]))
-    assert answerer.masks(["docs/0"], Full(), 1.0)["masks"] == {"docs/0": list(range(16))}
-    assert answerer.masks(["docs/0"], NoImage(), 0.0)["masks"] == {"docs/0": []}
+    assert answerer.masks(dict.fromkeys(["docs/0"], "a"), Full(), 1.0)["masks"] == {"docs/0": list(range(16))}
+    assert answerer.masks(dict.fromkeys(["docs/0"], "a"), NoImage(), 0.0)["masks"] == {"docs/0": []}
+
+
+@torch.inference_mode()
+def test_what_the_store_lacks_is_the_towers_own_look_at_the_images(answerer):
+    needs = {"grid", "attention_BN", "keys_BND", "pixels_BCHW", "encode", "projected_BND"}
+    encoded = answerer.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded
+    model, pictures = answerer.model, Pictures("llava")
+    inputs = answerer.processor.image_processor(
+        [pictures.image("docs/1"), pictures.image("docs/0")], return_tensors="pt"
+    )
+    looked = encode(model, inputs, Tiling((1, 1), (4, 4)), needs)
+    for name in ("attention_BN", "keys_BND", "pixels_BCHW"):
+        assert torch.equal(getattr(encoded, name), getattr(looked, name))
+    assert torch.equal(encoded.encode(encoded.pixels_BCHW), looked.features_BND)
+    stored = torch.stack([Stored()[1], Stored()[0]])
+    assert torch.equal(encoded.features_BND, stored)
+    assert torch.equal(encoded.projected_BND, project(model, stored))
+
+
+def test_no_image_is_opened_for_what_the_store_has(answerer):
+    opened = []
+    source = StoredFeatures(answerer.model, answerer.processor, Stored(), lambda: opened.append(1))
+    source.prepare([["docs/0"]], ["a"], {"grid", "projected_BND", "text_BD"})
+    assert not opened
 
 
 def test_a_sequence_that_kept_more_than_asked_is_our_error(answerer, monkeypatch):
@@ -307,15 +334,15 @@ def test_without_interpolation_there_are_all_tokens_to_choose_from(make_seeing):
 @FAMILIES
 def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
     answerer = make_seeing()
-    masks = answerer.masks(["wide", "small"], SelectorReducer(selector()), 0.5)
+    masks = answerer.masks(dict.fromkeys(["wide", "small"], "a"), SelectorReducer(selector()), 0.5)
     assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], 0.5, ["wide", "small"])
     # The best half over all tiles, counted in the order of the features before they are packed.
     whole = answerer.source.prepare([["small"]], ["a"])
     scores_N = selector().rank(whole.encoded.features_BND, (4, 4)).flatten()
     best = scores_N.topk(len(scores_N) // 2).indices
     assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
-    assert answerer.masks(["wide"], Full(), 1.0)["masks"] == {"wide": list(range(16))}
-    assert answerer.masks(["wide"], NoImage(), 0.0)["masks"] == {"wide": []}
+    assert answerer.masks(dict.fromkeys(["wide"], "a"), Full(), 1.0)["masks"] == {"wide": list(range(16))}
+    assert answerer.masks(dict.fromkeys(["wide"], "a"), NoImage(), 0.0)["masks"] == {"wide": []}
 
 
 @FAMILIES

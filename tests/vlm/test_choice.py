@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, Scorer, SelectorReducer
-from atr.tokens import budget, shares
+from atr.tokens import budget, shares, top_k_BK
 from atr.vlm.choice import Policy, choose_packed
 from atr.vlm.hosts import Tiling, encode, host_of
 from atr.vlm.packing import Packing
@@ -185,11 +187,11 @@ def test_a_reducer_that_cannot_compare_tiles_is_refused_by_name(seen):
     with pytest.raises(ValueError, match=r"reducer OfGrid needs grid and gives no scores .* not of 7"):
         choose_packed(OfGrid(), encoded, packing, Policy(0.5))
 
-    class Attentive(Scored):
+    class Gazing(Scored):
         needs = frozenset({"attention_BN"})
 
-    with pytest.raises(ValueError, match="Attentive needs attention_BN, which was not encoded"):
-        choose_packed(Attentive(random_scores(encoded).scores_BN), encoded, packing, Policy(0.5))
+    with pytest.raises(ValueError, match="Gazing needs attention_BN, which was not encoded"):
+        choose_packed(Gazing(random_scores(encoded).scores_BN), encoded, packing, Policy(0.5))
 
 
 @TILED
@@ -234,3 +236,49 @@ def test_a_policy_that_there_is_not_is_refused(policy, message):
 def test_who_scores(selector):
     assert isinstance(selector, Scorer)
     assert not any(isinstance(reducer, Scorer) for reducer in (Random(), Full(), NoImage(), OfGrid()))
+
+
+class Attentive:
+    """Keeps what is attended to most, without saying that its scores compare."""
+
+    needs = frozenset({"attention_BN"})
+
+    def __call__(self, encoded, budget):
+        return top_k_BK(encoded.attention_BN, budget)
+
+    def counts(self, encoded):
+        return (encoded.attention_BN > encoded.attention_BN.mean(1, keepdim=True)).sum(1)
+
+
+@TILED
+def test_what_is_known_of_a_token_goes_with_it_over_all_tiles(seen):
+    encoded, packing = seen
+    attention_BN = torch.rand(encoded.features_BND.shape[:2])
+    encoded = replace(encoded, attention_BN=attention_BN)
+    kept = choose_packed(Attentive(), encoded, packing, Policy(0.5))
+    packed = packing.values(attention_BN[..., None])
+    for kept_K, scores_P1, [tokens] in zip(kept, packed, packing.groups("image"), strict=True):
+        best = scores_P1[tokens, 0].topk(len(kept_K)).indices
+        assert torch.equal(kept_K, tokens[best].sort().values)
+
+
+@TILED
+def test_what_merges_is_refused_for_several_tiles(seen):
+    encoded, packing = seen
+
+    class Merging(Random):
+        def merge(self, encoded, budget):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"reducer Merging merges tokens: .* not of 7"):
+        choose_packed(Merging(), encoded, packing, Policy(0.5))
+
+
+def test_a_reducers_own_counts_within_bounds(model):
+    attention_BN = torch.tensor([[0.9] + [0.1] * 15, [0.9] * 6 + [0.1] * 10, [0.9] * 6 + [0.1] * 10])
+    encoded = Encoded(torch.randn(3, 16, 24), (4, 4), attention_BN)
+    packing = Packing(model, Tiling((1, 1, 1), (4, 4)))
+    kept = choose_packed(Attentive(), encoded, packing, Policy("adaptive"))
+    assert [kept_K.tolist() for kept_K in kept] == [[0], list(range(6)), list(range(6))]
+    kept = choose_packed(Attentive(), encoded, packing, Policy("adaptive", bounds=(2, 4)))
+    assert [kept_K.tolist() for kept_K in kept] == [[0, 1], list(range(4)), list(range(4))]

@@ -88,3 +88,31 @@ def test_a_family_without_host_is_refused_by_name(model):
     model.config.model_type = "kosmos"
     with pytest.raises(ValueError, match="'kosmos' is not supported, allowed: llava, llava_next, llava_one"):
         host_of(model)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+@torch.no_grad()
+def test_attention_and_keys_are_those_of_the_layer_that_is_read(model, process):
+    inputs = process("<image> a", "b <image> c <image>")
+    tiling = host_of(model).tiling(model, inputs)
+    encoded = encode(model, inputs, tiling, {"attention_BN", "keys_BND"})
+    tower = model.model.vision_tower
+    tower.set_attn_implementation("eager")
+    tiles = sum(tiling.tiles)
+    pixels = encode(model, inputs, tiling, {"pixels_BCHW"}).pixels_BCHW
+    seen = tower(pixels, output_attentions=True)
+    weights = seen.attentions[model.config.vision_feature_layer]
+    has_class = tower.config.model_type == "clip_vision_model"
+    expected = weights[:, :, :1] if has_class else weights
+    expected = expected.mean((1, 2))[:, 1 if has_class else 0 :]
+    torch.testing.assert_close(encoded.attention_BN, expected)
+    assert encoded.keys_BND.shape[:2] == (tiles, encoded.tokens)
+    assert encode(model, inputs, tiling).attention_BN is None
+
+
+@pytest.mark.parametrize("family", ["llava"])
+def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
+    inputs = process("<image> a")
+    model.model.vision_tower.config.model_type = "other"
+    with pytest.raises(ValueError, match="attention_BN cannot be had of a tower of type other"):
+        encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -5,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
-from atr.tokens import budget
+from atr.tokens import budget, top_k_BK
 from atr.vlm.choice import CHOICES, Policy
 from atr.vlm.reduce import prepare, reduce, shorten
 
@@ -479,11 +482,83 @@ def test_a_reducer_that_breaks_its_promise_is_caught(model, process):
         def __call__(self, encoded, budget):
             return torch.zeros(len(encoded.features_BND), budget, dtype=torch.int64)
 
-    class Attentive(Spread):
-        needs = frozenset({"attention_BN"})
-
     for reducer, message in ((Short(), "asked for"), (Twice(), "twice")):
         with pytest.raises(AssertionError, match=message):
             reduce(model, process(*SINGLE), reducer, 5)
-    with pytest.raises(ValueError, match="needs attention_BN"):
-        reduce(model, process(*SINGLE), Attentive(), 5)
+
+
+class Halves:
+    """Merges the first and the second half of an image's tokens, or as many equal parts as are asked for."""
+
+    needs = frozenset()
+
+    def __call__(self, encoded, budget):
+        return self.merge(encoded, budget)[0]
+
+    def merge(self, encoded, budget):
+        parts = encoded.features_BND.tensor_split(budget, dim=1)
+        first = torch.tensor([0, *(part.shape[1] for part in parts[:-1])]).cumsum(0)
+        return first.repeat(len(encoded.features_BND), 1), torch.stack([part.mean(1) for part in parts], 1)
+
+
+@pytest.mark.parametrize("family", ["llava"])
+@BATCHES
+@torch.no_grad()
+def test_merged_tokens_are_projected_in_place_of_those_that_are_kept(model, process, prompts):
+    inputs = process(*prompts)
+    shorter = reduce(model, inputs, Halves(), 2)
+    made = shorter["mm_encoder_outputs"]["image"].pooler_output
+    features = prepare(model, inputs).encoded.features_BND
+    halves = torch.stack([features[:, :8].mean(1), features[:, 8:].mean(1)], 1)
+    torch.testing.assert_close(torch.stack(made), model.model.multi_modal_projector(halves))
+    assert indices(shorter) == [[0, 8]] * len(made)
+    assert torch.equal(model(**reduce(model, inputs, Halves(), 1.0)).logits, model(**inputs).logits)
+
+
+class Relevant:
+    """Keeps the tokens nearest to the question."""
+
+    needs = frozenset({"text_BD", "projected_BND"})
+
+    def __init__(self):
+        self.read = []
+
+    def __call__(self, encoded, budget):
+        self.read.append(encoded.text_BD)
+        unit_BND = torch.nn.functional.normalize(encoded.projected_BND, dim=-1)
+        return top_k_BK((unit_BND @ encoded.text_BD[..., None])[..., 0], budget)
+
+
+@FAMILIES
+@torch.no_grad()
+def test_a_reducer_reads_the_text_behind_the_images_of_each_row(model, process):
+    inputs, reducer = process(*RAGGED), Relevant()
+    reduce(model, inputs, reducer, 0.5)
+    read = torch.cat(reducer.read).unique_consecutive(dim=0)
+    ids = [process(text)["input_ids"][0, 1:] for text in ("a b", "h", "l")]
+    unit = [torch.nn.functional.normalize(model.get_input_embeddings()(i), dim=-1).mean(0) for i in ids]
+    torch.testing.assert_close(read, torch.stack(unit))
+
+
+@FAMILIES
+@torch.no_grad()
+def test_one_image_is_reduced_anew_for_each_question(model, process):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 60, 3), np.uint8))
+    texts = ["<image> a", "<image> b"]
+    one, both = process(texts[0], images=[[picture]]), process(*texts, images=[[picture]] * 2)
+    asked = {key: both[key] for key in ("input_ids", "attention_mask")}
+    shared = replace(prepare(model, one), inputs=asked, image_of=[0, 0])
+    kept = indices(shared.reduce(Relevant(), Policy(0.3)))
+    alone = [reduce(model, process(text, images=[[picture]]), Relevant(), 0.3) for text in texts]
+    assert kept == [*indices(alone[0]), *indices(alone[1])]
+    assert kept[0] != kept[1]
+
+
+@pytest.mark.parametrize("family", ["llava"])
+@torch.no_grad()
+def test_a_row_without_text_is_refused_where_it_is_read(model, process):
+    inputs = process("<image>")
+    inputs["input_ids"] = inputs["input_ids"][:, 1:]
+    inputs["attention_mask"] = inputs["attention_mask"][:, 1:]
+    with pytest.raises(ValueError, match="a row has an image and no text"):
+        reduce(model, inputs, Relevant(), 0.5)
