@@ -373,8 +373,11 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Report:
-    """What the report pictures."""
+    """What the report compares and pictures."""
 
+    best: str = "selector"
+    """The reducer whose difference to each other one is reported: the project's best; one that takes a
+    budget."""
     pages: int = 3
     """Held-out images whose kept patches are pictured (the paper's Figure 1); masks of three are stored."""
     page_keep: float = 0.4
@@ -383,6 +386,7 @@ class Report:
     """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
 
     def __post_init__(self) -> None:
+        _check_choice("report.best", self.best, [name for name in REDUCERS if name not in ("full", "none")])
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
         _check("report.page_keep", self.page_keep, 0 < self.page_keep <= 1, "0 < page_keep <= 1")
         _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")

@@ -28,6 +28,7 @@ FLOORS = {
     "reporting": 2,
     "overlay": 2,
     "plan": 2,
+    "bootstrap": 1,
     "config": 1,
     "disk": 1,
     "files": 1,

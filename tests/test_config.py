@@ -128,6 +128,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("evaluate.batch_size", 0, ">= 1"),
         ("evaluate.max_new_tokens", 0, ">= 1"),
         ("evaluate.bootstrap", 0, ">= 1"),
+        ("report.best", "full", "selector"),
         ("report.pages", 4, "pages <= 3"),
         ("report.page_keep", 0.0, "0 < page_keep"),
         ("report.examples", 0, "examples >= 1"),

@@ -18,6 +18,8 @@ Batch = TypeVar("Batch")
 ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
 HOPELESS = 16
 """Questions that fail one after the other before anything is answered: the model fails, not the questions."""
+ADAPTIVE = "-adaptive"
+"""How the name of a reducer ends that decides itself how many tokens of an image it keeps."""
 
 
 class Question(Protocol):
@@ -62,9 +64,12 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that all questions are answered under: kept fraction, and seed if the reducer draws."""
+    """One setting that all questions are answered under: kept fraction, and seed if the reducer draws.
 
-    keep: float
+    Where `keep` is None the reducer's own count is, image by image.
+    """
+
+    keep: float | None
     seed: int | None = None
 
 
@@ -83,7 +88,7 @@ class Row:
     question: str
     answer: str
     """The first of `answers`."""
-    keep: float
+    keep: float | None
     seed: int | None
     tokens: int
     tokens_full: int
@@ -104,9 +109,14 @@ Reply = tuple[str, int, int]
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
-    """What a reducer is tried at: each of `keep`, under each of `seeds` if it draws; full and none once."""
+    """What a reducer is tried at: each of `keep`, under each of `seeds` if it draws.
+
+    Full and none are tried once, and so is an adaptive reducer, at no kept fraction but its own count.
+    """
     if reducer in ("full", "none"):
         return [Trial(keep=float(reducer == "full"))]
+    if reducer.endswith(ADAPTIVE):
+        return [Trial(keep=None)]
     drawn = list(range(seeds)) if reducer == "random" else [None]
     return [Trial(fraction, seed) for fraction in keep for seed in drawn]
 
@@ -231,13 +241,13 @@ def save_rows(path: Path, rows: Iterable[Row]) -> None:
 def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[list[str], Trial]:
     """What pictures of kept tokens show: three images of each text benchmark, near the paper's 40 %.
 
-    Without a text benchmark they are of all the others.
+    Without a text benchmark they are of all the others; an adaptive reducer shows its own count.
     """
     images: dict[str, dict[str, None]] = {}
     for question in [question for question in questions if question.group == "text"] or questions:
         images.setdefault(question.benchmark, {}).update(dict.fromkeys(question.images))
     first = [image for names in images.values() for image in list(names)[:3]]
-    return first, min(trials, key=lambda trial: abs(trial.keep - 0.4))
+    return first, min(trials, key=lambda trial: abs((trial.keep or 0.0) - 0.4))
 
 
 def _scored(question: Question, reply: Reply, trial: Trial) -> Row:

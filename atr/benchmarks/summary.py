@@ -1,18 +1,13 @@
 """From one row per answer to the points of the curves: means with intervals over the questions."""
 
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from atr.benchmarks.loop import ANSWERED, STATUSES, Row
-
-Floats = NDArray[np.float64]
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the resampled means: a 95 % interval."""
+from atr.bootstrap import Floats, by_unit, interval, resampled
 
 
 @dataclass(frozen=True)
@@ -30,6 +25,7 @@ class _Point:
 def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
     """One entry for each benchmark and each group at each kept fraction, in the order of the rows.
 
+    Of an adaptive count `keep` is None, and `tokens` of `tokens_full` say what it kept on average.
     A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
     group's the mean of its benchmarks. `tokens` and `tokens_full` are the mean visual tokens of a question,
     kept and in all. `questions` counts units, and of these `answered`, `unreadable` and `failed`; only the
@@ -38,12 +34,12 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     that answered as many, so differences between curves are paired. `seed_means` has the mean of each seed.
     Raises ValueError for a benchmark of which nothing is answered.
     """
-    cells: dict[tuple[str, float], list[Row]] = {}
+    cells: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.benchmark, row.keep), []).append(row)
     points = {cell: _point(cell_rows, resamples, seed) for cell, cell_rows in cells.items()}
     entries = [_entry("benchmark", benchmark, keep, [point]) for (benchmark, keep), point in points.items()]
-    groups: dict[tuple[str, float], list[_Point]] = {}
+    groups: dict[tuple[str, float | None], list[_Point]] = {}
     for (_, keep), point in points.items():
         groups.setdefault((point.rows[0].group, keep), []).append(point)
     return entries + [_entry("group", group, keep, members) for (group, keep), members in groups.items()]
@@ -58,7 +54,7 @@ def tokens_full(rows: Iterable[Row]) -> float:
 
 
 def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
-    units = _units(rows)
+    units = list(by_unit(rows).values())
     statuses = [_status(row for line in lines for row in line) for lines in units]
     answered = [lines for lines, status in zip(units, statuses, strict=True) if status == ANSWERED]
     if not answered:
@@ -67,22 +63,8 @@ def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
             f"{rows[0].benchmark}: nothing is answered at kept fraction {rows[0].keep}: {reason}"
         )
     score_SU, anls_SU = _lowest(answered, "score"), _lowest(answered, "anls")
-    draw = np.random.default_rng([seed, zlib.crc32(rows[0].benchmark.encode())])
-    chosen_RU = draw.integers(len(answered), size=(resamples, len(answered)))
-    mean_R = score_SU.mean(axis=0)[chosen_RU].mean(axis=1)
+    mean_R = resampled(score_SU.mean(axis=0), rows[0].benchmark, resamples, seed)
     return _Point(rows, score_SU, anls_SU, mean_R, {status: statuses.count(status) for status in STATUSES})
-
-
-def _units(rows: list[Row]) -> list[list[list[Row]]]:
-    """The rows by unit, seed and question, each in the order of their first row."""
-    seeds = list(dict.fromkeys(row.seed for row in rows))
-    unit_of = {row.id: row.unit or row.id for row in rows}
-    table = {(row.seed, row.id): row for row in rows}
-    assert len(table) == len(rows) == len(seeds) * len(unit_of), "every question once under every seed"
-    members: dict[str, list[str]] = {}
-    for question, unit in unit_of.items():
-        members.setdefault(unit, []).append(question)
-    return [[[table[drawn, question] for question in unit] for drawn in seeds] for unit in members.values()]
 
 
 def _status(rows: Iterable[Row]) -> str:
@@ -96,8 +78,8 @@ def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
     return np.array(lowest_US, dtype=np.float64).T.copy()
 
 
-def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str, Any]:
-    low, high = np.percentile(np.mean([point.mean_R for point in points], axis=0), INTERVAL)
+def _entry(kind: str, name: str, keep: float | None, points: list[_Point]) -> dict[str, Any]:
+    low, high = interval(np.mean([point.mean_R for point in points], axis=0))
     seed_means_S = np.mean([point.score_SU.mean(axis=1) for point in points], axis=0)
     answered = [row.tokens for point in points for row in point.rows if row.status == ANSWERED]
     return {
@@ -106,8 +88,8 @@ def _entry(kind: str, name: str, keep: float, points: list[_Point]) -> dict[str,
         "tokens": float(np.mean(answered)),
         "tokens_full": tokens_full(row for point in points for row in point.rows),
         "mean": float(np.mean([point.score_SU.mean() for point in points])),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "anls": float(np.mean([point.anls_SU.mean() for point in points])),
         "seed_means": seed_means_S.tolist(),
         "questions": sum(sum(point.counts.values()) for point in points),

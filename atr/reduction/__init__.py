@@ -1,6 +1,7 @@
 """How tokens are chosen: the paper's selector, its training, and the floors it is measured against."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from atr.reduction.attention import (
@@ -33,39 +34,44 @@ __all__ = [
     "SelectorReducer",
 ]
 
-_UNTRAINED: dict[str, Reducer] = {
-    "full": Full(),
-    "none": NoImage(),
-    "uniform": Uniform(),
-    "average-pooling": AveragePooling(),
-    "image-downsampling": ImageDownsampling(),
-    "l2-norm": L2Norm(),
-    "pixel-variance": PixelVariance(),
-    "class-attention": ClassAttention(),
-    "hired": HiRED(),
-    "prumerge": PruMerge(),
-    "prumerge-plus": PruMergePlus(),
-    "visionzip": VisionZip(),
-    "vispruner": VisPruner(),
-    "holov": HoloV(),
-    "divprune": DivPrune(),
-    "cdpruner": CDPruner(text=False),
-    "cdpruner-text": CDPruner(),
-    "dart": Dart(),
-    "scope": Scope(),
-    "mmr": MMR(),
-    "tome": ToMe(),
+_UNTRAINED: dict[str, Callable[[], Reducer]] = {
+    "full": Full,
+    "none": NoImage,
+    "uniform": Uniform,
+    "average-pooling": AveragePooling,
+    "image-downsampling": ImageDownsampling,
+    "l2-norm": L2Norm,
+    "pixel-variance": PixelVariance,
+    "class-attention": ClassAttention,
+    "hired": HiRED,
+    "prumerge": PruMerge,
+    "prumerge-plus": PruMergePlus,
+    "visionzip": VisionZip,
+    "vispruner": VisPruner,
+    "holov": HoloV,
+    "divprune": DivPrune,
+    "cdpruner": partial(CDPruner, text=False),
+    "cdpruner-text": CDPruner,
+    "dart": Dart,
+    "scope": Scope,
+    "mmr": MMR,
+    "tome": ToMe,
 }
 
+
+def _as_it_is(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reducer]:
+    return lambda seed, selector: make()
+
+
 REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
-    **{name: lambda seed, selector, made=made: made for name, made in _UNTRAINED.items()},
+    **{name: _as_it_is(make) for name, make in _UNTRAINED.items()},
     "random": lambda seed, selector: Random(seed),
     "selector": lambda seed, selector: SelectorReducer(FeatureSelector.from_pretrained(selector)),
 }
 """Reducers by name, made from a seed and the folder (or hub id) of a selector; each takes what it needs."""
 
 NEEDS: dict[str, frozenset[str]] = {
-    **{name: made.needs for name, made in _UNTRAINED.items()},
+    **{name: make().needs for name, make in _UNTRAINED.items()},
     "random": Random.needs,
     "selector": SelectorReducer.needs,
 }

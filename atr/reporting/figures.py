@@ -1,20 +1,20 @@
 """The figures of the paper, as PNG: its curves, its Figure 1 (kept patches) and its Figure 8 (answers)."""
 
-import io
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from statistics import fmean
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from atr.reporting.cases import LINES, Case
-from atr.reporting.results import Comparison, Masks, Score
+from atr.reporting.look import INK, RULE, png, theme
+from atr.reporting.results import ADAPTIVE, Comparison, Masks, Score
 
 ImageOf = Callable[[str], Image.Image]
 """Looks an image up by its id."""
@@ -22,12 +22,13 @@ ImageOf = Callable[[str], Image.Image]
 
 @dataclass(frozen=True)
 class Style:
-    """How the line of a reducer looks in every plot."""
+    """How the line of a reducer looks in every plot; a muted one is thin and has no band."""
 
     label: str
     color: str
     line: Any = "-"
     marker: str = ""
+    muted: bool = False
 
 
 STYLES = {
@@ -36,50 +37,48 @@ STYLES = {
     "full": Style("all tokens", "#1a1a1a", line=(0, (5, 2))),
     "none": Style("no image", "#8c8c8c", line=(0, (2, 2))),
 }
-PEERS = (("#1b7837", "^"), ("#762a83", "D"), ("#e08214", "v"), ("#35978f", "P"), ("#c51b7d", "X"))
-"""Colours and markers of the other reducers, by turns."""
-
-_INK, _RULE, _RIGHT, _WRONG = "#222222", "#d9d9d9", "#1b7837", "#b2182b"
+BEST = "#e6550d"
+"""Colour of the reducer that is compared with the others, where it is not the selector itself."""
+PEERS = tuple(
+    (color, line, marker)
+    for line, (color, marker) in product(
+        ("-", (0, (4, 1.5)), (0, (1, 1.2))),
+        zip(
+            ("#44aa99", "#aa4499", "#999933", "#332288", "#dda833", "#117733", "#66b5dd"),
+            ("^", "D", "v", "P", "X", "<", ">"),
+            strict=True,
+        ),
+    )
+)
+"""Muted colours, lines and markers of the other reducers, by turns."""
+_RIGHT, _WRONG = "#1b7837", "#b2182b"
 _DROPPED = (0.62, 0.64, 0.66, 1.0)
-_LOOK: Any = {
-    "figure.dpi": 200,
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": _INK,
-    "text.parse_math": False,  # a dollar sign in an answer is a dollar sign
-    "axes.edgecolor": "#777777",
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.handlelength": 2.6,
-}
 
 
-def curves(comparisons: Sequence[Comparison]) -> bytes:
-    """Score against kept fraction, one panel for each comparison, one legend for all."""
-    with _look():
-        figure = Figure(figsize=(4.4 * len(comparisons), 3.5), layout="constrained")
+def curves(comparisons: Sequence[Comparison], best: str = "selector") -> bytes:
+    """Score against kept fraction, one panel for each comparison, one legend for all.
+
+    A star is an adaptive count at its mean kept fraction, in the colour of its sibling with a fixed one. The
+    legend is under the panels, or beside them, from the highest line down, where it is long.
+    """
+    with theme():
+        labels = _legend(comparisons)
+        long = len(labels) > 6
+        width, height = 4.4 * len(comparisons) + 1.6 * long, max(3.5, 0.3 + 0.17 * len(labels) * long)
+        figure = Figure(figsize=(width, height), layout="constrained")
         panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
         for axes, comparison in zip(panels, comparisons, strict=True):
-            _curves(axes, comparison)
-        handles, labels = panels[0].get_legend_handles_labels()
-        columns = len(labels) if len(labels) <= 4 else 3 * len(comparisons)
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        return _png(figure)
+            drawn = _curves(axes, comparison, best)
+        columns = 1 if long else len(labels) if len(labels) <= 4 else 3
+        handles, texts = [drawn[name] for name in labels], [_label(name) for name in labels]
+        place: Any = "outside right upper" if long else "outside lower center"
+        figure.legend(handles, texts, loc=place, ncols=columns)
+        return png(figure)
 
 
 def pages(images: Sequence[str], image: ImageOf, masks: dict[str, Masks]) -> bytes:
     """A row per image: as it is, and as each reducer leaves it, dropped patches grey (Figure 1)."""
-    with _look():
+    with theme():
         figure = Figure(figsize=(1.9 * (1 + len(masks)), 1.9 * len(images) + 0.35), layout="constrained")
         grid = figure.subplots(len(images), 1 + len(masks), squeeze=False)
         for line, name in zip(grid, images, strict=True):
@@ -90,12 +89,12 @@ def pages(images: Sequence[str], image: ImageOf, masks: dict[str, Masks]) -> byt
                 _patches(axes, picture, mask.grid, mask.kept[name])
         for axes, title in zip(grid[0], ["image", *map(_column, masks.items())], strict=True):
             axes.set_title(title, fontsize=9)
-        return _png(figure)
+        return png(figure)
 
 
 def examples(cases: Sequence[Case], image: ImageOf, columns: int = 3) -> bytes:
     """Images with their question and the answers of every line, right ones marked (Figure 8)."""
-    with _look():
+    with theme():
         rows = -(-len(cases) // columns)
         figure = Figure(figsize=(2.5 * columns, 3.65 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).flat
@@ -103,54 +102,87 @@ def examples(cases: Sequence[Case], image: ImageOf, columns: int = 3) -> bytes:
             axes.set_axis_off()
         for axes, case in zip(figure.axes, cases, strict=False):
             _example(axes, case, image(case.row.image))
-        return _png(figure, bbox_inches="tight", pad_inches=0.05)
+        return png(figure, bbox_inches="tight", pad_inches=0.05)
 
 
-def style(reducer: str, peer: int) -> Style:
-    """The fixed style of the paper's lines, or that of the n-th peer."""
-    color, marker = PEERS[peer % len(PEERS)]
-    return STYLES.get(reducer, Style(reducer, color, marker=marker))
+def styles(reducers: Sequence[str], best: str) -> dict[str, Style]:
+    """The fixed styles of the paper's lines, that of the best reducer, and one of PEERS for each other."""
+    fixed = {best: Style(best, BEST, marker="o")} | STYLES
+    peers = [name for name in reducers if name not in fixed]
+    looks = (PEERS[number % len(PEERS)] for number in range(len(peers)))
+    return fixed | {name: Style(name, *look, muted=True) for name, look in zip(peers, looks, strict=True)}
 
 
-@contextmanager
-def _look() -> Iterator[None]:
-    """Our style over matplotlib's defaults, not over a user's matplotlibrc: equal data give equal bytes."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_LOOK)
-        yield
+def _legend(comparisons: Sequence[Comparison]) -> list[str]:
+    """The names of all that is drawn, by their mean level, where there are many, else in the usual order."""
+    first = comparisons[0]
+    names = [*first.curves, *first.adaptive, "full", "none"]
+
+    def level(name: str) -> float:
+        return fmean(fmean(score.mean for score in _points(each, name)) for each in comparisons)
+
+    return names if len(names) <= 6 else sorted(names, key=level, reverse=True)
 
 
-def _png(figure: Figure, **crop: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None}, **crop)
-    return buffer.getvalue()
+def _points(comparison: Comparison, name: str) -> Sequence[Score]:
+    single = {"full": comparison.full, "none": comparison.none, **comparison.adaptive}
+    return (single[name],) if name in single else comparison.curves[name]
 
 
-def _curves(axes: Axes, comparison: Comparison) -> None:
-    peers = [name for name in comparison.curves if name not in STYLES]
+def _label(name: str) -> str:
+    return STYLES[name].label if name in STYLES else name
+
+
+def _curves(axes: Axes, comparison: Comparison, best: str) -> dict[str, Any]:
+    """Draw one panel; the handle of each name for the legend."""
+    looks = styles(list(comparison.curves), best)
+    drawn: dict[str, Any] = {}
     for name, curve in comparison.curves.items():
-        look = style(name, peers.index(name) if name in peers else 0)
         # Keeping every token is `full` for every reducer, so each curve ends there.
-        _curve(axes, (*(score for score in curve if score.keep < 1), comparison.full), look)
-    for look, level in ((STYLES["full"], comparison.full), (STYLES["none"], comparison.none)):
-        drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "label": look.label}
-        axes.axhline(100 * level.mean, linewidth=1.2, zorder=1, **drawn)
+        points = (*(score for score in curve if score.keep < 1), comparison.full)
+        drawn[name] = _curve(axes, points, looks[name], 5 if name == best else 4)
+    for name, score in comparison.adaptive.items():
+        look = looks.get(name.removesuffix(ADAPTIVE), Style(name, INK))
+        drawn[name] = _star(axes, score, look)
+    for name in ("full", "none"):
+        look, (level,) = looks[name], _points(comparison, name)
+        drawn[name] = axes.axhline(
+            100 * level.mean, color=look.color, linestyle=look.line, linewidth=1.2, zorder=1
+        )
     axes.set_title(comparison.title)
     axes.set_xlabel("kept fraction of the visual tokens")
     axes.set_ylabel("score, %")
     axes.set_xticks(np.arange(1, 11) / 10)
     axes.set_xlim(0.05, 1.03)
-    axes.grid(axis="y", color=_RULE, linewidth=0.6)
+    axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.set_axisbelow(True)
+    return drawn
 
 
-def _curve(axes: Axes, curve: Sequence[Score], look: Style) -> None:
+def _curve(axes: Axes, curve: Sequence[Score], look: Style, above: int) -> Any:
     keep, mean, low, high = np.array([[score.keep, score.mean, score.low, score.high] for score in curve]).T
+    drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "marker": look.marker}
+    if look.muted:
+        return axes.plot(keep, 100 * mean, linewidth=0.9, markersize=2.6, alpha=0.85, zorder=3, **drawn)[0]
     axes.fill_between(keep, 100 * low, 100 * high, color=look.color, alpha=0.15, linewidth=0, zorder=2)
-    drawn: dict[str, Any] = {"color": look.color, "linestyle": look.line, "label": look.label}
-    above = 4 if look is STYLES["selector"] else 3
-    axes.plot(keep, 100 * mean, linewidth=1.6, marker=look.marker, markersize=3.6, zorder=above, **drawn)
+    return axes.plot(keep, 100 * mean, linewidth=1.6, markersize=3.6, zorder=above, **drawn)[0]
+
+
+def _star(axes: Axes, score: Score, look: Style) -> Any:
+    low, high = score.mean - score.low, score.high - score.mean
+    return axes.errorbar(
+        score.keep,
+        100 * score.mean,
+        yerr=[[100 * low], [100 * high]],
+        color=look.color,
+        marker="*",
+        markersize=9,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        elinewidth=1,
+        linestyle="none",
+        zorder=6,
+    )
 
 
 def _column(item: tuple[str, Masks]) -> str:

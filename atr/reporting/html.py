@@ -7,7 +7,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from atr.reporting.cases import LINES
 from atr.reporting.figures import STYLES
-from atr.reporting.report import CURVES_NOTE, SCORES_NOTE, Report
+from atr.reporting.report import (
+    COST_NOTE,
+    CURVES_NOTE,
+    DIFFERENCES_NOTE,
+    MATCHES_NOTE,
+    MEASURE_NOTE,
+    SCORES_NOTE,
+    Report,
+)
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -26,7 +34,11 @@ def render(report: Report) -> str:
         report=report,
         lines=[(name, STYLES[name].label) for name in LINES],
         curves_note=CURVES_NOTE,
+        differences_note=DIFFERENCES_NOTE,
+        matches_note=MATCHES_NOTE,
         scores_note=SCORES_NOTE,
+        measure_note=MEASURE_NOTE,
+        cost_note=COST_NOTE,
     )
 
 

@@ -1,6 +1,17 @@
 """The report as a Markdown file whose pictures lie beside it in `figures/`."""
 
-from atr.reporting.report import CURVES_NOTE, SCORES_NOTE, Picture, Report
+from atr.reporting.report import (
+    COST_NOTE,
+    CURVES_NOTE,
+    DIFFERENCES_NOTE,
+    MATCHES_NOTE,
+    MEASURE_NOTE,
+    SCORES_NOTE,
+    Compared,
+    Measured,
+    Picture,
+    Report,
+)
 from atr.reporting.tables import Table, markdown
 
 
@@ -9,10 +20,11 @@ def render(report: Report) -> str:
     sections = [
         "# Adaptive visual token reduction",
         report.subtitle,
-        "\n".join(f"- {sentence}" for sentence in report.headlines),
+        _list(report.headlines),
         "## Groups",
         CURVES_NOTE,
         _picture(report.both_groups),
+        *_compared(report.compared),
         "## Benchmarks",
         *map(_picture, report.benchmarks),
         "## Kept patches",
@@ -23,6 +35,8 @@ def render(report: Report) -> str:
         "## Scores",
         SCORES_NOTE,
         *map(_table, report.scores),
+        *(_measured(report.measured) if report.measured else ()),
+        *(("## Cost", COST_NOTE, _table(report.cost)) if report.cost else ()),
         "## Encoder",
         _picture(report.components),
         "## Pretraining",
@@ -32,6 +46,27 @@ def render(report: Report) -> str:
         _table(report.parameters),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _compared(compared: Compared) -> list[str]:
+    matches = [MATCHES_NOTE, _table(compared.matches)] if compared.matches else []
+    return [
+        "## Differences",
+        DIFFERENCES_NOTE,
+        _list(compared.verdicts),
+        *map(_picture, compared.pictures),
+        *map(_table, compared.tables),
+        *matches,
+    ]
+
+
+def _measured(measured: Measured) -> list[str]:
+    pages = [*map(_table, measured.tables), _picture(measured.overlap)]
+    return ["## Without a language model", MEASURE_NOTE, *pages]
+
+
+def _list(sentences: list[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _picture(picture: Picture) -> str:

@@ -7,17 +7,41 @@ from typing import Any
 
 from PIL import Image
 
-from atr.reporting import cases, figures, headlines, tables
+from atr.reporting import cases, figures, headlines, matrices, tables
 from atr.reporting.cases import Case
+from atr.reporting.differences import Match, Versus, matches, versus
 from atr.reporting.figures import ImageOf
+from atr.reporting.measurements import Cost, Measure
 from atr.reporting.results import Comparison, Masks, Results
 from atr.reporting.tables import Table
 
 CURVES_NOTE = (
-    "Score against kept fraction; bands are 95 % intervals. "
+    "Score against kept fraction; bands, of the thick lines, are 95 % intervals. A star is a reducer that "
+    "chooses its count, at the mean fraction it keeps. "
     "Each curve ends at the score of all tokens, which is what keeping every token gives."
 )
-SCORES_NOTE = "In %; the intervals are in the figures and in the summary.json of each reducer."
+SCORES_NOTE = (
+    "In %, differences in points with their paired 95 % intervals; the intervals of the scores are in the "
+    "figures and in the summary.json of each reducer."
+)
+DIFFERENCES_NOTE = (
+    "Differences are of the same questions, their 95 % intervals a paired bootstrap over them within each "
+    "benchmark. A win is an interval wholly above zero (▲), a loss one wholly below (▼), and anything else a "
+    "tie (=). The pictures show points, the strongest of the others on top."
+)
+MATCHES_NOTE = (
+    "A count that the reducer chooses image by image, against the same reducer with one fixed fraction: its "
+    "score between the two nearest budgets, in proportion to the tokens, at equal mean tokens of a question."
+)
+MEASURE_NOTE = (
+    "The same tokens without a language model: the variance of the features that a reconstructor does not "
+    "restore from them, the one trained with the selector and one trained on random masks; the text they "
+    "cover; and the overlap (IoU, in %) of what each two reducers keep."
+)
+COST_NOTE = (
+    "Medians. Selection is the time to choose the tokens, with the attention a method needs; the prefill "
+    "saved is that of all tokens less that of the kept ones, and net is what remains of it."
+)
 NO_EXAMPLES = "There is no question that all tokens answer rightly and only one of selector and random does."
 
 
@@ -39,6 +63,24 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The best reducer against each other one, and adaptive counts against fixed ones if there are any."""
+
+    verdicts: list[str]
+    pictures: list[Picture]
+    tables: list[Table]
+    matches: Table | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the kept tokens are without a language model."""
+
+    tables: list[Table]
+    overlap: Picture
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the pages show."""
 
@@ -46,6 +88,7 @@ class Report:
     headlines: list[str]
     both_groups: Picture
     groups: list[Picture]
+    compared: Compared
     benchmarks: list[Picture]
     pages: list[Picture]
     examples: Picture | None
@@ -54,46 +97,103 @@ class Report:
     agreement: Table
     components: Picture
     scores: list[Table]
+    measured: Measured | None
+    cost: Table | None
     pretraining: Table
     parameters: Table
     provenance: Table
+    numbers: dict[str, Any]
+    """All that was found, for programs to read: no times, so equal results give equal numbers."""
 
     @property
     def pictures(self) -> list[Picture]:
         """All pictures that lie beside the pages as files."""
-        examples = [self.examples] if self.examples else []
-        return [self.both_groups, *self.groups, *self.benchmarks, *self.pages, *examples, self.components]
+        groups = [self.both_groups, *self.groups, *self.compared.pictures]
+        rest = [self.examples, self.components, self.measured.overlap if self.measured else None]
+        return [*groups, *self.benchmarks, *self.pages, *(picture for picture in rest if picture)]
 
 
-def build(results: Results, image: ImageOf, settings: dict[str, Any], components: bytes) -> Report:
+def build(
+    results: Results,
+    image: ImageOf,
+    settings: dict[str, Any],
+    components: bytes,
+    measure: Measure | None = None,
+    cost: Cost | None = None,
+) -> Report:
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
     `components` is the PNG that the stage extract made with the encoder.
-    Raises ValueError when no masks are stored at `page_keep`, or an image is missing.
+    Raises ValueError when `best` was not evaluated at kept fractions, no masks are stored at `page_keep`, or
+    an image is missing.
     """
     answered = cases.answered(results)
     chosen = cases.choose(answered, settings["examples"])
-    sources = {"pretrain": results.pretraining} | {
-        f"evaluate {name}": vars(evaluation) for name, evaluation in results.evaluations.items()
-    }
+    best = settings["best"]
+    compared, found = versus(results, best), matches(results)
+    groups = compared[: len(results.groups)]
+    sources = _sources(results, measure, cost)
     parameters = {stage: source["parameters"] for stage, source in sources.items()}
     return Report(
         subtitle=_subtitle(results),
-        headlines=headlines.sentences(results),
-        both_groups=_curves("groups", results.groups),
-        groups=[_curves(f"group-{group.name}", [group]) for group in results.groups],
-        benchmarks=[_curves(f"benchmark-{benchmark.name}", [benchmark]) for benchmark in results.benchmarks],
+        headlines=headlines.sentences(results) + [headlines.verdict(each, results.half) for each in groups],
+        both_groups=_curves("groups", results.groups, best),
+        groups=[_curves(f"group-{group.name}", [group], best) for group in results.groups],
+        compared=_compared(groups, found),
+        benchmarks=[
+            _curves(f"benchmark-{benchmark.name}", [benchmark], best) for benchmark in results.benchmarks
+        ],
         pages=list(_pages(results, image, settings)),
         examples=_examples(results, chosen, image) if chosen else None,
         examples_note=_examples_note(results) if chosen else NO_EXAMPLES,
         cards=[Card(case, _png(image(case.row.image))) for case in chosen],
         agreement=tables.agreement(results, answered),
         components=_components(results, components),
-        scores=[tables.scores(comparison) for comparison in (*results.groups, *results.benchmarks)],
+        scores=[
+            table for each in compared for table in (tables.scores(each.comparison), tables.differences(each))
+        ],
+        measured=_measured(measure) if measure else None,
+        cost=tables.cost(cost) if cost else None,
         pretraining=tables.pretraining(results),
         parameters=tables.parameters(parameters | {"report": {"report": settings}}),
         provenance=tables.provenance({stage: source["provenance"] for stage, source in sources.items()}),
+        numbers=headlines.numbers(results, compared, found, measure),
     )
+
+
+def _sources(results: Results, measure: Measure | None, cost: Cost | None) -> dict[str, dict[str, Any]]:
+    """What each stage left, by its name."""
+    evaluations = {f"evaluate {name}": vars(each) for name, each in results.evaluations.items()}
+    optional = {"measure": measure, "cost": cost}
+    return (
+        {"pretrain": results.pretraining}
+        | evaluations
+        | {stage: vars(found) for stage, found in optional.items() if found}
+    )
+
+
+def _compared(groups: list[Versus], found: list[Match]) -> Compared:
+    pictures = [
+        Picture(
+            f"differences-{each.comparison.name}",
+            f"{each.comparison.title}: {each.best} minus each other reducer, in points.",
+            matrices.differences(each),
+        )
+        for each in groups
+    ]
+    return Compared(
+        verdicts=[sentence for each in groups for sentence in headlines.verdicts(each)],
+        pictures=pictures,
+        tables=[tables.outcomes(each) for each in groups],
+        matches=tables.matches(found) if found else None,
+    )
+
+
+def _measured(measure: Measure) -> Measured:
+    caption = f"Overlap (IoU, in %) of the tokens that each two reducers keep at {measure.overlap.keep:g}."
+    every = [tables.reconstruction(measure), tables.coverage(measure), tables.stability(measure)]
+    picture = Picture("overlap", caption, matrices.overlap(measure.overlap))
+    return Measured([table for table in every if table], picture)
 
 
 def _subtitle(results: Results) -> str:
@@ -105,9 +205,9 @@ def _subtitle(results: Results) -> str:
     ) + (missing if unanswered else "")
 
 
-def _curves(name: str, comparisons: list[Comparison]) -> Picture:
+def _curves(name: str, comparisons: list[Comparison], best: str) -> Picture:
     what = " and ".join(comparison.title for comparison in comparisons)
-    return Picture(name, f"{what}: score against kept fraction.", figures.curves(comparisons))
+    return Picture(name, f"{what}: score against kept fraction.", figures.curves(comparisons, best))
 
 
 def _pages(results: Results, image: ImageOf, settings: dict[str, Any]) -> Iterator[Picture]:

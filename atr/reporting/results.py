@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ REQUIRED = ("full", "none", "random", "selector")
 """The lines of every plot of the paper; other reducers join them when they are found on disk."""
 UNBUDGETED = ("full", "none")
 """Of REQUIRED, the ones that drop nothing or everything: lines without a kept fraction to choose."""
+ADAPTIVE = "-adaptive"
+"""How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean score at one kept fraction, in 0..1, with its 95 % interval and the tokens kept of an image."""
+    """Mean score at one kept fraction, in 0..1, with its 95 % interval and the tokens kept of an image.
+
+    The kept fraction of an adaptive count is the mean one.
+    """
 
     keep: float
     tokens: float
@@ -30,7 +35,7 @@ class Score:
 class Row:
     """One question and what was answered: the seed is None where the reducer draws nothing.
 
-    The score is None where the question could not be answered.
+    The score is None where the question could not be answered, `keep` where the count of tokens is adaptive.
     """
 
     id: str
@@ -39,10 +44,12 @@ class Row:
     image: str
     question: str
     answer: str
-    keep: float
+    keep: float | None
     seed: int | None
     prediction: str
     score: float | None
+    unit: str = ""
+    """Name shared by the questions that count as right only together; empty if it counts alone."""
 
     @property
     def right(self) -> bool:
@@ -60,7 +67,7 @@ class Masks:
     """Kept patches of a few images, as indices in raster order into a grid of rows x columns."""
 
     grid: tuple[int, int]
-    keep: float
+    keep: float | None
     kept: dict[str, list[int]]
 
 
@@ -75,19 +82,28 @@ class Evaluation:
     curves: dict[tuple[str, str], tuple[Score, ...]]
     rows: list[Row]
     masks: Masks | None
+    resamples: int
+    """Of the questions, behind an interval."""
+    seed: int
+    """Of the resamples."""
     parameters: dict[str, Any]
     provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All reducers on one benchmark or one group: what one plot and one table show."""
+    """All reducers on one benchmark or one group: what one plot and one table show.
+
+    `benchmarks` are the ones its scores are means of.
+    """
 
     kind: str
     name: str
     full: Score
     none: Score
     curves: dict[str, tuple[Score, ...]]
+    adaptive: dict[str, Score] = field(default_factory=dict)
+    benchmarks: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -119,8 +135,13 @@ class Results:
     @property
     def budgeted(self) -> list[str]:
         """The reducers that take a budget: the selector and random first, then their peers by name."""
-        peers = sorted(set(self.evaluations) - set(REQUIRED))
+        peers = sorted(set(self.evaluations) - set(REQUIRED) - set(self.adaptive))
         return ["selector", "random", *peers]
+
+    @property
+    def adaptive(self) -> list[str]:
+        """The reducers that decide themselves how many tokens they keep, by name."""
+        return sorted(name for name in self.evaluations if name.endswith(ADAPTIVE))
 
     @cached_property
     def groups(self) -> list[Comparison]:
@@ -158,6 +179,7 @@ class Results:
 
     def _comparisons(self, kind: str) -> list[Comparison]:
         every = self.evaluations
+        group_of = {row.benchmark: row.group for row in every["full"].rows}
         return [
             Comparison(
                 kind=kind,
@@ -165,6 +187,12 @@ class Results:
                 full=every["full"].curves[kind, name][0],
                 none=every["none"].curves[kind, name][0],
                 curves={reducer: every[reducer].curves[kind, name] for reducer in self.budgeted},
+                adaptive={reducer: every[reducer].curves[kind, name][0] for reducer in self.adaptive},
+                benchmarks=tuple(
+                    part
+                    for part, group in group_of.items()
+                    if name == {"benchmark": part, "group": group}[kind]
+                ),
             )
             for of_kind, name in every["full"].curves
             if of_kind == kind
@@ -188,7 +216,8 @@ def load(evaluate: Path, pretrain: Path) -> Results:
     return results
 
 
-def _read(path: Path, stage: str) -> dict[str, Any]:
+def read(path: Path, stage: str) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError naming the file and the stage that makes it."""
     try:
         content = read_json(path)
     except ValueError as error:
@@ -199,7 +228,7 @@ def _read(path: Path, stage: str) -> dict[str, Any]:
 
 
 def _pretraining(path: Path) -> dict[str, Any]:
-    content = _read(path, "pretrain")
+    content = read(path, "pretrain")
     for key in ("final", "parameters", "provenance"):
         if key not in content:
             raise ValueError(f"{path} lacks {key!r}; stage pretrain makes it")
@@ -208,7 +237,7 @@ def _pretraining(path: Path) -> dict[str, Any]:
 
 def _evaluation(reducer: str, folder: Path) -> Evaluation:
     stage = f"evaluate (reducer {reducer})"
-    summary = _read(folder / "summary.json", stage)
+    summary = read(folder / "summary.json", stage)
     try:
         return Evaluation(
             reducer=summary["reducer"],
@@ -218,6 +247,8 @@ def _evaluation(reducer: str, folder: Path) -> Evaluation:
             curves=_curves(summary["scores"]),
             rows=list(_rows(folder / "results.jsonl", stage)),
             masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
+            resamples=summary["parameters"]["evaluate"]["bootstrap"],
+            seed=summary["parameters"]["seed"],
             parameters=summary["parameters"],
             provenance=summary["provenance"],
         )
@@ -226,7 +257,7 @@ def _evaluation(reducer: str, folder: Path) -> Evaluation:
 
 
 def _masks(path: Path, stage: str) -> Masks:
-    content = _read(path, stage)
+    content = read(path, stage)
     try:
         rows, columns = content["grid"]
         masks = Masks((rows, columns), content["keep"], content["masks"])
@@ -241,11 +272,17 @@ def _masks(path: Path, stage: str) -> Masks:
 def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, ...]]:
     """Points of each benchmark and group by rising kept fraction; the order of the names is the file's."""
     curves: dict[tuple[str, str], tuple[Score, ...]] = {}
-    for entry in sorted(scores, key=lambda entry: entry["keep"]):
+    for entry in sorted(map(_kept, scores), key=lambda entry: entry["keep"]):
         kind = "group" if "group" in entry else "benchmark"
         score = Score(*(entry[field.name] for field in fields(Score)))
         curves[kind, entry[kind]] = (*curves.get((kind, entry[kind]), ()), score)
     return curves
+
+
+def _kept(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a summary with a kept fraction, the mean one where the count is adaptive."""
+    adaptive = entry["keep"] is None
+    return entry | {"keep": entry["tokens"] / entry["tokens_full"]} if adaptive else entry
 
 
 def _rows(path: Path, stage: str) -> Iterator[Row]:
@@ -290,9 +327,9 @@ def _lost(evaluation: Evaluation) -> set[str]:
     return {row.id for row in rows} - {row.id for row in rows if row.score is not None}
 
 
-def _runs(evaluation: Evaluation) -> dict[tuple[float, int | None], list[Row]]:
+def _runs(evaluation: Evaluation) -> dict[tuple[float | None, int | None], list[Row]]:
     """The rows of each pass over the questions: one per kept fraction and seed."""
-    runs: dict[tuple[float, int | None], list[Row]] = {}
+    runs: dict[tuple[float | None, int | None], list[Row]] = {}
     for row in evaluation.rows:
         runs.setdefault((row.keep, row.seed), []).append(row)
     return runs

@@ -1,12 +1,14 @@
 """The tables of the report, and how they are written in Markdown."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atr.reporting import cases
+from atr.reporting.differences import OUTCOMES, Difference, Match, Versus
 from atr.reporting.headlines import relative
+from atr.reporting.measurements import Cost, Line, Measure, Spent
 from atr.reporting.results import Comparison, Results
 
 MISSING = "—"
@@ -24,7 +26,7 @@ class Table:
 
 
 def scores(comparison: Comparison) -> Table:
-    """Score in % at each kept fraction, its share of the full score, and the selector's lead over others."""
+    """Score in % at each kept fraction, and its share of the full score."""
     full, keeps = comparison.full.mean, comparison.keeps
     means = {name: [comparison.mean(name, keep) for keep in keeps] for name in comparison.curves}
     absolute = [[name, *map(_percent, line)] for name, line in means.items()]
@@ -32,13 +34,85 @@ def scores(comparison: Comparison) -> Table:
         [f"{name}, % of full", *(_percent(None if mean is None else relative(mean, full)) for mean in line)]
         for name, line in means.items()
     ]
-    lead = [
-        [f"selector minus {name}", *map(_lead, means["selector"], line)]
-        for name, line in means.items()
-        if name != "selector"
-    ]
     title = f"{comparison.title}: all tokens {_percent(full)}, no image {_percent(comparison.none.mean)}"
-    return Table(title, ["kept", *(f"{keep:g}" for keep in keeps)], [absolute, held, lead])
+    return Table(title, _kept(keeps), [absolute, held])
+
+
+def differences(versus: Versus) -> Table:
+    """Points by which the best reducer leads each other one, with the paired interval in brackets."""
+    rows = [
+        [f"{versus.best} minus {name}", *(_difference(line.get(keep)) for keep in versus.keeps)]
+        for name, line in versus.others.items()
+    ]
+    title = f"{versus.comparison.title}: points above each other reducer"
+    return Table(title, _kept(versus.keeps), [rows])
+
+
+def outcomes(versus: Versus) -> Table:
+    """Against whom the best reducer wins, ties or loses at each kept fraction, and how often."""
+    rows = [
+        [name, *(line[keep].outcome if keep in line else MISSING for keep in versus.keeps)]
+        for name, line in versus.others.items()
+    ]
+    counts = [versus.outcomes(keep) for keep in versus.keeps]
+    totals = [[f"{outcome}, count", *(str(count[outcome]) for count in counts)] for outcome in OUTCOMES]
+    return Table(f"{versus.comparison.title}: {versus.best} against", _kept(versus.keeps), [rows, totals])
+
+
+def matches(found: Sequence[Match]) -> Table:
+    """Adaptive counts beside the fixed counts of the same reducer at the same mean tokens, scores in %."""
+    blocks: dict[str, list[list[str]]] = defaultdict(list)
+    for match in found:
+        difference, score = match.difference, match.score
+        blocks[match.comparison.title].append(
+            [
+                f"{match.comparison.title}: {match.adaptive}",
+                f"{score.tokens:.1f}",
+                f"{score.keep:.2f}",
+                _percent(score.mean),
+                _percent(match.fixed),
+                _difference(difference),
+                difference.outcome if difference else MISSING,
+            ]
+        )
+    header = ["reducer", "mean tokens", "kept", "adaptive", "fixed", "adaptive minus fixed", "outcome"]
+    return Table("Adaptive and fixed counts at equal mean tokens", header, list(blocks.values()))
+
+
+def reconstruction(measure: Measure) -> Table:
+    """Unexplained variance at each kept fraction, for each of the two reconstructors."""
+    blocks = [
+        [[name, *_decimals(getattr(each, key), 3)] for name, each in measure.reducers.items()]
+        for key in ("reconstruction", "reconstruction_random")
+    ]
+    for row in blocks[1]:
+        row[0] += ", by the reconstructor of random masks"
+    return Table("Unexplained variance of the reconstructed features", _kept(measure.keep), blocks)
+
+
+def coverage(measure: Measure) -> Table | None:
+    """Pixels of text under kept tokens, in %; None where it is not known of any reducer."""
+    known = {name: each.text_coverage for name, each in measure.reducers.items() if each.text_coverage}
+    rows = [[name, *map(_percent, line)] for name, line in known.items()]
+    return Table("Text pixels under kept tokens, %", _kept(measure.keep), [rows]) if rows else None
+
+
+def stability(measure: Measure) -> Table | None:
+    """Agreement of selectors that were trained with different seeds; None where there was one."""
+    if measure.stability is None:
+        return None
+    title = f"Overlap (IoU) of the selector's tokens over {measure.stability.seeds} training seeds"
+    row = ["selector", *_decimals(measure.stability.iou, 3)]
+    return Table(title, _kept(measure.stability.keep), [[row]])
+
+
+def cost(measured: Cost) -> Table:
+    """Milliseconds an image of selection, of the prefill that it saves, and what remains; by batch size."""
+    blocks: dict[int, list[list[str]]] = defaultdict(list)
+    for entry in sorted(measured.entries, key=lambda entry: (entry.batch, entry.tokens, entry.kept)):
+        blocks[entry.batch].append(_cost(entry, measured.saved(entry)))
+    header = ["reducer", "batch", "tokens", "kept", "selection", "prefill saved", "net"]
+    return Table(f"Milliseconds an image on {measured.device}", header, list(blocks.values()))
 
 
 def agreement(results: Results, answered: list[cases.Case]) -> Table:
@@ -95,8 +169,26 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def _lead(selector: float | None, other: float | None) -> str:
-    return MISSING if selector is None or other is None else f"{100 * (selector - other):+.1f}"
+def _difference(difference: Difference | None) -> str:
+    """In points, with the interval."""
+    if difference is None:
+        return MISSING
+    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _decimals(line: Line, digits: int) -> list[str]:
+    return [f"{value:.{digits}f}" for value in line]
+
+
+def _kept(keeps: Sequence[float]) -> list[str]:
+    return ["kept", *(f"{keep:g}" for keep in keeps)]
+
+
+def _cost(entry: Spent, saved: float | None) -> list[str]:
+    counts = [str(count) for count in (entry.batch, entry.tokens, entry.kept)]
+    gain = [MISSING, MISSING] if saved is None else [f"{saved:.2f}", f"{saved - entry.milliseconds:+.2f}"]
+    return [entry.reducer, *counts, f"{entry.milliseconds:.2f}", *gain]
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

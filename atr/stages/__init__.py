@@ -24,6 +24,8 @@ COMPONENTS = "components.png"
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
 EVALUATE = Path("experiments/evaluate")
+MEASURE = Path("experiments/measure")
+COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
 
 

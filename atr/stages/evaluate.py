@@ -42,7 +42,8 @@ def main(params: config.Params, reducer: str) -> None:
             write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", masks)
         for score in summary["scores"]:
-            run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * score["keep"]))
+            kept = score["tokens"] / score["tokens_full"] if score["keep"] is None else score["keep"]
+            run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 
 

@@ -2,14 +2,25 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.files import whole_folder, write_bytes, write_json, write_text
-from atr.stages import COMPONENTS, EVALUATE, EVALUATE_IMAGES, PRETRAIN, PRETRAIN_FEATURES, REPORT, entry
+from atr.stages import (
+    COMPONENTS,
+    COST,
+    EVALUATE,
+    EVALUATE_IMAGES,
+    MEASURE,
+    PRETRAIN,
+    PRETRAIN_FEATURES,
+    REPORT,
+    entry,
+)
 
 if TYPE_CHECKING:
     from atr.reporting.report import Report
+    from atr.tracking import Run
 
 
 def main(params: config.Params) -> None:
@@ -18,33 +29,46 @@ def main(params: config.Params) -> None:
 
     with tracking.run("report", params) as run:
         from atr.datasets import PreparedImages
-        from atr.reporting import headlines, results
+        from atr.reporting import results
+        from atr.reporting.measurements import load_cost, load_measure
         from atr.reporting.report import build
 
-        measured = results.load(EVALUATE, PRETRAIN / "metrics.json")
+        evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json")
+        measure, cost = load_measure(MEASURE / "metrics.json"), load_cost(COST / "cost.json")
         images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
-        report = build(measured, images.image, asdict(params.report), components)
-        numbers = headlines.metrics(measured)
+        report = build(evaluated, images.image, asdict(params.report), components, measure, cost)
         with whole_folder(REPORT) as folder:
-            _write(folder, report, numbers)
-        run.metrics(_named_for_mlflow(numbers))
+            _write(folder, report)
+        _log(run, report.numbers)
         run.artifact(REPORT)
 
 
-def _write(folder: Path, report: "Report", numbers: dict[str, dict[str, float]]) -> None:
+def _write(folder: Path, report: "Report") -> None:
     from atr.reporting import html, markdown
 
     write_text(folder / "report.md", markdown.render(report))
     write_text(folder / "report.html", html.render(report))
-    write_json(folder / "metrics.json", numbers)
+    write_json(folder / "metrics.json", report.numbers)
     for picture in report.pictures:
         write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
 
 
-def _named_for_mlflow(numbers: dict[str, dict[str, float]]) -> dict[str, float]:
+def _log(run: "Run", numbers: dict[str, Any]) -> None:
+    """What there is by kept fraction as curves over the percentage kept, the rest as single numbers."""
+    single = dict(numbers)
+    for section in ("differences", "measure"):
+        for keep, found in single.pop(section, {}).items():
+            run.metrics(_flat(found, f"{section}/"), round(100 * float(keep)))
+    run.metrics(_flat(single))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """One flat dict; MLflow takes no @ in the name of a metric."""
-    scores = ((group, name, value) for group, named in numbers.items() for name, value in named.items())
-    return {f"{group}/{name.replace('@', ' at ')}": value for group, name, value in scores}
+    flat: dict[str, float] = {}
+    for key, value in nested.items():
+        name = prefix + key.replace("@", " at ")
+        flat |= _flat(value, f"{name}/") if isinstance(value, dict) else {name: value}
+    return flat
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def test_trials_of_each_reducer():
     assert trials_of("full", [0.1, 0.5], 3) == [Trial(1.0)]
     assert trials_of("none", [0.1, 0.5], 3) == [Trial(0.0)]
     assert trials_of("selector", [0.1, 0.5], 3) == [Trial(0.1), Trial(0.5)]
+    assert trials_of("prumerge-adaptive", [0.1, 0.5], 3) == [Trial(None)]
     assert trials_of("random", [0.1, 0.5], 2) == [Trial(0.1, 0), Trial(0.1, 1), Trial(0.5, 0), Trial(0.5, 1)]
 
 
@@ -208,6 +209,21 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     assert images == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1"]
     assert trial == Trial(0.45, 0)
     assert pictured(general, [trial])[0] == ["shapes/0"]
+    assert pictured(general, trials_of("selector-adaptive", [0.1], 1))[1] == Trial(None)
+
+
+def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
+    asked = []
+
+    def deciding(images, trial):
+        asked.append(trial.keep)
+        return [("17", int(image[-1]), 10) for image in images]
+
+    rows = answer_all(QUESTIONS, BATCHES, [Trial(None)], prepare, deciding)
+    assert set(asked) == {None}
+    assert [(row.keep, row.tokens) for row in rows] == [(None, number) for number in range(5)]
+    save_rows(tmp_path / "results.jsonl", rows)
+    assert [Row(**json.loads(line)) for line in (tmp_path / "results.jsonl").open()] == rows
 
 
 def test_saved_rows_are_one_object_a_line(tmp_path):

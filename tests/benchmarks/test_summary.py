@@ -167,3 +167,14 @@ def test_tokens_are_means_over_the_questions_and_those_of_a_failed_one_are_not_a
     assert tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
     half = summarise([*table[:4], lost, table[5]], 10, 0)[1]
     assert (half["tokens"], half["tokens_full"]) == (37.5, 75)
+
+
+def test_an_adaptive_count_is_a_point_without_a_kept_fraction():
+    table = [
+        replace(line, tokens=tokens)
+        for line, tokens in zip(rows("docs", [1, 0, 1, 0], keep=0.5), (10, 20, 30, 12), strict=True)
+    ]
+    fixed, adaptive = (summarise([replace(line, keep=keep) for line in table], 50, 0) for keep in (0.5, None))
+    assert [score["keep"] for score in adaptive] == [None, None]
+    assert [score | {"keep": 0.5} for score in adaptive] == fixed
+    assert (adaptive[0]["tokens"], adaptive[0]["tokens_full"]) == (18, 144)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.reporting import report, results
+from atr.reporting import measurements, report, results
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +52,25 @@ def measured(load, made):
 @pytest.fixture(scope="session")
 def built(measured, synthetic):
     return report.build(measured, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+
+
+@pytest.fixture(scope="session")
+def crowd(synthetic, load, tmp_path_factory):
+    """Results of twenty reducers that take a budget, and of two that decide it."""
+    peers = [f"peer-{number:02d}" for number in range(18)]
+    names = ("full", "none", "random", "selector", *peers, "selector-adaptive", "peer-03-adaptive")
+    return load(synthetic.write(tmp_path_factory.mktemp("crowd"), 10, names))
+
+
+@pytest.fixture(scope="session")
+def everything(crowd, synthetic, tmp_path_factory):
+    """The report of all there can be."""
+    folder = tmp_path_factory.mktemp("measured")
+    names = ("selector", "random", "peer-00")
+    synthetic.write_measure(folder / "metrics.json", names)
+    synthetic.write_cost(folder / "cost.json", names)
+    measure = measurements.load_measure(folder / "metrics.json")
+    cost = measurements.load_cost(folder / "cost.json")
+    return report.build(
+        crowd, synthetic.image, synthetic.SETTINGS | {"best": "peer-00"}, synthetic.picture(), measure, cost
+    )

@@ -24,7 +24,8 @@ GROUPS = {
 KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 GRID = (12, 12)
 TOKENS = GRID[0] * GRID[1]
-SETTINGS = {"pages": 3, "page_keep": 0.4, "examples": 6}
+SETTINGS = {"best": "selector", "pages": 3, "page_keep": 0.4, "examples": 6}
+PARAMETERS = {"seed": 0, "evaluate": {"keep": KEEPS, "bootstrap": 200}}
 FINAL = {"epoch": 5, "validation/kept": 0.3021, "validation/explained_variance": 0.7866}
 PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
 QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"
@@ -40,7 +41,7 @@ def write(
     """Write evaluate/ and pretrain/metrics.json of a small world under `folder`, and return that folder."""
     for reducer in reducers:
         rows = list(_rows(reducer, benchmarks, questions))
-        about = {"parameters": {"seed": 0, "evaluate": {"keep": KEEPS}}, "provenance": PROVENANCE}
+        about = {"parameters": PARAMETERS, "provenance": PROVENANCE}
         model = {"reducer": reducer, "encoder": "micro", "vlm": "micro", "tokens_full": TOKENS}
         path = folder / "evaluate" / reducer
         write_json(path / "summary.json", model | about | {"scores": _scores(rows)})
@@ -64,6 +65,62 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
+def write_measure(path: Path, names: tuple[str, ...], keep: list[float] = KEEPS) -> dict[str, Any]:
+    """Write and return what stage measure leaves."""
+    draw = random.Random(0)
+    lines = {name: [round(draw.random(), 3) for _ in keep] for name in names}
+    content = {
+        "keep": keep,
+        "reducers": {
+            name: {"reconstruction": line, "reconstruction_random": line[::-1], "text_coverage": line}
+            for name, line in lines.items()
+        },
+        "overlap": {
+            "keep": 0.4,
+            "names": list(names),
+            "iou": [[_iou(one, two) for one in names] for two in names],
+        },
+        "stability": {"keep": keep, "seeds": 3, "iou": lines[names[0]]},
+        "parameters": {"seed": 0, "measure": {"seeds": 3}},
+        "provenance": PROVENANCE,
+    }
+    write_json(path, content)
+    return content
+
+
+def _iou(one: str, two: str) -> float:
+    draw = random.Random("".join(sorted((one, two))))
+    return 1.0 if one == two else round(draw.uniform(0.2, 0.9), 3)
+
+
+def write_cost(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Write and return what stage cost leaves."""
+    content = {
+        "device": "cpu",
+        "entries": [
+            {
+                "reducer": name,
+                "tokens": TOKENS,
+                "kept": kept,
+                "batch": batch,
+                "milliseconds": 0.25 * kept / batch,
+            }
+            for batch in (1, 32)
+            for kept in (14, 58)
+            for name in names
+        ],
+        "prefill": [
+            {"tokens": tokens, "batch": batch, "milliseconds": 10.0 + tokens / batch}
+            for batch in (1, 32)
+            for tokens in (14, 58, TOKENS)
+        ],
+        "parameters": {"cost": {"repeats": 5}},
+        "provenance": PROVENANCE,
+    }
+    write_json(path, content)
+    return content
+
+
 def image(name: str) -> Image.Image:
     """A page with its own name on it."""
     page = Image.new("RGB", (168, 168), "#f6f0dc")
@@ -74,18 +131,20 @@ def image(name: str) -> Image.Image:
 
 
 def _rows(reducer: str, benchmarks: tuple[str, ...], questions: int):
-    for keep in {"full": [1.0], "none": [0.0]}.get(reducer, KEEPS):
+    fixed = [None] if reducer.endswith("-adaptive") else KEEPS
+    for keep in {"full": [1.0], "none": [0.0]}.get(reducer, fixed):
         for seed in (0, 1, 2) if reducer == "random" else (None,):
             for benchmark in benchmarks:
                 for index in range(questions):
                     yield _row(reducer, benchmark, index, keep, seed)
 
 
-def _row(reducer: str, benchmark: str, index: int, keep: float, seed: int | None) -> dict[str, Any]:
+def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int | None) -> dict[str, Any]:
+    kept = random.Random(f"{reducer}{benchmark}{index}").uniform(0.2, 0.4) if keep is None else keep
     # A question is right where its own difficulty is below the chance: so scores rise with the kept fraction.
     difficulty = random.Random(f"{benchmark}{index}").random()
     luck = random.Random(f"{reducer}{benchmark}{index}{seed}").gauss(0, 0.15)
-    right = _chance(reducer, GROUPS[benchmark], keep) + luck > difficulty
+    right = _chance(reducer, GROUPS[benchmark], kept) + luck > difficulty
     return {
         "id": f"{benchmark}/{index // 2:06d}#{index % 2}",
         "benchmark": benchmark,
@@ -93,7 +152,8 @@ def _row(reducer: str, benchmark: str, index: int, keep: float, seed: int | None
         "image": f"{benchmark}/{index // 2:06d}",
         "keep": keep,
         "seed": seed,
-        "tokens": round(keep * TOKENS),
+        "tokens": round(kept * TOKENS),
+        "unit": "",
         "question": QUESTION,
         "prediction": str(index) if right else ("", r"$\wrong_{$")[index % 2],
         "answer": str(index),
@@ -104,7 +164,9 @@ def _row(reducer: str, benchmark: str, index: int, keep: float, seed: int | None
 
 def _chance(reducer: str, group: str, keep: float) -> float:
     floor, full = (0.05, 1.2) if group == "text" else (0.35, 1.2)
-    speeds = {"selector": (5, 6), "random": (1.2, 9)}.get(reducer, (3, 3))
+    draw = random.Random(reducer.removesuffix("-adaptive"))
+    other = draw.uniform(1, 6), draw.uniform(3, 9)
+    speeds = {"selector": (5, 6), "random": (1.2, 9)}.get(reducer.removesuffix("-adaptive"), other)
     rise = 1 - math.exp(-speeds[group != "text"] * keep)
     return {"full": full, "none": floor}.get(reducer, floor + (full - floor) * rise)
 
@@ -113,11 +175,12 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     entries = []
     for kind in ("benchmark", "group"):
         for name, keep in dict.fromkeys((row[kind], row["keep"]) for row in rows):
-            scores = [row["score"] for row in rows if row[kind] == name and row["keep"] == keep]
-            mean, tokens = fmean(scores), round(keep * TOKENS)
-            error = 1.96 * math.sqrt(mean * (1 - mean) / len(scores))
+            part = [row for row in rows if row[kind] == name and row["keep"] == keep]
+            mean, tokens = fmean(row["score"] for row in part), fmean(row["tokens"] for row in part)
+            error = 1.96 * math.sqrt(mean * (1 - mean) / len(part))
             interval = {"low": max(0.0, mean - error), "high": min(1.0, mean + error)}
-            entries.append({kind: name, "keep": keep, "tokens": tokens, "mean": mean} | interval)
+            point = {kind: name, "keep": keep, "tokens": tokens, "tokens_full": TOKENS, "mean": mean}
+            entries.append(point | interval)
     return entries
 
 

@@ -1,5 +1,6 @@
 import io
 import warnings
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -56,11 +57,39 @@ def test_the_style_of_the_user_is_left_as_it_was(measured):
         assert mpl.rcParams["font.size"] == 20
 
 
-def test_peers_look_different_from_each_other_and_from_the_papers_lines():
-    looks = [figures.style(f"peer {number}", number) for number in range(len(figures.PEERS))]
-    colors = [look.color for look in (*looks, *figures.STYLES.values())]
-    assert len(set(colors)) == len(colors)
-    assert figures.style("random", 3) == figures.STYLES["random"]
+def test_twenty_reducers_look_different_from_each_other():
+    names = ["selector", "random", "ours", *(f"peer {number}" for number in range(18))]
+    looks = figures.styles(names, "ours")
+    assert len({(look.color, str(look.line), look.marker) for look in looks.values()}) == len(names) + 2
+    assert looks["random"] == figures.STYLES["random"] == figures.styles(names, "random")["random"]
+    assert [name for name in names if not looks[name].muted] == ["selector", "random", "ours"]
+    assert looks == figures.styles(names, "ours")
+
+
+def test_a_long_legend_stands_beside_the_panels_and_covers_none(crowd, measured):
+    few, many = (figures.curves(each.groups) for each in (measured, crowd))
+    black = rgb(figures.STYLES["full"].color)
+    line = [drawn(png, black) for png in (few, many)]
+    # The dashes in the panels reach as far as without it; the legend's own are to the right of them all.
+    assert line[0][:, 1].max() < pixels(few).shape[1] < line[1][:, 1].max()
+    beside = pixels(many)[:, pixels(few).shape[1] :]
+    assert pixels(many).shape[1] == pixels(few).shape[1] + 320
+    for look in figures.styles(list(crowd.groups[0].curves), "selector").values():
+        seen = np.abs(beside - rgb(look.color)).max(axis=-1) <= 25
+        assert seen.sum() > 5, look.label
+
+
+def test_an_adaptive_count_is_a_star_at_the_fraction_it_keeps_in_its_siblings_colour(crowd):
+    group = crowd.groups[0]
+
+    def column(keep):
+        star = replace(group.adaptive["selector-adaptive"], keep=keep)
+        png = figures.curves([replace(group, curves={}, adaptive={"selector-adaptive": star})])
+        where = drawn(png, rgb(figures.STYLES["selector"].color))
+        return np.median(where[where[:, 0] < 0.8 * pixels(png).shape[0], 1])  # above the legend
+
+    few, some, many = map(column, (0.2, 0.4, 0.8))
+    assert few < some and (many - few) / (some - few) == pytest.approx(3, abs=0.05)
 
 
 def test_only_dropped_patches_are_grey_and_lie_where_the_mask_says(page):

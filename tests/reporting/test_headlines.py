@@ -1,6 +1,8 @@
 import pytest
 
 from atr.reporting import headlines
+from atr.reporting.differences import Difference, Match, Versus
+from atr.reporting.measurements import Measure, Overlap, Selection, Stability
 from atr.reporting.results import Comparison, Results, Score
 
 
@@ -42,6 +44,68 @@ def test_sentences_say_above_and_below(two):
     assert "selector holds 95.0 % of the full score (76.0 % of 80.0 %) and is 46.0 points above " in text
     assert text.endswith("above random selection (30.0 %).")
     assert "holds 87.5 % of the full score (70.0 % of 80.0 %) and is 2.5 points below" in general
+
+
+def test_verdicts_join_neighbouring_fractions_with_equal_counts(two):
+    up, level, down = (Difference(mean, mean - 0.1, mean + 0.1) for mean in (0.2, 0.0, -0.2))
+    others = {
+        "random": {0.1: up, 0.2: up, 0.3: up, 0.5: up},
+        "mmr": {0.1: level, 0.2: level, 0.3: down},
+        "dart": {0.1: up, 0.2: up, 0.3: down},
+    }
+    versus = Versus(two.groups[0], "selector", others)
+    assert headlines.verdicts(versus) == [
+        "On the text group, selector wins against 2 of 3 other reducers at 0.1 to 0.2, ties with 1 and loses "
+        "to 0.",
+        "On the text group, selector wins against 1 of 3 other reducers at 0.3, ties with 0 and loses to 2.",
+        "On the text group, selector wins against 1 of 1 other reducer at 0.5, ties with 0 and loses to 0.",
+    ]
+    assert headlines.verdict(versus, 0.3) == headlines.verdicts(versus)[1]
+
+
+def test_numbers_hold_every_difference_by_kept_fraction(two):
+    one, other = Difference(0.2, 0.1, 0.3), Difference(0.0, -0.1, 0.1)
+    versus = Versus(two.groups[0], "selector", {"random": {0.3: one, 0.5: other}, "mmr": {0.5: one}})
+    numbers = headlines.numbers(two, [versus], [], None)
+    assert set(numbers) == {"text", "general", "differences"}
+    values = {"mean": 0.2, "low": 0.1, "high": 0.3}
+    assert numbers["differences"] == {
+        "0.3": {"text": {"win": 1, "tie": 0, "loss": 0, "selector minus random": values}},
+        "0.5": {
+            "text": {
+                "win": 1, "tie": 1, "loss": 0, "selector minus mmr": values,
+                "selector minus random": {"mean": 0.0, "low": -0.1, "high": 0.1},
+            }
+        },
+    }  # fmt: skip
+
+
+def test_numbers_hold_adaptive_counts_and_what_was_measured(two):
+    match = Match(two.groups[0], "a-adaptive", score(0.25, 0.5), 0.4, Difference(0.1, 0.0, 0.2))
+    lone = Match(two.groups[0], "b-adaptive", score(0.25, 0.5), None, None)
+    measure = Measure(
+        keep=[0.1, 0.3],
+        reducers={"a": Selection([0.9, 0.5], [0.8, 0.6], None)},
+        overlap=Overlap(0.4, ["a", "b"], [[1.0, 0.3], [0.3, 1.0]]),
+        stability=Stability([0.3, 0.7], 2, [0.6, 0.8]),
+        parameters={},
+        provenance={},
+    )
+    numbers = headlines.numbers(two, [], [match, lone], measure)
+    assert numbers["adaptive"] == {
+        "text": {
+            "a-adaptive": {
+                "kept": 0.25, "adaptive": 0.5, "fixed": 0.4,
+                "difference": {"mean": 0.1, "low": 0.0, "high": 0.2},
+            }
+        }
+    }  # fmt: skip
+    assert numbers["measure"] == {
+        "0.1": {"a": {"reconstruction": 0.9, "reconstruction_random": 0.8}},
+        "0.3": {"a": {"reconstruction": 0.5, "reconstruction_random": 0.6}, "stability": 0.6},
+        "0.7": {"stability": 0.8},
+    }
+    assert numbers["overlap"] == {"a": {"a": 1.0, "b": 0.3}, "b": {"a": 0.3, "b": 1.0}}
 
 
 def test_nothing_is_lost_of_a_full_score_of_zero():

@@ -41,9 +41,21 @@ def test_text_of_the_data_is_escaped(page, built):
 
 
 def test_every_table_and_headline_is_there(page, built):
-    assert page.count("<table") == len(built.scores) + 4
-    for sentence in built.headlines:
+    assert page.count("<table") == len(built.scores) + len(built.compared.tables) + 4
+    for sentence in (*built.headlines, *built.compared.verdicts):
         assert sentence in page
+    for heading in ("Adaptive and fixed counts", "Without a language model", "Cost"):
+        assert heading not in page
+
+
+def test_what_was_measured_beside_the_answers_is_there(everything):
+    page = html.render(everything)
+    assert page.count("<table") == len(everything.scores) + len(everything.compared.tables) + 9
+    for heading in ("Adaptive and fixed counts", "Without a language model", "<h2>Cost</h2>"):
+        assert heading in page
+    parts = ("groups", "benchmarks", "pages", "cards")
+    shown = sum(len(getattr(everything, part)) for part in parts) + len(everything.compared.pictures)
+    assert page.count("<img") == shown + 1, "and the overlap"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -55,8 +67,8 @@ def test_a_browser_shows_all_pictures_and_no_sideways_scrolling(page, built, tmp
     command = [CHROMIUM, *QUIET, "--dump-dom", *place]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     seen = json.loads(re.search(r'data-probe="([^"]*)"', dom)[1].replace("&quot;", '"'))
-    drawn_once = len(built.groups) + len(built.benchmarks) + len(built.pages) + len(built.cards) + 1
-    assert len(seen["pictures"]) == drawn_once
+    parts = (built.groups, built.compared.pictures, built.benchmarks, built.pages, built.cards)
+    assert len(seen["pictures"]) == sum(map(len, parts)) + 1
     assert all(natural > 0 and shown > 100 for natural, shown in seen["pictures"])
     assert seen["overflow"] <= 0
     assert seen["title"] == "Adaptive visual token reduction"

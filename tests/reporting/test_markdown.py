@@ -15,4 +15,16 @@ def test_every_picture_that_the_file_shows_lies_beside_it(built):
 def test_it_holds_headlines_and_tables(built):
     text = markdown.render(built)
     assert all(f"- {sentence}" in text for sentence in built.headlines)
-    assert text.count("\n| --- |") == len(built.scores) + 4
+    assert text.count("\n| --- |") == len(built.scores) + len(built.compared.tables) + 4
+    assert all(f"- {sentence}" in text for sentence in built.compared.verdicts)
+
+
+def test_it_holds_what_was_measured_beside_the_answers(everything):
+    text = markdown.render(everything)
+    assert text.count("\n| --- |") == len(everything.scores) + len(everything.compared.tables) + 9
+    assert "![overlap](figures/overlap.png)" in text
+    headings = [line for line in text.split("\n") if line.startswith("## ")]
+    assert headings == [
+        "## Groups", "## Differences", "## Benchmarks", "## Kept patches", "## Answers", "## Scores",
+        "## Without a language model", "## Cost", "## Encoder", "## Pretraining", "## Provenance",
+    ]  # fmt: skip

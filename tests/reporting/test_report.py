@@ -12,6 +12,8 @@ def test_there_is_a_curve_for_each_benchmark_and_group_and_pages_where_masks_are
         "groups",
         "group-text",
         "group-general",
+        "differences-text",
+        "differences-general",
         *(f"benchmark-{name}" for name in synthetic.GROUPS),
         "pages-docs",
         "pages-signs",
@@ -56,6 +58,23 @@ def test_masks_of_another_kept_fraction_are_not_shown_as_the_one_asked_for(measu
     ):
         settings = synthetic.SETTINGS | {"page_keep": 0.3}
         report.build(measured, synthetic.image, settings, synthetic.picture())
+
+
+def test_the_best_reducer_is_compared_with_every_other_one(everything):
+    names = [row[0] for row in everything.compared.tables[0].blocks[0]]
+    assert names == ["selector", "random", *(f"peer-{number:02d}" for number in range(1, 18))]
+    assert everything.headlines[2].startswith("On the text group, peer-00 wins against ")
+    assert {row[0] for row in everything.scores[1].blocks[0]} == {f"peer-00 minus {name}" for name in names}
+    adaptive = [row[0] for block in everything.compared.matches.blocks for row in block]
+    assert adaptive[:2] == ["text group: peer-03-adaptive", "text group: selector-adaptive"]
+    assert len(adaptive) == 2 * 8
+
+
+def test_what_was_measured_beside_the_answers_is_in_provenance_but_no_time_is_in_the_numbers(everything):
+    stages = [row[0] for row in everything.provenance.blocks[0]]
+    assert stages[-2:] == ["measure", "cost"]
+    assert ["cost.repeats", "5", "cost"] in everything.parameters.blocks[0]
+    assert set(everything.numbers) == {"text", "general", "differences", "adaptive", "measure", "overlap"}
 
 
 def test_provenance_and_parameters_name_every_stage(built):

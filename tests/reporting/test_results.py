@@ -4,6 +4,9 @@ import shutil
 
 import pytest
 
+from atr.benchmarks import loop
+from atr.reporting import results
+
 
 def scores_without(change, folder, unwanted):
     def without(content):
@@ -33,6 +36,39 @@ def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
     synthetic.write(world, reducers=("divprune", "attention"))
     (world / "evaluate/.unfinished.part").mkdir()
     assert load(world).budgeted == ["selector", "random", "attention", "divprune"]
+
+
+def test_a_reducer_that_decides_its_count_has_one_score_at_the_mean_fraction(crowd, synthetic):
+    assert results.ADAPTIVE == loop.ADAPTIVE
+    assert crowd.adaptive == ["peer-03-adaptive", "selector-adaptive"]
+    assert not set(crowd.adaptive) & set(crowd.budgeted)
+    rows = crowd.evaluations["selector-adaptive"].rows
+    assert {row.keep for row in rows} == {None}
+    docs = crowd.benchmarks[0]
+    assert (
+        docs.adaptive["selector-adaptive"].keep
+        == docs.adaptive["selector-adaptive"].tokens / synthetic.TOKENS
+    )
+    assert 0.2 < docs.adaptive["selector-adaptive"].keep < 0.4
+    assert set(docs.keeps) == set(synthetic.KEEPS)
+
+
+def test_a_comparison_names_the_benchmarks_of_its_mean(measured, synthetic):
+    assert [comparison.benchmarks for comparison in measured.groups] == [
+        ("docs", "signs", "charts"), ("shapes", "digits", "scenes"),
+    ]  # fmt: skip
+    assert [comparison.benchmarks for comparison in measured.benchmarks] == [
+        (name,) for name in synthetic.GROUPS
+    ]
+
+
+def test_the_bootstrap_of_the_summaries_is_known(world, load, change):
+    made = load(world).evaluations["random"]
+    assert (made.resamples, made.seed) == (200, 0)
+    path = world / "evaluate/random/summary.json"
+    change(path, lambda content: content["parameters"]["evaluate"].pop("bootstrap"))
+    with pytest.raises(ValueError, match=r"random/summary.json lacks 'bootstrap'"):
+        load(world)
 
 
 def test_half_is_the_nearest_that_selector_and_random_share(world, load, change):

@@ -1,4 +1,8 @@
+from dataclasses import replace
+
 from atr.reporting import tables
+from atr.reporting.differences import Difference, Match, Versus
+from atr.reporting.measurements import Cost, Measure, Overlap, Prefill, Selection, Spent, Stability
 from atr.reporting.results import Comparison, Score
 from atr.reporting.tables import Table
 
@@ -24,7 +28,93 @@ def test_scores_are_in_percent_relative_to_full_and_to_the_others():
             ["random, % of full", "25.0", "50.0"],
             ["other, % of full", "—", "95.0"],
         ],
-        [["selector minus random", "+40.0", "+32.0"], ["selector minus other", "—", "-4.0"]],
+    ]
+
+
+def compared():
+    """A selector that wins, then ties, and another that was tried at one kept fraction."""
+    ends = {"full": score(1, 0.8), "none": score(0, 0.05)}
+    comparison = Comparison("group", "text", curves={}, **ends)
+    others = {
+        "random": {0.3: Difference(0.4, 0.3, 0.5), 0.5: Difference(0.02, -0.01, 0.05)},
+        "other": {0.5: Difference(-0.041, -0.08, -0.002)},
+    }
+    return Versus(comparison, "selector", others)
+
+
+def test_differences_are_in_points_with_their_interval():
+    table = tables.differences(compared())
+    assert table.header == ["kept", "0.3", "0.5"]
+    assert table.blocks == [
+        [
+            ["selector minus random", "+40.0 [+30.0, +50.0]", "+2.0 [-1.0, +5.0]"],
+            ["selector minus other", "—", "-4.1 [-8.0, -0.2]"],
+        ]
+    ]
+
+
+def test_outcomes_are_named_and_counted():
+    table = tables.outcomes(compared())
+    assert table.blocks == [
+        [["random", "win", "tie"], ["other", "—", "loss"]],
+        [["win, count", "1", "0"], ["tie, count", "0", "1"], ["loss, count", "0", "1"]],
+    ]
+
+
+def test_matches_have_a_block_for_each_comparison_and_dashes_without_a_sibling():
+    comparison = compared().comparison
+    point = Score(keep=0.25, tokens=36.04, mean=0.5, low=0.4, high=0.6)
+    found = [
+        Match(comparison, "selector-adaptive", point, 0.45, Difference(0.05, 0.01, 0.09)),
+        Match(comparison, "prumerge-adaptive", point, None, None),
+    ]
+    assert tables.matches(found).blocks == [
+        [
+            ["text group: selector-adaptive", "36.0", "0.25", "50.0", "45.0", "+5.0 [+1.0, +9.0]", "win"],
+            ["text group: prumerge-adaptive", "36.0", "0.25", "50.0", "—", "—", "—"],
+        ]
+    ]
+
+
+def measure(**changes):
+    selections = {
+        "selector": Selection([0.5, 0.25], [0.75, 0.5], [0.9, 1.0]),
+        "random": Selection([0.6, 0.5], [0.6, 0.5], None),
+    }
+    overlap = Overlap(0.4, ["selector", "random"], [[1.0, 0.3], [0.3, 1.0]])
+    made = Measure([0.3, 0.5], selections, overlap, Stability([0.3, 0.5], 3, [0.7, 0.8125]), {}, {})
+    return replace(made, **changes)
+
+
+def test_both_reconstructions_have_a_block():
+    assert tables.reconstruction(measure()).blocks == [
+        [["selector", "0.500", "0.250"], ["random", "0.600", "0.500"]],
+        [
+            ["selector, by the reconstructor of random masks", "0.750", "0.500"],
+            ["random, by the reconstructor of random masks", "0.600", "0.500"],
+        ],
+    ]
+
+
+def test_coverage_and_stability_are_shown_where_they_are_known():
+    assert tables.coverage(measure()).blocks == [[["selector", "90.0", "100.0"]]]
+    assert tables.coverage(measure(reducers={"random": measure().reducers["random"]})) is None
+    table = tables.stability(measure())
+    assert "over 3 training seeds" in table.title and table.blocks == [[["selector", "0.700", "0.812"]]]
+    assert tables.stability(measure(stability=None)) is None
+
+
+def test_the_net_gain_is_the_prefill_saved_less_the_time_of_the_selection():
+    entries = [Spent("a", 144, 14, 32, 0.5), Spent("b", 144, 14, 1, 9.0), Spent("a", 144, 29, 1, 2.0)]
+    prefill = [Prefill(144, 1, 20.0), Prefill(14, 1, 12.5), Prefill(144, 32, 4.0), Prefill(14, 32, 3.75)]
+    table = tables.cost(Cost("a card", entries, prefill, {}, {}))
+    assert "a card" in table.title
+    assert table.blocks == [
+        [
+            ["b", "1", "144", "14", "9.00", "7.50", "-1.50"],
+            ["a", "1", "144", "29", "2.00", "—", "—"],
+        ],
+        [["a", "32", "144", "14", "0.50", "0.25", "-0.25"]],
     ]
 
 

@@ -29,7 +29,10 @@ def workspace(tmp_path, monkeypatch):
     Path("data/features/pretrain").mkdir(parents=True)
     Path("data/features/pretrain/components.png").write_bytes(SYNTHETIC.picture())
     logged = {}
-    log = SimpleNamespace(metrics=logged.update, artifact=lambda path: logged.update(artifact=path))
+    log = SimpleNamespace(
+        metrics=lambda values, step=None: logged.setdefault(step, {}).update(values),
+        artifact=lambda path: logged.update(artifact=path),
+    )
     monkeypatch.setattr("atr.tracking.run", lambda stage, params: nullcontext(log))
     return logged
 
@@ -50,17 +53,34 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
             f"figures/{name}.png"
             for name in ("group-text", "group-general", "benchmark-docs", "benchmark-shapes")
         ),
+        *(f"figures/differences-{name}.png" for name in ("text", "general")),
         *(f"figures/{name}.png" for name in ("pages-docs", "pages-shapes", "examples", "components")),
     }
     numbers = json.loads(first["experiments/report/metrics.json"])
-    assert set(numbers) == {"text", "general"}
+    assert set(numbers) == {"text", "general", "differences"}
     assert {"full", "selector@0.5", "random@0.5", "relative@0.5"} <= set(numbers["text"])
     assert workspace.pop("artifact") == Path("experiments/report")
-    assert workspace["text/selector at 0.5"] == numbers["text"]["selector@0.5"]
-    assert all(re.fullmatch(r"[\w. :/-]+", name) for name in workspace), (
-        "what MLflow takes as a metric's name"
-    )
+    assert workspace[None]["text/selector at 0.5"] == numbers["text"]["selector@0.5"]
+    difference = numbers["differences"]["0.3"]["docs"]["selector minus random"]
+    assert workspace[30]["differences/docs/selector minus random/low"] == difference["low"]
     assert run() == first
+
+
+def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_there(workspace):
+    SYNTHETIC.write_measure(Path("experiments/measure/metrics.json"), ("selector", "random"))
+    content = SYNTHETIC.write_cost(Path("experiments/cost/cost.json"), ("selector", "random"))
+    first = run()
+    assert "experiments/report/figures/overlap.png" in first
+    assert b"## Cost" in first["experiments/report/report.md"]
+    assert {"measure/selector/reconstruction", "measure/stability"} <= set(workspace[10])
+    names = [name for key, values in workspace.items() if key != "artifact" for name in values]
+    assert all(re.fullmatch(r"[\w. :/-]+", name) for name in names), "what MLflow takes as a metric's name"
+    for entry in content["entries"]:
+        entry["milliseconds"] *= 1.1
+    Path("experiments/cost/cost.json").write_text(json.dumps(content))
+    second = run()
+    metrics, page = "experiments/report/metrics.json", "experiments/report/report.md"
+    assert (second[metrics] == first[metrics], second[page] == first[page]) == (True, False)
 
 
 def test_a_failure_leaves_the_report_of_before(workspace):
