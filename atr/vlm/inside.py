@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -68,29 +68,45 @@ class Schedule:
         return sum(self.count(layer, size) for layer in range(self.layers)) / self.layers
 
 
-def fastv(model: Any, keep: float, layer: int = 2) -> Schedule:
-    """FastV (Chen et al., ECCV 2024): after `layer` layers the fraction `keep` of the visual tokens is left.
+@runtime_checkable
+class LayerReducer(Protocol):
+    """A method by which visual tokens leave between layers."""
 
-    They are ranked by the attention of the last layer that still reads all, as in its released code. Raises
-    ValueError for a layer or a fraction out of range.
+    def schedule(self, layers: int, keep: float) -> Schedule:
+        """For a language model of so many layers, `keep` the fraction that a drop leaves; errors as Schedule."""
+        ...
+
+
+@dataclass(frozen=True)
+class FastV:
+    """FastV (Chen et al., ECCV 2024): after the first `layer` layers some of the visual tokens are left.
+
+    They are ranked by the attention of the last layer that still reads all, as in the released code.
     """
-    return Schedule(_depth(model), {layer: keep}, own=False)
+
+    layer: int = 2
+
+    def schedule(self, layers: int, keep: float) -> Schedule:
+        """`keep` of all are left; errors as Schedule."""
+        return Schedule(layers, {self.layer: keep}, own=False)
 
 
-def pyramiddrop(model: Any, keep: float = 0.5) -> Schedule:
-    """PyramidDrop (Xing et al., CVPR 2025): after each quarter of the layers `keep` of the tokens is left.
+@dataclass(frozen=True)
+class PyramidDrop:
+    """PyramidDrop (Xing et al., CVPR 2025): fewer visual tokens after each quarter of the layers.
 
-    They are ranked by the attention of the layer that follows, as in its released code. Raises ValueError for
-    a fraction out of range, and for a language model of fewer than four layers.
+    They are ranked by the attention of the layer that follows, as in the released code.
     """
-    depth = _depth(model)
-    if depth < 4:
-        raise ValueError(f"model: {depth} layers of the language model, allowed: four or more")
-    return Schedule(depth, {depth * part // 4: keep**part for part in (1, 2, 3)}, own=True)
+
+    def schedule(self, layers: int, keep: float) -> Schedule:
+        """Each time `keep` of what there is, 0.5 in the paper; raises ValueError for fewer than four layers."""
+        if layers < 4:
+            raise ValueError(f"language model: {layers} layers, allowed: four or more")
+        return Schedule(layers, {layers * part // 4: keep**part for part in (1, 2, 3)}, own=True)
 
 
-INSIDE: dict[str, Callable[[Any, float], Schedule]] = {"fastv": fastv, "pyramiddrop": pyramiddrop}
-"""Schedules by name, made for a model from a fraction to keep at each drop."""
+INSIDE: dict[str, Callable[[], LayerReducer]] = {"fastv": FastV, "pyramiddrop": PyramidDrop}
+"""Methods inside the language model by name."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ class Slots:
 
 
 class Inside:
-    """A prepared input, `whole`, of which the hooks of `drop_inside` shorten every pass.
+    """A prepared input, `whole`, of which the hooks of `drop_inside` shorten every pass by `schedule`.
 
     `kept` says, by the layer before which tokens left, what the last prefill kept of each image, in the order
     of the placeholders.
@@ -123,7 +139,8 @@ class Inside:
         self.whole: Reduced = prepared.reduce(Full(), Policy(1.0))
         self.kept: dict[int, tuple[Kept, ...]] = {}
         self._language_model = prepared.model.model.language_model
-        self._schedule, self._policy, self._packing = schedule, policy, _shown(prepared)
+        self.schedule = schedule
+        self._policy, self._packing = policy, _shown(prepared)
         self._real_BL: Tensor = self.whole["attention_mask"].bool()
         placeholder_BL = self.whole["input_ids"] == prepared.model.config.image_token_id
         self._places = placeholder_BL.nonzero().split(self._packing.lengths)
@@ -133,6 +150,11 @@ class Inside:
         self._cached = 0
         self._changes: dict[str, Any] = {}
         self._scores_BL: Tensor
+
+    @property
+    def tokens(self) -> list[float]:
+        """Visual tokens of each image that a layer reads on average, in the order of the placeholders."""
+        return [self.schedule.mean(size) for size in self._packing.sizes]
 
     def start(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the language model: a pass without cached tokens is a prefill, any other decodes.
@@ -155,7 +177,7 @@ class Inside:
         self, index: int, layer: Any, args: tuple[Tensor], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor], dict[str, Any]]:
         """Pre-hook of decoder layer `index`: gives it what it was given, of the tokens that are left."""
-        hidden_BSD, prefills, schedule = args[0], not self._cached, self._schedule
+        hidden_BSD, prefills, schedule = args[0], not self._cached, self.schedule
         if prefills and schedule.own and index in schedule.drops:
             self._rank(layer, hidden_BSD, kwargs)
         if index in schedule.drops:
@@ -195,7 +217,7 @@ class Inside:
         """What is left of each image from a layer on, by the scores."""
         groups, sizes = self._packing.groups(self._policy.budget), self._packing.sizes
         kept = [
-            _best(self._scores_BL[tuple(place_P2.T)].cpu(), parts, self._schedule.count(index, size))
+            _best(self._scores_BL[tuple(place_P2.T)].cpu(), parts, self.schedule.count(index, size))
             for place_P2, parts, size in zip(self._places, groups, sizes, strict=True)
         ]
         stay = self._packing.with_newlines(kept, self._policy.newline)
@@ -232,26 +254,28 @@ class Inside:
 @contextmanager
 def drop_inside(
     prepared: Prepared,
-    schedule: Schedule,
+    reducer: LayerReducer,
+    keep: float,
     positions: str = "original",
     budget: str = "image",
     newline: str = "keep",
 ) -> Iterator[Inside]:
-    """Let visual tokens leave between the layers, while the context lasts; the answers are `schedule`'s.
+    """Let visual tokens leave between the layers of the language model, while the context lasts.
 
-        with drop_inside(prepare(model, inputs), fastv(model, keep=0.5)) as inside:
+        with drop_inside(prepare(model, inputs), FastV(), keep=0.5) as inside:
             answers = model.generate(**inside.whole, max_new_tokens=32)
 
     A token keeps its "original" position, or those that are left are numbered anew ("contiguous"). `budget`
     and `newline` are as in `atr.vlm.reduce.reduce`. Logits of a plain call are those of the last layer's
     tokens. Every prefill ranks anew, so that without a cache only a single pass is possible.
 
-    Raises ValueError for a language model without support here, a schedule for another depth, and unknown
-    choices; inside the context for any input but `whole`, for beams and for a cache of fixed size.
+    Raises ValueError for a language model without support here, `keep` out of range, and unknown choices;
+    inside the context for any input but `whole`, for beams and for a cache of fixed size.
     """
     policy = Policy(1.0, positions, budget, newline)
     language_model = prepared.model.model.language_model
-    _check(language_model.config, schedule)
+    _check(language_model.config)
+    schedule = reducer.schedule(language_model.config.num_hidden_layers, keep)
     inside = Inside(prepared, schedule, policy)
     with ExitStack() as hooks:
         hooks.enter_context(language_model.register_forward_pre_hook(inside.start, with_kwargs=True))
@@ -273,14 +297,15 @@ def attention_of_last(
     key_BGSD = _heads(attention.k_proj(normed_BSD), attention.head_dim)
     # The one query is rotated to every position; its own is the last.
     query_BHSD, key_BGSD = apply_rotary_pos_emb(query_BHSD, key_BGSD, *rotations)
-    query_BGHD = query_BHSD[:, :, -1].unflatten(1, (key_BGSD.shape[1], -1))
-    logits_BGHS = (query_BGHD @ key_BGSD.transpose(2, 3)).float() * attention.scaling
-    hidden_B11S = ~real_BS[:, None, None]
-    return logits_BGHS.masked_fill(hidden_B11S, -torch.inf).softmax(-1).mean((1, 2))
+    heads_BGHD = query_BHSD[:, :, -1].reshape(*key_BGSD.shape[:2], -1, attention.head_dim)
+    logits_BGHS = (heads_BGHD @ key_BGSD.transpose(2, 3)).float() * attention.scaling
+    logits_BGHS = logits_BGHS.masked_fill(~real_BS[:, None, None], -torch.inf)
+    scores_BS: Tensor = logits_BGHS.softmax(-1).mean((1, 2))
+    return scores_BS
 
 
 def _heads(states_BSD: Tensor, width: int) -> Tensor:
-    return states_BSD.unflatten(-1, (-1, width)).transpose(1, 2)
+    return states_BSD.view(*states_BSD.shape[:2], -1, width).transpose(1, 2)
 
 
 def _best(scores_P: Tensor, parts: Sequence[Tensor], count: int) -> Tensor:
@@ -299,18 +324,9 @@ def _shown(prepared: Prepared) -> Packing:
     return Packing(packing.model, Tiling(tiles, tiling.grid, sizes), packing.resample)
 
 
-def _depth(model: Any) -> int:
-    depth: int = model.config.get_text_config().num_hidden_layers
-    return depth
-
-
-def _check(config: Any, schedule: Schedule) -> None:
+def _check(config: Any) -> None:
     if config.model_type not in LANGUAGE_MODELS:
         allowed = ", ".join(LANGUAGE_MODELS)
         raise ValueError(f"language model: {config.model_type} is not supported, allowed: {allowed}")
     if window := getattr(config, "sliding_window", None):
         raise ValueError(f"language model: sliding_window {window} is not supported, allowed: None")
-    if schedule.layers != config.num_hidden_layers:
-        raise ValueError(
-            f"schedule: made for {schedule.layers} layers, allowed: {config.num_hidden_layers}, the model's"
-        )

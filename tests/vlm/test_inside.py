@@ -1,16 +1,15 @@
 import copy
 import math
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import LlamaConfig, MistralConfig
+from transformers import MistralConfig
 
-from atr.vlm.inside import INSIDE, Schedule, Slots, attention_of_last, drop_inside, fastv, pyramiddrop
+from atr.vlm.inside import INSIDE, FastV, PyramidDrop, Schedule, Slots, attention_of_last, drop_inside
 from atr.vlm.reduce import prepare
 
 LAYERS = 5
@@ -25,6 +24,17 @@ DROPS = pytest.mark.parametrize(
     [({2: 0.3}, False), ({1: 0.5, 2: 0.25, 3: 0.125}, True), ({1: 0.7, 2: 0.4, 4: 0.0}, False)],
     ids=["fastv", "pyramiddrop", "every layer"],
 )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Drops as given; `keep` is not asked for."""
+
+    drops: dict
+    own: bool
+
+    def schedule(self, layers, keep):
+        return Schedule(layers, self.drops, self.own)
 
 
 @pytest.fixture
@@ -131,7 +141,7 @@ def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
     make_deep, process, attention, positions, drops, own
 ):
     model, exact = make_deep(attention), make_deep("eager")
-    with drop_inside(prepare(model, process(*RAGGED)), Schedule(LAYERS, drops, own), positions) as inside:
+    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0, positions) as inside:
         logits = model(**inside.whole).logits[:, -1]
         said = generate(model, inside.whole, 4)
     rows = [process(prompt) for prompt in RAGGED]
@@ -148,7 +158,7 @@ def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
 @torch.no_grad()
 def test_the_tokens_kept_of_each_image_are_reported(make_deep, process, drops, own):
     model = make_deep("eager")
-    with drop_inside(prepare(model, process(*RAGGED)), Schedule(LAYERS, drops, own)) as inside:
+    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0) as inside:
         model(**inside.whole)
     reports = {layer: iter(kept) for layer, kept in inside.kept.items()}
     for prompt in RAGGED:
@@ -182,7 +192,7 @@ def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
     model, inputs = make_deep(attention, dtype), process(*prompts)
     untouched = model(**inputs).logits, generate(model, inputs, 3)
     for name in INSIDE:
-        with drop_inside(prepare(model, inputs), INSIDE[name](model, 1.0), positions) as inside:
+        with drop_inside(prepare(model, inputs), INSIDE[name](), 1.0, positions) as inside:
             assert torch.equal(model(**inside.whole).logits, untouched[0])
             assert generate(model, inside.whole, 3) == untouched[1]
 
@@ -191,9 +201,9 @@ def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
 @torch.no_grad()
 def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
     """Time and memory are saved, in prefill and in decoding, and the mean counts what the layers read."""
-    inputs, schedule = process(*SINGLE), pyramiddrop(deep)
+    inputs = process(*SINGLE)
     full = inputs["input_ids"].shape[1]
-    with drop_inside(prepare(deep, inputs), schedule) as inside:
+    with drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5) as inside:
         out = deep(**inside.whole, output_hidden_states=True, use_cache=True)
         step = deep(
             input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values, output_hidden_states=True
@@ -202,7 +212,7 @@ def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
     text = full - size - newlines
     read = [layer.keys.shape[-2] - 1 - text - newlines for layer in step.past_key_values.layers]
     assert read == [size, round(size / 2 + 0.1), *[round(size / 4 + 0.1)] * 1, *[round(size / 8 + 0.1)] * 2]
-    assert sum(read) / LAYERS == schedule.mean(size)
+    assert [sum(read) / LAYERS] == inside.tokens
     # What the hooks give a layer is not what the layer before returned: these are the outputs.
     outputs = [hidden.shape[1] - text - newlines for hidden in out.hidden_states[1:]]
     assert outputs == read
@@ -214,7 +224,7 @@ def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, proc
     seen = []
     for layer in deep.model.language_model.layers:
         layer.mlp.register_forward_hook(lambda module, given, made: seen.append(made.shape[:2]))
-    with drop_inside(prepare(deep, process(*RAGGED)), fastv(deep, 0.25)) as inside:
+    with drop_inside(prepare(deep, process(*RAGGED)), FastV(), 0.25) as inside:
         deep(**inside.whole)
     length = inside.whole["input_ids"].shape[1]
     longest = max(7 + 8, 4 + 2)  # the text of a row, and 4 of 16 tokens of each of its images
@@ -234,9 +244,9 @@ def test_the_model_is_afterwards_as_it_was(deep, process):
     inputs = process(*RAGGED)
     untouched = deep(**inputs).logits  # transformers notes things at a module when it is first used
     before = snapshot()
-    with drop_inside(prepare(deep, inputs), fastv(deep, 0.25)) as inside:
+    with drop_inside(prepare(deep, inputs), FastV(), 0.25) as inside:
         generate(deep, inside.whole, 2)
-    with pytest.raises(KeyError), drop_inside(prepare(deep, inputs), pyramiddrop(deep)):
+    with pytest.raises(KeyError), drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5):
         raise KeyError
     after = snapshot()
     assert after[:2] == before[:2]
@@ -264,7 +274,7 @@ def test_attention_of_the_last_token_is_that_of_the_eager_layer(make_deep, proce
 def test_mistral_is_read_as_well(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
-    with drop_inside(prepare(model, process(*RAGGED)), fastv(model, 0.3)) as inside:
+    with drop_inside(prepare(model, process(*RAGGED)), FastV(), 0.3) as inside:
         said = generate(model, inside.whole, 3)
     rows = [process(prompt) for prompt in RAGGED]
     assert said == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
@@ -274,7 +284,7 @@ def test_mistral_is_read_as_well(make_deep, process):
 @torch.no_grad()
 def test_tiles_share_by_what_each_has_left_and_newlines_follow_their_rows(deep, process):
     prepared = prepare(deep, process(*RAGGED))
-    with drop_inside(prepared, pyramiddrop(deep, 0.4), budget="tile", newline="follow") as inside:
+    with drop_inside(prepared, PyramidDrop(), 0.4, budget="tile", newline="follow") as inside:
         deep(**inside.whole)
     left = prepared.packing.groups("tile")
     for kept_of_images in inside.kept.values():
@@ -303,7 +313,7 @@ def test_an_image_that_is_shown_twice_is_ranked_in_each_place(deep, process):
     shared = replace(twice, packing=once.packing, encoded=once.encoded, tokens=once.tokens, image_of=[0, 0])
     results = []
     for prepared in (twice, shared):
-        with drop_inside(prepared, fastv(deep, 0.3)) as inside:
+        with drop_inside(prepared, FastV(), 0.3) as inside:
             logits = deep(**inside.whole).logits
         results.append((logits, [kept.indices_K.tolist() for kept in inside.kept[2]]))
     torch.testing.assert_close(results[0][0], results[1][0])
@@ -330,8 +340,7 @@ def test_narrowing_keeps_the_columns_that_stay_in_order(stay, data):
 
 @given(st.integers(4, 48), st.floats(0, 1), st.integers(1, 3000))
 def test_the_mean_of_a_schedule_is_that_of_what_its_layers_read(depth, keep, size):
-    model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=depth))
-    for schedule in (fastv(model, keep, layer=3), pyramiddrop(model, keep)):
+    for schedule in (FastV(3).schedule(depth, keep), PyramidDrop().schedule(depth, keep)):
         counts = [schedule.count(layer, size) for layer in range(depth)]
         assert counts == sorted(counts, reverse=True)
         assert schedule.mean(size) == pytest.approx(sum(counts) / depth)
@@ -340,11 +349,11 @@ def test_the_mean_of_a_schedule_is_that_of_what_its_layers_read(depth, keep, siz
 
 def test_schedules_are_those_of_the_papers():
     """FastV keeps half after layer 2; PyramidDrop 50, 25 and 12.5 % after 8, 16 and 24 of 32 layers."""
-    model = SimpleNamespace(config=LlamaConfig(num_hidden_layers=32))
-    assert fastv(model, 0.5) == Schedule(32, {2: 0.5}, own=False)
-    assert pyramiddrop(model) == Schedule(32, {8: 0.5, 16: 0.25, 24: 0.125}, own=True)
-    assert fastv(model, 0.5).mean(576) == (2 * 576 + 30 * 288) / 32
-    assert pyramiddrop(model).mean(576) == (576 + 288 + 144 + 72) / 4
+    half, pyramid = FastV().schedule(32, 0.5), PyramidDrop().schedule(32, 0.5)
+    assert half == Schedule(32, {2: 0.5}, own=False)
+    assert pyramid == Schedule(32, {8: 0.5, 16: 0.25, 24: 0.125}, own=True)
+    assert half.mean(576) == (2 * 576 + 30 * 288) / 32
+    assert pyramid.mean(576) == (576 + 288 + 144 + 72) / 4
 
 
 @pytest.mark.parametrize(
@@ -366,26 +375,24 @@ def test_a_schedule_that_cannot_be_is_refused_by_name(make, message):
 @torch.no_grad()
 def test_what_cannot_be_shortened_inside_is_refused_by_name(model, make_deep, deep, process):
     inputs = process(*SINGLE)
-    prepared, schedule = prepare(deep, inputs), fastv(deep, 0.5)
-    with pytest.raises(ValueError, match="model: 3 layers of the language model, allowed: four or more"):
-        pyramiddrop(model)
+    prepared = prepare(deep, inputs)
     with (
-        pytest.raises(ValueError, match="schedule: made for 5 layers, allowed: 3"),
-        drop_inside(prepare(model, inputs), schedule),
+        pytest.raises(ValueError, match="language model: 3 layers, allowed: four or more"),
+        drop_inside(prepare(model, inputs), PyramidDrop(), 0.5),
     ):
         pass
     windowed = make_deep(kind=MistralConfig, sliding_window=8)
     with (
         pytest.raises(ValueError, match="language model: sliding_window 8 is not supported, allowed: None"),
-        drop_inside(prepare(windowed, inputs), schedule),
+        drop_inside(prepare(windowed, inputs), FastV(), 0.5),
     ):
         pass
     with (
         pytest.raises(ValueError, match="newline: 'drop' is unknown"),
-        drop_inside(prepared, schedule, newline="drop"),
+        drop_inside(prepared, FastV(), 0.5, newline="drop"),
     ):
         pass
-    with drop_inside(prepared, schedule) as inside:
+    with drop_inside(prepared, FastV(), 0.5) as inside:
         for call, message in {
             lambda: deep(**process("<image> a b c")): r"\(1, 20\) are fed, allowed: \(1, 19\)",
             lambda: generate(deep, {**inside.whole, "use_cache": False}, 2): r"\(1, 20\) are fed",
