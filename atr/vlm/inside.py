@@ -73,7 +73,7 @@ class LayerReducer(Protocol):
     """A method by which visual tokens leave between layers."""
 
     def schedule(self, layers: int, keep: float) -> Schedule:
-        """For a language model of so many layers, `keep` the fraction that a drop leaves; errors as Schedule."""
+        """For a language model of so many layers, a drop leaving the fraction `keep`; errors as Schedule."""
         ...
 
 
@@ -87,7 +87,7 @@ class FastV:
     layer: int = 2
 
     def schedule(self, layers: int, keep: float) -> Schedule:
-        """`keep` of all are left; errors as Schedule."""
+        """`keep` of all tokens are left; errors as Schedule."""
         return Schedule(layers, {self.layer: keep}, own=False)
 
 
@@ -99,7 +99,7 @@ class PyramidDrop:
     """
 
     def schedule(self, layers: int, keep: float) -> Schedule:
-        """Each time `keep` of what there is, 0.5 in the paper; raises ValueError for fewer than four layers."""
+        """Each time `keep` of what there is, in the paper 0.5; raises ValueError below four layers."""
         if layers < 4:
             raise ValueError(f"language model: {layers} layers, allowed: four or more")
         return Schedule(layers, {layers * part // 4: keep**part for part in (1, 2, 3)}, own=True)
