@@ -231,6 +231,22 @@ def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, proc
     assert seen == [(4, length)] * 2 + [(4, longest)] * 3
 
 
+@torch.no_grad()
+def test_contiguous_positions_count_from_the_first_token_that_is_left(deep, process):
+    """Rotations compare by difference alone, so that no answer shows where the numbers begin."""
+    given, language_model = {}, deep.model.language_model
+    with drop_inside(prepare(deep, process(*SINGLE)), FastV(), 0.25, "contiguous") as inside:
+        language_model.layers[3].register_forward_pre_hook(
+            lambda module, args, kwargs: given.update(kwargs, hidden=args[0]), with_kwargs=True
+        )
+        deep(**inside.whole)
+    left = torch.arange(3 + 4)[None]  # the text, and 4 of 16 tokens
+    for ours, expected in zip(
+        given["position_embeddings"], language_model.rotary_emb(given["hidden"], left), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
 @FAMILIES
 @torch.no_grad()
 def test_the_model_is_afterwards_as_it_was(deep, process):
