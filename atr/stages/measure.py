@@ -1,0 +1,79 @@
+"""Stage measure: what the reducers keep of held-out images, judged without a language model."""
+
+from functools import cache, partial
+from typing import Any
+
+from atr import config, stages
+from atr.files import write_json
+from atr.stages.pretrain import AUTOENCODER, STATISTICS
+
+
+def main(params: config.Params) -> None:
+    """Train the reconstructor of random masks and selectors of further seeds, then write metrics.json."""
+    from atr import tracking
+
+    with tracking.run("measure", params) as run:
+        from atr.features.observed import GIVEN
+        from atr.features.store import FeatureStore
+        from atr.reduction import autoencoder, measures
+
+        asked, keep, expect = params.measure, params.evaluate.keep, {"encoder": params.encoder.name}
+        trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
+        held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect)
+        store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect)
+        random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
+        if not random.trainer.is_global_zero:
+            return
+        names, device = stages.with_budget(params.evaluate.reducers), random.trainer.strategy.root_device
+        with device:
+            reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.SELECTOR, GIVEN)
+        images = _images(params, held_out, measures.needs(reducers), device)
+        nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
+        selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
+        results = measures.measure(reducers, nets, selectors, images, keep, asked.overlap_keep)
+        results |= {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        write_json(stages.MEASURE / "metrics.json", results)
+        for fraction, values in measures.curves(results):
+            run.metrics(values, round(100 * fraction))
+        run.artifact(stages.MEASURE / "metrics.json")
+
+
+def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
+    """Module 0, of the reconstructor of random masks, or that of a further selector, after its training."""
+    from lightning.pytorch import seed_everything
+
+    from atr.features.datamodule import FeatureDataModule
+    from atr.hardware import lightning_kwargs
+    from atr.reduction import training
+
+    pretrain, about = params.pretrain, (store.manifest["encoder"], store.manifest["layer"])
+    seed = seed_everything((params.seed + number) % 2**32, verbose=False)
+    data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
+    sample = (store[place] for place in data.training[:STATISTICS])
+    net = training.new_autoencoder(pretrain, store.width, store.grid, *about, sample)
+    kind = training.SelectorTraining if number else training.ReconstructorTraining
+    epochs, logger = (pretrain.epochs, None) if number else (params.measure.epochs, run.logger())
+    module = kind(net, pretrain, seed)
+    return training.train_beside(module, data, epochs, logger, **lightning_kwargs(params.trainer))
+
+
+def _images(params: config.Params, store: Any, needs: frozenset[str], device: Any) -> list[Any]:
+    """Batches of the held-out images that are measured, at even steps through all of them."""
+    from atr.datasets import PreparedImages
+    from atr.datasets.held_out import text_centres
+    from atr.features.observed import encoder_of, observed
+    from atr.reduction.measures import Images
+
+    prepared, count = PreparedImages(stages.EVALUATE_IMAGES), min(params.measure.images, len(store))
+    names = [store.ids[place * len(store) // count] for place in range(count)]
+    encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
+    images = []
+    for start in range(0, count, params.measure.batch_size):
+        some = names[start : start + params.measure.batch_size]
+        centres = [text_centres(name, prepared.parameters["seed"]) for name in some]
+        images.append(Images.of(observed(store, some, prepared.image, encoder, needs, device), centres))
+    return images
+
+
+if __name__ == "__main__":
+    stages.entry("measure", main)
