@@ -354,19 +354,21 @@ class Evaluate:
 class Measure:
     """What is measured of the reducers without a language model."""
 
-    images: int = 120
+    images: int = 48
     """Held-out images that are measured, at even steps through all; all where there are fewer."""
     batch_size: int = 24
     """Images at a time."""
-    epochs: int = 2
-    """Passes over the stored features for the reconstructor of random masks, the rest as in `pretrain`."""
+    pretrain_images: int = 5120
+    """Images that the reconstructor of random masks is trained on; all where there are fewer."""
+    epochs: int = 1
+    """Passes over these; all else of that training is as in `pretrain`."""
     overlap_keep: float = 0.4
     """Kept fraction at which the overlap between reducers is measured."""
     training_seeds: int = 1
     """Selectors that are compared with each other, the trained one among them; each more is a training."""
 
     def __post_init__(self) -> None:
-        for key in ("images", "batch_size", "epochs", "training_seeds"):
+        for key in ("images", "batch_size", "pretrain_images", "epochs", "training_seeds"):
             _check(f"measure.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
         keep = self.overlap_keep
         _check("measure.overlap_keep", keep, 0 < keep <= 1, "0 < overlap_keep <= 1")

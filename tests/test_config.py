@@ -129,6 +129,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("evaluate.max_new_tokens", 0, ">= 1"),
         ("evaluate.bootstrap", 0, ">= 1"),
         ("measure.images", 0, "images >= 1"),
+        ("measure.pretrain_images", 0, "pretrain_images >= 1"),
         ("measure.epochs", 0, "epochs >= 1"),
         ("measure.overlap_keep", 1.5, "overlap_keep <= 1"),
         ("measure.training_seeds", 0, "training_seeds >= 1"),

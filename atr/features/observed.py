@@ -1,6 +1,6 @@
 """Stored features, and beside them what their encoder says of the same images."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ def encoder_of(store: FeatureStore, preset: EncoderPreset, folder: Path, device:
     """The encoder whose features a store holds, on a device; `folder` and errors as in `locate`."""
     path, layer = locate(preset.path, folder), store.manifest["layer"]
     return Encoder.load(path, layer, preset.name, preset.size).to(device)
+
+
+def evenly(store: FeatureStore, images: int, size: int) -> Iterator[list[str]]:
+    """Names of so many images (all where there are fewer) at even steps through a store, `size` at a time."""
+    count = min(images, len(store))
+    names = [store.ids[place * len(store) // count] for place in range(count)]
+    yield from (names[start : start + size] for start in range(0, count, size))
 
 
 @torch.inference_mode()

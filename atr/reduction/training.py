@@ -129,11 +129,19 @@ class ReconstructorTraining(LightningModule):
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch under random masks."""
+        loss = self._loss(features_BND)
+        self.log("random_masks/train/loss_reconstruction", loss)
+        return loss
+
+    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+        """The same of held-out images."""
+        name, loss = "random_masks/validation/loss_reconstruction", self._loss(features_BND)
+        self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
+
+    def _loss(self, features_BND: Tensor) -> Tensor:
         mask_BN = random_mask_BN(*features_BND.shape[:2], _noise(self, self.seed))
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
-        loss = _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
-        self.log("random_masks/loss_reconstruction", loss, on_step=True, on_epoch=False)
-        return loss
+        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """As for the selector."""
@@ -305,14 +313,14 @@ def train_beside(
     logger: Logger | None,
     **trainer_kwargs: Any,
 ) -> Trained:
-    """Train what is only compared with, without validation, pictures and checkpoint; the module, trained.
+    """Train what is only compared with, without pictures and checkpoints; the module, trained.
 
     Raises DivergedError as `train` does.
     """
     callbacks = [CollapseGuard(module.pretrain)] if isinstance(module, SelectorTraining) else []
-    plain: dict[str, Any] = {"enable_checkpointing": False, "limit_val_batches": 0}
     # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
-    trainer = _trainer(epochs, callbacks, logger, **trainer_kwargs, **plain, deterministic="warn")
+    kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
+    trainer = _trainer(epochs, callbacks, logger, **kwargs)
     trainer.fit(module, datamodule=data)
     return module
 

@@ -1,5 +1,6 @@
 """Stage measure: what the reducers keep of held-out images, judged without a language model."""
 
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -27,15 +28,16 @@ def main(params: config.Params) -> None:
         names, device = stages.with_budget(params.evaluate.reducers), random.trainer.strategy.root_device
         with device:
             reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.SELECTOR, GIVEN)
-        images = _images(params, held_out, measures.needs(reducers), device)
+        images = list(_images(params, held_out, measures.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, keep, asked.overlap_keep)
-        results |= {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        provenance = tracking.provenance() | {"left_out": left_out}
+        results |= {"parameters": params.raw(), "provenance": provenance}
         write_json(stages.MEASURE / "metrics.json", results)
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))
-        run.artifact(stages.MEASURE / "metrics.json")
+        run.artifact(stages.MEASURE)
 
 
 def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
@@ -47,32 +49,31 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
     from atr.reduction import training
 
     pretrain, about = params.pretrain, (store.manifest["encoder"], store.manifest["layer"])
-    seed = seed_everything((params.seed + number) % 2**32, verbose=False)
+    kwargs, seed = lightning_kwargs(params.trainer), (params.seed + number) % 2**32
+    seed_everything(seed, verbose=False)
     data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
     sample = (store[place] for place in data.training[:STATISTICS])
     net = training.new_autoencoder(pretrain, store.width, store.grid, *about, sample)
-    kind = training.SelectorTraining if number else training.ReconstructorTraining
-    epochs, logger = (pretrain.epochs, None) if number else (params.measure.epochs, run.logger())
-    module = kind(net, pretrain, seed)
-    return training.train_beside(module, data, epochs, logger, **lightning_kwargs(params.trainer))
+    if number:
+        selector = training.SelectorTraining(net, pretrain, seed)
+        return training.train_beside(selector, data, pretrain.epochs, None, **kwargs)
+    data.training = data.training[: params.measure.pretrain_images]
+    random = training.ReconstructorTraining(net, pretrain, seed)
+    return training.train_beside(random, data, params.measure.epochs, run.logger(), **kwargs)
 
 
-def _images(params: config.Params, store: Any, needs: frozenset[str], device: Any) -> list[Any]:
+def _images(params: config.Params, store: Any, needs: frozenset[str], device: Any) -> Iterator[Any]:
     """Batches of the held-out images that are measured, at even steps through all of them."""
     from atr.datasets import PreparedImages
     from atr.datasets.held_out import text_centres
-    from atr.features.observed import encoder_of, observed
+    from atr.features.observed import encoder_of, evenly, observed
     from atr.reduction.measures import Images
 
-    prepared, count = PreparedImages(stages.EVALUATE_IMAGES), min(params.measure.images, len(store))
-    names = [store.ids[place * len(store) // count] for place in range(count)]
+    asked, prepared = params.measure, PreparedImages(stages.EVALUATE_IMAGES)
     encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
-    images = []
-    for start in range(0, count, params.measure.batch_size):
-        some = names[start : start + params.measure.batch_size]
-        centres = [text_centres(name, prepared.parameters["seed"]) for name in some]
-        images.append(Images.of(observed(store, some, prepared.image, encoder, needs, device), centres))
-    return images
+    for names in evenly(store, asked.images, asked.batch_size):
+        centres = [text_centres(name, prepared.parameters["seed"]) for name in names]
+        yield Images.of(observed(store, names, prepared.image, encoder, needs, device), centres)
 
 
 if __name__ == "__main__":

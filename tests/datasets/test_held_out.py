@@ -94,9 +94,8 @@ def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark):
         ((name, _),) = list(held_out.drawn_by_micro(benchmark, "text", index + 1, 3))[-1][1]
         written = micro.sample(benchmark, "evaluate", index, 3).characters
         centres = held_out.text_centres(name, 3)
-        assert [(x * micro.SIZE, y * micro.SIZE) for x, y in centres] == pytest.approx(
-            [(character.x, character.y) for character in written]
-        )
+        for (x, y), character in zip(centres, written, strict=True):
+            assert (x * micro.SIZE, y * micro.SIZE) == pytest.approx((character.x, character.y))
         assert all(0 <= x < 1 and 0 <= y < 1 for x, y in centres)
         assert bool(centres) == (benchmark in ("docs", "signs", "charts"))
 

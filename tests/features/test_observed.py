@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.config import EncoderPreset
-from atr.features.observed import BESIDE, GIVEN, encoder_of, observed
+from atr.features.observed import BESIDE, GIVEN, encoder_of, evenly, observed
 from atr.features.store import FeatureStore, ShardWriter, write_manifest
 
 NAMES = [f"image/{number}" for number in range(3)]
@@ -64,3 +64,13 @@ def test_nothing_is_given_that_was_not_asked_for(project, need):
     encoder = encoder_of(store, preset, store.folder, CPU)
     fields = observed(store, NAMES, PICTURES.__getitem__, lambda: encoder, {need, "text_BD"}, CPU)
     assert set(fields) == {"features_BND", "grid", need}
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_images_are_taken_at_even_steps_in_batches(project, images, size):
+    store, _ = project
+    batches = list(evenly(store, images, size))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    taken = [store.index(name) for batch in batches for name in batch]
+    assert taken == {1: [0], 2: [0, 1], 3: [0, 1, 2], 5: [0, 1, 2]}[images]

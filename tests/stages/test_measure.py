@@ -138,15 +138,19 @@ def test_the_selector_is_measured_on_images_at_even_steps_by_its_own_reconstruct
             assert found["text_coverage"][place] == pytest.approx(covered / total)
 
 
-def test_twice_gives_the_same_bytes_and_other_epochs_another_reconstructor(project):
+def test_twice_gives_the_same_bytes_and_other_training_another_reconstructor(project):
     first = run()
     content = (MEASURE / "metrics.json").read_bytes()
     run()
     assert (MEASURE / "metrics.json").read_bytes() == content
     write_params(epochs=2)
-    second = run()["reducers"]["selector"]
-    assert second["reconstruction"] == first["reducers"]["selector"]["reconstruction"]
-    assert second["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
+    longer = run()["reducers"]["selector"]
+    assert longer["reconstruction"] == first["reducers"]["selector"]["reconstruction"]
+    assert longer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
+    write_params(pretrain_images=8)
+    fewer = run()["reducers"]["selector"]
+    assert fewer["reconstruction"] == longer["reconstruction"]
+    assert fewer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
 
 
 def test_more_training_seeds_give_the_stability(project):
