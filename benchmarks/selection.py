@@ -7,6 +7,7 @@ of an image with themselves, (N, D) x (D, N): ratios hold on another machine mor
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from functools import partial
 
@@ -54,7 +55,8 @@ def rows(
     encoded = synthetic(side, width, images, device)
     features_BND = encoded.features_BND
     product = milliseconds(lambda: features_BND @ features_BND.mT, seconds)
-    with tempfile.TemporaryDirectory() as folder, device:
+    # The hub's loader prints.
+    with tempfile.TemporaryDirectory() as folder, device, redirect_stdout(None):
         FeatureSelector(width, (side, side), heads=width // 64).save_pretrained(folder)
         reducers = {name: REDUCERS[name](0, folder) for name in ("selector", *names)}
     for fraction in keep:

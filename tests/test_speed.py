@@ -32,6 +32,7 @@ def test_selection_prints_a_row_for_every_reducer_and_budget(capsys):
     assert all(float(time) >= 0 for row in rows for time in row[3:])
 
 
+@pytest.mark.slow
 def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
     small = ("--images", "8", "--steps", "8", "--keep", "0.5", "--batch", "2", "--seconds", "0.001")
     _, *lines = [line for line in printed("pipeline", capsys, *small, "--device", "cpu") if line]

@@ -32,9 +32,8 @@ def main(params: config.Params) -> None:
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, keep, asked.overlap_keep)
-        provenance = tracking.provenance() | {"left_out": left_out}
-        results |= {"parameters": params.raw(), "provenance": provenance}
-        write_json(stages.MEASURE / "metrics.json", results)
+        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        write_json(stages.MEASURE / "metrics.json", results | about)
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))
         run.artifact(stages.MEASURE)
