@@ -128,6 +128,8 @@ STAGES = {
     "extract": ("encoder", "trainer", "extract"),
     "pretrain": ("seed", "encoder", "trainer", "pretrain"),
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
+    "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
+    "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
     "report": ("report",),
     "micro": ("seed", "trainer", "micro"),
 }
@@ -168,8 +170,11 @@ def _check_names(key: str, values: list[str], choices: Collection[str]) -> None:
     """Refuse an unknown name, a name given twice, and an empty list."""
     for value in values:
         _check_choice(key, value, choices)
-    distinct = len(set(values)) == len(values) > 0
-    _check(key, values, distinct, f"one or more of {_listed(choices)}, each once")
+    _check(key, values, _distinct(values), f"one or more of {_listed(choices)}, each once")
+
+
+def _distinct(values: Collection[object]) -> bool:
+    return len(set(values)) == len(values) > 0
 
 
 def _listed(names: Collection[object]) -> str:
@@ -223,7 +228,7 @@ class Trainer:
 def _are_devices(devices: object) -> bool:
     if isinstance(devices, list):
         indices = all(type(index) is int and index >= 0 for index in devices)
-        return indices and len(set(devices)) == len(devices) > 0
+        return indices and _distinct(devices)
     return devices == "auto" or (type(devices) is int and (devices == -1 or devices >= 1))
 
 
@@ -362,13 +367,55 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         _check_names("evaluate.reducers", self.reducers, [name for name in REDUCERS if name != "selector"])
-        distinct = len(set(self.keep)) == len(self.keep) > 0
-        valid = distinct and all(0 < keep <= 1 for keep in self.keep)
+        valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
         _check("evaluate.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
         for key in ("random_seeds", "batch_size", "max_new_tokens", "bootstrap"):
             _check(f"evaluate.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
         for key, choices in LAYOUT.items():
             _check_choice(f"evaluate.{key}", getattr(self, key), choices)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of the reducers without a language model."""
+
+    images: int = 48
+    """Held-out images that are measured, at even steps through all; all where there are fewer."""
+    batch_size: int = 24
+    """Images at a time."""
+    pretrain_images: int = 5120
+    """Images that the reconstructor of random masks is trained on; all where there are fewer."""
+    epochs: int = 1
+    """Passes over these; all else of that training is as in `pretrain`."""
+    overlap_keep: float = 0.4
+    """Kept fraction at which the overlap between reducers is measured."""
+    training_seeds: int = 1
+    """Selectors that are compared with each other, the trained one among them; each more is a training."""
+
+    def __post_init__(self) -> None:
+        for key in ("images", "batch_size", "pretrain_images", "epochs", "training_seeds"):
+            _check(f"measure.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        keep = self.overlap_keep
+        _check("measure.overlap_keep", keep, 0 < keep <= 1, "0 < overlap_keep <= 1")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is timed: selection, and the prefill that it saves."""
+
+    kept: list[float] = field(default_factory=lambda: [0.2, 0.5])
+    """Kept fractions."""
+    batches: list[int] = field(default_factory=lambda: [1, 32])
+    """Images at a time."""
+    seconds: float = 0.2
+    """Time that each measurement takes at least, in seconds; its median is reported."""
+
+    def __post_init__(self) -> None:
+        valid = _distinct(self.kept) and all(0 < keep <= 1 for keep in self.kept)
+        _check("cost.kept", self.kept, valid, "one or more distinct fractions, 0 < kept <= 1")
+        valid = _distinct(self.batches) and all(batch >= 1 for batch in self.batches)
+        _check("cost.batches", self.batches, valid, "one or more distinct counts >= 1")
+        _check("cost.seconds", self.seconds, 0 < self.seconds <= 60, "0 < seconds <= 60")
 
 
 @dataclass(frozen=True)
@@ -444,6 +491,8 @@ _SECTIONS: dict[str, Any] = {
     "extract": Extract,
     "pretrain": Pretrain,
     "evaluate": Evaluate,
+    "measure": Measure,
+    "cost": Cost,
     "report": Report,
     "micro": Micro,
 }
@@ -461,6 +510,8 @@ class Params:
     extract: Extract
     pretrain: Pretrain
     evaluate: Evaluate
+    measure: Measure
+    cost: Cost
     report: Report
     micro: Micro
     path: Path

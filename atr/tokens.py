@@ -28,6 +28,14 @@ def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Gener
     return hard_BN + (soft_BN - soft_BN.detach())
 
 
+def random_mask_BN(images: int, tokens: int, generator: torch.Generator) -> Tensor:
+    """Keep 1 to N tokens of each image, all counts as likely, and all sets of a count; float32 (B, N)."""
+    device = generator.device
+    rank_BN = torch.rand(images, tokens, generator=generator, device=device).argsort(dim=1)
+    count_B1 = torch.randint(1, tokens + 1, (images, 1), generator=generator, device=device)
+    return (rank_BN < count_B1).float()
+
+
 def top_k_BK(scores_BN: Tensor, k: int) -> Tensor:
     """Indices of the k highest scores of each row, in raster order, ties to the lower index; int64 (B, k).
 

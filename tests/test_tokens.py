@@ -7,7 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atr.tokens import budget, gather, gumbel_mask_BN, mask_of, replace, shares, sine_positions, top_k_BK
+from atr.tokens import (
+    budget,
+    gather,
+    gumbel_mask_BN,
+    mask_of,
+    random_mask_BN,
+    replace,
+    shares,
+    sine_positions,
+    top_k_BK,
+)
 
 
 def test_mask_is_binary_and_kept_with_the_logits_probability():
@@ -69,6 +79,24 @@ def test_top_k_does_not_depend_on_the_batch():
 def test_top_k_refuses_an_impossible_count(k):
     with pytest.raises(ValueError, match=f"k: {k} is out of range, allowed: 0 <= k <= 4"):
         top_k_BK(torch.zeros(1, 4), k)
+
+
+def test_random_masks_keep_every_count_and_every_token_as_often():
+    images, tokens = 40_000, 5
+    mask = random_mask_BN(images, tokens, torch.Generator().manual_seed(0))
+    assert mask.shape == (images, tokens) and set(mask.unique().tolist()) == {0.0, 1.0}
+    counts = torch.bincount(mask.sum(1).long(), minlength=tokens + 1) / images
+    torch.testing.assert_close(counts, torch.tensor([0.0, *[1 / tokens] * tokens]), atol=0.01, rtol=0)
+    # Within a count every set is as likely: of two tokens ten pairs.
+    pairs = mask[mask.sum(1) == 2] @ (2.0 ** torch.arange(tokens))
+    _, often = pairs.unique(return_counts=True)
+    torch.testing.assert_close(often / len(pairs), torch.full((10,), 0.1), atol=0.015, rtol=0)
+
+
+def test_random_masks_are_those_of_the_generator():
+    first, again = (random_mask_BN(8, 9, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, random_mask_BN(8, 9, torch.Generator().manual_seed(2)))
 
 
 def test_replace_gather_and_mask_agree():

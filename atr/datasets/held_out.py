@@ -52,6 +52,18 @@ def drawn_by_micro(benchmark: str, group: str, count: int, seed: int) -> Iterato
         yield Question(f"{image}#0", benchmark, group, [image], question, [answer]), [(image, sample.image)]
 
 
+def text_centres(image: str, seed: int) -> list[tuple[float, float]]:
+    """Centre (x, y) of each character on an image that `drawn_by_micro` drew, in fractions of its sides.
+
+    It is drawn again; nothing is known of an image from elsewhere.
+    """
+    benchmark, _, index = image.partition("/")
+    if benchmark not in micro.DRAW:
+        return []
+    written = micro.sample(benchmark, "evaluate", int(index), seed).characters
+    return [(character.x / micro.SIZE, character.y / micro.SIZE) for character in written]
+
+
 def read_from(
     benchmark: str, group: str, examples: Iterable[Example], count: int, seed: int
 ) -> Iterator[Drawn]:

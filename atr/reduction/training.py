@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -21,10 +21,13 @@ from atr import config
 from atr.reduction import losses
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.pictures import mask_picture
-from atr.tokens import budget, mask_of, top_k_BK
+from atr.tokens import budget, mask_of, random_mask_BN, top_k_BK
 
 TOP_K = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as inference takes them."""
+
+
+Trained = TypeVar("Trained", "SelectorTraining", "ReconstructorTraining")
 
 
 class DivergedError(ValueError):
@@ -44,7 +47,8 @@ class SelectorTraining(LightningModule):
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Loss and kept fraction of one batch under a sampled mask."""
-        restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, self._noise())
+        noise = _noise(self, self.seed)
+        restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
         terms = self._terms(restored_BND, features_BND, mask_BN)
         self._log("train", terms, features_BND, on_step=True)
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -81,8 +85,7 @@ class SelectorTraining(LightningModule):
         }
 
     def _distance(self, restored_BND: Tensor, features_BND: Tensor) -> Tensor:
-        distance = losses.RECONSTRUCTION[self.pretrain.normalise]
-        return distance(restored_BND, features_BND, self.autoencoder.selector.standardise.variance)
+        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
     def _explain(self, restored_BND: Tensor, features_BND: Tensor) -> None:
         """Stream the explained variance, a mean over channels; standardised, so that float32 sums suffice."""
@@ -96,22 +99,9 @@ class SelectorTraining(LightningModule):
         named = {f"{split}/{name}": value for name, value in terms.items()}
         self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=len(batch))
 
-    def _noise(self) -> torch.Generator:
-        """Noise of seed, step and rank alone: a resumed run draws what the unbroken one would have."""
-        place = f"{self.seed} {self.global_step} {self.global_rank}"
-        return torch.Generator(self.device).manual_seed(zlib.crc32(place.encode()))
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine fall to zero."""
-        pretrain = self.pretrain
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=pretrain.learning_rate, weight_decay=pretrain.weight_decay
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, steps, pretrain.warmup)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return _optimizers(self, self.pretrain)
 
     def on_train_epoch_end(self) -> None:
         """Append the epoch's training and validation metrics to the history."""
@@ -126,6 +116,62 @@ class SelectorTraining(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history of the epochs before the interruption."""
         self.history = checkpoint["history"]
+
+
+class ReconstructorTraining(LightningModule):
+    """Minimises L_rec alone, from tokens kept at random: a reconstructor that no selector has taught."""
+
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+        super().__init__()
+        # Several processes would wait for the gradients of every parameter that could have one.
+        autoencoder.selector.requires_grad_(False)
+        self.autoencoder = autoencoder
+        self.pretrain = pretrain
+        self.seed = seed
+
+    def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one batch under random masks."""
+        loss = self._loss(features_BND)
+        self.log("random_masks/train/loss_reconstruction", loss)
+        return loss
+
+    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+        """The same of held-out images."""
+        name, loss = "random_masks/validation/loss_reconstruction", self._loss(features_BND)
+        self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
+
+    def _loss(self, features_BND: Tensor) -> Tensor:
+        mask_BN = random_mask_BN(*features_BND.shape[:2], _noise(self, self.seed))
+        restored_BND = self.autoencoder.restore(features_BND, mask_BN)
+        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As for the selector."""
+        return _optimizers(self, self.pretrain)
+
+
+def _reconstruction_loss(
+    autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, restored_BND: Tensor, features_BND: Tensor
+) -> Tensor:
+    distance = losses.RECONSTRUCTION[pretrain.normalise]
+    return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
+
+
+def _noise(module: LightningModule, seed: int) -> torch.Generator:
+    """Noise of seed, step and rank alone: a resumed run draws what the unbroken one would have."""
+    place = f"{seed} {module.global_step} {module.global_rank}"
+    return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
+
+
+def _optimizers(module: LightningModule, pretrain: config.Pretrain) -> OptimizerLRScheduler:
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=pretrain.learning_rate, weight_decay=pretrain.weight_decay
+    )
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, pretrain.warmup)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
@@ -258,20 +304,43 @@ def train(
 
     Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
     """
-    # Deterministic kernels are wanted, not torch's filling of all new memory with NaN that comes along (5 %).
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     epochs = ModelCheckpoint(
         checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    trainer = Trainer(
-        **trainer_kwargs,
-        max_epochs=module.pretrain.epochs,
-        callbacks=[CollapseGuard(module.pretrain), pictures, epochs],
-        logger=logger,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        deterministic=True,
-        use_distributed_sampler=False,  # the data module deals out the images itself
-    )
+    callbacks = [CollapseGuard(module.pretrain), pictures, epochs]
+    trainer = _trainer(module.pretrain.epochs, callbacks, logger, deterministic=True, **trainer_kwargs)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
     return trainer.is_global_zero
+
+
+def train_beside(
+    module: Trained,
+    data: LightningDataModule,
+    epochs: int,
+    logger: Logger | None,
+    **trainer_kwargs: Any,
+) -> Trained:
+    """Train what is only compared with, without pictures and checkpoints; the module, trained.
+
+    Raises DivergedError as `train` does.
+    """
+    callbacks = [CollapseGuard(module.pretrain)] if isinstance(module, SelectorTraining) else []
+    # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
+    kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
+    trainer = _trainer(epochs, callbacks, logger, **kwargs)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def _trainer(epochs: int, callbacks: Sequence[Callback], logger: Logger | None, **kwargs: Any) -> Trainer:
+    # Deterministic kernels are wanted, not torch's filling of all new memory with NaN that comes along (5 %).
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return Trainer(
+        **kwargs,
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False if logger is None else logger,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals out the images itself
+    )

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Never
@@ -27,6 +27,11 @@ EVALUATE = Path("experiments/evaluate")
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
+
+
+def with_budget(reducers: Iterable[str]) -> list[str]:
+    """Names of those that take a budget, and of the selector, which is evaluated always."""
+    return [name for name in (*reducers, "selector") if name not in ("full", "none")]
 
 
 class Terminated(BaseException):

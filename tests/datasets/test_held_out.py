@@ -86,3 +86,19 @@ def test_pictures_are_distinct_over_all_questions(cells):
     drawn = read([Row("a", [cells[0]]), Row("b", [cells[1]]), Row("c", [cells[4]])])
     pictures = list(held_out.distinct(drawn, questions))
     assert len(pictures) == 2 and all(isinstance(image, Image.Image) for _, image in pictures)
+
+
+@pytest.mark.parametrize("benchmark", micro.DRAW)
+def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark):
+    for index in range(20):
+        ((name, _),) = list(held_out.drawn_by_micro(benchmark, "text", index + 1, 3))[-1][1]
+        written = micro.sample(benchmark, "evaluate", index, 3).characters
+        centres = held_out.text_centres(name, 3)
+        for (x, y), character in zip(centres, written, strict=True):
+            assert (x * micro.SIZE, y * micro.SIZE) == pytest.approx((character.x, character.y))
+        assert all(0 <= x < 1 and 0 <= y < 1 for x, y in centres)
+        assert bool(centres) == (benchmark in ("docs", "signs", "charts"))
+
+
+def test_nothing_is_known_of_the_text_of_other_images():
+    assert held_out.text_centres("docvqa/0123456789abcdef", 3) == []

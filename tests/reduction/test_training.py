@@ -14,11 +14,13 @@ from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.training import (
     CollapseGuard,
     DivergedError,
+    ReconstructorTraining,
     SelectorTraining,
     new_autoencoder,
+    train_beside,
     warmup_cosine,
 )
-from atr.tokens import mask_of, top_k_BK
+from atr.tokens import mask_of, random_mask_BN, top_k_BK
 
 SHORT = Pretrain(epochs=1, batch_size=32, learning_rate=1e-2, initial_bias=1.0, keep=5 / 9)
 
@@ -180,3 +182,61 @@ def test_new_autoencoder_says_what_it_is_for():
     torch.testing.assert_close(selector.standardise.mean_D, torch.stack(images).mean((0, 1)))
     with pytest.raises(ValueError, match="heads: 3"):
         new_autoencoder(Pretrain(heads=3), 16, (2, 3), "tiny", -2, images)
+
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def restorer(features, epochs):
+    torch.manual_seed(0)
+    autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none")
+    module = ReconstructorTraining(autoencoder, SHORT, seed=0)
+    return train_beside(module, Pages(features), epochs, None, **QUIET).autoencoder
+
+
+def test_reconstructor_of_random_masks_restores_what_has_a_copy_and_leaves_the_selector_alone():
+    net, untrained = (
+        restorer(page(200 * 32, seed=0)[0], epochs=1),
+        FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"),
+    )
+    features, ink = page(400, seed=1)
+    mask = random_mask_BN(400, 9, torch.Generator().manual_seed(1))
+    copied = ~ink & (mask == 0) & ((mask.bool() & ~ink).any(1, keepdim=True))
+    with torch.no_grad():
+        error = (net.restore(features, mask) - features).square().mean(-1)
+        before = (untrained.restore(features, mask) - features).square().mean(-1)
+    # Of a lost background there are copies, of lost ink there is none: its mean is the best guess.
+    assert error[copied].mean() < 0.3 * before[copied].mean()
+    assert error[ink & (mask == 0)].mean() > 0.7 * before[ink & (mask == 0)].mean()
+    torch.manual_seed(0)
+    fresh = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none").selector.state_dict()
+    assert all(torch.equal(fresh[name], weight) for name, weight in net.selector.state_dict().items())
+
+
+def test_training_beside_repeats_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    features = page(4 * 32, seed=0)[0]
+    first, again = (restorer(features, epochs=2).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    longer = restorer(features, epochs=3).state_dict()
+    assert not torch.equal(longer["masked_D"], first["masked_D"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_selector_trained_beside_is_the_one_trained_by_itself():
+    features = page(8 * 32, seed=0)[0]
+    torch.manual_seed(0)
+    autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none", SHORT.initial_bias)
+    beside = train_beside(
+        SelectorTraining(autoencoder, SHORT, 0), Pages(features), SHORT.epochs, None, **QUIET
+    )
+    alone = train(SHORT, features).autoencoder.state_dict()
+    assert all(torch.equal(alone[name], weight) for name, weight in beside.autoencoder.state_dict().items())
+
+
+def test_selector_trained_beside_is_guarded():
+    features = page(3 * 32, seed=0)[0]
+    features[40] = float("nan")
+    module = SelectorTraining(FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"), SHORT, 0)
+    with pytest.raises(DivergedError, match="loss is nan"):
+        train_beside(module, Pages(features), 1, None, **QUIET)

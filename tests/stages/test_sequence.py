@@ -11,7 +11,7 @@ import pytest
 
 from atr import config
 from atr.files import read_json
-from atr.stages import evaluate, extract, prepare, pretrain, report
+from atr.stages import cost, evaluate, extract, measure, prepare, pretrain, report
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -24,6 +24,7 @@ CHANGES = {
     "mask_images": 2,
     "collapse_after": 1.0,
     "random_seeds": 3,
+    "seconds": 0.001,
     "bootstrap": 20,
 }
 REDUCERS = ("full", "none", "random", "selector")
@@ -45,6 +46,8 @@ def project(tmp_path_factory):
         pretrain.main(config.load("pretrain"))
         for reducer in REDUCERS:
             evaluate.main(config.load("evaluate"), reducer)
+        measure.main(config.load("measure"))
+        cost.main(config.load("cost"))
         report.main(config.load("report"))
     return folder
 
@@ -80,6 +83,16 @@ def test_each_benchmark_is_answered_by_each_reducer(project):
         assert {row["tokens"] for row in rows} == {"full": {144}, "none": {0}}.get(reducer, {29, 58, 72})
 
 
+def test_the_reducers_are_measured_and_timed(project):
+    measured, timed = (
+        read_json(project / "experiments" / file) for file in ("measure/metrics.json", "cost/cost.json")
+    )
+    assert set(measured["reducers"]) == {"random", "selector"} == {e["reducer"] for e in timed["entries"]}
+    coverage = measured["reducers"]["random"]["text_coverage"]
+    assert coverage == pytest.approx([0.2, 0.4, 0.5], abs=0.1), "random tokens cover what they are of all"
+    assert {entry["tokens"] for entry in timed["entries"]} == {144}
+
+
 def test_the_report_shows_every_benchmark(project):
     page = (project / "experiments/report/report.html").read_text()
     assert all(benchmark in page for benchmark in config.BENCHMARKS)
@@ -94,9 +107,9 @@ def test_all_stages_are_logged_under_one_parent(project):
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1 == 1 + 2 + 1 + len(REDUCERS) + 1
+    assert len(children) == len(runs) - 1 == 1 + 2 + 1 + len(REDUCERS) + 3
     assert {run.data.tags["stage"] for run in children} == {
-        "prepare", "extract", "pretrain", "evaluate", "report",
+        "prepare", "extract", "pretrain", "evaluate", "measure", "cost", "report",
     }  # fmt: skip
     assert {run.info.status for run in children} == {"FINISHED"}
 

@@ -1,0 +1,57 @@
+"""Stage cost: the time that selection takes, next to the prefill that it saves."""
+
+from typing import Any
+
+from atr import config
+from atr.files import write_json
+from atr.stages import COST, SELECTOR, entry, with_budget
+
+
+def main(params: config.Params) -> None:
+    """Time every reducer that takes a budget, and the language model, at a few budgets; write cost.json."""
+    from atr import tracking
+
+    with tracking.run("cost", params) as run:
+        from lightning.fabric import Fabric
+
+        from atr.hardware import precision_of
+        from atr.timing import device_name
+        from atr.vlm.checkpoint import load_vlm, weight_dtype
+
+        precision = precision_of(params.trainer)
+        device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+        model, _ = load_vlm(params.vlm.path, weight_dtype(precision))
+        times = _times(params, model.to(device))
+        about = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        write_json(COST / "cost.json", {"device": f"{device_name(device)}, {precision}", **times, **about})
+        for spent in times["entries"]:
+            name = f"{spent['reducer']}/batch {spent['batch']}"
+            run.metrics({f"{name}/milliseconds": spent["milliseconds"]}, spent["kept"])
+        for spent in times["prefill"]:
+            name = f"prefill/batch {spent['batch']}"
+            run.metrics({f"{name}/milliseconds": spent["milliseconds"]}, spent["tokens"])
+        run.artifact(COST / "cost.json")
+
+
+def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]:
+    from atr.reduction import REDUCERS, SelectorReducer
+    from atr.vlm import cost
+    from atr.vlm.checkpoint import check_selector
+
+    asked = params.cost
+    with model.device:
+        reducers = {name: REDUCERS[name](0, SELECTOR) for name in with_budget(params.evaluate.reducers)}
+    for reducer in reducers.values():
+        if isinstance(reducer, SelectorReducer):
+            check_selector(model, reducer.selector)
+    entries, prefill = [], []
+    for batch in asked.batches:
+        pixels_BCHW = cost.noise(model, batch, params.seed)
+        entries += cost.selection(model, reducers, asked.kept, pixels_BCHW, asked.seconds)
+        counts = {entries[-1]["tokens"], *(entry["kept"] for entry in entries)}
+        prefill += [cost.prefill(model, count, batch, asked.seconds) for count in sorted(counts)]
+    return {"entries": entries, "prefill": prefill}
+
+
+if __name__ == "__main__":
+    entry("cost", main)

@@ -1,0 +1,173 @@
+"""What the framework costs and what reduction gains: ratios of two times, each pair taken in one run.
+
+- store: every image of a feature store in random order, over the same from one plain safetensors file;
+- step: a step of the pretraining under its LightningModule and Trainer, over one of a bare loop;
+- generate: answers of the micro model from part of the visual tokens, over answers from all of them.
+"""
+
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from atr.config import VLMS, Pretrain
+from atr.datasets import micro
+from atr.features.datamodule import FeatureDataModule
+from atr.features.store import FeatureStore, ShardWriter, write_manifest
+from atr.reduction import FeatureSelector
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.losses import at_least, kept_fraction, unexplained_variance
+from atr.reduction.training import SelectorTraining
+from atr.timing import device_name, milliseconds
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.reduce import reduce
+
+GRID, WIDTH, SHARD = (12, 12), 192, 256
+WARM = 5
+"""Steps of a training that are not counted: the first ones allocate."""
+
+
+def write_store(folder: Path, images: int) -> Tensor:
+    """A store of synthetic features; these features_IND too."""
+    generator = torch.Generator().manual_seed(0)
+    features_IND = torch.randn(images, GRID[0] * GRID[1], WIDTH, generator=generator).bfloat16()
+    writer = ShardWriter(folder, images, SHARD)
+    for first in range(0, images, SHARD):
+        part = features_IND[first : first + SHARD]
+        writer.add(first, [str(first + place) for place in range(len(part))], part)
+    about: dict[str, Any] = {"encoder": "synthetic", "layer": -1, "grid": GRID, "width": WIDTH}
+    write_manifest(folder, **about, parameters={}, shards=writer.shards)
+    return features_IND
+
+
+def store(folder: Path, images: int, seconds: float) -> tuple[float, float]:
+    """Milliseconds of a pass over all images: through the store, and from one file."""
+    plain = folder / "plain.safetensors"
+    save_file({"features": write_store(folder, images)}, plain)
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0)).tolist()
+
+    def ours() -> None:
+        opened = FeatureStore.open(folder, verify=False)
+        for place in order:
+            opened[place].float()
+
+    def theirs() -> None:
+        with safe_open(plain, framework="pt") as file:
+            features_IND = file.get_tensor("features")
+        for place in order:
+            features_IND[place].float()
+
+    return milliseconds(ours, seconds), milliseconds(theirs, seconds)
+
+
+class Clock(Callback):
+    """When each batch was done."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Look at the time."""
+        self.ends.append(time.perf_counter())
+
+
+def between(ends: Sequence[float]) -> float:
+    """Median milliseconds from one end to the next."""
+    return 1000 * median(later - earlier for earlier, later in pairwise(ends[WARM:]))
+
+
+def step(folder: Path, steps: int, device: torch.device) -> tuple[float, float]:
+    """Milliseconds of a training step, in float32: under Lightning, and bare."""
+    settings = Pretrain(epochs=1, collapse_after=1.0)
+    images = round((steps + 1) * settings.batch_size / (1 - settings.validation)) + 1
+    write_store(folder, images)
+    data = FeatureDataModule(
+        FeatureStore.open(folder, verify=False), settings.batch_size, settings.validation, seed=0
+    )
+    return lightning(settings, data, device), between(list(bare(settings, data, device)))
+
+
+def lightning(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> float:
+    """As stage pretrain trains, less its logging to MLflow, pictures and checkpoints."""
+    clock = Clock()
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    trainer = Trainer(
+        accelerator=device.type, devices=1, max_epochs=1, callbacks=[clock], limit_val_batches=0,
+        use_distributed_sampler=False, **off,
+    )  # fmt: skip
+    trainer.fit(SelectorTraining(FeatureAutoencoder(WIDTH, GRID), settings, seed=0), datamodule=data)
+    return between(clock.ends)
+
+
+def bare(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> Iterator[float]:
+    """When each step of the same batches, loss and optimizer was done."""
+    net = FeatureAutoencoder(WIDTH, GRID).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate)
+    for features_BND in data.train_dataloader():
+        features_BND = features_BND.to(device).float()
+        restored_BND, mask_BN = net(features_BND, settings.temperature)
+        variance = net.selector.standardise.variance
+        kept = at_least(kept_fraction(mask_BN), settings.keep)
+        (unexplained_variance(restored_BND, features_BND, variance) + kept).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        yield time.perf_counter()
+
+
+@torch.inference_mode()
+def generate(keep: float, batch: int, seconds: float, device: torch.device) -> tuple[float, float]:
+    """Milliseconds of a batch of answers: from the fraction `keep` of the visual tokens, and from all."""
+    model, processor = load_vlm(str(Path(__file__).parents[1] / VLMS["micro"].path), torch.float32)
+    pages = [micro.sample("docs", "validation", index, 0) for index in range(batch)]
+    texts = [f"<image> {page.turns[0][0]}" for page in pages]
+    images = [page.image for page in pages]
+    model, inputs = model.to(device), processor(images=images, text=texts, padding=True, return_tensors="pt")
+    inputs = inputs.to(device)
+    selector = FeatureSelector(WIDTH, GRID, layer=-1).to(device)
+    length: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    part = milliseconds(lambda: model.generate(**reduce(model, inputs, selector, keep), **length), seconds)
+    return part, milliseconds(lambda: model.generate(**inputs, **length), seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one line for each ratio."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=2048, help="in the store that is read")
+    parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
+    parser.add_argument("--batch", type=int, default=32, help="questions answered at a time")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each other measurement, at least")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    asked = parser.parse_args(arguments)
+    pairs: dict[str, Callable[[Path], tuple[float, float]]] = {
+        "store over a plain file": lambda folder: store(folder, asked.images, asked.seconds),
+        "step over a bare loop's": lambda folder: step(folder, asked.steps, asked.device),
+    } | {
+        f"generate from {keep:g} over all": lambda _, keep=keep: generate(
+            keep, asked.batch, asked.seconds, asked.device
+        )
+        for keep in asked.keep
+    }
+    print(device_name(asked.device))
+    for name, take in pairs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            one, other = take(Path(folder))
+        print(f"{name:<28}{one:>12.2f} ms /{other:>12.2f} ms = {one / other:.3f}")
+
+
+if __name__ == "__main__":
+    main()

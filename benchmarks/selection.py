@@ -1,0 +1,94 @@
+"""Time of every reducer against tokens N and kept tokens K, on synthetic features.
+
+Prints milliseconds an image, and them as a ratio to the paper's selector and to one product of all features
+of an image with themselves, (N, D) x (D, N): ratios hold on another machine more than milliseconds do.
+"""
+
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import fields, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from atr.reduction import REDUCERS, Encoded, FeatureSelector, Merger, Reducer
+from atr.timing import device_name, milliseconds
+from atr.tokens import budget
+
+PATCH = 14
+COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
+
+
+def synthetic(side: int, width: int, images: int, device: torch.device) -> Encoded:
+    """All that any reducer reads, of a square grid, by the suffixes of the fields' names."""
+    generator, tokens = torch.Generator().manual_seed(0), side * side
+    shapes = {
+        "BN": (images, tokens),
+        "BND": (images, tokens, width),
+        "BD": (images, width),
+        "BCHW": (images, 3, side * PATCH, side * PATCH),
+    }
+    names = [field.name for field in fields(Encoded)]
+    suffixes = {name: name.rpartition("_")[2] for name in names}
+    values: dict[str, Tensor] = {
+        name: torch.rand(shapes[suffix], generator=generator).to(device)
+        for name, suffix in suffixes.items()
+        if suffix in shapes
+    }
+    return Encoded(**values, grid=(side, side), encode=lambda pixels_BCHW: values["features_BND"])
+
+
+def select(reducer: Reducer, encoded: Encoded, count: int) -> object:
+    """A selection as of an image never seen before: some reducers remember the last ones' scores."""
+    encoded = replace(encoded)
+    return reducer.merge(encoded, count) if isinstance(reducer, Merger) else reducer(encoded, count)
+
+
+def rows(
+    names: Sequence[str], side: int, width: int, keep: Sequence[float], images: int, seconds: float,
+    device: torch.device,
+) -> Iterator[tuple[str, int, int, float, float, float]]:  # fmt: skip
+    """Name, N, K, milliseconds an image, and these over the selector's and over the product's."""
+    encoded = synthetic(side, width, images, device)
+    features_BND = encoded.features_BND
+    product = milliseconds(lambda: features_BND @ features_BND.mT, seconds)
+    # The hub's loader prints.
+    with tempfile.TemporaryDirectory() as folder, device, redirect_stdout(None):
+        FeatureSelector(width, (side, side), heads=width // 64).save_pretrained(folder)
+        reducers = {name: REDUCERS[name](0, folder) for name in ("selector", *names)}
+    for fraction in keep:
+        count = budget(fraction, encoded.tokens)
+        times = {
+            name: milliseconds(partial(select, reducer, encoded, count), seconds)
+            for name, reducer in reducers.items()
+        }
+        for name, time in times.items():
+            yield name, encoded.tokens, count, time / images, time / times["selector"], time / product
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one table."""
+    choices = sorted(set(REDUCERS) - {"full", "none", "selector"})
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--reducers", nargs="*", choices=choices, default=choices)
+    parser.add_argument("--sides", nargs="+", type=int, default=[12, 24], help="rows and columns of the grid")
+    parser.add_argument("--width", type=int, default=1024, help="of a feature, a multiple of 64")
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement, at least")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    asked = parser.parse_args(arguments)
+    print(f"{device_name(asked.device)}, width {asked.width}, batch {asked.batch}")
+    print(COLUMNS.format("reducer", "N", "K", "ms/image", "x selector", "x product"))
+    for side in asked.sides:
+        shape = side, asked.width, asked.keep, asked.batch, asked.seconds, asked.device
+        for name, tokens, kept, *times in rows(asked.reducers, *shape):
+            print(COLUMNS.format(name, tokens, kept, *(f"{time:.3f}" for time in times)))
+
+
+if __name__ == "__main__":
+    main()

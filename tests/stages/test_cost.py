@@ -1,0 +1,66 @@
+"""The cost stage in a folder of its own, on a tiny model of the micro world's classes."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from atr import config
+from atr.reduction import FeatureSelector
+from atr.stages import COST, SELECTOR, cost
+from atr.vlm.micro import build_model, build_processor
+
+ROOT = Path(__file__).parents[2]
+SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
+
+
+@pytest.fixture
+def logged(tmp_path, monkeypatch):
+    """A project with a model and a selector; what is logged, by step."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    processor, model = build_processor(["total"], SIZE), config.VLMS["micro"].path
+    build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(model)
+    processor.save_pretrained(model)
+    FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-1).save_pretrained(SELECTOR)
+    params = OmegaConf.load(ROOT / "params.yaml")
+    params.trainer.update({"accelerator": "cpu", "precision": "32-true"})
+    params.cost.update({"kept": [0.25, 0.5], "batches": [1, 2], "seconds": 0.001})
+    params.evaluate.reducers = ["full", "none", "random"]
+    OmegaConf.save(params, "params.yaml")
+    steps = {}
+    log = SimpleNamespace(
+        metrics=lambda values, step: steps.update({step: steps.get(step, {}) | values}),
+        artifact=lambda *_: None,
+    )
+    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))
+    return steps
+
+
+def test_every_reducer_is_timed_next_to_the_prefill_it_saves(logged):
+    cost.main(config.load("cost"))
+    found = json.loads((COST / "cost.json").read_text())
+    assert set(found) == {"device", "entries", "prefill", "parameters", "provenance"}
+    assert "CPU" in found["device"] and found["device"].endswith("32-true")
+    assert [(each["batch"], each["reducer"], each["tokens"], each["kept"]) for each in found["entries"]] == [
+        (batch, name, TOKENS, kept) for batch in (1, 2) for name in ("random", "selector") for kept in (4, 8)
+    ]
+    assert [(each["batch"], each["tokens"]) for each in found["prefill"]] == [
+        (batch, tokens) for batch in (1, 2) for tokens in (4, 8, TOKENS)
+    ]
+    assert all(each["milliseconds"] > 0 for each in found["entries"] + found["prefill"])
+    assert found["parameters"] == config.load("cost").raw() and found["provenance"]["versions"]
+    assert {step: len(values) for step, values in logged.items()} == {4: 6, 8: 6, TOKENS: 2}
+    assert logged[4]["random/batch 1/milliseconds"] == found["entries"][0]["milliseconds"]
+
+
+def test_a_selector_of_other_features_is_refused_before_anything_is_timed(logged, monkeypatch):
+    monkeypatch.setattr("atr.timing.Timer", None)
+    FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-2).save_pretrained(SELECTOR)
+    with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
+        cost.main(config.load("cost"))
+    assert not COST.exists()

@@ -1,0 +1,44 @@
+"""The scripts of benchmarks/ on sizes that take no time: what they print, not how fast."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(script, capsys, *arguments):
+    runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))["main"](list(arguments))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_selection_prints_a_row_for_every_reducer_and_budget(capsys):
+    from atr.reduction import REDUCERS
+
+    small = ("--sides", "2", "4", "--width", "64", "--keep", "0.25", "0.5", "--seconds", "0.001")
+    device, header, *lines = printed("selection", capsys, *small, "--batch", "2", "--device", "cpu")
+    assert "width 64, batch 2" in device and header.split()[:3] == ["reducer", "N", "K"]
+    rows = [line.split() for line in lines]
+    names = set(REDUCERS) - {"full", "none"}
+    assert {tuple(row[:3]) for row in rows} == {
+        (name, str(tokens), str(tokens * part // 4))
+        for name in names
+        for tokens in (4, 16)
+        for part in (1, 2)
+    }
+    assert all(float(row[4]) == 1 for row in rows if row[0] == "selector")
+    assert all(float(time) >= 0 for row in rows for time in row[3:])
+
+
+@pytest.mark.slow
+def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
+    small = ("--images", "8", "--steps", "8", "--keep", "0.5", "--batch", "2", "--seconds", "0.001")
+    _, *lines = [line for line in printed("pipeline", capsys, *small, "--device", "cpu") if line]
+    rows = [match for line in lines if (match := re.match(r"(.+?) +([\d.]+) ms / +([\d.]+) ms = (.+)", line))]
+    assert [row[1] for row in rows] == [
+        "store over a plain file", "step over a bare loop's", "generate from 0.5 over all",
+    ]  # fmt: skip
+    for row in rows:
+        assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.05)
