@@ -370,15 +370,17 @@ class Micro:
     width: int = 192
     """Channels of tower, projector and language model, 64 to an attention head."""
     layers: int = 4
-    """Transformer layers of the tower, and as many of the language model."""
-    steps: int = 24000
+    """Transformer layers of the tower."""
+    text_layers: int = 3
+    """Layers of the language model."""
+    steps: int = 15000
     """Optimizer steps of both phases."""
-    reading: float = 0.15
-    """Fraction of the steps in which the tower alone learns to read; without it the whole learns nothing."""
+    reading: float = 0.35
+    """Fraction of the steps in which tower and projector alone learn to read; without it nothing is learned."""
     reading_weight: float = 0.3
-    """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the finding loss."""
-    batch_size: int = 16
-    """Images a step on each device."""
+    """Weight afterwards of the reading and naming losses, so that the tower does not unlearn."""
+    batch_size: int = 8
+    """Images a step on each device; smaller ones learn more from the same images."""
     learning_rate: float = 5e-4
     """Peak of AdamW's; 1e-3 stalls."""
     weight_decay: float = 0.05
@@ -387,7 +389,7 @@ class Micro:
     """Steps of the linear rise of the learning rate."""
     constant: float = 0.6
     """Fraction of the steps before the learning rate falls linearly to 2 %."""
-    epochs: int = 24
+    epochs: int = 20
     """Parts of the training; after each a checkpoint and an examination on validation questions."""
     workers: int = 1
     """Processes that draw images; 0 draws in the main process."""
@@ -397,7 +399,7 @@ class Micro:
     """Held-out questions of each benchmark behind the model card's scores."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
+        for key in ("layers", "text_layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
             _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
         _check("micro.workers", self.workers, self.workers >= 0, "workers >= 0")
         for key in ("reading", "reading_weight", "weight_decay", "constant"):

@@ -28,7 +28,7 @@ def main(params: config.Params) -> None:
     with tracking.run("micro", params) as run:
         seed_everything(seed, workers=True, verbose=False)
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
-        model = build_model(processor, micro.SIZE, recipe.width, recipe.layers).train()
+        model = build_model(processor, micro.SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
         started = time.monotonic()
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
         module, draw = MicroTraining(model, recipe, examine), partial(micro.lesson, seed=seed)

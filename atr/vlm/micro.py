@@ -63,7 +63,7 @@ def build_processor(vocabulary: Sequence[str], image_size: int) -> LlavaProcesso
 
 
 def build_model(
-    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4
+    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4, text_layers: int = 3
 ) -> LlavaForConditionalGeneration:
     """A Llava of a CLIP tower, a two-layer projector and a Llama, all `width` wide, randomly initialised.
 
@@ -85,7 +85,7 @@ def build_model(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=round(8 * width / 3),
-        num_hidden_layers=layers,
+        num_hidden_layers=text_layers,
         num_attention_heads=heads,
         max_position_embeddings=512,
         initializer_range=0.05,
@@ -105,7 +105,6 @@ def build_model(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    config._attn_implementation = "eager"
     model = LlavaForConditionalGeneration(config)
     grid = image_size // PATCH
     positions = model.model.vision_tower.embeddings.position_embedding.weight

@@ -1,4 +1,4 @@
-"""Training of the micro vision-language model: the tower learns to read, then the whole learns to answer."""
+"""Training of the micro vision-language model: the tower learns to see, then the whole learns to answer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ from atr.vlm.micro import PATCH
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
 IGNORE = -100
-TURN_TOKENS = 32
-"""Room for the turns of an image; the longest, five lines of a page, take thirty."""
+TURN_TOKENS = 36
+"""Room for the turns of an image; the longest, six lines of a page with four digits each, take all of it."""
 
 
 class Lesson(Protocol):
@@ -38,8 +38,12 @@ class Lesson(Protocol):
         """Questions and answers, in the order they are asked."""
 
     @property
-    def characters(self) -> Sequence[tuple[str, float, float, str]]:
-        """What is written: each character, its centre (x, y) in pixels, the question its line answers."""
+    def characters(self) -> Sequence[tuple[str, float, float, tuple[str, str]]]:
+        """What is written: each character, its centre (x, y) in pixels, the names of its line and word."""
+
+    @property
+    def regions(self) -> Sequence[tuple[tuple[str, str], tuple[float, float, float, float]]]:
+        """What is to be seen: the two names of each thing, and its box in pixels; later ones lie in front."""
 
 
 class Draw(Protocol):
@@ -60,7 +64,7 @@ class LessonDataset(Dataset[Lesson]):
 
     def __getitem__(self, index: int) -> Lesson:
         step = index // self.recipe.batch_size
-        transcribe = 0.4 if step < self.recipe.steps / 2 else 0.2
+        transcribe = 0.3 if step < self.recipe.steps / 2 else 0.15
         return self.draw(index, reading=step < reading_steps(self.recipe), transcribe=transcribe)
 
 
@@ -87,37 +91,38 @@ class Stretch(Sampler[int]):
 
 
 class Collator:
-    """Turns lessons into a batch: uint8 images, token ids, answer labels, the characters in each patch."""
+    """Turns lessons into a batch: uint8 images, token ids, answer labels, what is in each patch."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_size: int, length: int) -> None:
         self.tokenizer, self.length, self.grid = tokenizer, length, image_size // PATCH
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
-        """Images (B, H, W, 3), text and labels (B, L), characters (B, N, 2), lines (B, N)."""
+        """Images (B, H, W, 3), text and labels (B, L), characters and names (B, N, 2)."""
         text_BL = torch.full((len(lessons), self.length), self.tokenizer.pad_token_id)
         labels_BL = torch.full((len(lessons), self.length), IGNORE)
         for row, lesson in enumerate(lessons):
-            ids, is_answer = self._tokens(lesson)
-            text_BL[row, : len(ids)] = torch.tensor(ids)
-            labels_BL[row, : len(ids)] = torch.where(torch.tensor(is_answer), torch.tensor(ids), IGNORE)
+            ids, labels = self._tokens(lesson)
+            text_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            labels_BL[row, : len(ids)] = torch.tensor(labels, dtype=torch.int64)
         return {
             "images": torch.from_numpy(np.stack([np.asarray(lesson.image) for lesson in lessons])),
             "text": text_BL,
             "labels": labels_BL,
             "characters": torch.stack([self._characters(lesson) for lesson in lessons]),
-            "lines": torch.stack([self._lines(lesson) for lesson in lessons]),
+            "names": torch.stack([self._names(lesson) for lesson in lessons]),
         }
 
-    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[bool]]:
+    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        """Ids of all turns, and the same as labels, of which only the answers are learned."""
         ids: list[int] = []
-        is_answer: list[bool] = []
+        labels: list[int] = []
         for question, answer in lesson.turns:
             asked = self.tokenizer(question, add_special_tokens=False).input_ids
             said = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
             ids += asked + said
-            is_answer += [False] * len(asked) + [True] * len(said)
+            labels += [IGNORE] * len(asked) + said
         assert len(ids) <= self.length, f"{len(ids)} tokens of turns, room for {self.length}"
-        return ids, is_answer
+        return ids, labels
 
     def _characters(self, lesson: Lesson) -> Tensor:
         """The first and the second character whose centre lies in each patch, from left to right: (N, 2)."""
@@ -128,26 +133,35 @@ class Collator:
                 found[patch, place] = 2 + CHARACTERS.index(character) if character in CHARACTERS else OTHER
         return found
 
-    def _lines(self, lesson: Lesson) -> Tensor:
-        """The token of the question that the line in each patch answers, else padding: (N,)."""
-        found = torch.full((self.grid * self.grid,), self.tokenizer.pad_token_id)
-        for patch, _, question in self._written(lesson):
-            (found[patch],) = self.tokenizer(question, add_special_tokens=False).input_ids
+    def _names(self, lesson: Lesson) -> Tensor:
+        """The tokens of the two names of what is in each patch, text before things, else padding: (N, 2)."""
+        found = torch.full((self.grid, self.grid, 2), self.tokenizer.pad_token_id)
+        for names, (left, top, right, bottom) in lesson.regions:
+            # A patch shows the thing that its centre lies in.
+            columns = slice(round(left / PATCH), round(right / PATCH))
+            rows = slice(round(top / PATCH), round(bottom / PATCH))
+            found[rows, columns] = self._name_tokens(names)
+        found = found.flatten(0, 1)
+        for patch, _, names in self._written(lesson):
+            found[patch] = self._name_tokens(names)
         return found
 
-    def _written(self, lesson: Lesson) -> Iterator[tuple[int, str, str]]:
-        """Patch, character and question of all that is written inside the image, from left to right."""
-        for character, x, y, question in sorted(lesson.characters, key=lambda written: written[1]):
+    def _name_tokens(self, names: tuple[str, str]) -> Tensor:
+        return torch.tensor(self.tokenizer.convert_tokens_to_ids(list(names)))
+
+    def _written(self, lesson: Lesson) -> Iterator[tuple[int, str, tuple[str, str]]]:
+        """Patch, character and names of all that is written inside the image, from left to right."""
+        for character, x, y, names in sorted(lesson.characters, key=lambda written: written[1]):
             row, column = int(y // PATCH), int(x // PATCH)
             if 0 <= row < self.grid and 0 <= column < self.grid:
-                yield row * self.grid + column, character, question
+                yield row * self.grid + column, character, names
 
 
 class MicroTraining(lightning.LightningModule):
-    """First the tower alone predicts the characters of each patch; then all of the model answers as well."""
+    """First tower and projector learn what is in each patch; then all of the model answers as well."""
 
     character_weights: Tensor
-    line_weights: Tensor
+    name_weights: Tensor
 
     def __init__(
         self,
@@ -165,7 +179,7 @@ class MicroTraining(lightning.LightningModule):
         self.register_buffer("character_weights", blanks_weigh_less, persistent=False)
         paddings_weigh_less = torch.ones(model.config.text_config.vocab_size)
         paddings_weigh_less[model.config.text_config.pad_token_id] = 0.1
-        self.register_buffer("line_weights", paddings_weigh_less, persistent=False)
+        self.register_buffer("name_weights", paddings_weigh_less, persistent=False)
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
@@ -187,36 +201,34 @@ class MicroTraining(lightning.LightningModule):
         return logits_BLV
 
     def reading_loss(self, features_BND: Tensor, characters_BN2: Tensor) -> Tensor:
-        """Mean over the two character slots of the weighted cross-entropy."""
-        losses = [
-            functional.cross_entropy(
-                reader(features_BND).flatten(0, 1), slot.flatten(), self.character_weights
-            )
-            for reader, slot in zip(self.readers, characters_BN2.unbind(-1), strict=True)
-        ]
-        return torch.stack(losses).mean()
+        """Cross-entropy of two heads on the features to the first two characters of each patch."""
+        # The tower ends in no norm, and its features grow while it learns.
+        normed_BND = functional.layer_norm(features_BND, features_BND.shape[-1:])
+        logits = [reader(normed_BND) for reader in self.readers]
+        return _two_slots(logits, characters_BN2, self.character_weights)
 
-    def finding_loss(self, image_BND: Tensor, lines_BN: Tensor) -> Tensor:
-        """Weighted cross-entropy of each projected patch to the embedding of the question it answers.
+    def naming_loss(self, image_BND: Tensor, names_BN2: Tensor) -> Tensor:
+        """Cross-entropy of each projected patch to the embeddings of the two names of what it shows.
 
-        Without it the language model reads, but for long takes any line for the one it was asked for.
+        A patch of text is to name the question that its line answers, and its word. Without this loss the
+        language model reads, but for long takes any line for the one it was asked for.
         """
         embedding_VD = self.model.get_input_embeddings().weight
         logits_BNV = functional.linear(functional.layer_norm(image_BND, image_BND.shape[-1:]), embedding_VD)
-        return functional.cross_entropy(logits_BNV.flatten(0, 1), lines_BN.flatten(), self.line_weights)
+        return _two_slots([logits_BNV] * 2, names_BN2, self.name_weights)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """The reading loss, and after the first phase the answering loss with it."""
+        """The losses of the patches, and after the first phase the answering loss with them."""
         features_BND = self.features(batch["images"])
-        reading = self.reading_loss(features_BND, batch["characters"])
-        self.log("train/reading", reading, prog_bar=True)
-        if self.global_step < reading_steps(self.recipe):
-            return reading
         image_BND = self.model.model.multi_modal_projector(features_BND)
+        reading = self.reading_loss(features_BND, batch["characters"])
+        naming = self.naming_loss(image_BND, batch["names"])
+        self.log_dict({"train/reading": reading, "train/naming": naming}, prog_bar=True)
+        if self.global_step < reading_steps(self.recipe):
+            return reading + naming
         answering = answer_loss(self.answer_logits(image_BND, batch["text"]), batch["labels"])
-        finding = self.finding_loss(image_BND, batch["lines"])
-        self.log_dict({"train/answering": answering, "train/finding": finding}, prog_bar=True)
-        return answering + self.recipe.reading_weight * (reading + finding)
+        self.log("train/answering", answering, prog_bar=True)
+        return answering + self.recipe.reading_weight * (reading + naming)
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, once there are answers to be had."""
@@ -248,6 +260,15 @@ class MicroTraining(lightning.LightningModule):
         recipe = self.recipe
         left = (recipe.steps - step) / (recipe.steps * (1 - recipe.constant))
         return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
+
+
+def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights: Tensor) -> Tensor:
+    """Mean over two slots of the weighted cross-entropy of logits_BNC."""
+    losses = [
+        functional.cross_entropy(logits_BNC.flatten(0, 1), target_BN.flatten(), weights)
+        for logits_BNC, target_BN in zip(logits, targets_BN2.unbind(-1), strict=True)
+    ]
+    return torch.stack(losses).mean()
 
 
 def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
