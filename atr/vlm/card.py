@@ -13,8 +13,8 @@ pipeline_tag: image-text-to-text
 # The micro world's LLaVA
 
 A small `LlavaForConditionalGeneration` (CLIP tower of {layers} layers, two-layer projector, Llama of
-{text_layers} layers, all {width} wide) that reads the micro world's 168x168 images as 144 visual tokens. It is
-the frozen model whose input `atr` shortens in its embedded default; it knows nothing beyond that world.
+{text_layers} layers, all {width} wide) that reads the micro world's 168x168 images as 144 visual tokens. It
+is the frozen model whose input `atr` shortens in its embedded default; it knows nothing beyond that world.
 
 - **Data**: `atr/datasets/micro.py`, lessons of split `train`: drawn pages, signs, charts, shapes and
   handwritten digits on crops of twelve photographs, more varied than the benchmarks. {images:,} images, each
