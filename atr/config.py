@@ -376,7 +376,7 @@ class Micro:
     steps: int = 15000
     """Optimizer steps of both phases."""
     reading: float = 0.35
-    """Fraction of the steps in which tower and projector alone learn to read; without it nothing is learned."""
+    """Fraction of the steps in which tower and projector alone learn to read; else nothing is learned."""
     reading_weight: float = 0.3
     """Weight afterwards of the reading and naming losses, so that the tower does not unlearn."""
     batch_size: int = 8

@@ -1,6 +1,5 @@
 """Stage micro, of data/micro/dvc.yaml: trains the micro world's vision-language model from nothing."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,13 @@ def main(params: config.Params) -> None:
         seed_everything(seed, workers=True, verbose=False)
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
         model = build_model(processor, micro.SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
-        started = time.monotonic()
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
         module, draw = MicroTraining(model, recipe, examine), partial(micro.lesson, seed=seed)
         kwargs = lightning_kwargs(params.trainer)
         is_first = train(module, draw, processor, CHECKPOINT, run.logger(), kwargs)
         if not is_first:
             return
-        run.metrics(_write(params, model, processor, (time.monotonic() - started) / 60))
+        run.metrics(_write(params, model, processor, module.seconds / 60))
         run.artifact(MODEL, folder="model")
         CHECKPOINT.unlink(missing_ok=True)
 

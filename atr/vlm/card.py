@@ -12,15 +12,17 @@ pipeline_tag: image-text-to-text
 ---
 # The micro world's LLaVA
 
-A small `LlavaForConditionalGeneration` (CLIP tower of {layers} layers, two-layer projector, Llama of {layers}
-layers, all {width} wide) that reads the micro world's 168x168 images as 144 visual tokens. It is the frozen
-model whose input `atr` shortens in its embedded default; it knows nothing beyond that world.
+A small `LlavaForConditionalGeneration` (CLIP tower of {layers} layers, two-layer projector, Llama of
+{text_layers} layers, all {width} wide) that reads the micro world's 168x168 images as 144 visual tokens. It
+is the frozen model whose input `atr` shortens in its embedded default; it knows nothing beyond that world.
 
-- **Data**: `atr/datasets/micro.py`, split `train`: drawn pages, signs, charts, shapes and handwritten digits
-  on crops of twelve photographs. {images:,} images, each seen once. Photographs come from scikit-image and
-  scikit-learn, handwriting from scikit-learn's digits; the fonts are DejaVu.
-- **Recipe**: `atr/vlm/training.py`. First the tower alone learns to read the characters in each patch, then
-  all of it learns to answer. Trained again from nothing by `dvc repro data/micro/dvc.yaml`.
+- **Data**: `atr/datasets/micro.py`, lessons of split `train`: drawn pages, signs, charts, shapes and
+  handwritten digits on crops of twelve photographs, more varied than the benchmarks. {images:,} images, each
+  seen once. Photographs come from scikit-image and scikit-learn, handwriting from scikit-learn's digits; the
+  fonts are DejaVu.
+- **Recipe**: `atr/vlm/training.py`. First tower and projector learn what is in each patch (its characters,
+  the question its line answers, its word, the thing it shows), then all of it learns to answer. Trained again
+  from nothing by `dvc repro data/micro/dvc.yaml`.
 - **Seed**: {seed}. **Time**: {minutes:.0f} minutes on the machine that trained it.
 - **Format**: bfloat16 safetensors, loaded by `from_pretrained` on this folder.
 
@@ -42,6 +44,7 @@ def card(params: config.Params, scores: Mapping[str, float], minutes: float) -> 
     recipe = params.micro
     return TEXT.format(
         layers=recipe.layers,
+        text_layers=recipe.text_layers,
         width=recipe.width,
         images=recipe.steps * recipe.batch_size,
         seed=params.seed,

@@ -1,5 +1,6 @@
 """Training of the micro vision-language model: the tower learns to see, then the whole learns to answer."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,6 +173,7 @@ class MicroTraining(lightning.LightningModule):
         """`examine` gives the model's score on validation questions of one benchmark."""
         super().__init__()
         self.model, self.recipe, self.examine = model, recipe, examine
+        self._seconds_before, self._started = 0.0, time.monotonic()
         width = model.config.vision_config.hidden_size
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         blanks_weigh_less = torch.ones(2 + len(CHARACTERS))
@@ -237,6 +239,23 @@ class MicroTraining(lightning.LightningModule):
             with torch.compiler.set_stance("force_eager"):
                 score = self.examine(self.model, benchmark)
             self.log(f"validation/{benchmark}", score, prog_bar=True, batch_size=1)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds trained so far, in all sittings."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the time with the weights."""
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the time of the sittings before."""
+        self._seconds_before = checkpoint["seconds"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with the schedule of `_rate`."""

@@ -13,6 +13,7 @@ from atr.vlm.training import (
     BLANK,
     IGNORE,
     OTHER,
+    TURN_TOKENS,
     Collator,
     LessonDataset,
     MicroTraining,
@@ -25,6 +26,7 @@ def recipe(**changes):
     values = {
         "width": 64,
         "layers": 1,
+        "text_layers": 1,
         "steps": 4,
         "epochs": 2,
         "batch_size": 2,
@@ -42,7 +44,9 @@ def processor():
 def new_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     torch.manual_seed(0)
     return MicroTraining(
-        build_model(processor, micro.SIZE, width=64, layers=1).train(), recipe(**changes), examine
+        build_model(processor, micro.SIZE, width=64, layers=1, text_layers=1).train(),
+        recipe(**changes),
+        examine,
     )
 
 
@@ -60,7 +64,7 @@ def lessons(count):
 
 
 def test_logits_are_those_of_the_untouched_model(module, processor):
-    batch = Collator(processor.tokenizer, micro.SIZE, 32)(lessons(4))
+    batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(lessons(4))
     ids = torch.cat(
         [torch.full((4, 1), 1), torch.full((4, 144), module.model.config.image_token_id), batch["text"]], 1
     )
@@ -73,7 +77,7 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
 
 
 def test_only_answers_are_learned(processor):
-    batch = Collator(processor.tokenizer, micro.SIZE, 32)(lessons(6))
+    batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(lessons(6))
     for lesson, text, labels in zip(lessons(6), batch["text"], batch["labels"], strict=True):
         learned = processor.tokenizer.convert_ids_to_tokens(labels[labels != IGNORE])
         assert "".join(learned) == "".join(answer.replace(" ", "") + "</s>" for _, answer in lesson.turns)
@@ -81,14 +85,33 @@ def test_only_answers_are_learned(processor):
 
 
 def test_characters_of_a_patch_are_the_first_two_from_the_left(processor):
-    written = (("b", 10, 3, "name"), ("a", 2, 3, "name"), ("c", 13, 3, "name"), (":", 20, 20, "city"))
+    name, city = ("name", "apple"), ("city", "city")
+    written = (("b", 10, 3, name), ("a", 2, 3, name), ("c", 13, 3, name), (":", 20, 20, city))
     lesson = micro.Sample(lessons(1)[0].image, (("a", "1"),), written)
     found = Collator(processor.tokenizer, micro.SIZE, 8)._characters(lesson)
     assert found[0].tolist() == [2, 3]
     assert found[12 + 1].tolist() == [OTHER, BLANK]
     assert (found != BLANK).sum() == 3
-    lines = Collator(processor.tokenizer, micro.SIZE, 8)._lines(lesson)
-    assert processor.tokenizer.convert_ids_to_tokens(lines[[0, 13, 5]]) == ["name", "city", "<pad>"]
+
+
+def test_names_of_a_patch_are_those_of_what_lies_in_front(processor):
+    regions = (
+        micro.Region(("scene", "cat"), micro.WHOLE),
+        micro.Region(("digit", "7"), (28, 28, 60, 60)),
+    )
+    written = (("a", 30, 30, ("name", "apple")),)
+    lesson = micro.Sample(lessons(1)[0].image, (("a", "1"),), written, regions)
+    names = Collator(processor.tokenizer, micro.SIZE, 8)._names(lesson)
+    found = [tuple(processor.tokenizer.convert_ids_to_tokens(pair)) for pair in names]
+    assert found[2 * 12 + 2] == ("name", "apple")
+    # A patch shows what its centre lies in: the box ends at 60, before the centre of the fifth patch.
+    digit = {3 * 12 + 2, 2 * 12 + 3, 3 * 12 + 3}
+    assert {patch for patch, pair in enumerate(found) if pair == ("digit", "7")} == digit
+    assert found.count(("scene", "cat")) == 144 - 4
+    blank = micro.Sample(lesson.image, ())
+    assert set(Collator(processor.tokenizer, micro.SIZE, 8)._names(blank).flatten().tolist()) == {
+        processor.tokenizer.pad_token_id
+    }
 
 
 def test_long_answers_do_not_drown_short_ones():
@@ -121,16 +144,17 @@ def fit(module, processor, checkpoint):
     return seen
 
 
-def test_only_the_tower_learns_in_the_reading_phase(processor, tmp_path):
+def test_only_tower_and_projector_learn_in_the_reading_phase(processor, tmp_path):
     module = new_module(processor, steps=2, epochs=1, reading=0.999)
-    language_model, tower = module.model.model.language_model, module.model.model.vision_tower
-    before = [copy.deepcopy(part.state_dict()) for part in (language_model, tower)]
+    llava = module.model.model
+    layers, *learning = llava.language_model.layers, llava.vision_tower, llava.multi_modal_projector
+    before = [copy.deepcopy(part.state_dict()) for part in (layers, *learning)]
     fit(module, processor, tmp_path / "last.ckpt")
     unlike = [
         any(not torch.equal(old[name], new) for name, new in part.state_dict().items())
-        for old, part in zip(before, (language_model, tower), strict=True)
+        for old, part in zip(before, (layers, *learning), strict=True)
     ]
-    assert unlike == [False, True]
+    assert unlike == [False, True, True]
 
 
 def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path):
@@ -144,6 +168,7 @@ def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path):
     resumed, unbroken = new_module(processor), new_module(processor)
     assert fit(resumed, processor, tmp_path / "a.ckpt") == [4, 5, 6, 7]
     assert fit(unbroken, processor, tmp_path / "b.ckpt") == list(range(8))
+    assert resumed.seconds > torch.load(tmp_path / "a.ckpt", weights_only=False)["seconds"] > 0
     for name, weight in unbroken.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
 
@@ -154,4 +179,4 @@ def test_reading_comes_first_and_fewer_pages_are_transcribed_later():
     )
     assert len(asked) == 20
     assert [asked[index]["reading"] for index in range(20)] == [True] * 6 + [False] * 14
-    assert [asked[index]["transcribe"] for index in range(20)] == [0.4] * 10 + [0.2] * 10
+    assert [asked[index]["transcribe"] for index in range(20)] == [0.3] * 10 + [0.15] * 10
