@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, ClassVar, Never
 
 import yaml
 from omegaconf import OmegaConf
@@ -52,7 +52,8 @@ ENCODERS = {
     for preset in (
         EncoderPreset(name="micro", path="data/micro/llava", layer=-1),
         # DINOv2's own processor cuts the margins off, and with them the text of a page.
-        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", size=224),
+        # Its middle layers are the best to read from, by the probe in data/micro/probe.json.
+        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=6, size=224),
         EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
         EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
         # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
@@ -63,6 +64,7 @@ VLMS = {
     preset.name: preset
     for preset in (
         VlmPreset(name="micro", path="data/micro/llava", encoder="micro"),
+        VlmPreset(name="micro-dinov2", path="data/micro/llava-dinov2", encoder="dinov2-small"),
         VlmPreset("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset(
@@ -105,6 +107,9 @@ STAGES = {
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "report": ("report",),
     "micro": ("seed", "trainer", "micro"),
+    "micro_probe": ("seed", "micro_probe"),
+    "micro_features": ("seed", "trainer", "micro_features"),
+    "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
 """The parameters each stage declares to DVC, and the only ones it is given."""
 
@@ -364,21 +369,23 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Micro:
-    """Training of the micro world's vision-language model, a pipeline of its own in data/micro."""
+class Recipe:
+    """How a small vision-language model of the micro world is trained, by the pipeline in data/micro."""
+
+    SECTION: ClassVar[str]
 
     width: int = 192
-    """Channels of tower, projector and language model, 64 to an attention head."""
-    layers: int = 4
-    """Transformer layers of the tower."""
+    """Channels of projector and language model, 64 to an attention head."""
     text_layers: int = 3
     """Layers of the language model."""
     steps: int = 15000
     """Optimizer steps of both phases."""
     reading: float = 0.35
-    """Fraction of the steps in which tower and projector alone learn to read; else nothing is learned."""
+    """Fraction of the steps in which only what sees learns, to read; else nothing is learned."""
     reading_weight: float = 0.3
-    """Weight afterwards of the reading and naming losses, so that the tower does not unlearn."""
+    """Weight afterwards of the reading and naming losses, so that it is not unlearned."""
+    naming_layer: int = 0
+    """Layers of the language model behind which a patch is to name what it shows; 0: as it is projected."""
     batch_size: int = 8
     """Images a step on each device; smaller ones learn more from the same images."""
     learning_rate: float = 5e-4
@@ -399,16 +406,92 @@ class Micro:
     """Held-out questions of each benchmark behind the model card's scores."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "text_layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
-            _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        _check("micro.workers", self.workers, self.workers >= 0, "workers >= 0")
+        section = self.SECTION
+        for key in ("text_layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
+            _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check(f"{section}.workers", self.workers, self.workers >= 0, "workers >= 0")
+        layer = self.naming_layer
+        _check(
+            f"{section}.naming_layer", layer, 0 <= layer < self.text_layers, "0 <= naming_layer < text_layers"
+        )
         for key in ("reading", "reading_weight", "weight_decay", "constant"):
-            _check(f"micro.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
-        _check("micro.width", self.width, self.width >= 64 and self.width % 64 == 0, "a multiple of 64")
+            _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+        wide = self.width >= 64 and self.width % 64 == 0
+        _check(f"{section}.width", self.width, wide, "a multiple of 64")
         rate = self.learning_rate
-        _check("micro.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
+        _check(f"{section}.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
         whole = self.steps % self.epochs == 0
-        _check("micro.epochs", self.epochs, whole, f"a divisor of micro.steps, {self.steps}")
+        _check(f"{section}.epochs", self.epochs, whole, f"a divisor of {section}.steps, {self.steps}")
+
+
+@dataclass(frozen=True)
+class Micro(Recipe):
+    """Training of the micro world's first model, whose tower learns with it."""
+
+    SECTION: ClassVar[str] = "micro"
+
+    layers: int = 4
+    """Transformer layers of the tower, as wide as the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("micro.layers", self.layers, self.layers >= 1, "layers >= 1")
+
+
+@dataclass(frozen=True)
+class MicroDinov2(Recipe):
+    """Training of the second model, on stored features of the frozen encoder dinov2-small."""
+
+    SECTION: ClassVar[str] = "micro_dinov2"
+
+    text_layers: int = 4
+    """Layers of the language model, one more than where a tower learns what belongs together."""
+    naming_layer: int = 2
+    """A frozen tower does not tell a value which key stands before it: the first layers have to find it."""
+
+
+@dataclass(frozen=True)
+class MicroProbe:
+    """Which layer of the encoder dinov2-small can be read from, and at which size of the images."""
+
+    images: int = 600
+    """Lessons whose patches the probes learn from; a quarter as many more are held out."""
+    sizes: list[int] = field(default_factory=lambda: [224, 252, 336])
+    """Sides in pixels to which images are resized, multiples of its patches' 14."""
+
+    def __post_init__(self) -> None:
+        _check("micro_probe.images", self.images, self.images >= 4, "images >= 4")
+        valid = all(size >= 14 and size % 14 == 0 for size in self.sizes)
+        distinct = len(set(self.sizes)) == len(self.sizes) > 0
+        _check("micro_probe.sizes", self.sizes, valid and distinct, "one or more distinct multiples of 14")
+
+
+@dataclass(frozen=True)
+class MicroFeatures:
+    """The lessons of the second model, whose images go through the frozen encoder once."""
+
+    images: int = 12000
+    """Lessons; each is learned from many times, with other questions or in another order."""
+    reading: float = 0.4
+    """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""
+    batch_size: int = 16
+    """Images a step on each device."""
+    workers: int = 0
+    """Processes that draw images; 0 draws in the main process."""
+
+    def __post_init__(self) -> None:
+        _check("micro_features.images", self.images, self.images >= 2, "images >= 2")
+        both = 0 < self.reading_images < self.images
+        _check(
+            "micro_features.reading", self.reading, both, "0 < reading < 1, an image of each kind at least"
+        )
+        _check("micro_features.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
+        _check("micro_features.workers", self.workers, self.workers >= 0, "workers >= 0")
+
+    @property
+    def reading_images(self) -> int:
+        """The first ones of the store."""
+        return round(self.images * self.reading)
 
 
 _SECTIONS: dict[str, Any] = {
@@ -419,6 +502,9 @@ _SECTIONS: dict[str, Any] = {
     "evaluate": Evaluate,
     "report": Report,
     "micro": Micro,
+    "micro_probe": MicroProbe,
+    "micro_features": MicroFeatures,
+    "micro_dinov2": MicroDinov2,
 }
 _KEYS = (*(key.name for key in fields(Common)), *_SECTIONS)
 
@@ -436,6 +522,9 @@ class Params:
     evaluate: Evaluate
     report: Report
     micro: Micro
+    micro_probe: MicroProbe
+    micro_features: MicroFeatures
+    micro_dinov2: MicroDinov2
     path: Path
     """The file they come from, absolute; for tracking only."""
 

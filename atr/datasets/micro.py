@@ -409,7 +409,7 @@ def _shuffled(drawn: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _sheets(scene: _Scene) -> Sample:
-    """A page full of lines like those of docs, as many as there is room for; a few of them are asked for."""
+    """A page full of lines like those of docs, as many as there is room for."""
     page = scene.paper()
     draw, font, ink = ImageDraw.Draw(page), scene.font(12, 17), scene.ink()
     pitch = scene.integer(int(font.size * 1.2), int(font.size * 1.5))
@@ -426,7 +426,7 @@ def _sheets(scene: _Scene) -> Sample:
             characters += _write(draw, (left, top), f"{key}: {value}", font, ink, key)
             turns.append((key, value))
             left += width + scene.integer(6, 20)
-    return Sample(page, tuple(scene.some_of(turns, min(len(turns), ASKED))), tuple(characters))
+    return Sample(page, tuple(turns), tuple(characters))
 
 
 def _plates(scene: _Scene) -> Sample:
@@ -480,16 +480,36 @@ ANSWERING = {
 LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwritings}
 
 
-def lesson(index: int, seed: int, reading: bool, transcribe: float) -> Sample:
+class LessonImages(Sequence[tuple[str, Image.Image]]):
+    """The images of lessons 0 to `count`, with names; of the first `reading` there is to be read."""
+
+    def __init__(self, count: int, reading: int, seed: int) -> None:
+        self.count, self.reading, self.seed = count, reading, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
+        drawn = lesson(index, self.seed, reading=index < self.reading, transcribe=0.0)
+        return f"lesson/{index:06d}", drawn.image
+
+
+def lesson(index: int, seed: int, reading: bool, transcribe: float, again: int = 0) -> Sample:
     """Image `index` to train the micro model on: full of things to be read while it learns to read.
 
     Photographs, handwriting and bars vary more than in any split. A fraction `transcribe` of the docs asks
-    for the whole page in place of single values (micro recipe).
+    for the whole page in place of single values (micro recipe). The image is a function of index, seed and
+    `reading`; each `again` above 0 asks about it in another order, and for other lines of a full page.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index])
     shares = READING if reading else ANSWERING
     name = str(rng.choice(list(shares), p=list(shares.values())))
-    drawn = _shuffled(LESSONS[name](_Scene(rng, "train", varied=True)), rng)
+    drawn = LESSONS[name](_Scene(rng, "train", varied=True))
+    if again:
+        rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index, again])
+    if name == "sheets":
+        drawn = replace(drawn, turns=_shuffled(drawn, rng).turns[:ASKED])
+    drawn = _shuffled(drawn, rng)
     if name != "docs" or rng.random() >= transcribe:
         return drawn
     page = "".join(written.character for written in drawn.characters)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.files import whole_folder, write_json
-from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
+from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -50,6 +50,7 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     """The rows of answers, of which each process gives a share, and the tokens that pictures show as kept."""
     from atr.benchmarks.loop import answer_all, pictured, trials_of
     from atr.datasets import PreparedImages, load_questions
+    from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
@@ -57,7 +58,8 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
     precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect={"encoder": params.encoder.name})
-    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked)
+    tower = partial(locate, folder=ENCODERS)
+    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked, tower)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
     reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
     needs = frozenset().union(*(made.needs for made in reducers.values()))

@@ -25,14 +25,12 @@ def main(params: config.Params, split: str) -> None:
     from atr import tracking
 
     with tracking.run("extract", params, part=split) as run:
-        from lightning.pytorch import Trainer
-
         from atr.datasets import PreparedImages
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.pretrained import locate
         from atr.features.store import MANIFEST
-        from atr.features.training import FeatureExtraction, StoreWriter
+        from atr.features.training import fill_store
         from atr.hardware import lightning_kwargs
 
         extract, (source, folder) = params.extract, SPLITS[split]
@@ -43,16 +41,8 @@ def main(params: config.Params, split: str) -> None:
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
-        writer = StoreWriter(folder, len(images), extract.shard_images)
-        trainer = Trainer(
-            **lightning_kwargs(params.trainer),
-            callbacks=[writer],
-            logger=False,
-            use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
-        )
         started = time.monotonic()
-        trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
-        writer.finish(trainer, encoder, _parameters(params, layer))
+        fill_store(encoder, data, folder, _parameters(params, layer), lightning_kwargs(params.trainer))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
         run.artifact(folder / MANIFEST, folder=f"features/{split}")
 

@@ -1,9 +1,11 @@
-"""The model card of the micro model."""
+"""The model cards of the micro models."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from atr import config
+from atr.vlm.micro import PATCH
 
 TEXT = """---
 license: apache-2.0
@@ -26,6 +28,8 @@ is the frozen model whose input `atr` shortens in its embedded default; it knows
 - **Seed**: {seed}. **Time**: {minutes:.0f} minutes on the machine that trained it.
 - **Format**: bfloat16 safetensors, loaded by `from_pretrained` on this folder.
 
+"""
+RESULTS = """
 | parameter | value |
 |---|---|
 {recipe}
@@ -38,18 +42,79 @@ Held out are photograph regions, handwriting and one font, none of which was see
 {scores}
 """
 
+TEXT_DINOV2 = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+base_model: {tower}
+---
+# The micro world's LLaVA on DINOv2-small
+
+A small `LlavaForConditionalGeneration` on the frozen tower of `{tower}`, read at layer {layer}: a two-layer
+projector and a Llama of {text_layers} layers, both {width} wide. It reads the micro world's images at
+{size}x{size} as {tokens} visual tokens, and knows nothing beyond that world. The tower is not in this folder:
+`atr.vlm.checkpoint.load_vlm` fetches it by the `mm_vision_tower` of config.json.
+
+- **Data**: `atr/datasets/micro.py`, lessons of split `train`: {images:,} images whose features were computed
+  once, each learned from {passes:.1f} times with other questions or in another order. Photographs come from
+  scikit-image and scikit-learn, handwriting from scikit-learn's digits; the fonts are DejaVu.
+- **Recipe**: `atr/vlm/training.py`. First the projector and the first layers of the Llama learn what is in
+  each patch (its characters, the question its line answers, its word, the thing it shows), then projector and
+  Llama learn to answer. Trained again by `dvc repro data/micro/dvc.yaml:train-dinov2`.
+- **Layer**: chosen by two-layer probes on the frozen features of {probe_images} lessons; the fraction of
+  held-out characters they name right, by image size in pixels and layer:
+
+{probe}
+
+- **Seed**: {seed}. **Time**: {minutes:.0f} minutes on the machine that trained it.
+- **Format**: bfloat16 safetensors without the tower's weights.
+
+"""
+
 
 def card(params: config.Params, scores: Mapping[str, float], minutes: float) -> str:
     """Markdown that states data, recipe, seed, time and scores."""
     recipe = params.micro
-    return TEXT.format(
+    text = TEXT.format(
         layers=recipe.layers,
         text_layers=recipe.text_layers,
         width=recipe.width,
         images=recipe.steps * recipe.batch_size,
         seed=params.seed,
         minutes=minutes,
-        questions=recipe.questions,
-        recipe="\n".join(f"| {key} | {value} |" for key, value in asdict(recipe).items()),
+    )
+    return text + _results(asdict(recipe), scores, recipe.questions)
+
+
+def card_dinov2(
+    params: config.Params, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
+) -> str:
+    """As `card`, with the accuracies of the probe that the layer was chosen by."""
+    recipe, wanted = params.micro_dinov2, params.micro_features
+    encoder, accuracy = config.ENCODERS["dinov2-small"], probe["accuracy"]
+    layers = [str(layer) for layer in range(1, 1 + max(len(read) for read in accuracy.values()))]
+    rows = [("size", *layers), ("---",) * (1 + len(layers))]
+    rows += [(size, *(f"{read[layer]:.2f}" for layer in layers)) for size, read in accuracy.items()]
+    text = TEXT_DINOV2.format(
+        tower=encoder.path,
+        layer=encoder.layer,
+        size=encoder.size,
+        tokens=((encoder.size or 0) // PATCH) ** 2,
+        text_layers=recipe.text_layers,
+        width=recipe.width,
+        images=wanted.images,
+        passes=recipe.steps * recipe.batch_size / wanted.images,
+        probe_images=probe["images"],
+        probe="\n".join(f"| {' | '.join(row)} |" for row in rows),
+        seed=params.seed,
+        minutes=minutes,
+    )
+    return text + _results(asdict(wanted) | asdict(recipe), scores, recipe.questions)
+
+
+def _results(recipe: Mapping[str, Any], scores: Mapping[str, float], questions: int) -> str:
+    return RESULTS.format(
+        questions=questions,
+        recipe="\n".join(f"| {key} | {value} |" for key, value in recipe.items()),
         scores="\n".join(f"| {name} | {score:.3f} |" for name, score in scores.items()),
     )
