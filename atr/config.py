@@ -53,7 +53,7 @@ ENCODERS = {
         EncoderPreset(name="micro", path="data/micro/llava", layer=-1),
         # DINOv2's own processor cuts the margins off, and with them the text of a page.
         # Its middle layers are the best to read from, by the probe in data/micro/probe.json.
-        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=6, size=224),
+        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=5, size=224),
         EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
         EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
         # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
@@ -454,7 +454,7 @@ class MicroDinov2(Recipe):
 class MicroProbe:
     """Which layer of the encoder dinov2-small can be read from, and at which size of the images."""
 
-    images: int = 600
+    images: int = 400
     """Lessons whose patches the probes learn from; a quarter as many more are held out."""
     sizes: list[int] = field(default_factory=lambda: [224, 252, 336])
     """Sides in pixels to which images are resized, multiples of its patches' 14."""
@@ -470,7 +470,7 @@ class MicroProbe:
 class MicroFeatures:
     """The lessons of the second model, whose images go through the frozen encoder once."""
 
-    images: int = 12000
+    images: int = 24000
     """Lessons; each is learned from many times, with other questions or in another order."""
     reading: float = 0.4
     """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""

@@ -480,8 +480,8 @@ ANSWERING = {
 LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwritings}
 
 
-class LessonImages(Sequence[tuple[str, Image.Image]]):
-    """The images of lessons 0 to `count`, with names; of the first `reading` there is to be read."""
+class LessonImages:
+    """The images of lessons 0 to `count` with names, by index; of the first `reading` there is to be read."""
 
     def __init__(self, count: int, reading: int, seed: int) -> None:
         self.count, self.reading, self.seed = count, reading, seed
@@ -489,7 +489,7 @@ class LessonImages(Sequence[tuple[str, Image.Image]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:
         drawn = lesson(index, self.seed, reading=index < self.reading, transcribe=0.0)
         return f"lesson/{index:06d}", drawn.image
 

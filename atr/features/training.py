@@ -1,4 +1,4 @@
-"""Extraction through Lightning's predict loop: the module that encodes, the callback that stores, and both."""
+"""Extraction through Lightning's predict loop: the module that encodes, the callback that stores, the run."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -12,7 +12,7 @@ SHARD_IMAGES = 1024
 
 
 def main(params: config.Params) -> None:
-    """Write the store data/micro/training/features; the lessons themselves are drawn again from their index."""
+    """Write the store data/micro/training/features; the lessons are drawn again from their index."""
     from atr import tracking
 
     with tracking.run("micro_features", params) as run:

@@ -123,7 +123,7 @@ def build_model_on(
 def folded(
     model: LlavaForConditionalGeneration, standardise: Standardise, dtype: torch.dtype
 ) -> LlavaForConditionalGeneration:
-    """A copy in `dtype` of a model that was trained on standardised features, which reads them as they are."""
+    """A copy in `dtype`, to read features as they are, of a model that learned on standardised ones."""
     copied = deepcopy(model)
     linear = copied.model.multi_modal_projector.linear_1
     linear.weight.div_(standardise.deviation_D)

@@ -31,7 +31,10 @@ class Written:
 
 @torch.inference_mode()
 def written(encoder: Encoder, lessons: Sequence[Lesson], collate: Collator, batch_size: int = 16) -> Written:
-    """The patches with characters of `lessons`, at all layers that `encoder` runs."""
+    """The patches with characters of `lessons`, at all layers that `encoder` runs.
+
+    Raises ValueError where there are none.
+    """
     states, characters = [], []
     for start in range(0, len(lessons), batch_size):
         batch = [lessons[index] for index in range(start, min(start + batch_size, len(lessons)))]
@@ -40,7 +43,10 @@ def written(encoder: Encoder, lessons: Sequence[Lesson], collate: Collator, batc
         of_layers = encoder.states(encoder.preprocess([lesson.image for lesson in batch]))
         states.append(torch.stack([state_BND[written_BN].bfloat16() for state_BND in of_layers]))
         characters.append(characters_BN2[written_BN])
-    return Written(torch.cat(states, dim=1), torch.cat(characters))
+    found = Written(torch.cat(states, dim=1), torch.cat(characters))
+    if not len(found.characters_P2):
+        raise ValueError(f"nothing is written in {len(lessons)} lessons: more of them are needed")
+    return found
 
 
 def accuracies(training: Written, held_out: Written, seed: int) -> list[float]:

@@ -29,7 +29,7 @@ def cut_off(encoder: Encoder, image_size: int) -> Dinov2Config:
     # A name of its last layer does not outlive that layer, nor a path the machine.
     own = encoder.tower.config.to_dict()
     kept = {key: value for key, value in own.items() if key in Dinov2Config().to_dict()}
-    for name in ("architectures", "out_features", "out_indices", "stage_names"):
+    for name in ("_name_or_path", "architectures", "dtype", "out_features", "out_indices", "stage_names"):
         kept.pop(name, None)
     return Dinov2Config.from_dict(kept | {"image_size": image_size, "use_mask_token": False})
 

@@ -160,3 +160,25 @@ def test_varied_photographs_and_bars_are_for_lessons_alone():
         assert {scene.stretch() for _ in range(20)} == {(0.0, 0.0, 8.0, 8.0)}
     varied = micro._Scene(np.random.default_rng(0), "train", varied=True)
     assert {varied.bars()[0] for _ in range(50)} == {"filled", "outline", "none"}
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_asked_again_a_lesson_is_of_the_same_image_in_another_order(reading):
+    orders, lines = set(), set()
+    for index in range(40):
+        first, *others = (micro.lesson(index, 0, reading, transcribe=0.0, again=again) for again in range(4))
+        for other in others:
+            assert other.image.tobytes() == first.image.tobytes()
+            assert (other.characters, other.regions) == (first.characters, first.regions)
+            orders.add(other.turns == first.turns)
+            lines.add(set(other.turns) == set(first.turns))
+    assert orders == lines == {False, True}
+
+
+def test_images_of_lessons_are_theirs():
+    images = micro.LessonImages(6, reading=2, seed=3)
+    for index in range(len(images)):
+        name, image = images[index]
+        assert name == f"lesson/{index:06d}"
+        lesson = micro.lesson(index, 3, reading=index < 2, transcribe=0.7, again=2)
+        assert image.tobytes() == lesson.image.tobytes()
