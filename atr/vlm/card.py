@@ -109,7 +109,8 @@ def card_dinov2(
         seed=params.seed,
         minutes=minutes,
     )
-    return text + _results(asdict(wanted) | asdict(recipe), scores, recipe.questions)
+    trained = {key: value for key, value in params.flat().items() if key.startswith("micro_")}
+    return text + _results(trained, scores, recipe.questions)
 
 
 def _results(recipe: Mapping[str, Any], scores: Mapping[str, float], questions: int) -> str:
