@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, ClassVar, Never
 
 import yaml
 from omegaconf import OmegaConf
@@ -52,7 +52,8 @@ ENCODERS = {
     for preset in (
         EncoderPreset(name="micro", path="data/micro/llava", layer=-1),
         # DINOv2's own processor cuts the margins off, and with them the text of a page.
-        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", size=224),
+        # Its middle layers are the best to read from, by the probe in data/micro/probe.json.
+        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=5, size=224),
         EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
         EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
         # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
@@ -63,6 +64,7 @@ VLMS = {
     preset.name: preset
     for preset in (
         VlmPreset(name="micro", path="data/micro/llava", encoder="micro"),
+        VlmPreset(name="micro-dinov2", path="data/micro/llava-dinov2", encoder="dinov2-small"),
         VlmPreset("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset(
@@ -97,9 +99,11 @@ REDUCERS = (
     "scope",
     "mmr",
     "tome",
-    "selector",
+    "prumerge-adaptive",
 )
-"""Those that need no training, and the selector; each by its class of that name in `atr.reduction`."""
+"""The reducers that need no training, each by its class in `atr.reduction`."""
+SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
+"""The ones made of the trained selector: its best tokens, its own mask, or its scores with diversity or coverage."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",
@@ -132,6 +136,9 @@ STAGES = {
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
     "report": ("report",),
     "micro": ("seed", "trainer", "micro"),
+    "micro_probe": ("seed", "micro_probe"),
+    "micro_features": ("seed", "trainer", "micro_features"),
+    "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
 """The parameters each stage declares to DVC, and the only ones it is given."""
 
@@ -342,7 +349,9 @@ class Evaluate:
     """Which reducers answer the questions, at which budgets."""
 
     reducers: list[str] = field(default_factory=lambda: ["full", "none", "random"])
-    """The reducers without training, one stage each; the selector is evaluated always."""
+    """The reducers without training, one stage each."""
+    selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
+    """Those made of the trained selector, one stage each; the selector itself is always among them."""
     keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1."""
     random_seeds: int = 3
@@ -366,7 +375,11 @@ class Evaluate:
     """Resamples of the questions behind a 95 % interval."""
 
     def __post_init__(self) -> None:
-        _check_names("evaluate.reducers", self.reducers, [name for name in REDUCERS if name != "selector"])
+        _check_names("evaluate.reducers", self.reducers, REDUCERS)
+        _check_names("evaluate.selectors", self.selectors, SELECTORS)
+        _check(
+            "evaluate.selectors", self.selectors, "selector" in self.selectors, "a list with selector in it"
+        )
         valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
         _check("evaluate.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
         for key in ("random_seeds", "batch_size", "max_new_tokens", "bootstrap"):
@@ -433,28 +446,33 @@ class Report:
     """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
 
     def __post_init__(self) -> None:
-        _check_choice("report.best", self.best, [name for name in REDUCERS if name not in ("full", "none")])
+        budgeted = [name for name in (*SELECTORS, *REDUCERS) if name not in ("full", "none")]
+        _check_choice("report.best", self.best, budgeted)
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
         _check("report.page_keep", self.page_keep, 0 < self.page_keep <= 1, "0 < page_keep <= 1")
         _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")
 
 
 @dataclass(frozen=True)
-class Micro:
-    """Training of the micro world's vision-language model, a pipeline of its own in data/micro."""
+class Recipe:
+    """How a small vision-language model of the micro world is trained, by the pipeline in data/micro."""
+
+    SECTION: ClassVar[str]
 
     width: int = 192
-    """Channels of tower, projector and language model, 64 to an attention head."""
-    layers: int = 4
-    """Transformer layers of the tower, and as many of the language model."""
-    steps: int = 24000
+    """Channels of projector and language model, 64 to an attention head."""
+    text_layers: int = 3
+    """Layers of the language model."""
+    steps: int = 15000
     """Optimizer steps of both phases."""
-    reading: float = 0.15
-    """Fraction of the steps in which the tower alone learns to read; without it the whole learns nothing."""
+    reading: float = 0.35
+    """Fraction of the steps in which only what sees learns, to read; else nothing is learned."""
     reading_weight: float = 0.3
-    """Weight afterwards of the reading loss, so that the tower does not unlearn, and of the finding loss."""
-    batch_size: int = 16
-    """Images a step on each device."""
+    """Weight afterwards of the reading and naming losses, so that it is not unlearned."""
+    naming_layer: int = 0
+    """Layers of the language model behind which a patch is to name what it shows; 0: as it is projected."""
+    batch_size: int = 8
+    """Images a step on each device; smaller ones learn more from the same images."""
     learning_rate: float = 5e-4
     """Peak of AdamW's; 1e-3 stalls."""
     weight_decay: float = 0.05
@@ -463,7 +481,7 @@ class Micro:
     """Steps of the linear rise of the learning rate."""
     constant: float = 0.6
     """Fraction of the steps before the learning rate falls linearly to 2 %."""
-    epochs: int = 24
+    epochs: int = 20
     """Parts of the training; after each a checkpoint and an examination on validation questions."""
     workers: int = 1
     """Processes that draw images; 0 draws in the main process."""
@@ -473,16 +491,92 @@ class Micro:
     """Held-out questions of each benchmark behind the model card's scores."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
-            _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        _check("micro.workers", self.workers, self.workers >= 0, "workers >= 0")
+        section = self.SECTION
+        for key in ("text_layers", "steps", "batch_size", "warmup_steps", "epochs", "questions"):
+            _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check(f"{section}.workers", self.workers, self.workers >= 0, "workers >= 0")
+        layer = self.naming_layer
+        _check(
+            f"{section}.naming_layer", layer, 0 <= layer < self.text_layers, "0 <= naming_layer < text_layers"
+        )
         for key in ("reading", "reading_weight", "weight_decay", "constant"):
-            _check(f"micro.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
-        _check("micro.width", self.width, self.width >= 64 and self.width % 64 == 0, "a multiple of 64")
+            _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+        wide = self.width >= 64 and self.width % 64 == 0
+        _check(f"{section}.width", self.width, wide, "a multiple of 64")
         rate = self.learning_rate
-        _check("micro.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
+        _check(f"{section}.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
         whole = self.steps % self.epochs == 0
-        _check("micro.epochs", self.epochs, whole, f"a divisor of micro.steps, {self.steps}")
+        _check(f"{section}.epochs", self.epochs, whole, f"a divisor of {section}.steps, {self.steps}")
+
+
+@dataclass(frozen=True)
+class Micro(Recipe):
+    """Training of the micro world's first model, whose tower learns with it."""
+
+    SECTION: ClassVar[str] = "micro"
+
+    layers: int = 4
+    """Transformer layers of the tower, as wide as the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("micro.layers", self.layers, self.layers >= 1, "layers >= 1")
+
+
+@dataclass(frozen=True)
+class MicroDinov2(Recipe):
+    """Training of the second model, on stored features of the frozen encoder dinov2-small."""
+
+    SECTION: ClassVar[str] = "micro_dinov2"
+
+    text_layers: int = 4
+    """Layers of the language model, one more than where a tower learns what belongs together."""
+    naming_layer: int = 2
+    """A frozen tower does not tell a value which key stands before it: the first layers have to find it."""
+
+
+@dataclass(frozen=True)
+class MicroProbe:
+    """Which layer of the encoder dinov2-small can be read from, and at which size of the images."""
+
+    images: int = 400
+    """Lessons whose patches the probes learn from; a quarter as many more are held out."""
+    sizes: list[int] = field(default_factory=lambda: [224, 252, 336])
+    """Sides in pixels to which images are resized, multiples of its patches' 14."""
+
+    def __post_init__(self) -> None:
+        _check("micro_probe.images", self.images, self.images >= 4, "images >= 4")
+        valid = all(size >= 14 and size % 14 == 0 for size in self.sizes)
+        distinct = len(set(self.sizes)) == len(self.sizes) > 0
+        _check("micro_probe.sizes", self.sizes, valid and distinct, "one or more distinct multiples of 14")
+
+
+@dataclass(frozen=True)
+class MicroFeatures:
+    """The lessons of the second model, whose images go through the frozen encoder once."""
+
+    images: int = 24000
+    """Lessons; each is learned from many times, with other questions or in another order."""
+    reading: float = 0.4
+    """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""
+    batch_size: int = 16
+    """Images a step on each device."""
+    workers: int = 0
+    """Processes that draw images; 0 draws in the main process."""
+
+    def __post_init__(self) -> None:
+        _check("micro_features.images", self.images, self.images >= 2, "images >= 2")
+        both = 0 < self.reading_images < self.images
+        _check(
+            "micro_features.reading", self.reading, both, "0 < reading < 1, an image of each kind at least"
+        )
+        _check("micro_features.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
+        _check("micro_features.workers", self.workers, self.workers >= 0, "workers >= 0")
+
+    @property
+    def reading_images(self) -> int:
+        """The first ones of the store."""
+        return round(self.images * self.reading)
 
 
 _SECTIONS: dict[str, Any] = {
@@ -495,6 +589,9 @@ _SECTIONS: dict[str, Any] = {
     "cost": Cost,
     "report": Report,
     "micro": Micro,
+    "micro_probe": MicroProbe,
+    "micro_features": MicroFeatures,
+    "micro_dinov2": MicroDinov2,
 }
 _KEYS = (*(key.name for key in fields(Common)), *_SECTIONS)
 
@@ -514,6 +611,9 @@ class Params:
     cost: Cost
     report: Report
     micro: Micro
+    micro_probe: MicroProbe
+    micro_features: MicroFeatures
+    micro_dinov2: MicroDinov2
     path: Path
     """The file they come from, absolute; for tracking only."""
 

@@ -155,7 +155,8 @@ def test_a_light_part_reaches_no_torch(light):
 def test_the_library_needs_no_package_of_the_pipeline(module):
     """It is installed beside lmms-eval, and beside a user's own model, without them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    library = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]} - {"pillow"}
+    packages = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]}
+    library = packages - {"pillow"} | {"PIL"}
     needed = {name.split(".")[0] for part in reached(module) for name in imports(part, executed=True)}
     assert needed - sys.stdlib_module_names - {"atr"} <= library
 

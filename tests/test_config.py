@@ -147,6 +147,19 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("micro.width", 100, "a multiple of 64"),
         ("micro.learning_rate", 0.0, "0 < learning_rate"),
         ("micro.epochs", 7, "a divisor of micro.steps"),
+        ("micro.layers", 0, "layers >= 1"),
+        ("micro.naming_layer", 3, "naming_layer < text_layers"),
+        ("micro_dinov2.steps", 0, "steps >= 1"),
+        ("micro_dinov2.epochs", 7, "a divisor of micro_dinov2.steps"),
+        ("micro_dinov2.layers", 4, "text_layers"),
+        ("micro_probe.images", 3, "images >= 4"),
+        ("micro_probe.sizes", [224, 230], "multiples of 14"),
+        ("micro_probe.sizes", [], "multiples of 14"),
+        ("micro_features.images", 1, "images >= 2"),
+        ("micro_features.reading", 1.0, "0 < reading < 1"),
+        ("micro_features.reading", 0.0, "0 < reading < 1"),
+        ("micro_features.batch_size", 0, "batch_size >= 1"),
+        ("micro_features.workers", -1, "workers >= 0"),
         # unknown names
         ("trainer.accelerator", "quantum", "cuda"),
         ("trainer.strategy", "ddp_spawn", "ddp"),
@@ -249,11 +262,12 @@ def test_an_impossible_pair_names_the_models_that_read_the_encoder(tmp_path, two
 @pytest.mark.parametrize(
     "encoder, readers",
     [
+        ("dinov2-small", ["micro-dinov2"]),
         ("clip-vit-large-patch14-336", ["llava-next-7b", "llava-1.5-7b"]),
         ("siglip-so400m-patch14-384", ["llava-onevision-7b"]),
     ],
 )
-def test_the_papers_encoders_have_their_models(tmp_path, encoder, readers):
+def test_encoders_have_their_models(tmp_path, encoder, readers):
     assert config.labels(write(tmp_path, encoder=encoder))["vlm"] == readers[0]
     for name in readers:
         assert config.load("evaluate", write(tmp_path, encoder=encoder, vlm=name)).vlm == config.VLMS[name]

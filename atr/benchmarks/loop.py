@@ -238,15 +238,17 @@ def save_rows(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, "".join(line + "\n" for line in lines))
 
 
-def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[list[str], Trial]:
+def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[dict[str, str], Trial]:
     """What pictures of kept tokens show: three images of each text benchmark, near the paper's 40 %.
 
-    Without a text benchmark they are of all the others; an adaptive reducer shows its own count.
+    Each image comes with the text of its first question. Without a text benchmark they are of all the others;
+    an adaptive reducer shows its own count.
     """
-    images: dict[str, dict[str, None]] = {}
+    images: dict[str, dict[str, str]] = {}
     for question in [question for question in questions if question.group == "text"] or questions:
-        images.setdefault(question.benchmark, {}).update(dict.fromkeys(question.images))
-    first = [image for names in images.values() for image in list(names)[:3]]
+        for name in question.images:
+            images.setdefault(question.benchmark, {}).setdefault(name, question.question)
+    first = dict(pair for texts in images.values() for pair in list(texts.items())[:3])
     return first, min(trials, key=lambda trial: abs((trial.keep or 0.0) - 0.4))
 
 

@@ -7,7 +7,7 @@ handwriting sample with the other splits, and one font occurs only there.
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 T = TypeVar("T")
 
 SIZE = 168
+WHOLE = (0, 0, SIZE, SIZE)
 SPLITS = ("train", "pretrain", "validation", "evaluate")
 
 # fmt: off
@@ -85,34 +86,49 @@ HANDWRITING = {
 
 
 class Character(NamedTuple):
-    """A written character, its centre in pixels, and the question that its line answers."""
+    """A written character, its centre in pixels, the question its line answers, and its word.
+
+    What is no word of the vocabulary (a number) bears the question twice.
+    """
 
     character: str
     x: float
     y: float
-    question: str
+    names: tuple[str, str]
+
+
+class Region(NamedTuple):
+    """A thing to be seen, its two names, and its box in pixels; a later one lies in front."""
+
+    names: tuple[str, str]
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image, its questions with their one answer each, and what is written on it."""
+    """One image, its questions with their one answer each, what is written on it and what is to be seen."""
 
     image: Image.Image
     turns: tuple[tuple[str, str], ...]
     characters: tuple[Character, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """What a drawing function draws from: the random stream and the split's own resources."""
+    """What a drawing function draws from: the random stream and the split's own resources.
+
+    A `varied` one bends photographs and handwriting further than any split does: lessons only.
+    """
 
     rng: np.random.Generator
     split: str
+    varied: bool = False
 
     def one_of(self, items: Sequence[T]) -> T:
         return items[int(self.rng.integers(len(items)))]
 
-    def some_of(self, items: Sequence[str], count: int) -> list[str]:
+    def some_of(self, items: Sequence[T], count: int) -> list[T]:
         return [items[int(i)] for i in self.rng.permutation(len(items))[:count]]
 
     def integer(self, low: int, high: int) -> int:
@@ -123,20 +139,36 @@ class _Scene:
         names = (*FONTS, HELD_OUT_FONT) if self.split == "evaluate" else FONTS
         return _font(self.one_of(names), self.integer(low, high))
 
-    def photograph(self, name: str | None = None) -> Image.Image:
-        photograph = _photograph(name or self.one_of(tuple(PHOTOGRAPHS)), held_out=self.split == "evaluate")
-        side = self.integer(SMALLEST_CROP, min(photograph.size))
-        left, top = self.integer(0, photograph.width - side), self.integer(0, photograph.height - side)
-        crop = photograph.resize(
-            (SIZE, SIZE), Image.Resampling.BILINEAR, (left, top, left + side, top + side)
-        )
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.rng.random() < 0.5 else crop
+    def photograph(self, name: str | None = None) -> tuple[Image.Image, Region]:
+        """A crop of a photograph, of a random one where none is named."""
+        name = name or self.one_of(tuple(PHOTOGRAPHS))
+        photograph = _photograph(name, held_out=self.split == "evaluate")
+        crop = photograph.resize((SIZE, SIZE), Image.Resampling.BILINEAR, self._crop(photograph))
+        if self.rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return (self._relit(crop) if self.varied else crop), Region(("scene", name), WHOLE)
 
-    def ground(self) -> Image.Image:
+    def _crop(self, photograph: Image.Image) -> tuple[int, int, int, int]:
+        """A square box inside; a varied one may be smaller, and no square."""
+        smallest = 120 if self.varied else SMALLEST_CROP
+        width = height = self.integer(smallest, min(photograph.size))
+        if self.varied:
+            height = min(max(round(width * self.rng.uniform(0.8, 1.25)), smallest), min(photograph.size))
+        left, top = self.integer(0, photograph.width - width), self.integer(0, photograph.height - height)
+        return left, top, left + width, top + height
+
+    def _relit(self, image: Image.Image) -> Image.Image:
+        """Under another light: each channel with a gain and an offset of its own."""
+        gains, offsets = self.rng.uniform(0.8, 1.2, 3), self.rng.uniform(-20, 20, 3)
+        levels = np.arange(256)[None] * gains[:, None] + offsets[:, None]
+        return image.point(levels.clip(0, 255).astype(np.uint8).ravel().tolist())
+
+    def ground(self) -> tuple[Image.Image, tuple[Region, ...]]:
         """A photograph or a plain ground, each half of the time."""
         if self.rng.random() < 0.5:
-            return self.photograph()
-        return Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in self.rng.integers(60, 200, 3)))
+            image, region = self.photograph()
+            return image, (region,)
+        return Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in self.rng.integers(60, 200, 3))), ()
 
     def paper(self) -> Image.Image:
         return Image.new("RGB", (SIZE, SIZE), tuple(int(v) for v in self.rng.integers(215, 256, 3)))
@@ -145,6 +177,19 @@ class _Scene:
         low, high = (0, 91) if dark else (215, 256)
         red, green, blue = (int(v) for v in self.rng.integers(low, high, 3))
         return red, green, blue
+
+    def stretch(self) -> tuple[float, float, float, float]:
+        """The box of 8x8 handwriting to be written; a varied one cuts off up to half a pixel of each side."""
+        if not self.varied:
+            return (0.0, 0.0, 8.0, 8.0)
+        left, top, right, bottom = (float(cut) for cut in self.rng.uniform(0, 0.6, 4))
+        return (left, top, 8.0 - right, 8.0 - bottom)
+
+    def bars(self) -> tuple[str, float]:
+        """How the bars of a chart are drawn, and half their width in pitches; varied ones may be missing."""
+        if not self.varied:
+            return "filled", 0.3
+        return self.one_of(("filled", "outline", "none")), float(self.rng.uniform(0.1, 0.4))
 
     def value(self) -> str:
         """A number of two to four digits."""
@@ -197,9 +242,10 @@ def _write(
     middle = top + font.size * 0.65
     ends = [font.getlength(text[: i + 1]) for i in range(len(text))]
     starts = [0.0, *ends[:-1]]
+    words = [word if word in WORDS else question for word in text.split(" ") for _ in (*word, " ")]
     return [
-        Character(character, left + (start + end) / 2, middle, question)
-        for character, start, end in zip(text, starts, ends, strict=True)
+        Character(character, left + (start + end) / 2, middle, (question, word))
+        for character, start, end, word in zip(text, starts, ends, words[:-1], strict=True)
         if character != " "
     ]
 
@@ -224,17 +270,29 @@ def _docs(scene: _Scene) -> Sample:
 
 def _signs(scene: _Scene) -> Sample:
     """A word or a number on a plate, somewhere on a photograph."""
-    image = scene.photograph()
-    draw, font = ImageDraw.Draw(image), scene.font(14, 20)
+    image, ground = scene.photograph()
+    font = scene.font(14, 20)
     text = scene.value() if scene.rng.random() < 0.5 else scene.one_of(WORDS)
-    width, height = int(font.getlength(text)) + 12, int(font.size * 1.2) + 8
-    left, top = scene.integer(0, SIZE - width - 1), scene.integer(0, SIZE - height - 1)
+    width, height = _plate_size(text, font)
+    at = scene.integer(0, SIZE - width - 1), scene.integer(0, SIZE - height - 1)
+    characters, plate = _plate(scene, image, at, text, font)
+    return Sample(image, (("sign", text),), tuple(characters), (ground, plate))
+
+
+def _plate_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    return int(font.getlength(text)) + 12, int(font.size * 1.2) + 8
+
+
+def _plate(
+    scene: _Scene, image: Image.Image, at: tuple[int, int], text: str, font: ImageFont.FreeTypeFont
+) -> tuple[list[Character], Region]:
+    """Draw a plate with its top left at `at`: dark on light or light on dark."""
+    draw, (left, top), (width, height) = ImageDraw.Draw(image), at, _plate_size(text, font)
     dark_text = scene.rng.random() < 0.5
-    draw.rectangle(
-        (left, top, left + width, top + height), fill=scene.ink(not dark_text), outline=scene.ink(dark_text)
-    )
+    box = (left, top, left + width, top + height)
+    draw.rectangle(box, fill=scene.ink(not dark_text), outline=scene.ink(dark_text))
     characters = _write(draw, (left + 6, top + 4), text, font, scene.ink(dark_text), "sign")
-    return Sample(image, (("sign", text),), tuple(characters))
+    return characters, Region(("sign", "sign"), box)
 
 
 def _charts(scene: _Scene) -> Sample:
@@ -246,11 +304,14 @@ def _charts(scene: _Scene) -> Sample:
     values = [scene.integer(scale // 10 + 1, scale) for _ in labels]
     pitch, floor, tallest = SIZE / len(labels), SIZE - 20, SIZE - 42
     bar = scene.one_of(tuple(COLOURS.values())[:-1])
+    style, half = scene.bars()
     characters = []
     for column, (label, value) in enumerate(zip(labels, values, strict=True)):
         middle = (column + 0.5) * pitch
         top = floor - tallest * value / scale
-        draw.rectangle((middle - pitch * 0.3, top, middle + pitch * 0.3, floor), fill=bar, outline=ink)
+        box = (middle - pitch * half, top, middle + pitch * half, floor)
+        if style != "none":
+            draw.rectangle(box, fill=bar if style == "filled" else None, outline=ink)
         for text, height in ((str(value), top - 16), (label, floor + 2)):
             left = middle - font.getlength(text) / 2
             characters += _write(draw, (left, height), text, font, ink, label)
@@ -263,7 +324,7 @@ def _charts(scene: _Scene) -> Sample:
 
 def _shapes(scene: _Scene) -> Sample:
     """One to four equal shapes in one half of the image: their colour, kind, count and side."""
-    image = scene.ground()
+    image, ground = scene.ground()
     colour, kind, side = scene.one_of(tuple(COLOURS)), scene.one_of(KINDS), scene.one_of(SIDES)
     wanted, radius = scene.integer(1, 4), scene.integer(10, 16)
     centres: list[tuple[int, int]] = []
@@ -279,7 +340,9 @@ def _shapes(scene: _Scene) -> Sample:
     draw = ImageDraw.Draw(image)
     for x, y in centres:
         _shape(draw, kind, x, y, radius, COLOURS[colour])
-    return Sample(image, (("colour", colour), ("kind", kind), ("count", str(wanted)), ("side", side)))
+    shapes = (Region((colour, kind), (x - radius, y - radius, x + radius, y + radius)) for x, y in centres)
+    turns = (("colour", colour), ("kind", kind), ("count", str(wanted)), ("side", side))
+    return Sample(image, turns, regions=(*ground, *shapes))
 
 
 def _shape(
@@ -299,28 +362,32 @@ def _shape(
 
 def _digits(scene: _Scene) -> Sample:
     """One handwritten digit, 60 to 110 pixels high, anywhere on a photograph or plain ground."""
-    image = scene.ground()
+    image, ground = scene.ground()
+    side = scene.integer(60, 110)
+    region = _digit(scene, image, (scene.integer(0, SIZE - side), scene.integer(0, SIZE - side)), side)
+    return Sample(image, (region.names,), regions=(*ground, region))
+
+
+def _digit(scene: _Scene, image: Image.Image, at: tuple[int, int], side: int) -> Region:
+    """Write a digit in a square with its top left at `at`, light on dark ground and dark on light."""
     pixels, digits = _handwriting()
     low, high = HANDWRITING[scene.split]
-    index, side = scene.integer(low, high - 1), scene.integer(60, 110)
-    stroke = Image.fromarray(pixels[index]).resize((side, side), Image.Resampling.BICUBIC)
-    stroke = stroke.rotate(scene.integer(-12, 12), Image.Resampling.BILINEAR)
-    left, top = scene.integer(0, SIZE - side), scene.integer(0, SIZE - side)
-    under = (
-        image.resize((1, 1), Image.Resampling.BOX, (left, top, left + side, top + side))
-        .convert("L")
-        .getpixel((0, 0))
-    )
+    index, (left, top) = scene.integer(low, high - 1), at
+    stroke = Image.fromarray(pixels[index]).resize((side, side), Image.Resampling.BICUBIC, scene.stretch())
+    lean = 20 if scene.varied else 12
+    stroke = stroke.rotate(scene.integer(-lean, lean), Image.Resampling.BILINEAR)
+    box = (left, top, left + side, top + side)
+    under = image.resize((1, 1), Image.Resampling.BOX, box).convert("L").getpixel((0, 0))
     assert isinstance(under, int)
     ink = scene.integer(0, 30) if under > 127 else scene.integer(225, 255)
     image.paste((ink, ink, ink), (left, top), stroke)
-    return Sample(image, (("digit", str(digits[index])),))
+    return Region(("digit", str(digits[index])), box)
 
 
 def _scenes(scene: _Scene) -> Sample:
     """A crop of one of twelve photographs: which one is it?"""
-    name = scene.one_of(tuple(PHOTOGRAPHS))
-    return Sample(scene.photograph(name), (("scene", name),))
+    image, ground = scene.photograph(scene.one_of(tuple(PHOTOGRAPHS)))
+    return Sample(image, (ground.names,), regions=(ground,))
 
 
 DRAW: dict[str, Callable[[_Scene], Sample]] = {
@@ -338,28 +405,118 @@ ANSWERS = (*WORDS, *COLOURS, *KINDS, *SIDES, *PHOTOGRAPHS)
 def sample(benchmark: str, split: str, index: int, seed: int) -> Sample:
     """Sample `index` of a split of one benchmark: a 168x168 RGB image and its questions in random order."""
     rng = np.random.default_rng([seed, zlib.crc32(benchmark.encode()), zlib.crc32(split.encode()), index])
-    drawn = DRAW[benchmark](_Scene(rng, split))
+    return _shuffled(DRAW[benchmark](_Scene(rng, split)), rng)
+
+
+def _shuffled(drawn: Sample, rng: np.random.Generator) -> Sample:
     order = rng.permutation(len(drawn.turns))
-    return Sample(drawn.image, tuple(drawn.turns[int(i)] for i in order), drawn.characters)
+    return replace(drawn, turns=tuple(drawn.turns[int(i)] for i in order))
 
 
-LESSONS = {"docs": 0.38, "signs": 0.17, "charts": 0.2, "shapes": 0.11, "digits": 0.09, "scenes": 0.05}
-READING_LESSONS = {"docs": 0.5, "signs": 0.25, "charts": 0.25}
+def _sheets(scene: _Scene) -> Sample:
+    """A page full of lines like those of docs, as many as there is room for."""
+    page = scene.paper()
+    draw, font, ink = ImageDraw.Draw(page), scene.font(12, 17), scene.ink()
+    pitch = scene.integer(int(font.size * 1.2), int(font.size * 1.5))
+    keys = iter(scene.some_of(KEYS, len(KEYS)))
+    turns: list[tuple[str, str]] = []
+    characters: list[Character] = []
+    for top in range(scene.integer(0, pitch), SIZE - pitch, pitch):
+        left = float(scene.integer(1, 14))
+        for key in keys:
+            value = scene.value() if scene.rng.random() < 0.5 else scene.one_of(WORDS)
+            width = font.getlength(f"{key}: {value}")
+            if left + width > SIZE:
+                break
+            characters += _write(draw, (left, top), f"{key}: {value}", font, ink, key)
+            turns.append((key, value))
+            left += width + scene.integer(6, 20)
+    return Sample(page, tuple(turns), tuple(characters))
 
 
-def lesson(index: int, seed: int, reading: bool, transcribe: float) -> Sample:
-    """Image `index` to train the micro model on: of the benchmarks with text only while it learns to read.
+def _plates(scene: _Scene) -> Sample:
+    """A photograph full of signs: to learn reading from."""
+    image, ground = scene.photograph()
+    characters: list[Character] = []
+    regions = [ground]
+    for _ in range(24):
+        text = scene.value() if scene.rng.random() < 0.5 else scene.one_of(WORDS)
+        font = scene.font(14, 20)
+        width, height = _plate_size(text, font)
+        left, top = scene.integer(0, SIZE - width - 1), scene.integer(0, SIZE - height - 1)
+        if all(_apart((left, top, left + width, top + height), region.box) for region in regions[1:]):
+            written, region = _plate(scene, image, (left, top), text, font)
+            characters += written
+            regions.append(region)
+    return Sample(image, (), tuple(characters), tuple(regions))
 
-    A fraction `transcribe` of the docs asks for the whole page in place of single values (micro recipe).
+
+def _apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes share no pixel."""
+    return one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+
+
+def _handwritings(scene: _Scene) -> Sample:
+    """Four handwritten digits, one in each quarter of the image: to learn reading from."""
+    image, ground = scene.ground()
+    half = SIZE // 2
+    regions = list(ground)
+    for left, top in ((0, 0), (half, 0), (0, half), (half, half)):
+        side = scene.integer(60, half)
+        at = left + scene.integer(0, half - side), top + scene.integer(0, half - side)
+        regions.append(_digit(scene, image, at, side))
+    return Sample(image, (), regions=tuple(regions))
+
+
+ASKED = 6
+"""Questions asked of one page full of lines."""
+READING = {"sheets": 0.38, "plates": 0.2, "charts": 0.1, "handwritings": 0.14, "shapes": 0.1, "scenes": 0.08}
+"""What tower and projector alone learn from, with its shares: images full of what there is to be read."""
+ANSWERING = {
+    "docs": 0.2,
+    "sheets": 0.14,
+    "signs": 0.17,
+    "charts": 0.2,
+    "shapes": 0.11,
+    "digits": 0.1,
+    "scenes": 0.08,
+}
+"""What all of the model learns to answer from, with its shares."""
+LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwritings}
+
+
+class LessonImages:
+    """The images of lessons 0 to `count` with names, by index; of the first `reading` there is to be read."""
+
+    def __init__(self, count: int, reading: int, seed: int) -> None:
+        self.count, self.reading, self.seed = count, reading, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[str, Image.Image]:
+        drawn = lesson(index, self.seed, reading=index < self.reading, transcribe=0.0)
+        return f"lesson/{index:06d}", drawn.image
+
+
+def lesson(index: int, seed: int, reading: bool, transcribe: float, again: int = 0) -> Sample:
+    """Image `index` to train the micro model on: full of things to be read while it learns to read.
+
+    Photographs, handwriting and bars vary more than in any split. A fraction `transcribe` of the docs asks
+    for the whole page in place of single values (micro recipe). The image is a function of index, seed and
+    `reading`; each `again` above 0 asks about it in another order, and for other lines of a full page.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index])
-    shares = READING_LESSONS if reading else LESSONS
-    benchmark = str(rng.choice(list(shares), p=list(shares.values())))
-    drawn = sample(benchmark, "train", index, seed)
-    if benchmark != "docs" or rng.random() >= transcribe:
+    shares = READING if reading else ANSWERING
+    name = str(rng.choice(list(shares), p=list(shares.values())))
+    drawn = LESSONS[name](_Scene(rng, "train", varied=True))
+    if again:
+        rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index, again])
+    if name == "sheets":
+        drawn = replace(drawn, turns=_shuffled(drawn, rng).turns[:ASKED])
+    drawn = _shuffled(drawn, rng)
+    if name != "docs" or rng.random() >= transcribe:
         return drawn
     page = "".join(written.character for written in drawn.characters)
     lines = sorted(drawn.turns, key=lambda turn: page.index(f"{turn[0]}:{turn[1]}"))
-    return Sample(
-        drawn.image, ((TRANSCRIBE, " ".join(f"{key} {value}" for key, value in lines)),), drawn.characters
-    )
+    return replace(drawn, turns=((TRANSCRIBE, " ".join(f"{key} {value}" for key, value in lines)),))

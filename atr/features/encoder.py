@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         config, prefix = _vision_config(path)
         _check_type(path, config)
         config.num_hidden_layers = _layers_to_run(path, layer, config)
-        preprocess = partial(_pixel_values, _load_processor(path, size))
+        preprocess = partial(_pixel_values, load_image_processor(path, size))
         resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
         options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
         layout = _measure(path, config, preprocess, options)
@@ -111,9 +111,12 @@ class Encoder(nn.Module):
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
         """features_BND of the patches at `layer`; class and register tokens are left out."""
+        return self.states(pixel_values_BCHW)[-1]
+
+    def states(self, pixel_values_BCHW: Tensor) -> list[Tensor]:
+        """The patches at every layer that is run, (B, N, D) each: the first layer's, and so on to `layer`."""
         states = self.tower(pixel_values_BCHW, output_hidden_states=True, **self.options).hidden_states
-        features_BND: Tensor = states[-1][:, self.layout.extra_tokens :]
-        return features_BND
+        return [state_BTD[:, self.layout.extra_tokens :] for state_BTD in states[1:]]
 
     def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
         """features_BND of `forward`, and what `needs` names of the attention and keys at the same layer.
@@ -216,7 +219,7 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     local = Path(path, "model.safetensors")
     weights = local if local.exists() else path
     try:
-        with _quiet():
+        with quiet():
             # Misshapen weights are reported rather than raised, so that the message can name them.
             tower, report = AutoModel.from_pretrained(
                 path,
@@ -241,13 +244,14 @@ def _refuse_incomplete(weights: str, report: dict[str, Any]) -> None:
         raise ValueError(f"{weights}: lacks {len(missing)} weights of the vision tower, first {missing[0]}")
 
 
-def _load_processor(path: str, size: int | tuple[int, int] | None) -> Any:
+def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
+    """The image processor of a folder or hub id; `size` and errors as in `Encoder.load`."""
     resized: dict[str, Any] = {}
     if size:
         height, width = _pair(size)
         resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
-        with _quiet():
+        with quiet():
             return AutoImageProcessor.from_pretrained(path, backend="pil", **resized)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {_first_line(error)}") from error
@@ -261,7 +265,7 @@ def _pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' report of unread weights and its bars; what matters of it is raised here."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Extraction through Lightning's predict loop: the module that encodes and the callback that stores."""
+"""Extraction through Lightning's predict loop: the module that encodes, the callback that stores, the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from atr.features.datamodule import ImageBatch
+from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
 from atr.fingerprint import fingerprint
@@ -76,3 +76,22 @@ class StoreWriter(Callback):
                 shards=shards,
             )
         trainer.strategy.barrier("manifest written")
+
+
+def fill_store(
+    encoder: Encoder,
+    data: ImageDataModule,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    trainer_kwargs: Mapping[str, Any],
+) -> None:
+    """Encode all images of `data` into the store `folder`; the manifest, written last, ends it."""
+    writer = StoreWriter(folder, len(data.batches.images), data.batches.shard_images)
+    trainer = Trainer(
+        **trainer_kwargs,
+        callbacks=[writer],
+        logger=False,
+        use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
+    )
+    trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
+    writer.finish(trainer, encoder, parameters)

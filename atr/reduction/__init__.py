@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from atr.config import SELECTORS
 from atr.reduction.attention import (
     ClassAttention,
     HiRED,
@@ -56,7 +57,12 @@ _UNTRAINED: dict[str, Callable[[], Reducer]] = {
     "scope": Scope,
     "mmr": MMR,
     "tome": ToMe,
+    "prumerge-adaptive": PruMerge,
 }
+
+
+def _trained(selector: str | Path) -> SelectorReducer:
+    return SelectorReducer(FeatureSelector.from_pretrained(selector))
 
 
 def _as_it_is(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reducer]:
@@ -66,13 +72,16 @@ def _as_it_is(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reduce
 REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
     **{name: _as_it_is(make) for name, make in _UNTRAINED.items()},
     "random": lambda seed, selector: Random(seed),
-    "selector": lambda seed, selector: SelectorReducer(FeatureSelector.from_pretrained(selector)),
+    "selector": lambda seed, selector: _trained(selector),
+    "selector-adaptive": lambda seed, selector: _trained(selector),
+    "selector-mmr": lambda seed, selector: MMR(_trained(selector)),
+    "selector-scope": lambda seed, selector: Scope(_trained(selector)),
 }
 """Reducers by name, made from a seed and the folder (or hub id) of a selector; each takes what it needs."""
 
 NEEDS: dict[str, frozenset[str]] = {
     **{name: make().needs for name, make in _UNTRAINED.items()},
     "random": Random.needs,
-    "selector": SelectorReducer.needs,
+    **dict.fromkeys(SELECTORS, SelectorReducer.needs),
 }
 """What each of REDUCERS reads of the optional fields of Encoded, told without making it."""

@@ -141,7 +141,8 @@ class ReconstructorTraining(LightningModule):
         self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
 
     def _loss(self, features_BND: Tensor) -> Tensor:
-        mask_BN = random_mask_BN(*features_BND.shape[:2], _noise(self, self.seed))
+        images, tokens, _ = features_BND.shape
+        mask_BN = random_mask_BN(images, tokens, _noise(self, self.seed))
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
         return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
@@ -324,7 +325,8 @@ def train_beside(
 
     Raises DivergedError as `train` does.
     """
-    callbacks = [CollapseGuard(module.pretrain)] if isinstance(module, SelectorTraining) else []
+    guarded = isinstance(module, SelectorTraining)
+    callbacks: list[Callback] = [CollapseGuard(module.pretrain)] if guarded else []
     # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
     kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
     trainer = _trainer(epochs, callbacks, logger, **kwargs)

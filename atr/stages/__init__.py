@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Never
@@ -29,9 +29,9 @@ COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
 
 
-def with_budget(reducers: Iterable[str]) -> list[str]:
-    """Names of those that take a budget, and of the selector, which is evaluated always."""
-    return [name for name in (*reducers, "selector") if name not in ("full", "none")]
+def with_budget(*reducers: str) -> list[str]:
+    """Of these names those that take a budget."""
+    return [name for name in reducers if name not in ("full", "none") and not name.endswith("-adaptive")]
 
 
 class Terminated(BaseException):

@@ -40,11 +40,13 @@ def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]
 
     asked = params.cost
     with model.device:
-        reducers = {name: REDUCERS[name](0, SELECTOR) for name in with_budget(params.evaluate.reducers)}
+        names = with_budget(*params.evaluate.reducers, *params.evaluate.selectors)
+        reducers = {name: REDUCERS[name](0, SELECTOR) for name in names}
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)
-    entries, prefill = [], []
+    entries: list[dict[str, Any]] = []
+    prefill: list[dict[str, Any]] = []
     for batch in asked.batches:
         pixels_BCHW = cost.noise(model, batch, params.seed)
         entries += cost.selection(model, reducers, asked.kept, pixels_BCHW, asked.seconds)

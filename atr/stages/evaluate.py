@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.files import whole_folder, write_json
-from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
+from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -42,7 +42,7 @@ def main(params: config.Params, reducer: str) -> None:
             write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", masks)
         for score in summary["scores"]:
-            kept = score["tokens"] / score["tokens_full"] if score["keep"] is None else score["keep"]
+            kept = score["keep"] or score["tokens"] / score["tokens_full"]
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 
@@ -51,6 +51,7 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     """The rows of answers, of which each process gives a share, and the tokens that pictures show as kept."""
     from atr.benchmarks.loop import answer_all, pictured, trials_of
     from atr.datasets import PreparedImages, load_questions
+    from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
@@ -59,7 +60,8 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
     expect = {"encoder": params.encoder.name}
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
-    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked)
+    tower = partial(locate, folder=ENCODERS)
+    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked, tower)
     trials = trials_of(reducer, asked.keep, asked.random_seeds)
     reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
     needs = frozenset().union(*(made.needs for made in reducers.values()))
@@ -71,13 +73,11 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
     )
-    names, trial = pictured(questions, trials)
-    texts = {image: question.question for question in reversed(questions) for image in question.images}
-    asked_of = {name: texts[name] for name in names}
-    return rows, answerer.masks(asked_of, reducers[trial.seed], trial.keep)
+    images_asked, trial = pictured(questions, trials)
+    return rows, answerer.masks(images_asked, reducers[trial.seed], trial.keep)
 
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
-    parser.add_argument("reducer", choices=config.REDUCERS)
+    parser.add_argument("reducer", choices=(*config.REDUCERS, *config.SELECTORS))
     entry("evaluate", partial(main, reducer=parser.parse_args().reducer))

@@ -17,7 +17,7 @@ def main(params: config.Params, split: str) -> None:
     from atr import tracking
 
     with tracking.run("extract", params, part=split) as run:
-        from lightning.pytorch import Trainer
+        from lightning.pytorch.utilities import rank_zero_only
 
         from atr.datasets import PreparedImages, micro
         from atr.features.components import components
@@ -25,7 +25,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.features.encoder import Encoder
         from atr.features.pretrained import locate
         from atr.features.store import MANIFEST
-        from atr.features.training import FeatureExtraction, StoreWriter
+        from atr.features.training import fill_store
         from atr.hardware import lightning_kwargs
 
         extract, (source, folder) = params.extract, SPLITS[split]
@@ -36,19 +36,11 @@ def main(params: config.Params, split: str) -> None:
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
-        writer = StoreWriter(folder, len(images), extract.shard_images)
-        trainer = Trainer(
-            **lightning_kwargs(params.trainer),
-            callbacks=[writer],
-            logger=False,
-            use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
-        )
-        if trainer.is_global_zero:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it on import
             pictured = [micro.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
-        trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
-        writer.finish(trainer, encoder, _parameters(params, layer))
+        fill_store(encoder, data, folder, _parameters(params, layer), lightning_kwargs(params.trainer))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
         for name in (MANIFEST, COMPONENTS):
             run.artifact(folder / name, folder=f"features/{split}")

@@ -25,8 +25,8 @@ def main(params: config.Params) -> None:
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
         if not random.trainer.is_global_zero:
             return
-        names, device = stages.with_budget(params.evaluate.reducers), random.trainer.strategy.root_device
-        with device:
+        names = stages.with_budget(*params.evaluate.reducers, *params.evaluate.selectors)
+        with (device := random.trainer.strategy.root_device):
             reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.SELECTOR, GIVEN)
         images = list(_images(params, held_out, measures.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}

@@ -1,6 +1,6 @@
 """Stage micro, of data/micro/dvc.yaml: trains the micro world's vision-language model from nothing."""
 
-import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,42 +21,49 @@ def main(params: config.Params) -> None:
     from atr import tracking
     from atr.datasets import micro
     from atr.hardware import lightning_kwargs
+    from atr.vlm.card import card
+    from atr.vlm.checkpoint import load_vlm
     from atr.vlm.micro import build_model, build_processor
-    from atr.vlm.training import MicroTraining, train
+    from atr.vlm.training import LessonDataset, MicroTraining, tower_features, train
 
     recipe, seed = params.micro, params.seed
     with tracking.run("micro", params) as run:
         seed_everything(seed, workers=True, verbose=False)
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
-        model = build_model(processor, micro.SIZE, recipe.width, recipe.layers).train()
-        started = time.monotonic()
+        model = build_model(processor, micro.SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
-        module, draw = MicroTraining(model, recipe, examine), partial(micro.lesson, seed=seed)
+        module = MicroTraining(model, recipe, examine, partial(tower_features, model))
+        lessons = LessonDataset(partial(micro.lesson, seed=seed), recipe)
         kwargs = lightning_kwargs(params.trainer)
-        is_first = train(module, draw, processor, CHECKPOINT, run.logger(), kwargs)
+        is_first = train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
         if not is_first:
             return
-        run.metrics(_write(params, model, processor, (time.monotonic() - started) / 60))
+        held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
+        save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
+        run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
         run.artifact(MODEL, folder="model")
         CHECKPOINT.unlink(missing_ok=True)
 
 
-def _write(params: config.Params, model: Any, processor: Any, minutes: float) -> dict[str, float]:
-    """The folder, whole or not at all; the held-out scores of what is in it, in float32."""
+def write(
+    home: Path,
+    processor: Any,
+    save: Callable[[Path], None],
+    load: Callable[..., tuple[Any, Any]],
+    examine: Callable[..., float],
+    card: Callable[[Mapping[str, float]], str],
+) -> dict[str, float]:
+    """The folder `home`, whole or not at all; the scores by benchmark of what is in it, in float32."""
     import torch
 
     from atr.files import whole_folder, write_text
-    from atr.vlm.card import card
-    from atr.vlm.checkpoint import load_vlm
 
-    with whole_folder(MODEL) as folder:
-        model.bfloat16().save_pretrained(folder)
+    with whole_folder(home) as folder:
+        save(folder)
         processor.save_pretrained(folder)
-        saved, loaded = load_vlm(str(folder), torch.float32)
-        count, seed = params.micro.questions, params.seed
-        held_out = partial(score, loaded, saved, split="evaluate", count=count, seed=seed)
-        scores = {benchmark: held_out(benchmark=benchmark) for benchmark in config.BENCHMARKS}
-        write_text(folder / "README.md", card(params, scores, minutes))
+        model, saved = load(str(folder), torch.float32)
+        scores = {benchmark: examine(saved, model, benchmark) for benchmark in config.BENCHMARKS}
+        write_text(folder / "README.md", card(scores))
     return scores
 
 

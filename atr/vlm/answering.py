@@ -62,14 +62,15 @@ class Answerer:
         images: Callable[[], Images],
         features: Callable[[], Features],
         settings: Evaluate,
+        locate: Callable[[str], str] = str,
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
         That is `features` where the model is to be given them and reads whole images, else `images`; only
-        what is needed is opened. Raises ValueError for what `load_vlm` refuses, and for features that the
-        model does not read.
+        what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError for what `load_vlm`
+        refuses, and for features that the model does not read.
         """
-        model, processor = load_vlm(vlm.path, weight_dtype(precision))
+        model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
         model = model.to(device)
         if cuts_images(model) or not vlm.stored:
             source: Source = WholeInputs(model, processor, images(), settings.interpolation)

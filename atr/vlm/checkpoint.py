@@ -1,6 +1,8 @@
 """Load a vision-language model and its processor from a folder or the hub, whole or not at all."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from transformers import (
     ProcessorMixin,
 )
 
+from atr.features.encoder import quiet
 from atr.fingerprint import fingerprint, is_same
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
+from atr.vlm.tower import PREFIX, fetch_tower, tower_of
 
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
@@ -56,20 +60,26 @@ def weight_dtype(precision: int | str) -> torch.dtype:
     return _WEIGHTS[str(precision).split("-")[0]]
 
 
-def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[Any, Any]:
+def load_vlm(
+    path: str, dtype: torch.dtype, attention: str = "sdpa", locate: Callable[[str], str] = str
+) -> tuple[Any, Any]:
     """The frozen model, in eval mode and with weights of `dtype`, and its processor.
 
-    Raises ValueError naming `path` for what is no checkpoint, a family without host, a processor without chat
-    template, and weights that are broken, of another shape, or do not cover the model.
+    A tower that the folder names and leaves out is taken from where `locate` says its hub id lies. Raises
+    ValueError naming `path` for what is no checkpoint, a family without host, a processor without chat
+    template, weights that are broken, of another shape, or do not cover the model, and a tower that cannot
+    be had.
     """
     try:
-        family = AutoConfig.from_pretrained(path).model_type
+        config = AutoConfig.from_pretrained(path)
+        family, is_fetched = config.model_type, tower_of(config) is not None
         if family not in HOSTS:
             raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
         processor = PROCESSORS.get(family, AutoProcessor).from_pretrained(path)
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
-        )
+        with quiet() if is_fetched else nullcontext():  # its report of a missing tower
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            )
     # transformers has an exception of its own for every file that is missing, cut off or of another shape.
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
@@ -77,8 +87,11 @@ def load_vlm(path: str, dtype: torch.dtype, attention: str = "sdpa") -> tuple[An
     if not processor.chat_template:
         raise ValueError(f"{path}: the processor has no chat template to put a question in")
     # transformers would fill the gap with random numbers and a warning.
-    if missing := sorted(loading["missing_keys"]):
+    absent = {key for key in loading["missing_keys"] if not (is_fetched and key.startswith(PREFIX))}
+    if missing := sorted(absent):
         raise ValueError(f"{path}: the weights lack {missing[0]} and {len(missing) - 1} more")
+    if is_fetched:
+        fetch_tower(model, path, locate)
     return model.eval().requires_grad_(False), processor
 
 
@@ -140,8 +153,12 @@ def _name(model: Any) -> str:
 
 
 def _layer(model: Any) -> tuple[int | list[int], int]:
-    """The layer (or layers) the model reads, and by how many its negative and positive numbers differ."""
-    return model.config.vision_feature_layer, model.config.vision_config.num_hidden_layers + 1
+    """The layer (or layers) the model reads, and by how many its negative and positive numbers differ.
+
+    Of a tower that was cut off, an encoder of the whole one counts other negative numbers: none fits.
+    """
+    depth = model.config.vision_config.num_hidden_layers + 1
+    return model.config.vision_feature_layer, sys.maxsize if tower_of(model.config) else depth
 
 
 def _shape(model: Any) -> list[int]:

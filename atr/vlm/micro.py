@@ -1,6 +1,8 @@
-"""The small vision-language model of the micro world, built from transformers' own Llava classes."""
+"""The small vision-language models of the micro world, built from transformers' own Llava classes."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -12,10 +14,14 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
 
+from atr.features.encoder import Encoder
+from atr.reduction.layers import Standardise
 from atr.tokens import sine_positions
+from atr.vlm.tower import cut_off, put_tower
 
 PATCH = 14
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
@@ -27,8 +33,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(vocabulary: Sequence[str], image_size: int) -> LlavaProcessor:
-    """A processor whose tokens are whole words and single digits; digits join to numbers when decoded."""
+def build_processor(vocabulary: Sequence[str], image_size: int, images: Any = None) -> LlavaProcessor:
+    """A processor whose tokens are whole words and single digits; digits join to numbers when decoded.
+
+    `images` is the image processor of a published tower; without it pixels go from -1 to 1.
+    """
     tokens = [*SPECIAL, *"0123456789", *dict.fromkeys(vocabulary)]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -48,7 +57,8 @@ def build_processor(vocabulary: Sequence[str], image_size: int) -> LlavaProcesso
         padding_side="left",
     )
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
+        image_processor=images
+        or CLIPImageProcessorPil(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
             image_mean=[0.5] * 3,
@@ -63,29 +73,80 @@ def build_processor(vocabulary: Sequence[str], image_size: int) -> LlavaProcesso
 
 
 def build_model(
-    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4
+    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4, text_layers: int = 3
 ) -> LlavaForConditionalGeneration:
     """A Llava of a CLIP tower, a two-layer projector and a Llama, all `width` wide, randomly initialised.
 
     Every tower layer is read (`vision_feature_layer` -1): a fifth that LLaVA's usual -2 would skip would
     only cost time. Patch positions start as the 2-D sine and are learned from there.
     """
-    tokenizer = processor.tokenizer
-    heads = width // 64
     vision = CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
+        num_attention_heads=width // 64,
         image_size=image_size,
         patch_size=PATCH,
         hidden_act="gelu",
     )
+    model = LlavaForConditionalGeneration(_config(processor, vision, -1, width, text_layers))
+    grid = image_size // PATCH
+    positions = model.model.vision_tower.embeddings.position_embedding.weight
+    positions.data[1:] = sine_positions((grid, grid), width)
+    return model
+
+
+def build_model_on(
+    tower: str,
+    path: str,
+    layer: int,
+    processor: LlavaProcessor,
+    image_size: int,
+    width: int,
+    text_layers: int,
+) -> LlavaForConditionalGeneration:
+    """A Llava of the frozen DINOv2 `tower`, read at `layer`, a random projector and a random Llama.
+
+    `tower` is the hub id that the configuration will name, `path` where its weights lie. Raises ValueError as
+    `put_tower`.
+    """
+    vision = cut_off(Encoder.load(path, layer, size=image_size), image_size)
+    # Counted from the front, as the whole tower has it.
+    config = _config(processor, vision, layer, width, text_layers, mm_vision_tower=tower)
+    model = LlavaForConditionalGeneration(config)
+    put_tower(model, path)
+    model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def folded(
+    model: LlavaForConditionalGeneration, standardise: Standardise, dtype: torch.dtype
+) -> LlavaForConditionalGeneration:
+    """A copy in `dtype`, to read features as they are, of a model that learned on standardised ones."""
+    copied = deepcopy(model)
+    linear = copied.model.multi_modal_projector.linear_1
+    linear.weight.div_(standardise.deviation_D)
+    # Of the weights as they will be rounded: what they make of the mean is to be taken away again.
+    linear.bias.sub_(linear.weight.to(dtype).float() @ standardise.mean_D)
+    return copied.to(dtype)
+
+
+def _config(
+    processor: LlavaProcessor,
+    vision: PretrainedConfig,
+    layer: int,
+    width: int,
+    text_layers: int,
+    **named: str,
+) -> LlavaConfig:
+    """Of a Llava whose projector and Llama are `width` wide."""
+    tokenizer, heads = processor.tokenizer, width // 64
     text = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=round(8 * width / 3),
-        num_hidden_layers=layers,
+        num_hidden_layers=text_layers,
         num_attention_heads=heads,
         max_position_embeddings=512,
         initializer_range=0.05,
@@ -94,23 +155,18 @@ def build_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        vision_feature_layer=-1,
+        vision_feature_layer=layer,
         vision_feature_select_strategy="default",
-        image_seq_length=(image_size // PATCH) ** 2,
+        image_seq_length=(vision.image_size // PATCH) ** 2,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **named,
     )
-    config._attn_implementation = "eager"
-    model = LlavaForConditionalGeneration(config)
-    grid = image_size // PATCH
-    positions = model.model.vision_tower.embeddings.position_embedding.weight
-    positions.data[1:] = sine_positions((grid, grid), width)
-    return model
 
 
 @torch.inference_mode()

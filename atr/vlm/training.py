@@ -1,6 +1,8 @@
-"""Training of the micro vision-language model: the tower learns to read, then the whole learns to answer."""
+"""Training of the micro vision-language model: the tower learns to see, then the whole learns to answer."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +24,8 @@ from atr.vlm.micro import PATCH
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
 IGNORE = -100
-TURN_TOKENS = 32
-"""Room for the turns of an image; the longest, five lines of a page, take thirty."""
+TURN_TOKENS = 36
+"""Room for the turns of an image; the longest, six lines of a page with four digits each, take all of it."""
 
 
 class Lesson(Protocol):
@@ -38,35 +40,90 @@ class Lesson(Protocol):
         """Questions and answers, in the order they are asked."""
 
     @property
-    def characters(self) -> Sequence[tuple[str, float, float, str]]:
-        """What is written: each character, its centre (x, y) in pixels, the question its line answers."""
+    def characters(self) -> Sequence[tuple[str, float, float, tuple[str, str]]]:
+        """What is written: each character, its centre (x, y) in pixels, the names of its line and word."""
+
+    @property
+    def regions(self) -> Sequence[tuple[tuple[str, str], tuple[float, float, float, float]]]:
+        """What is to be seen: the two names of each thing, and its box in pixels; later ones lie in front."""
+
+
+Shown = tuple[Tensor, Lesson]
+"""What the model is shown of a lesson: its image, uint8 (H, W, 3), or the stored features of it, (N, D)."""
 
 
 class Draw(Protocol):
     """Draws lessons."""
 
-    def __call__(self, index: int, *, reading: bool, transcribe: float) -> Lesson:
-        """The lesson at `index`: to read from, or with questions, a part of them for the whole page."""
+    def __call__(self, index: int, *, reading: bool, transcribe: float, again: int = 0) -> Lesson:
+        """The lesson at `index`: to read from, or with questions, a part of them for the whole page.
+
+        Where `again` is above 0 the same image is asked about anew.
+        """
 
 
-class LessonDataset(Dataset[Lesson]):
+class Stored(Protocol):
+    """What is read of a feature store."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, position: int, /) -> Tensor:
+        """features_ND of one image."""
+
+
+class LessonDataset(Dataset[Shown]):
     """All lessons of a training: reading first, then questions; fewer are for a whole page later on."""
 
-    def __init__(self, draw: Draw, recipe: config.Micro) -> None:
+    def __init__(self, draw: Draw, recipe: config.Recipe) -> None:
         self.draw, self.recipe = draw, recipe
 
     def __len__(self) -> int:
         return self.recipe.steps * self.recipe.batch_size
 
-    def __getitem__(self, index: int) -> Lesson:
+    def __getitem__(self, index: int) -> Shown:
         step = index // self.recipe.batch_size
-        transcribe = 0.4 if step < self.recipe.steps / 2 else 0.2
-        return self.draw(index, reading=step < reading_steps(self.recipe), transcribe=transcribe)
+        reading, transcribe = step < reading_steps(self.recipe), transcribed(step, self.recipe)
+        lesson = self.draw(index, reading=reading, transcribe=transcribe)
+        return torch.from_numpy(np.array(lesson.image)), lesson
 
 
-def reading_steps(recipe: config.Micro) -> int:
-    """Steps of the first phase, in which the tower alone learns to read."""
+class StoredLessons(Dataset[Shown]):
+    """As LessonDataset, of images that were encoded once: the first `reading` of a store to read from.
+
+    The others are asked about. Each pass over either is in an order of its own, and asks anew.
+    """
+
+    def __init__(self, draw: Draw, store: Stored, reading: int, recipe: config.Recipe) -> None:
+        self.draw, self.store, self.reading, self.recipe = draw, store, reading, recipe
+
+    def __len__(self) -> int:
+        return self.recipe.steps * self.recipe.batch_size
+
+    def __getitem__(self, index: int) -> Shown:
+        step, before = index // self.recipe.batch_size, reading_steps(self.recipe)
+        reading = step < before
+        images = range(self.reading) if reading else range(self.reading, len(self.store))
+        again, place = divmod(index if reading else index - before * self.recipe.batch_size, len(images))
+        image = images[_order(len(images), again)[place]]
+        lesson = self.draw(image, reading=reading, transcribe=transcribed(step, self.recipe), again=again)
+        return self.store[image], lesson
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int) -> list[int]:
+    order: list[int] = torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
+def reading_steps(recipe: config.Recipe) -> int:
+    """Steps of the first phase, in which what lies before the language model alone learns to read."""
     return round(recipe.steps * recipe.reading)
+
+
+def transcribed(step: int, recipe: config.Recipe) -> float:
+    """Fraction of the docs that ask for the whole page."""
+    return 0.3 if step < recipe.steps / 2 else 0.15
 
 
 class Stretch(Sampler[int]):
@@ -87,39 +144,42 @@ class Stretch(Sampler[int]):
 
 
 class Collator:
-    """Turns lessons into a batch: uint8 images, token ids, answer labels, the characters in each patch."""
+    """Turns lessons into a batch: what is shown, token ids, answer labels, what is in each patch."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, image_size: int, length: int) -> None:
+        """`image_size` in pixels is that of the images the tower sees; lessons may be drawn at another."""
         self.tokenizer, self.length, self.grid = tokenizer, length, image_size // PATCH
 
-    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, Tensor]:
-        """Images (B, H, W, 3), text and labels (B, L), characters (B, N, 2), lines (B, N)."""
+    def __call__(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
+        """What is shown (B, ...), text and labels (B, L), characters and names (B, N, 2)."""
+        lessons = [lesson for _, lesson in shown]
         text_BL = torch.full((len(lessons), self.length), self.tokenizer.pad_token_id)
         labels_BL = torch.full((len(lessons), self.length), IGNORE)
         for row, lesson in enumerate(lessons):
-            ids, is_answer = self._tokens(lesson)
-            text_BL[row, : len(ids)] = torch.tensor(ids)
-            labels_BL[row, : len(ids)] = torch.where(torch.tensor(is_answer), torch.tensor(ids), IGNORE)
+            ids, labels = self._tokens(lesson)
+            text_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            labels_BL[row, : len(ids)] = torch.tensor(labels, dtype=torch.int64)
         return {
-            "images": torch.from_numpy(np.stack([np.asarray(lesson.image) for lesson in lessons])),
+            "shown": torch.stack([what for what, _ in shown]),
             "text": text_BL,
             "labels": labels_BL,
-            "characters": torch.stack([self._characters(lesson) for lesson in lessons]),
-            "lines": torch.stack([self._lines(lesson) for lesson in lessons]),
+            "characters": torch.stack([self.characters(lesson) for lesson in lessons]),
+            "names": torch.stack([self._names(lesson) for lesson in lessons]),
         }
 
-    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[bool]]:
+    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        """Ids of all turns, and the same as labels, of which only the answers are learned."""
         ids: list[int] = []
-        is_answer: list[bool] = []
+        labels: list[int] = []
         for question, answer in lesson.turns:
             asked = self.tokenizer(question, add_special_tokens=False).input_ids
             said = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
             ids += asked + said
-            is_answer += [False] * len(asked) + [True] * len(said)
+            labels += [IGNORE] * len(asked) + said
         assert len(ids) <= self.length, f"{len(ids)} tokens of turns, room for {self.length}"
-        return ids, is_answer
+        return ids, labels
 
-    def _characters(self, lesson: Lesson) -> Tensor:
+    def characters(self, lesson: Lesson) -> Tensor:
         """The first and the second character whose centre lies in each patch, from left to right: (N, 2)."""
         found = torch.full((self.grid * self.grid, 2), BLANK)
         for patch, character, _ in self._written(lesson):
@@ -128,95 +188,120 @@ class Collator:
                 found[patch, place] = 2 + CHARACTERS.index(character) if character in CHARACTERS else OTHER
         return found
 
-    def _lines(self, lesson: Lesson) -> Tensor:
-        """The token of the question that the line in each patch answers, else padding: (N,)."""
-        found = torch.full((self.grid * self.grid,), self.tokenizer.pad_token_id)
-        for patch, _, question in self._written(lesson):
-            (found[patch],) = self.tokenizer(question, add_special_tokens=False).input_ids
+    def _names(self, lesson: Lesson) -> Tensor:
+        """The tokens of the two names of what is in each patch, text before things, else padding: (N, 2)."""
+        found = torch.full((self.grid, self.grid, 2), self.tokenizer.pad_token_id)
+        patch_size = self._patch_size(lesson)
+        for names, (left, top, right, bottom) in lesson.regions:
+            # A patch shows the thing that its centre lies in.
+            columns = slice(round(left / patch_size), round(right / patch_size))
+            rows = slice(round(top / patch_size), round(bottom / patch_size))
+            found[rows, columns] = self._name_tokens(names)
+        found = found.flatten(0, 1)
+        for patch, _, names in self._written(lesson):
+            found[patch] = self._name_tokens(names)
         return found
 
-    def _written(self, lesson: Lesson) -> Iterator[tuple[int, str, str]]:
-        """Patch, character and question of all that is written inside the image, from left to right."""
-        for character, x, y, question in sorted(lesson.characters, key=lambda written: written[1]):
-            row, column = int(y // PATCH), int(x // PATCH)
+    def _name_tokens(self, names: tuple[str, str]) -> Tensor:
+        return torch.tensor(self.tokenizer.convert_tokens_to_ids(list(names)))
+
+    def _written(self, lesson: Lesson) -> Iterator[tuple[int, str, tuple[str, str]]]:
+        """Patch, character and names of all that is written inside the image, from left to right."""
+        patch_size = self._patch_size(lesson)
+        for character, x, y, names in sorted(lesson.characters, key=lambda written: written[1]):
+            row, column = int(y // patch_size), int(x // patch_size)
             if 0 <= row < self.grid and 0 <= column < self.grid:
-                yield row * self.grid + column, character, question
+                yield row * self.grid + column, character, names
+
+    def _patch_size(self, lesson: Lesson) -> float:
+        """Side of a patch in pixels of the lesson's image, which is resized to what the tower sees."""
+        return lesson.image.width / self.grid
 
 
 class MicroTraining(lightning.LightningModule):
-    """First the tower alone predicts the characters of each patch; then all of the model answers as well."""
+    """First tower and projector learn what is in each patch; then all of the model answers as well.
+
+    A frozen tower leaves the reading to the projector, and may be left out: `features` of what is shown are
+    then stored ones.
+    """
 
     character_weights: Tensor
-    line_weights: Tensor
+    name_weights: Tensor
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        recipe: config.Micro,
+        recipe: config.Recipe,
         examine: Callable[[LlavaForConditionalGeneration, str], float],
+        features: Callable[[Tensor], Tensor],
     ) -> None:
-        """`examine` gives the model's score on validation questions of one benchmark."""
+        """`examine` gives the model's score on one benchmark, `features` features_BND of what is shown."""
         super().__init__()
-        self.model, self.recipe, self.examine = model, recipe, examine
-        width = model.config.vision_config.hidden_size
+        self.model, self.recipe, self.examine, self.features = model, recipe, examine, features
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        learned = [parameter.requires_grad for parameter in model.model.vision_tower.parameters()]
+        self.tower_learns = all(learned)
+        settings = model.config.vision_config if self.tower_learns else model.config.text_config
+        width = settings.hidden_size
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         blanks_weigh_less = torch.ones(2 + len(CHARACTERS))
         blanks_weigh_less[BLANK] = 0.1
         self.register_buffer("character_weights", blanks_weigh_less, persistent=False)
         paddings_weigh_less = torch.ones(model.config.text_config.vocab_size)
         paddings_weigh_less[model.config.text_config.pad_token_id] = 0.1
-        self.register_buffer("line_weights", paddings_weigh_less, persistent=False)
+        self.register_buffer("name_weights", paddings_weigh_less, persistent=False)
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
 
-    def features(self, images_BHWC: Tensor) -> Tensor:
-        """Patch features of the layer LLaVA reads, the class token dropped: (B, N, D)."""
-        pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
-        features_BND: Tensor = self.model.model.vision_tower(pixels_BCHW).last_hidden_state[:, 1:]
-        return features_BND
+    def language(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, V) of every text token, given `<s>`, the projected image, and the text before it.
 
-    def answer_logits(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
-        """Logits of every text token, given `<s>`, the projected image, and the text before: (B, L, V)."""
-        llava = self.model.model
+        Beside them what is to name the patches: their states (B, N, D) after `naming_layer` layers.
+        """
+        llava, tokens, layer = self.model.model, image_BND.shape[1], self.recipe.naming_layer
         embed = llava.get_input_embeddings()
-        start_B1D = embed(torch.full_like(text_BL[:, :1], self.model.config.text_config.bos_token_id))
+        start_B1D = embed(text_BL.new_full((len(text_BL), 1), self.model.config.text_config.bos_token_id))
         sequence = torch.cat([start_B1D, image_BND, embed(text_BL)], dim=1)
-        hidden = llava.language_model(inputs_embeds=sequence, use_cache=False).last_hidden_state
-        logits_BLV: Tensor = self.model.lm_head(hidden[:, image_BND.shape[1] : -1])
-        return logits_BLV
+        states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
+        logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
+        return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
 
     def reading_loss(self, features_BND: Tensor, characters_BN2: Tensor) -> Tensor:
-        """Mean over the two character slots of the weighted cross-entropy."""
-        losses = [
-            functional.cross_entropy(
-                reader(features_BND).flatten(0, 1), slot.flatten(), self.character_weights
-            )
-            for reader, slot in zip(self.readers, characters_BN2.unbind(-1), strict=True)
-        ]
-        return torch.stack(losses).mean()
+        """Cross-entropy of two heads on the features to the first two characters of each patch."""
+        # Neither tower nor projector ends in a norm, and features grow while they learn.
+        normed_BND = functional.layer_norm(features_BND, features_BND.shape[-1:])
+        logits = [reader(normed_BND) for reader in self.readers]
+        return _two_slots(logits, characters_BN2, self.character_weights)
 
-    def finding_loss(self, image_BND: Tensor, lines_BN: Tensor) -> Tensor:
-        """Weighted cross-entropy of each projected patch to the embedding of the question it answers.
+    def naming_loss(self, image_BND: Tensor, names_BN2: Tensor) -> Tensor:
+        """Cross-entropy of each patch's state to the embeddings of the two names of what it shows.
 
-        Without it the language model reads, but for long takes any line for the one it was asked for.
+        A patch of text is to name the question that its line answers, and its word. Without this loss the
+        language model reads, but for long takes any line for the one it was asked for.
         """
         embedding_VD = self.model.get_input_embeddings().weight
         logits_BNV = functional.linear(functional.layer_norm(image_BND, image_BND.shape[-1:]), embedding_VD)
-        return functional.cross_entropy(logits_BNV.flatten(0, 1), lines_BN.flatten(), self.line_weights)
+        return _two_slots([logits_BNV] * 2, names_BN2, self.name_weights)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """The reading loss, and after the first phase the answering loss with it."""
-        features_BND = self.features(batch["images"])
-        reading = self.reading_loss(features_BND, batch["characters"])
-        self.log("train/reading", reading, prog_bar=True)
-        if self.global_step < reading_steps(self.recipe):
-            return reading
+        """The losses of the patches, and after the first phase the answering loss with them."""
+        features_BND = self.features(batch["shown"])
         image_BND = self.model.model.multi_modal_projector(features_BND)
-        answering = answer_loss(self.answer_logits(image_BND, batch["text"]), batch["labels"])
-        finding = self.finding_loss(image_BND, batch["lines"])
-        self.log_dict({"train/answering": answering, "train/finding": finding}, prog_bar=True)
-        return answering + self.recipe.reading_weight * (reading + finding)
+        reading = self.reading_loss(features_BND if self.tower_learns else image_BND, batch["characters"])
+        is_first_phase = self.global_step < reading_steps(self.recipe)
+        if is_first_phase and not self.recipe.naming_layer:
+            named_BND = image_BND
+        else:
+            text_BL = batch["text"][:, :0] if is_first_phase else batch["text"]
+            logits_BLV, named_BND = self.language(image_BND, text_BL)
+        naming = self.naming_loss(named_BND, batch["names"])
+        self.log_dict({"train/reading": reading, "train/naming": naming}, prog_bar=True)
+        if is_first_phase:
+            return reading + naming
+        answering = answer_loss(logits_BLV, batch["labels"])
+        self.log("train/answering", answering, prog_bar=True)
+        return answering + self.recipe.reading_weight * (reading + naming)
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, once there are answers to be had."""
@@ -226,11 +311,28 @@ class MicroTraining(lightning.LightningModule):
                 score = self.examine(self.model, benchmark)
             self.log(f"validation/{benchmark}", score, prog_bar=True, batch_size=1)
 
+    @property
+    def seconds(self) -> float:
+        """Seconds trained so far, in all sittings."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def on_fit_start(self) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the time with the weights."""
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from the time of the sittings before."""
+        self._seconds_before = checkpoint["seconds"]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with the schedule of `_rate`."""
         recipe = self.recipe
         optimizer = torch.optim.AdamW(
-            self.parameters(),
+            (parameter for parameter in self.parameters() if parameter.requires_grad),
             recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
@@ -250,6 +352,22 @@ class MicroTraining(lightning.LightningModule):
         return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
 
 
+def tower_features(model: LlavaForConditionalGeneration, images_BHWC: Tensor) -> Tensor:
+    """Patch features of the tower's last layer, the class token dropped: (B, N, D)."""
+    pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
+    features_BND: Tensor = model.model.vision_tower(pixels_BCHW).last_hidden_state[:, 1:]
+    return features_BND
+
+
+def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights: Tensor) -> Tensor:
+    """Mean over two slots of the weighted cross-entropy of logits_BNC."""
+    losses = [
+        functional.cross_entropy(logits_BNC.flatten(0, 1), target_BN.flatten(), weights)
+        for logits_BNC, target_BN in zip(logits, targets_BN2.unbind(-1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
 def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     """Cross-entropy averaged per sample, then over samples: long answers must not drown the short ones."""
     losses_BL = functional.cross_entropy(
@@ -262,18 +380,19 @@ def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
 class LessonDataModule(lightning.LightningDataModule):
     """Lessons to train on, and the benchmarks to be examined in after each epoch."""
 
-    def __init__(self, draw: Draw, collate: Collator, recipe: config.Micro) -> None:
+    def __init__(
+        self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: config.Recipe
+    ) -> None:
         super().__init__()
-        self.draw, self.collate, self.recipe = draw, collate, recipe
+        self.lessons, self.collate, self.recipe = lessons, collate, recipe
 
-    def train_dataloader(self) -> DataLoader[Lesson]:
+    def train_dataloader(self) -> DataLoader[Shown]:
         """One epoch's lessons in batches."""
         recipe = self.recipe
-        dataset = LessonDataset(self.draw, recipe)
         return DataLoader(
-            dataset,
+            self.lessons,
             recipe.batch_size,
-            sampler=Stretch(len(dataset) // recipe.epochs),
+            sampler=Stretch(len(self.lessons) // recipe.epochs),
             collate_fn=self.collate,
             num_workers=recipe.workers,
         )
@@ -285,7 +404,7 @@ class LessonDataModule(lightning.LightningDataModule):
 
 def train(
     module: MicroTraining,
-    draw: Draw,
+    lessons: LessonDataset | StoredLessons,
     processor: LlavaProcessor,
     checkpoint: Path,
     logger: Logger,
@@ -307,7 +426,7 @@ def train(
         ],
         num_sanity_val_steps=0,
     )
-    data = LessonDataModule(draw, Collator(processor.tokenizer, size, TURN_TOKENS), module.recipe)
+    data = LessonDataModule(lessons, Collator(processor.tokenizer, size, TURN_TOKENS), module.recipe)
     resume = checkpoint if checkpoint.exists() else None
     trainer.fit(module, data, ckpt_path=resume)
     return trainer.is_global_zero

@@ -11,8 +11,13 @@ BENCHMARKS = tuple(micro.DRAW)
 
 def test_benchmarks_are_those_of_the_parameters():
     assert set(micro.DRAW) == set(config.BENCHMARKS)
-    assert set(micro.LESSONS) == set(config.BENCHMARKS)
-    assert sum(micro.LESSONS.values()) == pytest.approx(1)
+    assert set(micro.ANSWERING) >= set(config.BENCHMARKS)
+
+
+@pytest.mark.parametrize("shares", [micro.READING, micro.ANSWERING])
+def test_lessons_are_shared_out_among_what_can_be_drawn(shares):
+    assert set(shares) <= set(micro.LESSONS)
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,7 +97,7 @@ def test_characters_lie_where_the_text_is_drawn():
 
 def test_transcription_is_the_page_from_top_to_bottom():
     for index in range(200):
-        lesson = micro.lesson(index, seed=0, reading=True, transcribe=1.0)
+        lesson = micro.lesson(index, seed=0, reading=False, transcribe=1.0)
         if lesson.turns[0][0] == micro.TRANSCRIBE:
             written = "".join(written.character for written in lesson.characters).replace(":", "")
             assert lesson.turns[0][1].replace(" ", "") == written
@@ -105,8 +110,11 @@ def test_each_line_of_text_knows_the_question_it_answers(benchmark):
     for index in range(50):
         sample = micro.sample(benchmark, "pretrain", index, 0)
         for question, answer in sample.turns:
-            written = [w.character for w in sample.characters if w.question == question]
+            written = [w.character for w in sample.characters if w.names[0] == question]
             assert answer in "".join(written)
+            if answer in micro.WORDS:
+                named = [w.character for w in sample.characters if w.names == (question, answer)]
+                assert "".join(named) == answer
 
 
 def test_shapes_never_run_out_of_room():
@@ -115,5 +123,62 @@ def test_shapes_never_run_out_of_room():
         assert len(micro.sample("shapes", "train", index, 0).turns) == 4
 
 
-def test_reading_lessons_have_text():
-    assert all(micro.lesson(index, 0, reading=True, transcribe=0.0).characters for index in range(50))
+def test_reading_lessons_have_something_to_read_everywhere():
+    lessons = [micro.lesson(index, 0, reading=True, transcribe=0.0) for index in range(50)]
+    assert all(lesson.characters or lesson.regions for lesson in lessons)
+    assert np.mean([len(lesson.characters) for lesson in lessons]) > 30
+
+
+def test_lessons_ask_what_their_image_answers():
+    for index in range(200):
+        lesson = micro.lesson(index, 0, reading=False, transcribe=0.0)
+        questions = [question for question, _ in lesson.turns]
+        assert len(set(questions)) == len(questions) > 0
+        written = "".join(written.character for written in lesson.characters)
+        if lesson.characters:
+            assert all(answer in written for _, answer in lesson.turns)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["shapes", "digits", "scenes", "signs"]), st.integers(0, 10**6))
+def test_regions_lie_in_the_image_and_name_what_is_asked(benchmark, index):
+    sample = micro.sample(benchmark, "validation", index, 0)
+    for region in sample.regions:
+        left, top, right, bottom = region.box
+        assert 0 <= left < right <= micro.SIZE and 0 <= top < bottom <= micro.SIZE
+    named = {name for region in sample.regions for name in region.names}
+    answers = {
+        answer for question, answer in sample.turns if question in ("colour", "kind", "scene", "digit")
+    }
+    assert answers <= named
+
+
+def test_varied_photographs_and_bars_are_for_lessons_alone():
+    for split in micro.SPLITS:
+        scene = micro._Scene(np.random.default_rng(0), split)
+        assert {scene.bars() for _ in range(20)} == {("filled", 0.3)}
+        assert {scene.stretch() for _ in range(20)} == {(0.0, 0.0, 8.0, 8.0)}
+    varied = micro._Scene(np.random.default_rng(0), "train", varied=True)
+    assert {varied.bars()[0] for _ in range(50)} == {"filled", "outline", "none"}
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_asked_again_a_lesson_is_of_the_same_image_in_another_order(reading):
+    orders, lines = set(), set()
+    for index in range(40):
+        first, *others = (micro.lesson(index, 0, reading, transcribe=0.0, again=again) for again in range(4))
+        for other in others:
+            assert other.image.tobytes() == first.image.tobytes()
+            assert (other.characters, other.regions) == (first.characters, first.regions)
+            orders.add(other.turns == first.turns)
+            lines.add(set(other.turns) == set(first.turns))
+    assert orders == lines == {False, True}
+
+
+def test_images_of_lessons_are_theirs():
+    images = micro.LessonImages(6, reading=2, seed=3)
+    for index in range(len(images)):
+        name, image = images[index]
+        assert name == f"lesson/{index:06d}"
+        lesson = micro.lesson(index, 3, reading=index < 2, transcribe=0.7, again=2)
+        assert image.tobytes() == lesson.image.tobytes()

@@ -143,7 +143,7 @@ def tiny_dinov2(folder):
     """A random DINOv2 with the processor that the published one has."""
     torch.manual_seed(0)
     config = Dinov2Config(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=3, mlp_ratio=2, patch_size=14, image_size=518
+        hidden_size=24, num_hidden_layers=7, num_attention_heads=3, mlp_ratio=2, patch_size=14, image_size=518
     )
     Dinov2Model(config).save_pretrained(folder)
     BitImageProcessorPil(size={"shortest_edge": 256}).save_pretrained(folder)
@@ -154,10 +154,11 @@ def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
     folder = tiny_dinov2(Path("data/encoders/dinov2-small"))
     write_params(encoder="dinov2-small", vlm=".", precision="32-true")
     store = run()
-    encoder = Encoder.load(str(folder), -2, size=224)
+    encoder = Encoder.load(str(folder), config.ENCODERS["dinov2-small"].layer, size=224)
     with torch.inference_mode():
         expected = encoder(encoder.preprocess([image for _, image in pictures()[:4]]))
     assert (store.manifest["encoder"], store.grid, store.width) == ("dinov2-small", (16, 16), 24)
+    assert 0 < store.manifest["layer"] == encoder.layer < 7
     assert torch.equal(torch.stack([store[position] for position in range(4)]), expected.bfloat16())
 
 

@@ -27,12 +27,13 @@ RECIPE = {
 def logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(micro, "VALIDATION_QUESTIONS", 2)
-    above, section = (ROOT / "params.yaml").read_text().split("\nmicro:")
+    above, _, below = (ROOT / "params.yaml").read_text().partition("\nmicro:")
+    section, _, below = below.partition("\n\n")
     for key, value in (RECIPE | {"questions": 3}).items():
         section, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", section, flags=re.MULTILINE)
         assert count == 1, key
     above = above.replace("accelerator: auto", "accelerator: cpu")
-    Path("params.yaml").write_text(f"{above}\nmicro:{section}")
+    Path("params.yaml").write_text(f"{above}\nmicro:{section}\n\n{below}")
     metrics = {}
     log = SimpleNamespace(metrics=metrics.update, artifact=lambda *_, **__: None, logger=DummyLogger)
     monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))

@@ -1,5 +1,6 @@
 import copy
 import math
+from functools import partial
 
 import lightning
 import pytest
@@ -13,10 +14,13 @@ from atr.vlm.training import (
     BLANK,
     IGNORE,
     OTHER,
+    TURN_TOKENS,
     Collator,
     LessonDataset,
     MicroTraining,
+    StoredLessons,
     answer_loss,
+    tower_features,
     train,
 )
 
@@ -25,6 +29,7 @@ def recipe(**changes):
     values = {
         "width": 64,
         "layers": 1,
+        "text_layers": 1,
         "steps": 4,
         "epochs": 2,
         "batch_size": 2,
@@ -41,9 +46,17 @@ def processor():
 
 def new_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     torch.manual_seed(0)
-    return MicroTraining(
-        build_model(processor, micro.SIZE, width=64, layers=1).train(), recipe(**changes), examine
-    )
+    model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=1).train()
+    return MicroTraining(model, recipe(**changes), examine, partial(tower_features, model))
+
+
+def frozen_module(processor, examine=lambda model, benchmark: 0.5, **changes):
+    """Of a model whose tower learns nothing, on features that were stored."""
+    torch.manual_seed(0)
+    model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=2).train()
+    model.model.vision_tower.requires_grad_(False)
+    changes = {"text_layers": 2, "naming_layer": 1} | changes
+    return MicroTraining(model, recipe(**changes), examine, torch.Tensor.float)
 
 
 @pytest.fixture
@@ -59,21 +72,43 @@ def lessons(count):
     return [draw(index) for index in range(count)]
 
 
+def shown(lessons):
+    """As the dataset shows them."""
+    return [(torch.tensor(bytearray(each.image.tobytes())).view(168, 168, 3), each) for each in lessons]
+
+
 def test_logits_are_those_of_the_untouched_model(module, processor):
-    batch = Collator(processor.tokenizer, micro.SIZE, 32)(lessons(4))
+    batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(shown(lessons(4)))
     ids = torch.cat(
         [torch.full((4, 1), 1), torch.full((4, 144), module.model.config.image_token_id), batch["text"]], 1
     )
-    pixels = batch["images"].permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = batch["shown"].permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         whole = module.model(input_ids=ids, pixel_values=pixels).logits[:, 144:-1]
-        image = module.model.model.multi_modal_projector(module.features(batch["images"]))
-        parts = module.answer_logits(image, batch["text"])
+        image = module.model.model.multi_modal_projector(module.features(batch["shown"]))
+        parts, named = module.language(image, batch["text"])
     torch.testing.assert_close(parts, whole)
+    assert named is image
+
+
+@torch.no_grad()
+def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_before(processor):
+    module = frozen_module(processor).eval()
+    image, text = torch.randn(2, 9, 64), torch.randint(5, 30, (2, 4))
+    logits, named = module.language(image, text)
+    alone, also_named = module.language(image, text[:, :0])
+    assert logits.shape[1] == 4 and alone.shape[1] == 0
+    torch.testing.assert_close(named, also_named)
+    first_layer = module.model.model.language_model
+    states = first_layer(
+        inputs_embeds=torch.cat([module.model.get_input_embeddings()(torch.ones(2, 1).long()), image], 1),
+        output_hidden_states=True,
+    ).hidden_states[1]
+    torch.testing.assert_close(named, states[:, 1:])
 
 
 def test_only_answers_are_learned(processor):
-    batch = Collator(processor.tokenizer, micro.SIZE, 32)(lessons(6))
+    batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(shown(lessons(6)))
     for lesson, text, labels in zip(lessons(6), batch["text"], batch["labels"], strict=True):
         learned = processor.tokenizer.convert_ids_to_tokens(labels[labels != IGNORE])
         assert "".join(learned) == "".join(answer.replace(" ", "") + "</s>" for _, answer in lesson.turns)
@@ -81,14 +116,45 @@ def test_only_answers_are_learned(processor):
 
 
 def test_characters_of_a_patch_are_the_first_two_from_the_left(processor):
-    written = (("b", 10, 3, "name"), ("a", 2, 3, "name"), ("c", 13, 3, "name"), (":", 20, 20, "city"))
+    name, city = ("name", "apple"), ("city", "city")
+    written = (("b", 10, 3, name), ("a", 2, 3, name), ("c", 13, 3, name), (":", 20, 20, city))
     lesson = micro.Sample(lessons(1)[0].image, (("a", "1"),), written)
-    found = Collator(processor.tokenizer, micro.SIZE, 8)._characters(lesson)
+    found = Collator(processor.tokenizer, micro.SIZE, 8).characters(lesson)
     assert found[0].tolist() == [2, 3]
     assert found[12 + 1].tolist() == [OTHER, BLANK]
     assert (found != BLANK).sum() == 3
-    lines = Collator(processor.tokenizer, micro.SIZE, 8)._lines(lesson)
-    assert processor.tokenizer.convert_ids_to_tokens(lines[[0, 13, 5]]) == ["name", "city", "<pad>"]
+
+
+def test_a_lesson_that_is_resized_keeps_its_characters_in_their_patches(processor):
+    """At 252 pixels, 18 patches a side, a patch shows a stretch of 28 / 3 pixels of the lesson."""
+    written = (("a", 9, 9, ("name", "name")), ("b", 9.4, 20, ("name", "name")))
+    regions = (micro.Region(("digit", "7"), (84, 84, 168, 168)),)
+    lesson = micro.Sample(lessons(1)[0].image, (), written, regions)
+    collate = Collator(processor.tokenizer, 252, 8)
+    assert collate.characters(lesson).any(-1).nonzero()[:, 0].tolist() == [0, 2 * 18 + 1]
+    named = (collate._names(lesson) == processor.tokenizer.convert_tokens_to_ids("7")).any(-1)
+    rows, columns = named.view(18, 18).nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max(), len(rows)) == (9, 17, 9, 17, 81)
+
+
+def test_names_of_a_patch_are_those_of_what_lies_in_front(processor):
+    regions = (
+        micro.Region(("scene", "cat"), micro.WHOLE),
+        micro.Region(("digit", "7"), (28, 28, 60, 60)),
+    )
+    written = (("a", 30, 30, ("name", "apple")),)
+    lesson = micro.Sample(lessons(1)[0].image, (("a", "1"),), written, regions)
+    names = Collator(processor.tokenizer, micro.SIZE, 8)._names(lesson)
+    found = [tuple(processor.tokenizer.convert_ids_to_tokens(pair)) for pair in names]
+    assert found[2 * 12 + 2] == ("name", "apple")
+    # A patch shows what its centre lies in: the box ends at 60, before the centre of the fifth patch.
+    digit = {3 * 12 + 2, 2 * 12 + 3, 3 * 12 + 3}
+    assert {patch for patch, pair in enumerate(found) if pair == ("digit", "7")} == digit
+    assert found.count(("scene", "cat")) == 144 - 4
+    blank = micro.Sample(lesson.image, ())
+    assert set(Collator(processor.tokenizer, micro.SIZE, 8)._names(blank).flatten().tolist()) == {
+        processor.tokenizer.pad_token_id
+    }
 
 
 def test_long_answers_do_not_drown_short_ones():
@@ -109,49 +175,107 @@ def test_learning_rate_rises_stays_and_falls():
     assert module._rate(100) == 0.02
 
 
+class Store:
+    """Features of images, told apart by their first number."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, position):
+        features = torch.randn(144, 64, generator=torch.Generator().manual_seed(position)).bfloat16()
+        features[0, 0] = position
+        return features
+
+
 def fit(module, processor, checkpoint):
     seen = []
 
-    def watched(index, reading, transcribe):
+    def watched(index, reading, transcribe, again=0):
         seen.append(index)
         return draw(index)
 
+    if module.tower_learns:
+        lessons = LessonDataset(watched, module.recipe)
+    else:
+        lessons = StoredLessons(watched, Store(), 2, module.recipe)
     options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    train(module, watched, processor, checkpoint, DummyLogger(), options)
+    train(module, lessons, processor, checkpoint, DummyLogger(), options)
     return seen
 
 
-def test_only_the_tower_learns_in_the_reading_phase(processor, tmp_path):
+def test_only_tower_and_projector_learn_in_the_reading_phase(processor, tmp_path):
     module = new_module(processor, steps=2, epochs=1, reading=0.999)
-    language_model, tower = module.model.model.language_model, module.model.model.vision_tower
-    before = [copy.deepcopy(part.state_dict()) for part in (language_model, tower)]
+    llava = module.model.model
+    layers, *learning = llava.language_model.layers, llava.vision_tower, llava.multi_modal_projector
+    before = [copy.deepcopy(part.state_dict()) for part in (layers, *learning)]
     fit(module, processor, tmp_path / "last.ckpt")
     unlike = [
         any(not torch.equal(old[name], new) for name, new in part.state_dict().items())
-        for old, part in zip(before, (language_model, tower), strict=True)
+        for old, part in zip(before, (layers, *learning), strict=True)
     ]
-    assert unlike == [False, True]
+    assert unlike == [False, True, True]
 
 
-def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path):
+def test_before_a_frozen_tower_projector_and_first_layers_learn_to_read(processor, tmp_path):
+    module = frozen_module(processor, steps=2, epochs=1, reading=0.999)
+    llava = module.model.model
+    parts = (*llava.language_model.layers, llava.vision_tower, llava.multi_modal_projector)
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    fit(module, processor, tmp_path / "last.ckpt")
+    unlike = [
+        any(not torch.equal(old[name], new) for name, new in part.state_dict().items())
+        for old, part in zip(before, parts, strict=True)
+    ]
+    assert unlike == [True, False, False, True]
+
+
+@pytest.mark.parametrize("make, rest", [(new_module, [4, 5, 6, 7]), (frozen_module, None)])
+def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path, make, rest):
     def interrupted(model, benchmark):
         assert not model.training and benchmark in config.BENCHMARKS
         raise RuntimeError("power cut")
 
-    broken = new_module(processor, interrupted)
+    broken = make(processor, interrupted)
     with pytest.raises(RuntimeError, match="power cut"):
         fit(broken, processor, tmp_path / "a.ckpt")
-    resumed, unbroken = new_module(processor), new_module(processor)
-    assert fit(resumed, processor, tmp_path / "a.ckpt") == [4, 5, 6, 7]
-    assert fit(unbroken, processor, tmp_path / "b.ckpt") == list(range(8))
+    resumed, unbroken = make(processor), make(processor)
+    seen = fit(resumed, processor, tmp_path / "a.ckpt")
+    whole = fit(unbroken, processor, tmp_path / "b.ckpt")
+    assert len(whole) == 8 and seen == whole[4:] and rest in (seen, None)
+    assert resumed.seconds > torch.load(tmp_path / "a.ckpt", weights_only=False)["seconds"] > 0
     for name, weight in unbroken.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)
 
 
 def test_reading_comes_first_and_fewer_pages_are_transcribed_later():
-    asked = LessonDataset(
-        lambda index, **asked_for: asked_for, recipe(steps=10, batch_size=2, epochs=1, reading=0.3)
-    )
-    assert len(asked) == 20
-    assert [asked[index]["reading"] for index in range(20)] == [True] * 6 + [False] * 14
-    assert [asked[index]["transcribe"] for index in range(20)] == [0.4] * 10 + [0.2] * 10
+    asked = []
+
+    def watched(index, **asked_for):
+        asked.append(asked_for)
+        return draw(index)
+
+    dataset = LessonDataset(watched, recipe(steps=10, batch_size=2, epochs=1, reading=0.3))
+    assert len(dataset) == 20 and len([dataset[index] for index in range(20)]) == 20
+    assert [lesson["reading"] for lesson in asked] == [True] * 6 + [False] * 14
+    assert [lesson["transcribe"] for lesson in asked] == [0.3] * 10 + [0.15] * 10
+
+
+def test_stored_lessons_go_over_their_images_again_and_ask_anew():
+    """Two of five images to read from in 4 steps of 2, three to answer about in the 6 steps after."""
+
+    def asked(index, **asked_for):
+        return {"index": index, **asked_for}
+
+    dataset = StoredLessons(asked, Store(), 2, recipe(steps=10, batch_size=2, epochs=1, reading=0.4))
+    drawn = [dataset[index] for index in range(len(dataset))]
+    assert all(features[0, 0] == lesson["index"] for features, lesson in drawn)
+    lessons = [lesson for _, lesson in drawn]
+    assert [lesson["reading"] for lesson in lessons] == [True] * 8 + [False] * 12
+    assert [lesson["again"] for lesson in lessons] == [0, 0, 1, 1, 2, 2, 3, 3] + [0, 0, 0, 1, 1, 1] + [
+        2
+    ] * 3 + [3] * 3
+    passes = [[lesson["index"] for lesson in lessons[start : start + 3]] for start in range(8, 20, 3)]
+    assert all(sorted(each) == [2, 3, 4] for each in passes) and len({tuple(each) for each in passes}) > 1
+    assert {lesson["index"] for lesson in lessons[:8]} == {0, 1}
+    assert [lesson["transcribe"] for lesson in lessons] == [0.3] * 10 + [0.15] * 10
+    assert dataset[13][1] == lessons[13]

@@ -1,0 +1,85 @@
+"""Stage micro_dinov2, of data/micro/dvc.yaml: trains the model that reads the frozen dinov2-small."""
+
+from functools import partial
+from typing import Any
+
+from atr import config
+from atr.files import read_json
+from atr.stages import ENCODERS, entry
+from atr.stages.micro import TRAINING, VALIDATION_QUESTIONS, score, write
+from atr.stages.micro_features import ENCODER, FEATURES, parameters
+from atr.stages.micro_probe import PROBE
+
+MODEL = TRAINING / "llava-dinov2"
+CHECKPOINT = TRAINING / "checkpoints" / "dinov2.ckpt"
+MEASURED_IMAGES = 512
+"""Of the store, evenly spread: enough for the mean and deviation of each channel."""
+
+
+def main(params: config.Params) -> None:
+    """Write data/micro/training/llava-dinov2: all but the tower, as stage micro does, on stored features."""
+    import torch
+    from lightning.pytorch import seed_everything
+
+    from atr import tracking
+    from atr.datasets import micro
+    from atr.features.pretrained import locate
+    from atr.features.store import FeatureStore
+    from atr.hardware import lightning_kwargs
+    from atr.vlm.card import card_dinov2
+    from atr.vlm.checkpoint import load_vlm
+    from atr.vlm.micro import folded
+    from atr.vlm.tower import save_without_tower
+    from atr.vlm.training import MicroTraining, StoredLessons, train
+
+    recipe, seed, probe = params.micro_dinov2, params.seed, read_json(PROBE)
+    with tracking.run("micro_dinov2", params) as run:
+        store = FeatureStore.open(FEATURES, parameters(params))
+        seed_everything(seed, workers=True, verbose=False)
+        at = partial(locate, folder=ENCODERS)
+        model, processor = _build(at(ENCODER.path), recipe)
+        standardise = _standardise(store)
+
+        def examine(model: Any, benchmark: str) -> float:
+            whole = folded(model, standardise, torch.float32)
+            return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
+
+        module = MicroTraining(model.train(), recipe, examine, standardise)
+        draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
+        lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
+        is_first = train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
+        if not is_first:
+            return
+        save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
+        held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
+        text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)
+        run.metrics(write(MODEL, processor, save, partial(load_vlm, locate=at), held_out, text))
+        run.artifact(MODEL, folder="model")
+        CHECKPOINT.unlink(missing_ok=True)
+
+
+def _build(path: str, recipe: config.MicroDinov2) -> tuple[Any, Any]:
+    """Model and processor on the encoder whose weights lie at `path`."""
+    from atr.datasets import micro
+    from atr.features.encoder import load_image_processor
+    from atr.vlm.micro import build_model_on, build_processor
+
+    size, images = ENCODER.size, load_image_processor(path, ENCODER.size)
+    assert size is not None
+    processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), size, images)
+    sizes = size, recipe.width, recipe.text_layers
+    return build_model_on(ENCODER.path, path, ENCODER.layer, processor, *sizes), processor
+
+
+def _standardise(store: Any) -> Any:
+    """Mean and deviation of each channel of the stored features."""
+    from atr.reduction.layers import Standardise
+
+    standardise = Standardise(store.width)
+    step = max(1, len(store) // MEASURED_IMAGES)
+    standardise.measure(store[position] for position in range(0, len(store), step))
+    return standardise
+
+
+if __name__ == "__main__":
+    entry("micro_dinov2", main)

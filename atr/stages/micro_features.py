@@ -1,0 +1,49 @@
+"""Stage micro_features, of data/micro/dvc.yaml: the lessons' images through the frozen dinov2-small, once."""
+
+import time
+from pathlib import Path
+
+from atr import config
+from atr.stages import ENCODERS, entry
+
+FEATURES = Path("data/micro/training/features")
+ENCODER = config.ENCODERS["dinov2-small"]
+SHARD_IMAGES = 1024
+
+
+def main(params: config.Params) -> None:
+    """Write the store data/micro/training/features; the lessons are drawn again from their index."""
+    from atr import tracking
+
+    with tracking.run("micro_features", params) as run:
+        from atr.datasets.micro import LessonImages
+        from atr.features.datamodule import ImageDataModule
+        from atr.features.encoder import Encoder
+        from atr.features.pretrained import locate
+        from atr.features.training import fill_store
+        from atr.hardware import lightning_kwargs
+
+        wanted = params.micro_features
+        encoder = Encoder.load(locate(ENCODER.path, ENCODERS), ENCODER.layer, ENCODER.name, ENCODER.size)
+        images = LessonImages(wanted.images, wanted.reading_images, params.seed)
+        data = ImageDataModule(images, encoder.preprocess, wanted.batch_size, SHARD_IMAGES, wanted.workers)
+        started = time.monotonic()
+        fill_store(encoder, data, FEATURES, parameters(params), lightning_kwargs(params.trainer))
+        run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
+
+
+def parameters(params: config.Params) -> dict[str, object]:
+    """What the images and their features depend on, for the training to ask for."""
+    wanted = params.micro_features
+    return {
+        "encoder": ENCODER.name,
+        "layer": ENCODER.layer,
+        "size": ENCODER.size,
+        "seed": params.seed,
+        "images": wanted.images,
+        "reading_images": wanted.reading_images,
+    }
+
+
+if __name__ == "__main__":
+    entry("micro_features", main)

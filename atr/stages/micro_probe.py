@@ -1,0 +1,45 @@
+"""Stage micro_probe, of data/micro/dvc.yaml: which layer of dinov2-small can be read, at which size."""
+
+from functools import partial
+from pathlib import Path
+
+from atr import config
+from atr.files import write_json
+from atr.stages import ENCODERS, entry
+
+PROBE = Path("data/micro/probe.json")
+ENCODER = config.ENCODERS["dinov2-small"]
+
+
+def main(params: config.Params) -> None:
+    """Write data/micro/probe.json: the fraction of characters read right, by image size and layer."""
+    from atr import tracking
+    from atr.datasets import micro
+    from atr.features.encoder import Encoder
+    from atr.features.pretrained import locate
+    from atr.vlm.micro import build_processor
+    from atr.vlm.probe import accuracies, written
+    from atr.vlm.training import Collator
+
+    probe, seed = params.micro_probe, params.seed
+    with tracking.run("micro_probe", params) as run:
+        path = locate(ENCODER.path, ENCODERS)
+        tokenizer = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE).tokenizer
+        lesson = partial(micro.lesson, seed=seed, reading=True, transcribe=0.0)
+        held_out = range(probe.images, probe.images + probe.images // 4)
+        accuracy: dict[str, dict[str, float]] = {}
+        for size in probe.sizes:
+            encoder, collate = Encoder.load(path, -1, ENCODER.name, size), Collator(tokenizer, size, 0)
+            seen, unseen = (
+                written(encoder, [lesson(index) for index in indices], collate)
+                for indices in (range(probe.images), held_out)
+            )
+            layers = accuracies(seen, unseen, seed)
+            accuracy[str(size)] = {str(layer): round(right, 4) for layer, right in enumerate(layers, 1)}
+            for layer, right in enumerate(layers, 1):
+                run.metrics({f"read_at_{size}": right}, layer)
+        write_json(PROBE, {"encoder": ENCODER.name, "images": probe.images, "accuracy": accuracy})
+
+
+if __name__ == "__main__":
+    entry("micro_probe", main)
