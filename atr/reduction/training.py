@@ -139,7 +139,8 @@ class ReconstructorTraining(LightningModule):
         self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
 
     def _loss(self, features_BND: Tensor) -> Tensor:
-        mask_BN = random_mask_BN(*features_BND.shape[:2], _noise(self, self.seed))
+        images, tokens = features_BND.shape[:2]
+        mask_BN = random_mask_BN(images, tokens, _noise(self, self.seed))
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
         return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
@@ -317,7 +318,8 @@ def train_beside(
 
     Raises DivergedError as `train` does.
     """
-    callbacks = [CollapseGuard(module.pretrain)] if isinstance(module, SelectorTraining) else []
+    guard = CollapseGuard(module.pretrain)
+    callbacks: list[Callback] = [guard] if isinstance(module, SelectorTraining) else []
     # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
     kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
     trainer = _trainer(epochs, callbacks, logger, **kwargs)

@@ -44,7 +44,8 @@ def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)
-    entries, prefill = [], []
+    entries: list[dict[str, Any]] = []
+    prefill: list[dict[str, Any]] = []
     for batch in asked.batches:
         pixels_BCHW = cost.noise(model, batch, params.seed)
         entries += cost.selection(model, reducers, asked.kept, pixels_BCHW, asked.seconds)
