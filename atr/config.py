@@ -103,7 +103,7 @@ REDUCERS = (
 )
 """The reducers that need no training, each by its class in `atr.reduction`."""
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
-"""The ones made of the trained selector: its best tokens, its own mask, or its scores with diversity or coverage."""
+"""Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",

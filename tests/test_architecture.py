@@ -245,7 +245,7 @@ def test_the_names_in_config_are_those_of_the_registries():
     assert {key: set(values) for key, values in config.LAYOUT.items()} == {
         key: set(values) for key, values in CHOICES.items()
     }
-    assert set(config.REDUCERS) == set(REDUCERS)
+    assert {*config.REDUCERS, *config.SELECTORS} == set(REDUCERS)
     assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 

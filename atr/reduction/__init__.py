@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from atr.config import SELECTORS
 from atr.reduction.attention import (
     ClassAttention,
     HiRED,
@@ -61,27 +60,32 @@ _UNTRAINED: dict[str, Callable[[], Reducer]] = {
 }
 
 
-def _trained(selector: str | Path) -> SelectorReducer:
-    return SelectorReducer(FeatureSelector.from_pretrained(selector))
+_TRAINED: dict[str, Callable[[SelectorReducer], Reducer]] = {
+    "selector": lambda trained: trained,
+    "selector-adaptive": lambda trained: trained,
+    "selector-mmr": MMR,
+    "selector-scope": Scope,
+}
 
 
-def _as_it_is(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reducer]:
+def _untrained(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reducer]:
     return lambda seed, selector: make()
 
 
+def _trained(make: Callable[[SelectorReducer], Reducer]) -> Callable[[int, str | Path], Reducer]:
+    return lambda seed, selector: make(SelectorReducer(FeatureSelector.from_pretrained(selector)))
+
+
 REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
-    **{name: _as_it_is(make) for name, make in _UNTRAINED.items()},
+    **{name: _untrained(make) for name, make in _UNTRAINED.items()},
     "random": lambda seed, selector: Random(seed),
-    "selector": lambda seed, selector: _trained(selector),
-    "selector-adaptive": lambda seed, selector: _trained(selector),
-    "selector-mmr": lambda seed, selector: MMR(_trained(selector)),
-    "selector-scope": lambda seed, selector: Scope(_trained(selector)),
+    **{name: _trained(make) for name, make in _TRAINED.items()},
 }
 """Reducers by name, made from a seed and the folder (or hub id) of a selector; each takes what it needs."""
 
 NEEDS: dict[str, frozenset[str]] = {
     **{name: make().needs for name, make in _UNTRAINED.items()},
     "random": Random.needs,
-    **dict.fromkeys(SELECTORS, SelectorReducer.needs),
+    **dict.fromkeys(_TRAINED, SelectorReducer.needs),
 }
 """What each of REDUCERS reads of the optional fields of Encoded, told without making it."""

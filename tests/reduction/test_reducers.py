@@ -57,6 +57,7 @@ def encodings(draw):
         features,
         grid,
         attention_BN=(logits * (1000 if kind == "concentrated" else 1)).softmax(1),
+        first_attention_BN=logits.softmax(1),
         keys_BND=keys,
         projected_BND=projected,
         text_BD=F.normalize(torch.randn(images, 5, generator=generator), dim=1).to(dtype),
