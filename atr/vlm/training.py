@@ -1,4 +1,4 @@
-"""Training of the micro vision-language model: the tower learns to see, then the whole learns to answer."""
+"""Training of the micro vision-language models: first they learn to see, then the whole learns to answer."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -221,8 +221,8 @@ class Collator:
 class MicroTraining(lightning.LightningModule):
     """First tower and projector learn what is in each patch; then all of the model answers as well.
 
-    A frozen tower leaves the reading to the projector, and may be left out: `features` of what is shown are
-    then stored ones.
+    A frozen tower leaves that to the projector and the first `naming_layer` layers of the language model;
+    `features` of what is shown may then be stored ones.
     """
 
     character_weights: Tensor
@@ -239,8 +239,7 @@ class MicroTraining(lightning.LightningModule):
         super().__init__()
         self.model, self.recipe, self.examine, self.features = model, recipe, examine, features
         self._seconds_before, self._started = 0.0, time.monotonic()
-        learned = [parameter.requires_grad for parameter in model.model.vision_tower.parameters()]
-        self.tower_learns = all(learned)
+        self.tower_learns = all(part.requires_grad for part in model.model.vision_tower.parameters())
         settings = model.config.vision_config if self.tower_learns else model.config.text_config
         width = settings.hidden_size
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
+<<<<<<< HEAD
 from atr.features.training import FeatureExtraction, StoreWriter
 from atr.fingerprint import fingerprint
+=======
+from atr.features.training import fill_store
+>>>>>>> dino
 
 PARAMETERS = {"encoder": "tiny"}
 
@@ -35,17 +38,9 @@ def pictures(count=10):
 def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwargs):
     images = pictures() if images is None else images
     encoder = Encoder.load(str(checkpoint), name="tiny")
-    writer = StoreWriter(Path(folder), len(images), shard)
-    trainer = Trainer(
-        **{"accelerator": "cpu", "devices": 1, **trainer_kwargs},
-        callbacks=[writer],
-        logger=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
     data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
-    trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
-    writer.finish(trainer, encoder, PARAMETERS)
+    quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs)
 
 
 @pytest.fixture(scope="module")
