@@ -71,12 +71,7 @@ def _train(states_PD: Tensor, characters_P2: Tensor, seed: int) -> nn.Module:
     for _ in range(EPOCHS):
         for state_BD, character_B2 in loader:
             logits_BC2 = probe(state_BD.float()).unflatten(-1, (classes, 2))
-<<<<<<< HEAD
-            loss: Tensor = functional.cross_entropy(logits_BC2, character_B2)
-            loss.backward()  # type: ignore[no-untyped-call]
-=======
             torch.autograd.backward(functional.cross_entropy(logits_BC2, character_B2))
->>>>>>> dino
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -88,9 +83,5 @@ def _accuracy(probe: nn.Module, states_PD: Tensor, characters_P2: Tensor) -> flo
     """Blank slots do not count: a patch with one character is one character to be named."""
     said_P2 = probe(states_PD.float()).unflatten(-1, (-1, 2)).argmax(1)
     is_written_P2 = characters_P2 != BLANK
-<<<<<<< HEAD
-    return float((said_P2 == characters_P2)[is_written_P2].float().mean())
-=======
     right: float = (said_P2 == characters_P2)[is_written_P2].float().mean().item()
     return right
->>>>>>> dino

@@ -15,12 +15,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-<<<<<<< HEAD
-from atr.features.training import FeatureExtraction, StoreWriter
-from atr.fingerprint import fingerprint
-=======
 from atr.features.training import fill_store
->>>>>>> dino
+from atr.fingerprint import fingerprint
 
 PARAMETERS = {"encoder": "tiny"}
 
