@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint ui
+.PHONY: help reproduce compare test lint ui
 
 # The stages that dvc starts are `python -m atr.stages.x`: that python must be ours.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -18,12 +18,18 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 
 help:
 	@echo 'make reproduce   the whole pipeline, up to experiments/report/report.html'
+	@echo 'make compare     the same with every peer of the selector, as an experiment of DVC'
 	@echo 'make test        the tests'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
 
 reproduce: $(STAMP)
 	dvc repro
+
+# All that atr.config knows, so that a new one is compared without a word here.
+NAMES = $(shell python -c 'from atr import config; print(*config.$(1), sep=",")')
+compare: $(STAMP)
+	dvc exp run -S 'evaluate.reducers=[$(call NAMES,REDUCERS)]' -S 'evaluate.selectors=[$(call NAMES,SELECTORS)]'
 
 test: $(STAMP)
 	python -m pytest

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atr.reduction import REDUCERS
+from atr.reduction.asking import ask, ask_merged
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.encoded import Encoded, Merger, Reducer
 from atr.reduction.losses import unexplained_variance
@@ -64,10 +65,10 @@ class Kept:
         """Ask a reducer for the fraction `keep` of the tokens."""
         count, features_BND = budget(keep, encoded.tokens), encoded.features_BND
         if isinstance(reducer, Merger):
-            keep_BK, merged_BKD = reducer.merge(encoded, count)
+            keep_BK, merged_BKD = ask_merged(reducer, encoded, count)
             features_BND = features_BND.scatter(1, keep_BK[..., None].expand_as(merged_BKD), merged_BKD)
         else:
-            keep_BK = reducer(encoded, count)
+            keep_BK = ask(reducer, encoded, count)
         return cls(mask_of(keep_BK, encoded.tokens), features_BND.float())
 
 

@@ -17,6 +17,7 @@ from atr.features.attention import FIELDS
 from atr.reduction import Encoded, Merger, Reducer
 from atr.timing import milliseconds
 from atr.tokens import budget
+from atr.reduction.asking import ask, ask_merged
 from atr.vlm.hosts import Llava, encode
 
 
@@ -68,7 +69,7 @@ def selection(
 def _ask(reducer: Reducer, images: Encoded, count: int) -> object:
     # A copy, as a reducer may remember the scores of the object that it was asked for last.
     images = replace(images)
-    return reducer.merge(images, count) if isinstance(reducer, Merger) else reducer(images, count)
+    return ask_merged(reducer, images, count) if isinstance(reducer, Merger) else ask(reducer, images, count)
 
 
 @torch.inference_mode()
