@@ -26,10 +26,10 @@ help:
 reproduce: $(STAMP)
 	dvc repro
 
-# All that atr.config knows, so that a new one is compared without a word here.
-NAMES = $(shell python -c 'from atr import config; print(*config.$(1), sep=",")')
+# All names that atr.config has, so that a new peer is compared without a word here.
+NAMES = $$(python -c 'from atr import config; print(*config.$(1), sep=",")')
 compare: $(STAMP)
-	dvc exp run -S 'evaluate.reducers=[$(call NAMES,REDUCERS)]' -S 'evaluate.selectors=[$(call NAMES,SELECTORS)]'
+	dvc exp run -S "evaluate.reducers=[$(call NAMES,REDUCERS)]" -S "evaluate.selectors=[$(call NAMES,SELECTORS)]"
 
 test: $(STAMP)
 	python -m pytest

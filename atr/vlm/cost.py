@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from atr.features.attention import FIELDS
 from atr.reduction import Encoded, Merger, Reducer
+from atr.reduction.asking import ask, ask_merged
 from atr.timing import milliseconds
 from atr.tokens import budget
-from atr.reduction.asking import ask, ask_merged
 from atr.vlm.hosts import Llava, encode
 
 
