@@ -100,8 +100,10 @@ REDUCERS = (
     "mmr",
     "tome",
     "prumerge-adaptive",
+    "fastv",
+    "pyramiddrop",
 )
-"""The reducers that need no training, each by its class in `atr.reduction`."""
+"""The reducers that need no training, each by its class in `atr.reduction`, the last two `atr.vlm.inside`."""
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 BENCHMARKS = {

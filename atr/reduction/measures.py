@@ -77,11 +77,15 @@ def made(
 ) -> tuple[dict[str, list[Reducer]], dict[str, str]]:
     """Reducers of these names (random of 0 to `seeds` - 1), and why the others cannot be measured.
 
-    Those are left out that need more of an image than is `given`. `selector` as in REDUCERS.
+    Those are left out that need more of an image than is `given`, and those inside a language model, which
+    are not among REDUCERS. `selector` as there.
     """
     reducers: dict[str, list[Reducer]] = {}
     left_out: dict[str, str] = {}
     for name in names:
+        if name not in REDUCERS:
+            left_out[name] = "chooses between the layers of a language model"
+            continue
         drawn = [REDUCERS[name](seed, selector) for seed in range(seeds if name == "random" else 1)]
         if lacking := sorted(drawn[0].needs - set(given)):
             left_out[name] = f"needs {', '.join(lacking)}, which a language model gives"

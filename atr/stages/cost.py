@@ -8,7 +8,7 @@ from atr.stages import COST, SELECTOR, entry, with_budget
 
 
 def main(params: config.Params) -> None:
-    """Time every reducer that takes a budget, and the language model, at a few budgets; write cost.json."""
+    """Time each reducer that chooses before the language model, and that model, at a few budgets."""
     from atr import tracking
 
     with tracking.run("cost", params) as run:
@@ -41,7 +41,7 @@ def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]
     asked = params.cost
     with model.device:
         names = with_budget(*params.evaluate.reducers, *params.evaluate.selectors)
-        reducers = {name: REDUCERS[name](0, SELECTOR) for name in names}
+        reducers = {name: REDUCERS[name](0, SELECTOR) for name in names if name in REDUCERS}
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)

@@ -1,5 +1,6 @@
 """Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
 
+import sys
 from argparse import ArgumentParser
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,20 +29,14 @@ def main(params: config.Params, reducer: str) -> None:
         rows, masks = _evaluate(params, reducer, fabric)
         if not fabric.is_global_zero:
             return
-        summary: dict[str, Any] = {
-            "reducer": reducer,
-            "encoder": params.encoder.name,
-            "vlm": params.vlm.name,
-            "tokens_full": tokens_full(rows),
-            "scores": summarise(rows, params.evaluate.bootstrap, params.seed),
-            "parameters": params.raw(),
-            "provenance": tracking.provenance(),
-        }
+        names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
+        scores, full = summarise(rows, params.evaluate.bootstrap, params.seed), tokens_full(rows)
+        about = {"parameters": params.raw(), "provenance": tracking.provenance()}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
-            write_json(folder / "summary.json", summary)
+            write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
             write_json(folder / "masks.json", masks)
-        for score in summary["scores"]:
+        for score in scores:
             kept = score["keep"] or score["tokens"] / score["tokens_full"]
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
@@ -58,11 +53,13 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
 
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
     precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
-    expect = {"encoder": params.encoder.name}
+    expect, tower = {"encoder": params.encoder.name}, partial(locate, folder=ENCODERS)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
-    tower = partial(locate, folder=ENCODERS)
     answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked, tower)
-    trials = trials_of(reducer, asked.keep, asked.random_seeds)
+    keep = answerer.reachable(reducer, asked.keep)
+    if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
+        fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
+    trials = trials_of(reducer, keep, asked.random_seeds)
     reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
     needs = frozenset().union(*(made.needs for made in reducers.values()))
     rows = answer_all(

@@ -1,6 +1,7 @@
 """Greedy answers to questions about images, the visual tokens really removed."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -8,11 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from atr.config import Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
 from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
 from atr.vlm.choice import ADAPTIVE, Policy
+from atr.vlm.inside import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
 from atr.vlm.reduce import Prepared, shorten
 from atr.vlm.sources import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 
@@ -80,16 +83,32 @@ class Answerer:
             source = StoredFeatures(model, processor, store, cache(images))
         return cls(model, processor, source, settings)
 
-    def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer:
-        """One of REDUCERS, its weights where the model is.
+    def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
+        """One of REDUCERS, its weights where the model is, or of INSIDE.
 
         Raises ValueError, before anything is asked, for a selector of other features than the model reads.
         """
+        if name in INSIDE:
+            return INSIDE[name]()
         with self.model.device:
             reducer = REDUCERS[name](seed, selector)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
         return reducer
+
+    def reachable(self, name: str, keeps: Sequence[float]) -> list[float]:
+        """Of these kept fractions those that a reducer can keep, which is all before the language model.
+
+        Inside it a fraction is a mean over the layers, of which the first read every token. Raises ValueError
+        where none can be kept, and for a language model of too few layers.
+        """
+        if name not in INSIDE:
+            return list(keeps)
+        reducer = INSIDE[name]()
+        found = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
+        if not found:
+            raise self._too_low(reducer, max(keeps))
+        return found
 
     def batches(self, questions: Sequence[Asked], size: int) -> list[list[int]]:
         """Indices of the questions, at most `size` together, all of a batch with equally many images.
@@ -119,11 +138,12 @@ class Answerer:
         return Batch(count, shorten(self.model, blind, [], []), whole)
 
     @torch.inference_mode()
-    def answer(self, batch: Batch, reducer: Reducer, keep: float | None) -> list[Reply]:
+    def answer(self, batch: Batch, reducer: Reducer | LayerReducer, keep: float | None) -> list[Reply]:
         """The answer to each question, with the visual tokens that the language model saw, newlines left out.
 
         Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a
-        prompt without image: its placeholder is left out, and no reducer is asked.
+        prompt without image: its placeholder is left out, and no reducer is asked. Inside the language model
+        `keep` and the tokens seen are means over the layers; raises ValueError for one that is not reachable.
         """
         if batch.whole is None:
             return [(answer, 0, 0) for answer in self._generate(batch.blind)]
@@ -131,6 +151,10 @@ class Answerer:
         of = _by_question(sizes, batch.images)
         if keep == 0:
             return [(answer, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)]
+        if isinstance(reducer, LayerReducer):
+            with self._dropping(batch.whole, reducer, keep) as inside:
+                answers = self._generate(inside.whole)
+            return list(zip(answers, _by_question(inside.tokens, batch.images), of, strict=True))
         shorter = batch.whole.reduce(reducer, self._policy(keep))
         tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
         newlines = _by_question([kept.newlines for kept in shorter.kept], batch.images)
@@ -139,19 +163,59 @@ class Answerer:
         return list(zip(self._generate(shorter), tokens, of, strict=True))
 
     @torch.inference_mode()
-    def masks(self, asked: Mapping[str, str], reducer: Reducer, keep: float | None) -> dict[str, Any]:
+    def masks(
+        self, asked: Mapping[str, str], reducer: Reducer | LayerReducer, keep: float | None
+    ) -> dict[str, Any]:
         """What a picture needs to show the tokens kept of each image: grid, keep, and indices by image.
 
         `asked` has a question to each image, for reducers that read it. Of an image that is cut into tiles
-        these are the tokens of the tile that shows it whole.
+        these are the tokens of the tile that shows it whole; inside the language model, those that its last
+        layer reads.
         """
         images = list(asked)
         whole = self.source.prepare([[image] for image in images], list(asked.values()), reducer.needs)
         if "text_BD" in reducer.needs:
             whole = whole.asked()
-        kept = whole.packing.in_whole_image(whole.choose(reducer, self._policy(keep)))
+        kept = whole.packing.in_whole_image(self._kept(whole, reducer, keep))
         by_image = {image: kept_K.tolist() for image, kept_K in zip(images, kept, strict=True)}
         return {"grid": list(whole.packing.tiling.grid), "keep": keep, "masks": by_image}
+
+    @property
+    def _layers(self) -> int:
+        """Layers of the language model."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def _tile(self) -> int:
+        """Tokens of a tile, as many as a small image has in all."""
+        vision = self.model.config.vision_config
+        return int((vision.image_size // vision.patch_size) ** 2)
+
+    def _kept(self, whole: Prepared, reducer: Reducer | LayerReducer, keep: float | None) -> list[Tensor]:
+        """Indices kept of the packed tokens of each image, each shown once."""
+        if not isinstance(reducer, LayerReducer):
+            return whole.choose(reducer, self._policy(keep))
+        with self._dropping(whole, reducer, keep) as inside:
+            self.model(**inside.whole, logits_to_keep=1)
+        return [kept.indices_K for kept in inside.kept[max(inside.kept)]]
+
+    def _dropping(
+        self, whole: Prepared, reducer: LayerReducer, mean: float | None
+    ) -> AbstractContextManager[Inside]:
+        """The context in which a layer of the language model reads a fraction of the tokens on average."""
+        assert mean is not None, "no reducer inside the language model chooses its count"
+        keep = keep_for(reducer, mean, self._layers, self._tile)
+        if keep is None:
+            raise self._too_low(reducer, mean)
+        settings = self.settings
+        return drop_inside(whole, reducer, keep, settings.positions, settings.budget, settings.newline)
+
+    def _too_low(self, reducer: LayerReducer, mean: float) -> ValueError:
+        bound = lowest(reducer, self._layers, self._tile)
+        return ValueError(
+            f"keep: {mean} is out of reach of {type(reducer).__name__} in {self._layers} layers, "
+            f"allowed: {bound:.3f} and more"
+        )
 
     def _policy(self, keep: float | None) -> Policy:
         settings = self.settings
@@ -167,6 +231,6 @@ class Answerer:
         return [text.strip() for text in texts]
 
 
-def _by_question(counts: Sequence[int], images: int) -> list[int]:
-    """The sum over the images of each question."""
-    return [sum(counts[start : start + images]) for start in range(0, len(counts), images)]
+def _by_question(counts: Sequence[float], images: int) -> list[int]:
+    """The sum over the images of each question, rounded where counts are means."""
+    return [round(sum(counts[start : start + images])) for start in range(0, len(counts), images)]

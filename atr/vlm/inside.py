@@ -8,11 +8,12 @@ in length (in transformers >= 5.18). Nothing of the model is replaced, and the h
 Shapes: B rows, L tokens of the full sequences, S of the shorter ones, P packed tokens of an image.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -58,19 +59,33 @@ class Schedule:
                 raise ValueError(f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}")
             before = keep
 
-    def count(self, layer: int, size: int) -> int:
-        """How many of an image's `size` visual tokens a layer reads."""
+    def left(self, layer: int) -> float:
+        """What fraction of an image's visual tokens a layer reads."""
         passed = [drop for drop in self.drops if drop <= layer]
-        return tokens.budget(float(self.drops[max(passed)]), size) if passed else size
+        return float(self.drops[max(passed)]) if passed else 1.0
+
+    def count(self, layer: int, size: int) -> int:
+        """How many of `size` tokens that is."""
+        return tokens.budget(self.left(layer), size)
+
+    @property
+    def fraction(self) -> float:
+        """What fraction a layer reads on average, before counts are rounded."""
+        return sum(map(self.left, range(self.layers))) / self.layers
 
     def mean(self, size: int) -> float:
-        """How many of them a layer reads on average: what is fair to compare by."""
+        """How many of `size` tokens a layer reads on average: what is fair to compare by."""
         return sum(self.count(layer, size) for layer in range(self.layers)) / self.layers
 
 
 @runtime_checkable
 class LayerReducer(Protocol):
     """A method by which visual tokens leave between layers."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the optional fields of Encoded that it reads."""
+        ...
 
     def schedule(self, layers: int, keep: float) -> Schedule:
         """For a language model of so many layers, a drop leaving the fraction `keep`; errors as Schedule."""
@@ -84,6 +99,8 @@ class FastV:
     They are ranked by the attention of the last layer that still reads all, as in the released code.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     layer: int = 2
 
     def schedule(self, layers: int, keep: float) -> Schedule:
@@ -95,18 +112,44 @@ class FastV:
 class PyramidDrop:
     """PyramidDrop (Xing et al., CVPR 2025): fewer visual tokens after each quarter of the layers.
 
-    They are ranked by the attention of the layer that follows, as in the released code.
+    They are ranked by the attention of the layer that follows, as in the released code. Where there are fewer
+    than four layers, each is a stage of its own.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def schedule(self, layers: int, keep: float) -> Schedule:
-        """Each time `keep` of what there is, in the paper 0.5; raises ValueError below four layers."""
-        if layers < 4:
-            raise ValueError(f"language model: {layers} layers, allowed: four or more")
-        return Schedule(layers, {layers * part // 4: keep**part for part in (1, 2, 3)}, own=True)
+        """Each time `keep` of what there is, in the paper 0.5; raises ValueError for a single layer."""
+        if layers < 2:
+            raise ValueError(f"language model: {layers} layer, allowed: two or more")
+        stages = min(4, layers)
+        drops = {layers * part // stages: keep**part for part in range(1, stages)}
+        return Schedule(layers, drops, own=True)
 
 
 INSIDE: dict[str, Callable[[], LayerReducer]] = {"fastv": FastV, "pyramiddrop": PyramidDrop}
 """Methods inside the language model by name."""
+STEPS = 2**30
+"""In which `keep_for` finds a fraction: fine enough for any number of tokens."""
+
+
+def lowest(reducer: LayerReducer, layers: int, size: int) -> float:
+    """The least fraction of `size` tokens that a layer can read on average: each drop leaves one token."""
+    return reducer.schedule(layers, 1 / STEPS).mean(size) / size
+
+
+def keep_for(reducer: LayerReducer, mean: float, layers: int, size: int) -> float | None:
+    """The `keep` of a schedule by which a layer reads the fraction `mean` of the tokens on average.
+
+    None where that is below the lowest fraction of `size` tokens. Raises ValueError as `schedule`.
+    """
+    if mean < lowest(reducer, layers, size):
+        return None
+
+    def fraction(step: int) -> float:
+        return reducer.schedule(layers, step / STEPS).fraction
+
+    return bisect_left(range(STEPS + 1), mean, key=fraction) / STEPS
 
 
 @dataclass(frozen=True)
