@@ -241,11 +241,12 @@ def test_the_names_in_config_are_those_of_the_registries():
     from atr.benchmarks import BENCHMARKS
     from atr.reduction import REDUCERS
     from atr.vlm.choice import CHOICES
+    from atr.vlm.inside import INSIDE
 
     assert {key: set(values) for key, values in config.LAYOUT.items()} == {
         key: set(values) for key, values in CHOICES.items()
     }
-    assert {*config.REDUCERS, *config.SELECTORS} == set(REDUCERS)
+    assert sorted((*config.REDUCERS, *config.SELECTORS)) == sorted((*REDUCERS, *INSIDE))
     assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 

@@ -164,10 +164,14 @@ def test_reducers_that_need_a_language_model_are_left_out_by_name(monkeypatch):
         "seen": lambda seed, selector: First(needs=frozenset({"attention_BN", "grid"})),
     }
     monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
-    reducers, left_out = measures.made(["random", "asked", "seen"], 3, "", {"grid", "attention_BN"})
+    names = ["random", "asked", "seen", "fastv"]
+    reducers, left_out = measures.made(names, 3, "", {"grid", "attention_BN"})
     assert {name: len(drawn) for name, drawn in reducers.items()} == {"random": 3, "seen": 1}
     assert [reducer.seed for reducer in reducers["random"]] == [0, 1, 2]
-    assert left_out == {"asked": "needs projected_BND, text_BD, which a language model gives"}
+    assert left_out == {
+        "asked": "needs projected_BND, text_BD, which a language model gives",
+        "fastv": "chooses between the layers of a language model",
+    }
     assert measures.needs(reducers) == {"grid", "attention_BN"}
 
 

@@ -30,7 +30,7 @@ def logged(tmp_path, monkeypatch):
     params = OmegaConf.load(ROOT / "params.yaml")
     params.trainer.update({"accelerator": "cpu", "precision": "32-true"})
     params.cost.update({"kept": [0.25, 0.5], "batches": [1, 2], "seconds": 0.001})
-    params.evaluate.reducers = ["full", "none", "random"]
+    params.evaluate.reducers = ["full", "none", "random", "fastv", "pyramiddrop"]
     OmegaConf.save(params, "params.yaml")
     steps = {}
     log = SimpleNamespace(
@@ -41,7 +41,7 @@ def logged(tmp_path, monkeypatch):
     return steps
 
 
-def test_every_reducer_is_timed_next_to_the_prefill_it_saves(logged):
+def test_every_reducer_before_the_language_model_is_timed_next_to_the_prefill_it_saves(logged):
     cost.main(config.load("cost"))
     found = json.loads((COST / "cost.json").read_text())
     assert set(found) == {"device", "entries", "prefill", "parameters", "provenance"}

@@ -138,12 +138,41 @@ def test_the_same_run_gives_the_same_bytes(project):
 
 
 def test_the_report_reads_what_was_written(project, tmp_path):
+    write_params(keep=[*KEEP, 0.75])
     for reducer in config.REDUCERS:
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}})
     read = results.load(EVALUATE, tmp_path / "metrics.json")
-    assert read.shared == list(KEEP)
+    assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
+    assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]
+
+
+@pytest.mark.parametrize(
+    "reducer, trials, below",
+    [("fastv", [(0.75, 12)], "0.2, 0.5"), ("pyramiddrop", [(0.5, 8), (0.75, 12)], "0.2")],
+)
+def test_budgets_out_of_reach_between_the_layers_are_left_out_and_told(
+    project, capsys, reducer, trials, below
+):
+    """Of three layers FastV leaves 16, 16 and 4 tokens; PyramidDrop 16, 6 and 2, or 16, 12 and 8."""
+    write_params(keep=[*KEEP, 0.75])
+    rows, summary, masks = run(reducer)
+    assert [(row["keep"], row["tokens"], row["id"]) for row in rows] == [
+        (*trial, question.id) for trial in trials for question in QUESTIONS
+    ]
+    assert {row["status"] for row in rows} == {"answered"} and summary["tokens_full"] == TOKENS
+    assert masks["keep"] == trials[0][0]
+    last = {"fastv": 4, "pyramiddrop": 2}[reducer]
+    assert {len(kept) for kept in masks["masks"].values()} == {last}
+    told = f"{reducer} cannot keep as few as {below}: left out"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_where_no_budget_is_in_reach_nothing_is_asked(project):
+    with pytest.raises(ValueError, match=r"keep: 0\.5 is out of reach of FastV in 3 layers, .* 0\.688 and"):
+        run("fastv")
+    assert not EVALUATE.exists()
 
 
 @pytest.mark.parametrize(

@@ -180,10 +180,13 @@ def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_ou
     }
     monkeypatch.setattr(config, "REDUCERS", (*config.REDUCERS, *more))
     monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
-    write_params(reducers=["looking", "asked"])
+    write_params(reducers=["looking", "asked", "pyramiddrop"])
     found = run()
     assert set(found["reducers"]) == {"looking", "selector"} == set(found["overlap"]["names"])
-    assert found["provenance"]["left_out"] == {"asked": "needs text_BD, which a language model gives"}
+    assert found["provenance"]["left_out"] == {
+        "asked": "needs text_BD, which a language model gives",
+        "pyramiddrop": "chooses between the layers of a language model",
+    }
 
 
 @pytest.mark.parametrize(

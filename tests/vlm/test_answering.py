@@ -10,7 +10,8 @@ from atr.config import Evaluate, VlmPreset
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
 from atr.vlm.hosts import Tiling, encode, project
-from atr.vlm.reduce import reduce
+from atr.vlm.inside import FastV, PyramidDrop, drop_inside
+from atr.vlm.reduce import prepare, reduce
 from atr.vlm.sources import StoredFeatures, WholeInputs
 
 IMAGES = [["docs/0"], ["docs/1"], ["docs/0"], ["signs/0"]]
@@ -343,6 +344,85 @@ def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
     assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
     assert answerer.masks(dict.fromkeys(["wide"], "a"), Full(), 1.0)["masks"] == {"wide": list(range(16))}
     assert answerer.masks(dict.fromkeys(["wide"], "a"), NoImage(), 0.0)["masks"] == {"wide": []}
+
+
+# Of the model's three layers: a mean over them, and the fraction that each drop leaves to give it.
+BETWEEN_LAYERS = pytest.mark.parametrize(
+    "inside, mean, keep, read",
+    [(FastV(), 2.25 / 3, 0.25, (1, 1, 0.25)), (PyramidDrop(), 1.75 / 3, 0.5, (1, 0.5, 0.25))],
+    ids=["fastv", "pyramiddrop"],
+)
+
+
+@torch.inference_mode()
+def by_drop_inside(answerer, names, question, inside, keep):
+    """The library's way, one question at a time: its answer, and what is kept of its images at last."""
+    model, processor, settings = answerer.model, answerer.processor, answerer.settings
+    turn = {
+        "role": "user",
+        "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
+    }
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    images = [answerer.source.images.image(name) for name in names]
+    nested = [images] if model.config.model_type == "llava_onevision" else images
+    prepared = prepare(model, processor(text=[text], images=nested, return_tensors="pt"))
+    layout = settings.positions, settings.budget, settings.newline
+    with drop_inside(prepared, inside, keep, *layout) as dropping:
+        ids = model.generate(**dropping.whole, do_sample=False, max_new_tokens=4)
+    answer = processor.decode(ids[0, dropping.whole["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answer.strip(), [kept.indices_K.tolist() for kept in dropping.kept[2]]
+
+
+@FAMILIES
+@QUESTION_IMAGES
+@BETWEEN_LAYERS
+@pytest.mark.parametrize("policy", [{}, {"budget": "tile", "newline": "follow", "positions": "contiguous"}])
+def test_between_layers_a_budget_is_a_mean_over_them(
+    make_seeing, family, images, inside, mean, keep, read, policy
+):
+    answerer = make_seeing(**policy)
+    replies = answerer.answer(answerer.prepare(images, TEXTS), inside, mean)
+    for reply, names, text in zip(replies, images, TEXTS, strict=True):
+        sizes = [of for of, _ in counts(family, names)]
+        tokens = sum(int(part * size + 0.5) for size in sizes for part in read) / 3
+        assert reply[0] == by_drop_inside(answerer, names, text, inside, keep)[0]
+        assert abs(reply[1] - tokens) <= 0.5 and reply[2] == sum(sizes)
+
+
+@FAMILIES
+@BETWEEN_LAYERS
+def test_pictures_show_what_the_last_layer_reads(make_seeing, family, inside, mean, keep, read):
+    answerer, asked = make_seeing(), {"wide": "a", "small": "b c d", "tall": "e"}
+    masks = answerer.masks(asked, inside, mean)
+    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(asked))
+    for name, text in asked.items():
+        _, [kept] = by_drop_inside(answerer, [name], text, inside, keep)
+        assert masks["masks"][name] == [index for index in kept if index < 16]
+
+
+def test_budgets_out_of_reach_are_named_before_anything_is_asked(answerer):
+    keeps = [0.9, 0.37, 0.38, 0.68, 0.69]
+    assert answerer.reachable("fastv", keeps) == [0.9, 0.69]
+    assert answerer.reachable("pyramiddrop", keeps) == [0.9, 0.38, 0.68, 0.69]
+    assert answerer.reachable("random", keeps) == keeps
+    assert answerer.reducer("pyramiddrop", 0, "unused") == PyramidDrop()
+    with pytest.raises(ValueError, match=r"keep: 0\.6 .* FastV in 3 layers, allowed: 0\.688 and more"):
+        answerer.reachable("fastv", [0.2, 0.6])
+    batch = answerer.prepare(IMAGES, QUESTIONS)
+    with pytest.raises(ValueError, match=r"keep: 0\.3 is out of reach of PyramidDrop"):
+        answerer.answer(batch, PyramidDrop(), 0.3)
+
+
+@BETWEEN_LAYERS
+def test_stored_features_are_dropped_between_layers_image_by_image(answerer, inside, mean, keep, read):
+    """An image that two questions show is ranked for each of them."""
+    together = answerer.answer(answerer.prepare(IMAGES, QUESTIONS), inside, mean)
+    alone = [
+        answerer.answer(answerer.prepare([names], [text]), inside, mean)[0]
+        for names, text in zip(IMAGES, QUESTIONS, strict=True)
+    ]
+    assert together == alone
+    assert {reply[1:] for reply in together} == {(round(sum(16 * part for part in read) / 3), 16)}
 
 
 @FAMILIES

@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import MistralConfig
 
-from atr.vlm.inside import INSIDE, FastV, PyramidDrop, Schedule, Slots, attention_of_last, drop_inside
+from atr.vlm.inside import (
+    INSIDE,
+    FastV,
+    PyramidDrop,
+    Schedule,
+    Slots,
+    attention_of_last,
+    drop_inside,
+    keep_for,
+    lowest,
+)
 from atr.vlm.reduce import prepare
 
 LAYERS = 5
@@ -372,6 +382,42 @@ def test_schedules_are_those_of_the_papers():
     assert pyramid.mean(576) == (576 + 288 + 144 + 72) / 4
 
 
+def test_of_fewer_layers_than_stages_each_is_one():
+    assert PyramidDrop().schedule(3, 0.5) == Schedule(3, {1: 0.5, 2: 0.25}, own=True)
+    assert PyramidDrop().schedule(2, 0.5) == Schedule(2, {1: 0.5}, own=True)
+
+
+@given(st.integers(1, 8), st.integers(1, 40), st.floats(0, 1))
+def test_what_fastv_keeps_for_a_mean_is_its_closed_form(layer, more, mean):
+    layers, size = layer + more, 10**9
+    keep = keep_for(FastV(layer), mean, layers, size)
+    if keep is None:
+        assert mean < (layer + more / size) / layers + 1e-12
+    else:
+        assert keep == pytest.approx((mean * layers - layer) / more, abs=1e-7)
+
+
+@given(st.integers(2, 48), st.integers(2, 3000), st.floats(0, 1))
+def test_what_is_kept_for_a_mean_gives_that_mean_or_is_out_of_reach(layers, size, mean):
+    for reducer in (FastV(1), PyramidDrop()):
+        keep = keep_for(reducer, mean, layers, size)
+        least = min(reducer.schedule(layers, keep).mean(size) for keep in (1e-300, 1e-9, 0.5 / size))
+        assert lowest(reducer, layers, size) == pytest.approx(least / size)
+        assert (keep is None) == (mean < lowest(reducer, layers, size))
+        # Counts are whole: one is half a token off, and a single token up to a whole one.
+        if keep is not None:
+            assert abs(reducer.schedule(layers, keep).mean(size) - mean * size) < 1
+            assert 0 < keep <= 1
+
+
+def test_a_mean_is_reached_from_one_token_up():
+    """Of 16 tokens in three layers: FastV reads 16, 16 and 1 at least, PyramidDrop 16, 1 and 1."""
+    for reducer, least in ((FastV(), 33 / 48), (PyramidDrop(), 18 / 48)):
+        assert keep_for(reducer, least - 1e-6, 3, 16) is None
+        assert reducer.schedule(3, keep_for(reducer, least + 1e-6, 3, 16)).mean(16) / 16 == least
+        assert keep_for(reducer, 1.0, 3, 16) == 1.0
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
@@ -389,12 +435,12 @@ def test_a_schedule_that_cannot_be_is_refused_by_name(make, message):
 
 
 @torch.no_grad()
-def test_what_cannot_be_shortened_inside_is_refused_by_name(model, make_deep, deep, process):
+def test_what_cannot_be_shortened_inside_is_refused_by_name(make_deep, deep, process):
     inputs = process(*SINGLE)
-    prepared = prepare(deep, inputs)
+    prepared, shallow = prepare(deep, inputs), make_deep(num_hidden_layers=1)
     with (
-        pytest.raises(ValueError, match="language model: 3 layers, allowed: four or more"),
-        drop_inside(prepare(model, inputs), PyramidDrop(), 0.5),
+        pytest.raises(ValueError, match="language model: 1 layer, allowed: two or more"),
+        drop_inside(prepare(shallow, inputs), PyramidDrop(), 0.5),
     ):
         pass
     windowed = make_deep(kind=MistralConfig, sliding_window=8)
