@@ -19,8 +19,7 @@ def encoded(images=4, dtype=torch.float32, seed=0):
     return Encoded(features, (4, 5))
 
 
-def test_registry_has_the_configured_names():
-
+def test_the_registry_makes_random_of_a_seed():
     assert REDUCERS["random"](3, "unused") == Random(3)
 
 

@@ -82,3 +82,21 @@ def test_provenance_and_parameters_name_every_stage(built):
     assert stages == ["pretrain", "evaluate full", "evaluate none", "evaluate random", "evaluate selector"]
     assert ["report.page_keep", "0.4", "report"] in built.parameters.blocks[0]
     assert ["pretrain.keep", "0.3", "pretrain"] in built.parameters.blocks[0]
+
+
+def test_a_reducer_of_fewer_budgets_is_compared_at_those_alone(measured, synthetic):
+    whole = measured.evaluations["selector"]
+    curves = {
+        name: tuple(score for score in curve if score.keep >= 0.7) for name, curve in whole.curves.items()
+    }
+    rows = [row for row in whole.rows if row.keep >= 0.7]
+    short = replace(whole, reducer="fastv", curves=curves, rows=rows)
+    joined = replace(measured, evaluations=measured.evaluations | {"fastv": short})
+    made = report.build(joined, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+    lines = {row[0]: row[1:] for table in made.scores[:2] for block in table.blocks for row in block}
+    assert lines["fastv"] == ["—"] * 6 + lines["selector"][6:]
+    assert lines["selector minus fastv"] == ["—"] * 6 + ["+0.0 [+0.0, +0.0]"] * 3
+    outcomes = {row[0]: row[1:] for row in made.compared.tables[0].blocks[0]}
+    assert outcomes["fastv"] == ["—"] * 6 + ["tie"] * 3
+    told = made.numbers["differences"]
+    assert [keep for keep in told if "selector minus fastv" in told[keep]["text"]] == ["0.7", "0.8", "0.9"]
