@@ -100,7 +100,6 @@ class FastV:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-
     layer: int = 2
 
     def schedule(self, layers: int, keep: float) -> Schedule:

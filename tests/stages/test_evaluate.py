@@ -139,7 +139,7 @@ def test_the_same_run_gives_the_same_bytes(project):
 
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
-    for reducer in config.REDUCERS:
+    for reducer in (*results.REQUIRED, "fastv", "pyramiddrop"):
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}})
     read = results.load(EVALUATE, tmp_path / "metrics.json")
