@@ -355,7 +355,8 @@ class Evaluate:
     selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
     """Those made of the trained selector, one stage each; the selector itself is always among them."""
     keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1."""
+    """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. Inside
+    the language model they are means over its layers, of which those that cannot be had are left out."""
     random_seeds: int = 3
     """Draws of the random reducer; its score is their mean."""
     positions: str = "original"
