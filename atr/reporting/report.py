@@ -18,8 +18,9 @@ from atr.reporting.tables import Table
 CURVES_NOTE = (
     "Score against kept fraction; bands, of the thick lines, are 95 % intervals. A star is a reducer that "
     "chooses its count, at the mean fraction it keeps. "
-    "Each curve ends at the score of all tokens, which is what keeping every token gives. Inside the language "
-    "model (fastv, pyramiddrop) the kept fraction is a mean over its layers, of which the first read all."
+    "Each curve ends at the score of all tokens, which is what keeping every token gives. Inside the "
+    "language model (fastv, pyramiddrop) the kept fraction is a mean over its layers, of which the "
+    "first read all."
 )
 SCORES_NOTE = (
     "In %, differences in points with their paired 95 % intervals; the intervals of the scores are in the "
