@@ -55,7 +55,7 @@ def test_what_was_measured_beside_the_answers_is_there(everything):
         assert heading in page
     parts = ("groups", "benchmarks", "pages", "cards")
     shown = sum(len(getattr(everything, part)) for part in parts) + len(everything.compared.pictures)
-    assert page.count("<img") == shown + 1, "and the overlap"
+    assert page.count("<img") == shown + 2, "and the overlap and the components"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

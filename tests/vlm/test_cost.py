@@ -71,11 +71,14 @@ def test_a_merger_is_asked_for_its_tokens(make_model):
         needs: ClassVar[frozenset[str]] = frozenset()
 
         def merge(self, encoded, budget):
-            return "merged", budget
+            first_BK = torch.arange(budget).repeat(len(encoded.features_BND), 1)
+            return first_BK, encoded.features_BND[:, :budget] + 1
 
     model = make_model()
     seen = cost.encoded(model, cost.noise(model, 2, 0), frozenset())
-    assert cost._ask(Merging(), seen, 4) == ("merged", 4)
+    keep_BK, merged_BKD = cost._ask(Merging(), seen, 4)
+    assert keep_BK.tolist() == [[0, 1, 2, 3]] * 2
+    assert torch.equal(merged_BKD, seen.features_BND[:, :4] + 1)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
