@@ -265,7 +265,10 @@ def adaptive(tokens, answers, count=40):
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
 def test_an_adaptive_count_stands_beside_the_fixed_ones_at_the_same_mean_tokens(weight):
-    mix = lambda third, half: (1 - weight) * third + weight * half  # noqa: E731
+
+    def mix(third, half):
+        return (1 - weight) * third + weight * half
+
     levels, (group, benchmark) = adaptive(20 + 20 * weight, mix)
     for match in (group, benchmark):
         assert match.fixed == pytest.approx((1 - weight) * levels[0] + weight * levels[1])
