@@ -37,7 +37,7 @@ def main(params: config.Params) -> None:
         store = FeatureStore.open(FEATURES, parameters(params))
         seed_everything(seed, workers=True, verbose=False)
         at = partial(locate, folder=ENCODERS)
-        model, processor = _build(at(ENCODER.path), recipe)
+        model, processor = _build(at(ENCODER.path), recipe.naming_layer)
         standardise = _standardise(store)
 
         def examine(model: Any, benchmark: str) -> float:
@@ -58,17 +58,20 @@ def main(params: config.Params) -> None:
         CHECKPOINT.unlink(missing_ok=True)
 
 
-def _build(path: str, recipe: config.MicroDinov2) -> tuple[Any, Any]:
-    """Model and processor on the encoder whose weights lie at `path`."""
+def _build(path: str, new_layers: int) -> tuple[Any, Any]:
+    """Model and processor on the encoder whose weights lie at `path`; the shipped model's language model."""
+    import torch
+
     from atr.datasets import micro
     from atr.features.encoder import load_image_processor
+    from atr.vlm.checkpoint import load_vlm
     from atr.vlm.micro import build_model_on, build_processor
 
     size, images = ENCODER.size, load_image_processor(path, ENCODER.size)
     assert size is not None
     processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), size, images)
-    sizes = size, recipe.width, recipe.text_layers
-    return build_model_on(ENCODER.path, path, ENCODER.layer, processor, *sizes), processor
+    learned, _ = load_vlm(config.VLMS["micro"].path, torch.float32)
+    return build_model_on(ENCODER.path, path, ENCODER.layer, processor, size, learned, new_layers), processor
 
 
 def _standardise(store: Any) -> Any:

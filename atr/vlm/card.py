@@ -51,16 +51,17 @@ base_model: {tower}
 # The micro world's LLaVA on DINOv2-small
 
 A small `LlavaForConditionalGeneration` on the frozen tower of `{tower}`, read at layer {layer}: a two-layer
-projector and a Llama of {text_layers} layers, both {width} wide. It reads the micro world's images at
-{size}x{size} as {tokens} visual tokens, and knows nothing beyond that world. The tower is not in this folder:
-`atr.vlm.checkpoint.load_vlm` fetches it by the `mm_vision_tower` of config.json.
+projector and a Llama, which begins with {new_layers} new layers and goes on as that of `data/micro/llava`. It
+reads the micro world's images at {size}x{size} as {tokens} visual tokens, and knows nothing beyond that
+world. The tower is not in this folder: `atr.vlm.checkpoint.load_vlm` fetches it by the `mm_vision_tower` of
+config.json.
 
 - **Data**: `atr/datasets/micro.py`, lessons of split `train`: {images:,} images whose features were computed
   once, each learned from {passes:.1f} times with other questions or in another order. Photographs come from
   scikit-image and scikit-learn, handwriting from scikit-learn's digits; the fonts are DejaVu.
-- **Recipe**: `atr/vlm/training.py`. First the projector and the first layers of the Llama learn what is in
-  each patch (its characters, the question its line answers, its word, the thing it shows), then projector and
-  Llama learn to answer. Trained again by `dvc repro data/micro/dvc.yaml:ship-dinov2`.
+- **Recipe**: `atr/vlm/training.py`. First the projector and the new layers learn what is in each patch (its
+  characters, the question its line answers, its word, the thing it shows), then projector and Llama learn to
+  answer. Trained again by `dvc repro data/micro/dvc.yaml:ship-dinov2`.
 - **Layer**: chosen by two-layer probes on the frozen features of {probe_images} lessons; the fraction of
   held-out characters they name right, by image size in pixels and layer:
 
@@ -100,8 +101,7 @@ def card_dinov2(
         layer=encoder.layer,
         size=encoder.size,
         tokens=((encoder.size or 0) // PATCH) ** 2,
-        text_layers=recipe.text_layers,
-        width=recipe.width,
+        new_layers=recipe.naming_layer,
         images=wanted.images,
         passes=recipe.steps * recipe.batch_size / wanted.images,
         probe_images=probe["images"],

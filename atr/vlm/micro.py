@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -73,7 +74,7 @@ def build_processor(vocabulary: Sequence[str], image_size: int, images: Any = No
 
 
 def build_model(
-    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4, text_layers: int = 3
+    processor: LlavaProcessor, image_size: int, width: int = 192, layers: int = 4, text_layers: int = 4
 ) -> LlavaForConditionalGeneration:
     """A Llava of a CLIP tower, a two-layer projector and a Llama, all `width` wide, randomly initialised.
 
@@ -102,21 +103,49 @@ def build_model_on(
     layer: int,
     processor: LlavaProcessor,
     image_size: int,
-    width: int,
-    text_layers: int,
+    learned: LlavaForConditionalGeneration,
+    new_layers: int,
 ) -> LlavaForConditionalGeneration:
-    """A Llava of the frozen DINOv2 `tower`, read at `layer`, a random projector and a random Llama.
+    """A Llava of the frozen DINOv2 `tower`, read at `layer`, and the language model of `learned`.
 
-    `tower` is the hub id that the configuration will name, `path` where its weights lie. Raises ValueError as
-    `put_tower`.
+    Between them lie a random projector and `new_layers` of a Llama, which hand on what they are given until
+    they learn. `tower` is the hub id that the configuration will name, `path` where its weights lie. Raises
+    ValueError as `put_tower`, and where the vocabularies of `processor` and `learned` differ in size.
     """
+    text = learned.config.text_config
+    if text.vocab_size != len(processor.tokenizer):
+        raise ValueError(
+            f"{learned.name_or_path}: it knows {text.vocab_size} tokens, the micro world has "
+            f"{len(processor.tokenizer)}: train it again by data/micro/dvc.yaml"
+        )
     vision = cut_off(Encoder.load(path, layer, size=image_size), image_size)
-    # Counted from the front, as the whole tower has it.
-    config = _config(processor, vision, layer, width, text_layers, mm_vision_tower=tower)
+    # The layer is counted from the front, as the whole tower has it.
+    layers = new_layers + text.num_hidden_layers
+    config = _config(processor, vision, layer, text.hidden_size, layers, mm_vision_tower=tower)
     model = LlavaForConditionalGeneration(config)
     put_tower(model, path)
     model.model.vision_tower.requires_grad_(False)
+    _put_language(model, learned, new_layers)
     return model
+
+
+def _put_language(
+    model: LlavaForConditionalGeneration, learned: LlavaForConditionalGeneration, new_layers: int
+) -> None:
+    """Load the language model of `learned` above the first `new_layers` of the model's own."""
+    language, known = model.model.language_model, learned.model.language_model
+    for own in language.layers[:new_layers]:
+        # What each adds to what it is given starts at nothing.
+        nn.init.zeros_(own.self_attn.o_proj.weight)
+        nn.init.zeros_(own.mlp.down_proj.weight)
+    pairs = zip(language.layers[new_layers:], known.layers, strict=True)
+    for own, taken in (
+        *pairs,
+        (language.embed_tokens, known.embed_tokens),
+        (language.norm, known.norm),
+        (model.lm_head, learned.lm_head),
+    ):
+        own.load_state_dict(taken.state_dict())
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,12 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import (
+    LlamaModel,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 
 from atr import config
 from atr.vlm.micro import PATCH
@@ -242,6 +248,7 @@ class MicroTraining(lightning.LightningModule):
         self.tower_learns = all(part.requires_grad for part in model.model.vision_tower.parameters())
         settings = model.config.vision_config if self.tower_learns else model.config.text_config
         width = settings.hidden_size
+        self.first_layers = _first_layers(model.model.language_model, recipe.naming_layer)
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         blanks_weigh_less = torch.ones(2 + len(CHARACTERS))
         blanks_weigh_less[BLANK] = 0.1
@@ -259,12 +266,22 @@ class MicroTraining(lightning.LightningModule):
         Beside them what is to name the patches: their states (B, N, D) after `naming_layer` layers.
         """
         llava, tokens, layer = self.model.model, image_BND.shape[1], self.recipe.naming_layer
-        embed = llava.get_input_embeddings()
-        start_B1D = embed(text_BL.new_full((len(text_BL), 1), self.model.config.text_config.bos_token_id))
-        sequence = torch.cat([start_B1D, image_BND, embed(text_BL)], dim=1)
+        sequence = self._sequence(image_BND, text_BL)
         states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
         logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
         return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
+
+    def named(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
+        """What is to name the patches, as `language` has it, without the layers behind that."""
+        sequence = self._sequence(image_BND, text_BL[:, :0])
+        states_BND: Tensor = self.first_layers(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        return states_BND[:, 1:]
+
+    def _sequence(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
+        """Embedded `<s>`, the projected image and the text: (B, 1 + N + L, D)."""
+        embed = self.model.get_input_embeddings()
+        start_B1D = embed(text_BL.new_full((len(text_BL), 1), self.model.config.text_config.bos_token_id))
+        return torch.cat([start_B1D, image_BND, embed(text_BL)], dim=1)
 
     def reading_loss(self, features_BND: Tensor, characters_BN2: Tensor) -> Tensor:
         """Cross-entropy of two heads on the features to the first two characters of each patch."""
@@ -289,11 +306,10 @@ class MicroTraining(lightning.LightningModule):
         image_BND = self.model.model.multi_modal_projector(features_BND)
         reading = self.reading_loss(features_BND if self.tower_learns else image_BND, batch["characters"])
         is_first_phase = self.global_step < reading_steps(self.recipe)
-        if is_first_phase and not self.recipe.naming_layer:
-            named_BND = image_BND
+        if is_first_phase:
+            named_BND = self.named(image_BND, batch["text"])
         else:
-            text_BL = batch["text"][:, :0] if is_first_phase else batch["text"]
-            logits_BLV, named_BND = self.language(image_BND, text_BL)
+            logits_BLV, named_BND = self.language(image_BND, batch["text"])
         naming = self.naming_loss(named_BND, batch["names"])
         self.log_dict({"train/reading": reading, "train/naming": naming}, prog_bar=True)
         if is_first_phase:
@@ -356,6 +372,19 @@ def tower_features(model: LlavaForConditionalGeneration, images_BHWC: Tensor) ->
     pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
     features_BND: Tensor = model.model.vision_tower(pixels_BCHW).last_hidden_state[:, 1:]
     return features_BND
+
+
+def _first_layers(language: LlamaModel, count: int) -> LlamaModel:
+    """A model of the first `count` layers of another, which it shares, and no norm behind them."""
+    settings = deepcopy(language.config)
+    settings.num_hidden_layers = count
+    first = LlamaModel(settings)
+    first.embed_tokens, first.layers, first.norm = (
+        language.embed_tokens,
+        language.layers[:count],
+        nn.Identity(),
+    )
+    return first
 
 
 def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights: Tensor) -> Tensor:

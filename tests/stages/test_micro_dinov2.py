@@ -12,20 +12,21 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from atr import config
-from atr.datasets.micro import lesson
+from atr.datasets.micro import ANSWERS, QUESTIONS, SIZE, lesson
 from atr.features.encoder import Encoder
 from atr.features.pretrained import locate
 from atr.features.store import FeatureStore
 from atr.files import read_json, write_json
 from atr.stages import ENCODERS, micro_dinov2, micro_features, micro_probe
 from atr.vlm.checkpoint import check_features, load_vlm
+from atr.vlm.micro import build_model, build_processor
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = {
     "micro_probe": {"images": 24, "sizes": "[28, 42]"},
     "micro_features": {"images": 5, "batch_size": 2},
     "micro_dinov2": {
-        "width": 64, "text_layers": 2, "naming_layer": 1, "steps": 4, "batch_size": 2, "warmup_steps": 1,
+        "naming_layer": 1, "steps": 4, "batch_size": 2, "warmup_steps": 1,
         "epochs": 2, "workers": 0, "compile": "false", "reading": 0.5, "questions": 1,
     },
 }  # fmt: skip
@@ -50,6 +51,9 @@ def logged(tmp_path, monkeypatch):
         "data/encoders/dinov2-small"
     )
     BitImageProcessorPil(size={"shortest_edge": 256}).save_pretrained("data/encoders/dinov2-small")
+    processor = build_processor((*QUESTIONS, *ANSWERS), SIZE)
+    build_model(processor, SIZE, width=64, layers=1, text_layers=1).save_pretrained("data/micro/llava")
+    processor.save_pretrained("data/micro/llava")
     metrics = {}
 
     def log(values, step=None):

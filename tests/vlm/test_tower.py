@@ -18,7 +18,7 @@ from atr.reduction.layers import Standardise
 from atr.vlm.answering import Answerer
 from atr.vlm.checkpoint import check_features, check_selector, load_vlm
 from atr.vlm.hosts import encode, host_of
-from atr.vlm.micro import answers, build_model_on, build_processor, folded
+from atr.vlm.micro import answers, build_model, build_model_on, build_processor, folded
 from atr.vlm.sources import Prompts, StoredFeatures, WholeInputs
 from atr.vlm.tower import PREFIX, put_tower, save_without_tower
 
@@ -52,14 +52,20 @@ def processor(tower):
     return build_processor(("price", "cat"), SIZE, load_image_processor(tower, SIZE))
 
 
-def build(tower, processor):
+@pytest.fixture(scope="module")
+def learned(processor):
+    torch.manual_seed(2)
+    return build_model(processor, SIZE, width=64, layers=1, text_layers=1).eval()
+
+
+def build(tower, processor, learned):
     torch.manual_seed(1)
-    return build_model_on(NAME, tower, LAYER, processor, SIZE, width=64, text_layers=1).eval()
+    return build_model_on(NAME, tower, LAYER, processor, SIZE, learned, new_layers=1).eval()
 
 
 @pytest.fixture(scope="module")
-def model(tower, processor):
-    return build(tower, processor)
+def model(tower, processor, learned):
+    return build(tower, processor, learned)
 
 
 @pytest.fixture
@@ -91,6 +97,25 @@ def test_the_tower_sees_what_the_encoder_does(model, processor, tower):
     torch.testing.assert_close(torch.stack(list(projected)), found.projected_BND, rtol=0, atol=0)
     assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [36] * 3
     assert len(model.model.vision_tower.encoder.layer) == LAYER
+
+
+def test_its_language_model_is_the_learned_one_until_the_new_layers_learn(model, learned):
+    embedded = torch.randn(2, 7, 64)
+    with torch.inference_mode():
+        states = [each.model.language_model(inputs_embeds=embedded) for each in (model, learned)]
+        above, below = (
+            each.lm_head(state.last_hidden_state)
+            for each, state in zip((model, learned), states, strict=True)
+        )
+    assert len(model.model.language_model.layers) == 2 and len(learned.model.language_model.layers) == 1
+    torch.testing.assert_close(above, below)
+    assert torch.equal(model.get_input_embeddings().weight, learned.get_input_embeddings().weight)
+
+
+def test_a_language_model_of_other_words_is_refused(tower, processor, learned):
+    other = build_processor(("price", "cat", "dog"), SIZE, load_image_processor(tower, SIZE))
+    with pytest.raises(ValueError, match="it knows 17 tokens, the micro world has 18"):
+        build(tower, other, learned)
 
 
 def test_the_folder_holds_neither_the_tower_nor_its_place(folder, tower):
@@ -169,8 +194,8 @@ def test_only_a_named_tower_may_be_missing(folder, tower):
         load(folder, tower)
 
 
-def test_a_tower_of_another_type_is_refused(model, tower, processor):
-    other = build(tower, processor)
+def test_a_tower_of_another_type_is_refused(model, tower, processor, learned):
+    other = build(tower, processor, learned)
     vision = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 84}
     other.model.vision_tower = CLIPVisionModel(CLIPVisionConfig(**vision))
     other.config.vision_config = other.model.vision_tower.config

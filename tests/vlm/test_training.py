@@ -89,6 +89,7 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
         parts, named = module.language(image, batch["text"])
     torch.testing.assert_close(parts, whole)
     assert named is image
+    torch.testing.assert_close(module.named(image, batch["text"]), image)
 
 
 @torch.no_grad()
@@ -99,6 +100,7 @@ def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_be
     alone, also_named = module.language(image, text[:, :0])
     assert logits.shape[1] == 4 and alone.shape[1] == 0
     torch.testing.assert_close(named, also_named)
+    torch.testing.assert_close(named, module.named(image, text))
     first_layer = module.model.model.language_model
     states = first_layer(
         inputs_embeds=torch.cat([module.model.get_input_embeddings()(torch.ones(2, 1).long()), image], 1),
