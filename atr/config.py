@@ -106,6 +106,8 @@ REDUCERS = (
 """The reducers that need no training, each by its class in `atr.reduction`, the last two `atr.vlm.inside`."""
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
+DISTILLED = ("distilled", "distilled-scope")
+"""Those made of the one that the language model taught: its best tokens, its scores with coverage."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",
@@ -119,6 +121,8 @@ PAPER_BENCHMARKS = {
     **dict.fromkeys(("textvqa", "docvqa", "infovqa", "chartqa", "mmbench"), "text"),
     **dict.fromkeys(("ai2d", "gqa", "mmmu", "mmstar", "scienceqa"), "general"),
 }
+PROMPTS = ("Describe the image in detail.", "What does the text in the image say?")
+"""What a language model is asked of images that come without questions, when a selector learns from it."""
 LAYOUT = {
     "positions": ("original", "contiguous"),
     "budget": ("image", "tile"),
@@ -133,6 +137,7 @@ STAGES = {
     "prepare": ("seed", "prepare"),
     "extract": ("encoder", "trainer", "extract"),
     "pretrain": ("seed", "encoder", "trainer", "pretrain"),
+    "distill": ("seed", "encoder", "vlm", "trainer", "distill"),
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
@@ -251,8 +256,13 @@ class Prepare:
     """Pretraining images; the paper takes 100,000."""
     questions: int = 300
     """Held-out questions of each benchmark, a seeded sample; one that has fewer gives all of them."""
+    split: str = "evaluate"
+    """Of the micro world's questions: evaluate, which is held out, or validation, to choose by."""
     benchmarks: list[str] = field(default_factory=lambda: list(BENCHMARKS))
     """Names of the benchmarks; those of the micro world are of the same kinds as its pretraining images."""
+    prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
+    """Asked of pretraining images by the stage distill; those of the micro world bring questions of their
+    own."""
     repository: str = "hub"
     """Where coco and the paper's benchmarks lie: hub, or a folder with each dataset under its hub id."""
 
@@ -261,6 +271,9 @@ class Prepare:
         _check("prepare.source", self.source, is_source, "micro, coco, or a folder that exists")
         is_repository = self.repository == "hub" or Path(self.repository).is_dir()
         _check("prepare.repository", self.repository, is_repository, "hub, or a folder that exists")
+        _check_choice("prepare.split", self.split, ("evaluate", "validation"))
+        asked = len(self.prompts) > 0 and all(prompt.strip() for prompt in self.prompts)
+        _check("prepare.prompts", self.prompts, asked, "one or more texts")
         _check("prepare.images", self.images, self.images >= 1, "images >= 1")
         _check("prepare.questions", self.questions, self.questions >= 1, "questions >= 1")
         _check_names("prepare.benchmarks", self.benchmarks, GROUPS)
@@ -347,6 +360,55 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class Distill:
+    """The selector that learns from the frozen language model which tokens its answers depend on."""
+
+    layers: int = 3
+    """Transformer layers; this and the next three as in `pretrain`."""
+    heads: int = 3
+    """Attention heads of a layer, a divisor of the feature width."""
+    ffn_ratio: float = 4.0
+    """Hidden width of the feed-forward part over the feature width."""
+    position: str = "sine"
+    """none, or sine: fixed 2-D sine added to the input."""
+    lowest: float = 0.05
+    """Kept fractions are drawn evenly from this one up, as one ranking is to serve every budget."""
+    highest: float = 0.6
+    """The largest of them: above it nearly every ranking answers alike."""
+    temperature: float = 1.0
+    """Of the Gumbel noise under which the tokens of the highest scores are kept."""
+    learning_rate: float = 8e-4
+    """Peak of AdamW's."""
+    weight_decay: float = 0.01
+    """AdamW's; its own default."""
+    warmup: float = 0.05
+    """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
+    epochs: int = 1
+    """Passes over the pretraining images."""
+    batch_size: int = 16
+    """Images a step on each device; all prompts of an image are one conversation."""
+    validation: float = 0.05
+    """Fraction of the images held out of the training."""
+    max_new_tokens: int = 8
+    """Tokens of an answer to learn from at most."""
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "heads", "epochs", "batch_size", "max_new_tokens"):
+            _check(f"distill.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check("distill.ffn_ratio", self.ffn_ratio, self.ffn_ratio > 0, "ffn_ratio > 0")
+        _check_choice("distill.position", self.position, ("sine", "none"))
+        for key in ("lowest", "validation"):
+            _check(f"distill.{key}", getattr(self, key), 0 < getattr(self, key) < 1, f"0 < {key} < 1")
+        above = self.lowest <= self.highest <= 1
+        _check("distill.highest", self.highest, above, f"distill.lowest, {self.lowest}, <= highest <= 1")
+        _check("distill.temperature", self.temperature, self.temperature >= 0, "temperature >= 0")
+        rate = self.learning_rate
+        _check("distill.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
+        for key in ("weight_decay", "warmup"):
+            _check(f"distill.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Which reducers answer the questions, at which budgets."""
 
@@ -354,6 +416,8 @@ class Evaluate:
     """The reducers without training, one stage each."""
     selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
     """Those made of the trained selector, one stage each; the selector itself is always among them."""
+    distilled: list[str] = field(default_factory=lambda: ["distilled-scope"])
+    """Those made of the one that the language model taught, one stage each."""
     keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. Inside
     the language model they are means over its layers, of which those that cannot be had are left out."""
@@ -380,6 +444,7 @@ class Evaluate:
     def __post_init__(self) -> None:
         _check_names("evaluate.reducers", self.reducers, REDUCERS)
         _check_names("evaluate.selectors", self.selectors, SELECTORS)
+        _check_names("evaluate.distilled", self.distilled, DISTILLED)
         _check(
             "evaluate.selectors", self.selectors, "selector" in self.selectors, "a list with selector in it"
         )
@@ -449,7 +514,7 @@ class Report:
     """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
 
     def __post_init__(self) -> None:
-        budgeted = [name for name in (*SELECTORS, *REDUCERS) if name not in ("full", "none")]
+        budgeted = [name for name in (*SELECTORS, *DISTILLED, *REDUCERS) if name not in ("full", "none")]
         _check_choice("report.best", self.best, budgeted)
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
         _check("report.page_keep", self.page_keep, 0 < self.page_keep <= 1, "0 < page_keep <= 1")
@@ -593,6 +658,7 @@ _SECTIONS: dict[str, Any] = {
     "prepare": Prepare,
     "extract": Extract,
     "pretrain": Pretrain,
+    "distill": Distill,
     "evaluate": Evaluate,
     "measure": Measure,
     "cost": Cost,
@@ -615,6 +681,7 @@ class Params:
     prepare: Prepare
     extract: Extract
     pretrain: Pretrain
+    distill: Distill
     evaluate: Evaluate
     measure: Measure
     cost: Cost

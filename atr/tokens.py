@@ -28,6 +28,26 @@ def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Gener
     return hard_BN + (soft_BN - soft_BN.detach())
 
 
+def top_k_mask_BN(
+    scores_BN: Tensor, k_B: Tensor, temperature: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Sample a mask of exactly k tokens of each image, 1 <= k <= N, straight through; float32 (B, N).
+
+    The k highest scores under Gumbel noise of scale `temperature` are a sample without replacement (Kool et
+    al., ICML 2019). The forward value is exactly 0 or 1, the gradient that of a sigmoid of the distance to
+    the lowest score that is kept.
+    """
+    scores_BN = scores_BN.float()
+    tiny = torch.finfo(torch.float32).tiny
+    uniform_BN = torch.rand(scores_BN.shape, generator=generator, device=scores_BN.device).clamp_min(tiny)
+    noisy_BN = scores_BN - temperature * (-uniform_BN.log()).log()
+    order_BN = noisy_BN.sort(dim=1, descending=True, stable=True).indices
+    lowest_B1 = noisy_BN.take_along_dim(order_BN, dim=1).take_along_dim(k_B.unsqueeze(1) - 1, dim=1)
+    hard_BN = (order_BN.argsort(dim=1) < k_B.unsqueeze(1)).float()
+    soft_BN = torch.sigmoid(noisy_BN - lowest_B1)
+    return hard_BN + (soft_BN - soft_BN.detach())
+
+
 def random_mask_BN(images: int, tokens: int, generator: torch.Generator) -> Tensor:
     """Keep 1 to N tokens of each image, all counts as likely, and all sets of a count; float32 (B, N)."""
     device = generator.device

@@ -45,6 +45,7 @@ HOMES = {
         "atr.features.datamodule",
         "atr.features.training",
         "atr.reduction.training",
+        "atr.vlm.distillation",
         "atr.vlm.training",
         "atr.tracking",
         "atr.stages.*",

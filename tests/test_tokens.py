@@ -17,6 +17,7 @@ from atr.tokens import (
     shares,
     sine_positions,
     top_k_BK,
+    top_k_mask_BN,
 )
 
 
@@ -54,6 +55,43 @@ def test_mask_survives_extreme_noise(monkeypatch):
     mask = gumbel_mask_BN(logits, 1.0)
     mask.sum().backward()
     assert mask.tolist() == [[0.0, 1.0]] and logits.grad.isfinite().all()
+
+
+def test_a_sampled_set_has_as_many_tokens_as_asked_whatever_the_scores():
+    for scores in (torch.zeros(41, 40), torch.randn(41, 40), torch.full((41, 40), -1e4)):
+        mask = top_k_mask_BN(scores, torch.arange(41).clamp(min=1), 1.0, torch.Generator().manual_seed(0))
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        assert mask.sum(1).tolist() == [1, *range(1, 41)]
+
+
+def test_a_sampled_set_is_drawn_without_replacement_in_proportion_to_the_scores():
+    """Sets of two of four tokens, against their probabilities drawn one after the other."""
+    weights = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    mask = top_k_mask_BN(weights.log().expand(40_000, 4), torch.full((40_000,), 2), 1.0)
+    for first in range(4):
+        for second in range(first + 1, 4):
+            one, other = weights[first].item(), weights[second].item()
+            expected = one / 12 * other / (12 - one) + other / 12 * one / (12 - other)
+            found = (mask[:, first] * mask[:, second]).mean().item()
+            assert found == pytest.approx(expected, abs=0.012)
+
+
+def test_without_noise_a_sampled_set_is_the_best_tokens():
+    scores = torch.randn(6, 20)
+    mask = top_k_mask_BN(scores, torch.full((6,), 7), 0.0)
+    assert torch.equal(mask, mask_of(top_k_BK(scores, 7), 20))
+
+
+def test_a_sampled_set_passes_the_gradient_of_the_distance_to_its_lowest_score():
+    scores = torch.randn(2, 6).requires_grad_()
+    weights = torch.arange(12.0).reshape(2, 6)
+    (top_k_mask_BN(scores, torch.tensor([2, 5]), 0.0) * weights).sum().backward()
+    lowest = scores.detach().sort(1, descending=True).values.gather(1, torch.tensor([[1], [4]]))
+    soft = torch.sigmoid(scores.detach() - lowest)
+    slope = weights * soft * (1 - soft)
+    # The lowest score that is kept moves all distances but its own.
+    expected = torch.where(scores == lowest, slope - slope.sum(1, keepdim=True), slope)
+    torch.testing.assert_close(scores.grad, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

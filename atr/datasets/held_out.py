@@ -43,16 +43,16 @@ class Example(Protocol):
         """As a Question's."""
 
 
-def drawn_by_micro(benchmark: str, group: str, count: int, seed: int) -> Iterator[Drawn]:
+def drawn_by_micro(benchmark: str, group: str, count: int, seed: int, split: str) -> Iterator[Drawn]:
     """One question an image, so that the questions of a benchmark are independent of each other."""
     for index in range(count):
-        sample = micro.sample(benchmark, "evaluate", index, seed)
+        sample = micro.sample(benchmark, split, index, seed)
         question, answer = sample.turns[0]
         image = f"{benchmark}/{index:06d}"
         yield Question(f"{image}#0", benchmark, group, [image], question, [answer]), [(image, sample.image)]
 
 
-def text_centres(image: str, seed: int) -> list[tuple[float, float]]:
+def text_centres(image: str, seed: int, split: str) -> list[tuple[float, float]]:
     """Centre (x, y) of each character on an image that `drawn_by_micro` drew, in fractions of its sides.
 
     It is drawn again; nothing is known of an image from elsewhere.
@@ -60,7 +60,7 @@ def text_centres(image: str, seed: int) -> list[tuple[float, float]]:
     benchmark, _, index = image.partition("/")
     if benchmark not in micro.DRAW:
         return []
-    written = micro.sample(benchmark, "evaluate", int(index), seed).characters
+    written = micro.sample(benchmark, split, int(index), seed).characters
     return [(character.x / micro.SIZE, character.y / micro.SIZE) for character in written]
 
 

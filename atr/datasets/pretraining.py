@@ -1,8 +1,9 @@
 """The images to pretrain on, by the name of their source."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -25,6 +26,32 @@ def images(prepare: Prepare, seed: int) -> Iterator[tuple[str, Image.Image]]:
     if prepare.source == "coco":
         return coco(parquet.find(prepare.repository, *COCO), prepare.images, seed)
     return folder.images(Path(prepare.source), prepare.images, seed)
+
+
+def prompts(image: str, prepared: Mapping[str, Any]) -> list[str]:
+    """What an image of `images` is to be asked, by its name and the parameters in their manifest.
+
+    One of the micro world is drawn again for its own questions; any other is asked `prepare.prompts`.
+    """
+    if prepared["prepare"]["source"] != "micro":
+        return list(prepared["prepare"]["prompts"])
+    benchmark, _, index = image.partition("/")
+    return [
+        question for question, _ in micro.sample(benchmark, "pretrain", int(index), prepared["seed"]).turns
+    ]
+
+
+class AskedImages:
+    """The names of images, each with its `prompts`, by index."""
+
+    def __init__(self, names: Sequence[str], prepared: Mapping[str, Any]) -> None:
+        self.names, self.prepared = names, prepared
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[str, list[str]]:
+        return self.names[index], prompts(self.names[index], self.prepared)
 
 
 def _micro(benchmarks: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:

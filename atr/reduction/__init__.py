@@ -65,6 +65,8 @@ _TRAINED: dict[str, Callable[[SelectorReducer], Reducer]] = {
     "selector-adaptive": lambda trained: trained,
     "selector-mmr": MMR,
     "selector-scope": Scope,
+    "distilled": lambda trained: trained,
+    "distilled-scope": partial(Scope, on="projected"),
 }
 
 
@@ -87,5 +89,6 @@ NEEDS: dict[str, frozenset[str]] = {
     **{name: make().needs for name, make in _UNTRAINED.items()},
     "random": Random.needs,
     **dict.fromkeys(_TRAINED, SelectorReducer.needs),
+    "distilled-scope": SelectorReducer.needs | {"projected_BND"},
 }
 """What each of REDUCERS reads of the optional fields of Encoded, told without making it."""

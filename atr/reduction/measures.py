@@ -5,7 +5,7 @@ place that it stands at. Where these places are says little of it, as it reads t
 text coverage and no overlap.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -73,12 +73,12 @@ class Kept:
 
 
 def made(
-    names: Iterable[str], seeds: int, selector: str | Path, given: Collection[str]
+    names: Iterable[str], seeds: int, weights: Callable[[str], str | Path], given: Collection[str]
 ) -> tuple[dict[str, list[Reducer]], dict[str, str]]:
     """Reducers of these names (random of 0 to `seeds` - 1), and why the others cannot be measured.
 
     Those are left out that need more of an image than is `given`, and those inside a language model, which
-    are not among REDUCERS. `selector` as there.
+    are not among REDUCERS. `weights` gives the selector that one of a name is made of.
     """
     reducers: dict[str, list[Reducer]] = {}
     left_out: dict[str, str] = {}
@@ -86,7 +86,7 @@ def made(
         if name not in REDUCERS:
             left_out[name] = "chooses between the layers of a language model"
             continue
-        drawn = [REDUCERS[name](seed, selector) for seed in range(seeds if name == "random" else 1)]
+        drawn = [REDUCERS[name](seed, weights(name)) for seed in range(seeds if name == "random" else 1)]
         if lacking := sorted(drawn[0].needs - set(given)):
             left_out[name] = f"needs {', '.join(lacking)}, which a language model gives"
         else:

@@ -47,7 +47,7 @@ class SelectorTraining(LightningModule):
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Loss and kept fraction of one batch under a sampled mask."""
-        noise = _noise(self, self.seed)
+        noise = step_noise(self, self.seed)
         restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
         terms = self._terms(restored_BND, features_BND, mask_BN)
         self._log("train", terms, features_BND, on_step=True)
@@ -101,7 +101,7 @@ class SelectorTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine fall to zero."""
-        return _optimizers(self, self.pretrain)
+        return optimizers(self, self.pretrain)
 
     def on_train_epoch_end(self) -> None:
         """Append the epoch's training and validation metrics to the history."""
@@ -142,13 +142,13 @@ class ReconstructorTraining(LightningModule):
 
     def _loss(self, features_BND: Tensor) -> Tensor:
         images, tokens, _ = features_BND.shape
-        mask_BN = random_mask_BN(images, tokens, _noise(self, self.seed))
+        mask_BN = random_mask_BN(images, tokens, step_noise(self, self.seed))
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
         return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """As for the selector."""
-        return _optimizers(self, self.pretrain)
+        return optimizers(self, self.pretrain)
 
 
 def _reconstruction_loss(
@@ -158,19 +158,20 @@ def _reconstruction_loss(
     return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
 
 
-def _noise(module: LightningModule, seed: int) -> torch.Generator:
+def step_noise(module: LightningModule, seed: int) -> torch.Generator:
     """Noise of seed, step and rank alone: a resumed run draws what the unbroken one would have."""
     place = f"{seed} {module.global_step} {module.global_rank}"
     return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
 
 
-def _optimizers(module: LightningModule, pretrain: config.Pretrain) -> OptimizerLRScheduler:
+def optimizers(module: LightningModule, recipe: config.Pretrain | config.Distill) -> OptimizerLRScheduler:
+    """AdamW with a linear warm-up and a cosine fall to zero, for a training of known length."""
     optimizer = torch.optim.AdamW(
-        module.parameters(), lr=pretrain.learning_rate, weight_decay=pretrain.weight_decay
+        module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     steps = int(module.trainer.estimated_stepping_batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, pretrain.warmup)
+        optimizer, lambda step: warmup_cosine(step, steps, recipe.warmup)
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -23,6 +23,8 @@ COMPONENTS = "components.png"
 """Beside the features of each split: what their encoder tells apart in two photographs."""
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
+DISTILL = Path("experiments/distill")
+DISTILLED = DISTILL / "selector"
 EVALUATE = Path("experiments/evaluate")
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
@@ -32,6 +34,11 @@ REPORT = Path("experiments/report")
 def with_budget(*reducers: str) -> list[str]:
     """Of these names those that take a budget."""
     return [name for name in reducers if name not in ("full", "none") and not name.endswith("-adaptive")]
+
+
+def weights_of(reducer: str) -> Path:
+    """Folder of the selector that a reducer of this name is made of, if it is made of one."""
+    return DISTILLED if reducer in config.DISTILLED else SELECTOR
 
 
 class Terminated(BaseException):

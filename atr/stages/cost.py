@@ -4,7 +4,7 @@ from typing import Any
 
 from atr import config
 from atr.files import write_json
-from atr.stages import COST, SELECTOR, entry, with_budget
+from atr.stages import COST, entry, weights_of, with_budget
 
 
 def main(params: config.Params) -> None:
@@ -38,10 +38,10 @@ def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]
     from atr.vlm import cost
     from atr.vlm.checkpoint import check_selector
 
-    asked = params.cost
+    asked, named = params.cost, params.evaluate
     with model.device:
-        names = with_budget(*params.evaluate.reducers, *params.evaluate.selectors)
-        reducers = {name: REDUCERS[name](0, SELECTOR) for name in names if name in REDUCERS}
+        names = with_budget(*named.reducers, *named.selectors, *named.distilled)
+        reducers = {name: REDUCERS[name](0, weights_of(name)) for name in names if name in REDUCERS}
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)

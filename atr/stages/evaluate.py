@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.files import whole_folder, write_json
-from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, entry
+from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, weights_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -60,7 +60,8 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
         fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
     trials = trials_of(reducer, keep, asked.random_seeds)
-    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, SELECTOR) for trial in trials}
+    weights = weights_of(reducer)
+    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, weights) for trial in trials}
     needs = frozenset().union(*(made.needs for made in reducers.values()))
     rows = answer_all(
         questions,
@@ -76,5 +77,5 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
-    parser.add_argument("reducer", choices=(*config.REDUCERS, *config.SELECTORS))
+    parser.add_argument("reducer", choices=(*config.REDUCERS, *config.SELECTORS, *config.DISTILLED))
     entry("evaluate", partial(main, reducer=parser.parse_args().reducer))

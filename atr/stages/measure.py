@@ -25,9 +25,10 @@ def main(params: config.Params) -> None:
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
         if not random.trainer.is_global_zero:
             return
-        names = stages.with_budget(*params.evaluate.reducers, *params.evaluate.selectors)
+        named = params.evaluate
+        names = stages.with_budget(*named.reducers, *named.selectors, *named.distilled)
         with (device := random.trainer.strategy.root_device):
-            reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.SELECTOR, GIVEN)
+            reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.weights_of, GIVEN)
         images = list(_images(params, held_out, measures.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
@@ -69,9 +70,10 @@ def _images(params: config.Params, store: Any, needs: frozenset[str], device: An
     from atr.reduction.measures import Images
 
     asked, prepared = params.measure, PreparedImages(stages.EVALUATE_IMAGES)
+    drawn = prepared.parameters
     encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
     for names in evenly(store, asked.images, asked.batch_size):
-        centres = [text_centres(name, prepared.parameters["seed"]) for name in names]
+        centres = [text_centres(name, drawn["seed"], drawn["prepare"]["split"]) for name in names]
         yield Images.of(observed(store, names, prepared.image, encoder, needs, device), centres)
 
 

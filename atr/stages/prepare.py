@@ -48,7 +48,7 @@ def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
 
     prepare, about = params.prepare, (benchmark, config.GROUPS[benchmark])
     if benchmark in config.BENCHMARKS:
-        return held_out.drawn_by_micro(*about, prepare.questions, params.seed)
+        return held_out.drawn_by_micro(*about, prepare.questions, params.seed, prepare.split)
     from atr.benchmarks import BENCHMARKS
 
     source, examples = BENCHMARKS[benchmark].source, BENCHMARKS[benchmark].examples

@@ -4,6 +4,7 @@ Either way they come out as one `Prepared`, with all tokens encoded and projecte
 (reducing, generating, counting) is the same for both.
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
@@ -50,12 +51,13 @@ class Source(Protocol):
     def prepare(
         self,
         images: Sequence[Sequence[str]],
-        questions: Sequence[str],
+        questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
         """The questions with every visual token of their images, named in the order of the prompt.
 
-        `needs` are those of the reducers that will be asked.
+        In place of a question there may be a conversation, as `Prompts.text` has it. `needs` are those of the
+        reducers that will be asked.
         """
 
 
@@ -65,11 +67,19 @@ class Prompts:
 
     processor: Any
 
-    def text(self, question: str, images: int) -> str:
-        """The prompt of a question with a placeholder for each image; the images come before the text."""
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    def text(self, question: str | Sequence[str], images: int) -> str:
+        """The prompt of a question with a placeholder for each image; the images come before the text.
+
+        Several turns are a conversation: a question, its answer, the next question, and so on.
+        """
+        turns = [question] if isinstance(question, str) else question
+        contents = [[{"type": "text", "text": turn}] for turn in turns]
+        contents[0] = [{"type": "image"}] * images + contents[0]
+        roles = itertools.cycle(("user", "assistant"))
         text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            [{"role": role, "content": content} for content, role in zip(contents, roles, strict=False)],
+            add_generation_prompt=len(turns) % 2 == 1,
+            tokenize=False,
         )
         return text
 
@@ -79,7 +89,7 @@ class Prompts:
         opened = opening is not None and texts[0].startswith(opening)
         return {"add_special_tokens": not opened, "padding": True, "return_tensors": "pt"}
 
-    def length(self, question: str) -> int:
+    def length(self, question: str | Sequence[str]) -> int:
         """Tokens of the prompt without image."""
         text = self.text(question, 0)
         return int(self.tokenize([text], torch.device("cpu"))["input_ids"].shape[1])
@@ -108,7 +118,7 @@ class StoredFeatures:
     def prepare(
         self,
         images: Sequence[Sequence[str]],
-        questions: Sequence[str],
+        questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
         """As `Source`; no image is opened unless attention, keys or pixels are needed."""
@@ -153,7 +163,7 @@ class WholeInputs:
     def prepare(
         self,
         images: Sequence[Sequence[str]],
-        questions: Sequence[str],
+        questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
         """As `Source`; raises ValueError for a placeholder typed in a question."""

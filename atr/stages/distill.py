@@ -1,0 +1,87 @@
+"""Stage distill: a selector that learns from the frozen language model what its answers depend on."""
+
+from functools import partial
+from typing import Any
+
+from atr import config
+from atr.files import sha256, whole_folder, write_json
+from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
+from atr.stages.pretrain import STATISTICS, STORE
+
+CHECKPOINTS = DISTILL / "checkpoints"
+
+
+def main(params: config.Params) -> None:
+    """Train, or go on with a training of the same parameters and features; write selector and metrics."""
+    from atr import tracking
+
+    with tracking.run("distill", params) as run:
+        from lightning.pytorch import seed_everything
+        from lightning.pytorch.utilities import rank_zero_only
+
+        from atr.datasets import PreparedImages
+        from atr.datasets.pretraining import AskedImages
+        from atr.features.store import FeatureStore
+        from atr.hardware import lightning_kwargs
+        from atr.reduction import card
+        from atr.reduction.training import checkpoint_name
+        from atr.vlm import distillation
+
+        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
+        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
+        images, recipe, seed = PreparedImages(PRETRAIN_IMAGES), params.distill, params.seed
+        asked = AskedImages(images.ids, images.parameters)
+        data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
+        answerer = _answerer(params, images, store)
+        seed_everything(seed, verbose=False)
+        selector = _selector(params, store, data.training)
+        module = distillation.Distillation(selector, answerer, recipe, seed)
+        checkpoint = CHECKPOINTS / checkpoint_name(params=params.raw(), store=sha256(STORE))
+        kwargs = lightning_kwargs(params.trainer)
+        if distillation.train(module, data, checkpoint, run.logger(), **kwargs):
+            about = card.record(store.manifest, images.parameters, seed, module.history[-1])
+            selector.note(**about, taught_by=params.vlm.name)
+            _write(params, module)
+            run.metrics(module.history[-1])
+            run.artifact(DISTILLED, folder="selector")
+            checkpoint.unlink(missing_ok=True)
+
+
+def _answerer(params: config.Params, images: Any, store: Any) -> Any:
+    """The frozen model, given the features as the stage evaluate gives them."""
+    import torch
+
+    from atr.features.pretrained import locate
+    from atr.hardware import precision_of
+    from atr.vlm.answering import Answerer
+
+    settings = config.Evaluate(max_new_tokens=params.distill.max_new_tokens)
+    precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer has one
+    opened, tower = (lambda: images, lambda: store), partial(locate, folder=ENCODERS)
+    return Answerer.load(params.vlm, precision, device, *opened, settings, tower)
+
+
+def _selector(params: config.Params, store: Any, training: list[int]) -> Any:
+    """An untrained one of the shape of the paper's, which starts without preferring a number of tokens."""
+    from atr.reduction import FeatureSelector
+
+    shape, about = params.distill, (store.manifest["encoder"], store.manifest["layer"])
+    sizes = shape.layers, shape.heads, shape.ffn_ratio, shape.position
+    selector = FeatureSelector(store.width, store.grid, *sizes, 0.0, *about)
+    selector.standardise.measure(store[place] for place in training[:STATISTICS])
+    return selector
+
+
+def _write(params: config.Params, module: Any) -> None:
+    from atr import tracking
+
+    with whole_folder(DISTILLED) as folder:
+        module.selector.save_pretrained(folder)
+    results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
+    write_json(
+        DISTILL / "metrics.json", results | {"provenance": tracking.provenance(), "store": sha256(STORE)}
+    )
+
+
+if __name__ == "__main__":
+    entry("distill", main)

@@ -1,0 +1,227 @@
+"""A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from atr.config import Distill, Evaluate
+from atr.reduction import FeatureSelector, Full
+from atr.tokens import mask_of
+from atr.vlm import distillation
+from atr.vlm.answering import Answerer
+from atr.vlm.choice import Policy
+from atr.vlm.distillation import AskedData, Distillation, train
+from atr.vlm.packing import ROW_END
+from atr.vlm.reduce import shorten
+from atr.vlm.sources import Prompts, WholeInputs
+from tests.vlm.conftest import random_images
+
+FAMILIES = ("llava", "llava_next", "llava_onevision")
+BATCH = [("one", ["a", "b c"]), ("two", ["d"]), ("three", ["e f g", "a", "h"])]
+
+
+class Pictures:
+    def __init__(self, family):
+        self.family = family
+
+    def image(self, name):
+        return random_images(f"{name} <image>", self.family)[0]
+
+
+@pytest.fixture
+def answerer(model, processor, family):
+    source = WholeInputs(model, processor, Pictures(family))
+    return Answerer(model, processor, source, Evaluate(max_new_tokens=3))
+
+
+def taught(answerer, **changes):
+    torch.manual_seed(1)
+    selector = FeatureSelector(24, (4, 4), layers=1, heads=2, initial_bias=0.0)
+    return Distillation(selector, answerer, Distill(**{"batch_size": 3} | changes), seed=0)
+
+
+@pytest.fixture
+def module(answerer):
+    return taught(answerer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_every_token_the_model_answers_as_it_is(module):
+    [(divergence, agreement)] = module._compared(BATCH, [torch.ones_like])
+    assert divergence.item() == pytest.approx(0, abs=1e-5) and agreement == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, monkeypatch):
+    """Compared with the words that the model has for the shorter sequence, at the positions it had."""
+    monkeypatch.setattr(distillation, "FLOOR", 1e-12)
+    module.answerer.model.set_attn_implementation(attention)
+    prepared, answers = module._conversations(BATCH)
+    whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.packing.lengths
+    stay = [(tile_P == ROW_END) | (torch.arange(size) % 3 == 1)
+            for tile_P, size in zip(prepared.packing.tile_of, sizes, strict=True)]  # fmt: skip
+    found = module._words(whole, answers, torch.cat(stay).float())
+
+    keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
+    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, "original")
+    logits = module.answerer.model(**shorter).logits
+    expected = []
+    for row, answers_L in enumerate(answers):
+        ahead = len(answers_L) - answers_L.nonzero()[:, 0]  # the same from the end, whatever was dropped
+        expected.append(logits[row, -1 - ahead].log_softmax(-1))
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_selector_learns_and_the_model_does_not(module):
+    before = {name: value.clone() for name, value in module.answerer.model.state_dict().items()}
+    module.answerer.model.requires_grad_(False)
+    [(divergence, _)] = module._compared(BATCH, [lambda scores_P: scores_P.sigmoid()])
+    divergence.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.selector.parameters())
+    assert any(parameter.grad.abs().max() > 1e-8 for parameter in module.selector.parameters())
+    after = module.answerer.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(name.startswith("answerer") for name in module.state_dict())
+
+
+def test_the_gradient_of_a_weight_is_what_it_changes(module):
+    """Of a token that is not there as of one that is: by finite differences, in float64."""
+    module.answerer.model.double()
+    prepared, answers = module._conversations(BATCH[:1])
+    whole = prepared.reduce(Full(), Policy(1.0))
+    weights = mask_of(torch.tensor([1, 2, 5, 11]), 16).requires_grad_()
+    expected = module._words(whole, answers, None).detach()
+
+    def loss(values):
+        return (expected.exp() * (expected - module._words(whole, answers, values))).sum()
+
+    loss(weights).backward()
+    for token in (0, 2, 9, 11):
+        step = torch.zeros(16).index_fill_(0, torch.tensor(token), 2**-10)
+        with torch.no_grad():
+            slope = (loss(weights + step) - loss(weights - step)) / 2**-9
+        assert weights.grad[token] == pytest.approx(slope.item(), rel=0.05, abs=1e-3), token
+
+
+def test_answers_are_marked_and_nothing_else(module):
+    prepared, answers = module._conversations(BATCH)
+    tokenizer = module.answerer.processor.tokenizer
+    for (name, _), ids_L, answers_L in zip(BATCH, prepared.inputs["input_ids"], answers, strict=True):
+        said = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
+        assert said == " ".join(module._answered[name]).split()
+
+
+def test_each_prompt_is_answered_once(module, monkeypatch):
+    asked = []
+    answer = Answerer.answer
+    monkeypatch.setattr(Answerer, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
+    module._conversations(BATCH)
+    module._conversations(BATCH[::-1])
+    assert len(asked) == 1
+    batch = module.answerer.prepare([["three"]], ["h"])
+    [(alone, _, _)] = answer(module.answerer, batch, Full(), 1.0)
+    assert module._answered["three"][2] == alone
+
+
+def test_every_image_counts_alike_however_long_its_answers():
+    answers = torch.tensor([[True, True, True], [False, False, True]])
+    values = torch.tensor([3.0, 3.0, 3.0, 5.0])
+    assert distillation._mean_of_rows(values, answers) == 4
+
+
+def test_answers_without_a_word_teach_nothing(module, monkeypatch):
+    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0)])
+    [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
+    assert (divergence, agreement) == (0, 0)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_attention_without_weights_is_refused(answerer, attention):
+    answerer.model.config.get_text_config()._attn_implementation = attention
+    with pytest.raises(ValueError, match=f"attention: {attention} takes no weights"):
+        taught(answerer)
+
+
+class Asked:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return f"image {index}", ["a", "b c"]
+
+
+def fit(answerer, folder, images, **recipe):
+    module = taught(answerer, learning_rate=0.001, warmup=0.0, **recipe)
+    data = AskedData(images, module.recipe.batch_size, validation=0.1, seed=0)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    assert train(module, data, folder / "last.ckpt", DummyLogger(), **quiet)
+    return module
+
+
+class OneImage:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return "one", ["a", "b c"]
+
+
+@torch.no_grad()
+def divergence(module, scores_P):
+    """Of the answers about the one image from the best quarter of its tokens."""
+    [(found, _)] = module._compared([OneImage()[0]], [lambda _: module._best(scores_P, 0.25)])
+    return found.item()
+
+
+def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(answerer, tmp_path):
+    """Among the sets of four tokens, of which a hundred are drawn, one of the better quarter."""
+    answerer.model.requires_grad_(False)
+    quarter = {"lowest": 0.25, "highest": 0.25}
+    module = fit(answerer, tmp_path, OneImage(), epochs=80, batch_size=1, **quarter)
+    prepared, _ = module._conversations([OneImage()[0]])
+    learned = divergence(module, module.selector.rank(prepared.encoded.features_BND)[0])
+    drawn = torch.rand(100, 16, generator=torch.Generator().manual_seed(0))
+    assert learned < sorted(divergence(module, scores_P) for scores_P in drawn)[25]
+    last = {name.removesuffix("_epoch") for name in module.history[-1]}
+    assert {"train/divergence", "validation/divergence_0.3", "validation/agreement_0.5"} <= last
+    assert len(module.history) == 80
+
+
+def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
+    answerer.model.requires_grad_(False)
+    whole = fit(answerer, tmp_path / "whole", Asked(), epochs=2)
+
+    class Stop(lightning.Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    original = lightning.Trainer.__init__
+
+    def stopped(self, callbacks, **kwargs):
+        original(self, callbacks=[*callbacks, Stop()], **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(lightning.Trainer, "__init__", stopped)
+        fit(answerer, tmp_path / "broken", Asked(), epochs=2)
+    resumed = fit(answerer, tmp_path / "broken", Asked(), epochs=2)
+    assert resumed.history == whole.history
+    assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
+
+
+def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
+    data = AskedData(Asked(), batch_size=10, validation=0.1, seed=0)
+    with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
+        train(taught(answerer), data, tmp_path / "last.ckpt", DummyLogger())
+
+
+def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):
+    prompts = Prompts(processor)
+    assert prompts.text(["a b", "c", "d"], 1).split() == ["<image>", "a", "b", "c", "d"]
+    assert prompts.text(["a b"], 1) == prompts.text("a b", 1)
+    assert prompts.length(["a b", "c"]) == 1 + 3
