@@ -29,10 +29,12 @@ reproduce: $(STAMP)
 # All names that atr.config has, so that a new peer is compared without a word here.
 NAMES = $$(python -c 'from atr import config; print(*config.$(1), sep=",")')
 compare: $(STAMP)
-	dvc exp run -S "evaluate.reducers=[$(call NAMES,REDUCERS)]" -S "evaluate.selectors=[$(call NAMES,SELECTORS)]"
+	dvc exp run -S "evaluate.reducers=[$(call NAMES,REDUCERS)]" -S "evaluate.selectors=[$(call NAMES,SELECTORS)]" \
+		-S "evaluate.distilled=[$(call NAMES,DISTILLED)]"
 
+# Of each process one thread: as many processes as cores leave no room for more.
 test: $(STAMP)
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	ruff check

@@ -383,8 +383,10 @@ class Distill:
     """AdamW's; its own default."""
     warmup: float = 0.05
     """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
+    images: int = 5120
+    """Pretraining images to learn from, a seeded sample; all where there are fewer."""
     epochs: int = 1
-    """Passes over the pretraining images."""
+    """Passes over them."""
     batch_size: int = 16
     """Images a step on each device; all prompts of an image are one conversation."""
     validation: float = 0.05
@@ -393,7 +395,7 @@ class Distill:
     """Tokens of an answer to learn from at most."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "heads", "epochs", "batch_size", "max_new_tokens"):
+        for key in ("layers", "heads", "images", "epochs", "batch_size", "max_new_tokens"):
             _check(f"distill.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
         _check("distill.ffn_ratio", self.ffn_ratio, self.ffn_ratio > 0, "ffn_ratio > 0")
         _check_choice("distill.position", self.position, ("sine", "none"))

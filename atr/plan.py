@@ -160,6 +160,7 @@ class Plan:
     trainer: config.Trainer
     prepare: config.Prepare
     pretrain: config.Pretrain
+    distill: config.Distill
     evaluate: config.Evaluate
     features: Features | None
 
@@ -180,10 +181,13 @@ class Plan:
     @property
     def trials(self) -> dict[str, int]:
         """Times that each reducer answers every question."""
-        ratios = len(self.evaluate.keep)
-        once = dict.fromkeys(self.evaluate.reducers, 1)
-        drawn = {"random": ratios * self.evaluate.random_seeds} if "random" in once else {}
-        return once | drawn | {"selector": ratios}
+        asked = self.evaluate
+        return {name: self._trials(name) for name in (*asked.reducers, *asked.selectors, *asked.distilled)}
+
+    def _trials(self, reducer: str) -> int:
+        if reducer in ("full", "none") or reducer.endswith("-adaptive"):
+            return 1
+        return len(self.evaluate.keep) * (self.evaluate.random_seeds if reducer == "random" else 1)
 
     @property
     def answers(self) -> int:
@@ -229,6 +233,7 @@ def load(path: str | Path = "params.yaml") -> Plan:
         trainer=trained.trainer,
         prepare=config.load("prepare", path).prepare,
         pretrain=trained.pretrain,
+        distill=config.load("distill", path).distill,
         evaluate=evaluated.evaluate,
         features=features_of(trained.encoder.path),
     )
@@ -247,6 +252,11 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
         pretrain, evaluate = (_size(count * plan.features.bytes) for count in (plan.prepare.images, images))
         yield f"features     {pretrain} for pretraining, at most {evaluate} for evaluation, bfloat16"
         yield from _training(plan, plan.features)
+    taught = min(plan.distill.images, plan.prepare.images)
+    yield (
+        f"distilling   {taught:,} images x {plan.distill.epochs} epochs: {plan.vlm.name} answers the prompts "
+        "of each, then reads the conversation twice, once backwards"
+    )
     trials = ", ".join(f"{name} {count}" for name, count in plan.trials.items())
     yield f"questions    {sum(questions.values()):,}: " + ", ".join(
         f"{name} {count:,}" for name, count in questions.items()

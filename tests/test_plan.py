@@ -189,15 +189,17 @@ def test_a_sample_of_questions_is_at_most_what_there_is(planned):
     assert costs.evaluation_images == sum(costs.questions.values()) - 1000 + 398
 
 
-@pytest.mark.parametrize("reducers", [["full", "none", "random"], ["random"], ["full"]])
+@pytest.mark.parametrize(
+    "reducers", [["full", "none", "random"], ["random"], ["full"], ["divprune", "prumerge-adaptive"]]
+)
 def test_trials_are_those_of_the_evaluation_loop(planned, reducers):
     from atr.benchmarks.loop import trials_of
 
     costs = planned(None, f"evaluate.reducers=[{','.join(reducers)}]")
     asked = costs.evaluate
-    for reducer in (*reducers, "selector"):
-        assert costs.trials[reducer] == len(trials_of(reducer, asked.keep, asked.random_seeds))
-    assert set(costs.trials) == {*reducers, "selector"}
+    assert set(costs.trials) == {*reducers, *asked.selectors, *asked.distilled}
+    for reducer, trials in costs.trials.items():
+        assert trials == len(trials_of(reducer, asked.keep, asked.random_seeds))
 
 
 def test_prepared_images_are_not_larger_than_estimated(planned):
@@ -230,7 +232,9 @@ def test_coco_holds_what_its_reader_says():
                 "453.0 MB for pretraining, at most 99.5 MB for evaluation",
                 "7,782 images x 6 epochs, 726 steps: 64 images a step on 1 device(s)",
                 "1,800: docs 300",
-                "68,400: each question under 38 trials (full 1, none 1, random 27, selector 9)",
+                "86,400: each question under 48 trials (full 1, none 1, random 27, selector 9, "
+                "selector-adaptive 1, distilled-scope 9)",
+                "5,120 images x 1 epochs: micro answers the prompts",
             ],
         ),
         (
@@ -241,7 +245,8 @@ def test_coco_holds_what_its_reader_says():
                 "118.0 GB for pretraining",
                 "95,000 images x 40 epochs, 118,720 steps: 32 images a step on 1 device(s)",
                 "40,062: textvqa 5,000",
-                "1,522,356: each question under 38 trials (full 1, none 1, random 27, selector 9)",
+                "1,922,976: each question under 48 trials (full 1, none 1, random 27, selector 9, ",
+                "5,000 images x 1 epochs: llava-hf/llava-v1.6-vicuna-7b-hf answers",
             ],
         ),
         (
@@ -250,7 +255,7 @@ def test_coco_holds_what_its_reader_says():
             [
                 "729 tokens of 1,152 channels an image",
                 "168.0 GB for pretraining",
-                "1,041,612: each question under 26 trials (full 1, none 1, random 18, selector 6)",
+                "1,322,046: each question under 33 trials (full 1, none 1, random 18, selector 6, ",
             ],
         ),
     ],

@@ -9,8 +9,8 @@ TEMPLATE = """---
 ---
 # A selector of visual tokens for {{ encoder }}
 
-It ranks the tokens that a frozen vision tower makes of an image by how little the others tell about them, so
-that a LLaVA with this tower, itself unchanged, can be given the best of them alone. The method is that of
+It ranks the tokens that a frozen vision tower makes of an image by {{ worth }}, so
+that a LLaVA with this tower, itself unchanged, can be given the best of them alone. The {{ part }} is that of
 [When Less is Enough: Adaptive Token Reduction for Efficient Image Representation]({{ paper_url }}).
 
 ```python
@@ -71,6 +71,7 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
         "width of a feature": config["width"],
         "transformer layers": config["layers"],
         "kept proportion p in training": config["keep"],
+        "taught by the answers of": record.get("taught_by"),
         "training data": record.get("data"),
         "training images": record.get("images"),
         "seed": record.get("seed"),
@@ -78,7 +79,14 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
     }
     # Sorted, as config.json is: loaded and saved again it is the same card.
     scores = sorted(record.get("scores", {}).items())
+    is_taught = "taught_by" in record
     return {
+        "worth": (
+            "how much a language model's answers depend on them"
+            if is_taught
+            else "how little the others tell about them"
+        ),
+        "part": "selector" if is_taught else "method",
         "encoder": escaped(config["encoder"] or "an encoder without name"),
         "facts": {name: escaped(value) for name, value in facts.items() if value is not None},
         "scores": {escaped(name): f"{value:.4g}" for name, value in scores},

@@ -1,5 +1,6 @@
 """Stage distill: a selector that learns from the frozen language model what its answers depend on."""
 
+import random
 from functools import partial
 from typing import Any
 
@@ -30,17 +31,20 @@ def main(params: config.Params) -> None:
         is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
         store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES), params.distill, params.seed
-        asked = AskedImages(images.ids, images.parameters)
+        names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
+        asked = AskedImages(names, images.parameters)
         data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
         answerer = _answerer(params, images, store)
         seed_everything(seed, verbose=False)
-        selector = _selector(params, store, data.training)
+        sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])
+        about = (store.manifest["encoder"], store.manifest["layer"])
+        selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
         module = distillation.Distillation(selector, answerer, recipe, seed)
         checkpoint = CHECKPOINTS / checkpoint_name(params=params.raw(), store=sha256(STORE))
         kwargs = lightning_kwargs(params.trainer)
         if distillation.train(module, data, checkpoint, run.logger(), **kwargs):
-            about = card.record(store.manifest, images.parameters, seed, module.history[-1])
-            selector.note(**about, taught_by=params.vlm.name)
+            noted = card.record(store.manifest, images.parameters, seed, module.history[-1])
+            selector.note(**noted, taught_by=params.vlm.name)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(DISTILLED, folder="selector")
@@ -59,17 +63,6 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer has one
     opened, tower = (lambda: images, lambda: store), partial(locate, folder=ENCODERS)
     return Answerer.load(params.vlm, precision, device, *opened, settings, tower)
-
-
-def _selector(params: config.Params, store: Any, training: list[int]) -> Any:
-    """An untrained one of the shape of the paper's, which starts without preferring a number of tokens."""
-    from atr.reduction import FeatureSelector
-
-    shape, about = params.distill, (store.manifest["encoder"], store.manifest["layer"])
-    sizes = shape.layers, shape.heads, shape.ffn_ratio, shape.position
-    selector = FeatureSelector(store.width, store.grid, *sizes, 0.0, *about)
-    selector.standardise.measure(store[place] for place in training[:STATISTICS])
-    return selector
 
 
 def _write(params: config.Params, module: Any) -> None:

@@ -6,7 +6,7 @@ the model answers the same without it. Shapes: B images, N tokens of a tile, P p
 tokens of a sequence, A answer tokens of a batch, V words.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -224,6 +224,24 @@ def _mean_of_rows(values_A: Tensor, answers_BL: Tensor) -> Tensor:
     return (values_A * weights_A).sum() / len(counts_B)
 
 
+def new_selector(
+    recipe: config.Distill,
+    width: int,
+    grid: tuple[int, int],
+    encoder: str,
+    layer: int,
+    images: Iterable[Tensor],
+) -> FeatureSelector:
+    """An untrained one that prefers no number of tokens, standardised by the features_ND of `images`.
+
+    Raises ValueError for heads that do not divide the width.
+    """
+    shape = recipe.layers, recipe.heads, recipe.ffn_ratio, recipe.position
+    selector = FeatureSelector(width, grid, *shape, initial_bias=0.0, encoder=encoder, layer=layer)
+    selector.standardise.measure(images)
+    return selector
+
+
 class AskedData(lightning.LightningDataModule):
     """Images with their prompts in batches: lists, shuffled anew every epoch; some are held out."""
 
@@ -246,7 +264,9 @@ class AskedData(lightning.LightningDataModule):
         chosen: Subset[Asked] = Subset(self.images, places)  # type: ignore[arg-type]  # length and items will do
         trainer = self.trainer
         devices, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler = DistributedSampler(chosen, devices, rank, shuffle, self.seed, drop_last)
+        sampler: DistributedSampler[Asked] = DistributedSampler(
+            chosen, devices, rank, shuffle, self.seed, drop_last
+        )
         return DataLoader(chosen, self.batch_size, sampler=sampler, collate_fn=list, drop_last=drop_last)
 
 

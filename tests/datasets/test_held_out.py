@@ -32,7 +32,7 @@ def read(examples, count=99, seed=0):
 
 
 def test_micro_questions_are_the_first_of_each_evaluation_image():
-    [(question, [(name, image)])] = [*held_out.drawn_by_micro("docs", "text", 1, 5)]
+    [(question, [(name, image)])] = [*held_out.drawn_by_micro("docs", "text", 1, 5, "evaluate")]
     sample = micro.sample("docs", "evaluate", 0, 5)
     asked, answer = sample.turns[0]
     assert question == Question("docs/000000#0", "docs", "text", ["docs/000000"], asked, [answer])
@@ -88,12 +88,13 @@ def test_pictures_are_distinct_over_all_questions(cells):
     assert len(pictures) == 2 and all(isinstance(image, Image.Image) for _, image in pictures)
 
 
+@pytest.mark.parametrize("split", ["evaluate", "validation"])
 @pytest.mark.parametrize("benchmark", micro.DRAW)
-def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark):
+def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark, split):
     for index in range(20):
-        ((name, _),) = list(held_out.drawn_by_micro(benchmark, "text", index + 1, 3))[-1][1]
-        written = micro.sample(benchmark, "evaluate", index, 3).characters
-        centres = held_out.text_centres(name, 3)
+        ((name, _),) = list(held_out.drawn_by_micro(benchmark, "text", index + 1, 3, split))[-1][1]
+        written = micro.sample(benchmark, split, index, 3).characters
+        centres = held_out.text_centres(name, 3, split)
         for (x, y), character in zip(centres, written, strict=True):
             assert (x * micro.SIZE, y * micro.SIZE) == pytest.approx((character.x, character.y))
         assert all(0 <= x < 1 and 0 <= y < 1 for x, y in centres)
@@ -101,4 +102,4 @@ def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark):
 
 
 def test_nothing_is_known_of_the_text_of_other_images():
-    assert held_out.text_centres("docvqa/0123456789abcdef", 3) == []
+    assert held_out.text_centres("docvqa/0123456789abcdef", 3, "evaluate") == []

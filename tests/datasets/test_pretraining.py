@@ -57,6 +57,22 @@ def test_the_micro_world_draws_its_own_benchmarks_in_turn(benchmarks, drawn):
     assert image.tobytes() == micro.sample(name.split("/")[0], "pretrain", 5, 3).image.tobytes()
 
 
+def test_an_image_of_the_micro_world_is_asked_its_own_questions():
+    settings = Prepare(images=12)
+    prepared = {"seed": 3, "prepare": {"source": "micro", "prompts": settings.prompts}}
+    asked = pretraining.AskedImages([name for name, _ in pretraining.images(settings, 3)], prepared)
+    assert len(asked) == 12
+    for index in range(12):
+        name, prompts = asked[index]
+        sample = micro.sample(name.split("/")[0], "pretrain", index, 3)
+        assert prompts == [question for question, _ in sample.turns] != []
+
+
+def test_any_other_image_is_asked_the_prompts_of_the_parameters():
+    prepared = {"seed": 0, "prepare": {"source": "coco", "prompts": ["What is it?", "Read it."]}}
+    assert pretraining.prompts("coco/000000000009", prepared) == ["What is it?", "Read it."]
+
+
 def test_a_folder_of_pictures(tmp_path):
     Image.new("L", (9, 9), 7).save(tmp_path / "a.png")
     [(name, image)] = pretraining.images(Prepare(source=str(tmp_path), images=1), 0)

@@ -165,7 +165,7 @@ def test_reducers_that_need_a_language_model_are_left_out_by_name(monkeypatch):
     }
     monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
     names = ["random", "asked", "seen", "fastv"]
-    reducers, left_out = measures.made(names, 3, "", {"grid", "attention_BN"})
+    reducers, left_out = measures.made(names, 3, str, {"grid", "attention_BN"})
     assert {name: len(drawn) for name, drawn in reducers.items()} == {"random": 3, "seen": 1}
     assert [reducer.seed for reducer in reducers["random"]] == [0, 1, 2]
     assert left_out == {

@@ -11,7 +11,7 @@ import pytest
 
 from atr import config
 from atr.files import read_json
-from atr.stages import cost, evaluate, extract, measure, prepare, pretrain, report
+from atr.stages import cost, distill, evaluate, extract, measure, prepare, pretrain, report
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -27,7 +27,7 @@ CHANGES = {
     "seconds": 0.001,
     "bootstrap": 20,
 }
-REDUCERS = ("full", "none", "random", "selector")
+REDUCERS = ("full", "none", "random", "selector", "distilled-scope")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,7 @@ def project(tmp_path_factory):
         for split in extract.SPLITS:
             extract.main(config.load("extract"), split)
         pretrain.main(config.load("pretrain"))
+        distill.main(config.load("distill"))
         for reducer in REDUCERS:
             evaluate.main(config.load("evaluate"), reducer)
         measure.main(config.load("measure"))
@@ -87,10 +88,19 @@ def test_the_reducers_are_measured_and_timed(project):
     measured, timed = (
         read_json(project / "experiments" / file) for file in ("measure/metrics.json", "cost/cost.json")
     )
-    assert set(measured["reducers"]) == {"random", "selector"} == {e["reducer"] for e in timed["entries"]}
+    assert set(measured["reducers"]) == {"random", "selector"}
+    assert set(measured["provenance"]["left_out"]) == {"distilled-scope"}, "it asks what the projector makes"
+    assert {e["reducer"] for e in timed["entries"]} == {"random", "selector", "distilled-scope"}
     coverage = measured["reducers"]["random"]["text_coverage"]
     assert coverage == pytest.approx([0.2, 0.4, 0.5], abs=0.1), "random tokens cover what they are of all"
     assert {entry["tokens"] for entry in timed["entries"]} == {144}
+
+
+def test_the_distilled_selector_says_who_taught_it(project):
+    card = (project / "experiments/distill/selector/README.md").read_text()
+    assert "| taught by the answers of | micro |" in card
+    results = read_json(project / "experiments/distill/metrics.json")
+    assert len(results["history"]) == 2 and results["provenance"]["versions"]
 
 
 def test_the_report_shows_every_benchmark(project):
@@ -107,9 +117,9 @@ def test_all_stages_are_logged_under_one_parent(project):
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1 == 1 + 2 + 1 + len(REDUCERS) + 3
+    assert len(children) == len(runs) - 1 == 1 + 2 + 2 + len(REDUCERS) + 3
     assert {run.data.tags["stage"] for run in children} == {
-        "prepare", "extract", "pretrain", "evaluate", "measure", "cost", "report",
+        "prepare", "extract", "pretrain", "distill", "evaluate", "measure", "cost", "report",
     }  # fmt: skip
     assert {run.info.status for run in children} == {"FINISHED"}
 
