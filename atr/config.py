@@ -106,8 +106,8 @@ REDUCERS = (
 """The reducers that need no training, each by its class in `atr.reduction`, the last two `atr.vlm.inside`."""
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
-DISTILLED = ("distilled", "distilled-scope")
-"""Those made of the one that the language model taught: its best tokens, its scores with coverage."""
+DISTILLED = ("distilled", "distilled-ranking")
+"""Those made of the one that the language model taught: its scores with coverage, its best tokens."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",
@@ -418,7 +418,7 @@ class Evaluate:
     """The reducers without training, one stage each."""
     selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
     """Those made of the trained selector, one stage each; the selector itself is always among them."""
-    distilled: list[str] = field(default_factory=lambda: ["distilled-scope"])
+    distilled: list[str] = field(default_factory=lambda: ["distilled"])
     """Those made of the one that the language model taught, one stage each."""
     keep: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
     """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. Inside
@@ -505,7 +505,7 @@ class Cost:
 class Report:
     """What the report compares and pictures."""
 
-    best: str = "selector"
+    best: str = "distilled"
     """The reducer whose difference to each other one is reported: the project's best; one that takes a
     budget."""
     pages: int = 3

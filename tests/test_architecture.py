@@ -247,7 +247,7 @@ def test_the_names_in_config_are_those_of_the_registries():
     assert {key: set(values) for key, values in config.LAYOUT.items()} == {
         key: set(values) for key, values in CHOICES.items()
     }
-    assert sorted((*config.REDUCERS, *config.SELECTORS)) == sorted((*REDUCERS, *INSIDE))
+    assert sorted((*config.REDUCERS, *config.SELECTORS, *config.DISTILLED)) == sorted((*REDUCERS, *INSIDE))
     assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 

@@ -146,7 +146,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("prepare.split", "train", "evaluate, validation"),
         ("prepare.prompts", [], "one or more texts"),
         ("prepare.prompts", [" "], "one or more texts"),
-        ("evaluate.distilled", ["selector"], "distilled, distilled-scope"),
+        ("evaluate.distilled", ["selector"], "distilled, distilled-ranking"),
         ("cost.seconds", 0.0, "0 < seconds"),
         ("report.pages", 4, "pages <= 3"),
         ("report.page_keep", 0.0, "0 < page_keep"),

@@ -233,7 +233,7 @@ def test_coco_holds_what_its_reader_says():
                 "7,782 images x 6 epochs, 726 steps: 64 images a step on 1 device(s)",
                 "1,800: docs 300",
                 "86,400: each question under 48 trials (full 1, none 1, random 27, selector 9, "
-                "selector-adaptive 1, distilled-scope 9)",
+                "selector-adaptive 1, distilled 9)",
                 "5,120 images x 1 epochs: micro answers the prompts",
             ],
         ),

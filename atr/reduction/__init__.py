@@ -13,6 +13,7 @@ from atr.reduction.attention import (
     VisionZip,
     VisPruner,
 )
+from atr.reduction.distilled import DistilledReducer
 from atr.reduction.diversity import MMR, CDPruner, Dart, DivPrune, Scope
 from atr.reduction.encoded import Adaptive, Encoded, Merger, Reducer, Scorer
 from atr.reduction.floors import Full, L2Norm, NoImage, PixelVariance, Random, Uniform
@@ -23,6 +24,7 @@ __all__ = [
     "NEEDS",
     "REDUCERS",
     "Adaptive",
+    "DistilledReducer",
     "Encoded",
     "FeatureSelector",
     "Full",
@@ -60,13 +62,13 @@ _UNTRAINED: dict[str, Callable[[], Reducer]] = {
 }
 
 
-_TRAINED: dict[str, Callable[[SelectorReducer], Reducer]] = {
-    "selector": lambda trained: trained,
-    "selector-adaptive": lambda trained: trained,
-    "selector-mmr": MMR,
-    "selector-scope": Scope,
-    "distilled": lambda trained: trained,
-    "distilled-scope": partial(Scope, on="projected"),
+_TRAINED: dict[str, Callable[[FeatureSelector], Reducer]] = {
+    "selector": SelectorReducer,
+    "selector-adaptive": SelectorReducer,
+    "selector-mmr": lambda selector: MMR(SelectorReducer(selector)),
+    "selector-scope": lambda selector: Scope(SelectorReducer(selector)),
+    "distilled": DistilledReducer,
+    "distilled-ranking": SelectorReducer,
 }
 
 
@@ -74,8 +76,8 @@ def _untrained(make: Callable[[], Reducer]) -> Callable[[int, str | Path], Reduc
     return lambda seed, selector: make()
 
 
-def _trained(make: Callable[[SelectorReducer], Reducer]) -> Callable[[int, str | Path], Reducer]:
-    return lambda seed, selector: make(SelectorReducer(FeatureSelector.from_pretrained(selector)))
+def _trained(make: Callable[[FeatureSelector], Reducer]) -> Callable[[int, str | Path], Reducer]:
+    return lambda seed, selector: make(FeatureSelector.from_pretrained(selector))
 
 
 REDUCERS: dict[str, Callable[[int, str | Path], Reducer]] = {
@@ -89,6 +91,6 @@ NEEDS: dict[str, frozenset[str]] = {
     **{name: make().needs for name, make in _UNTRAINED.items()},
     "random": Random.needs,
     **dict.fromkeys(_TRAINED, SelectorReducer.needs),
-    "distilled-scope": SelectorReducer.needs | {"projected_BND"},
+    "distilled": DistilledReducer.needs,
 }
 """What each of REDUCERS reads of the optional fields of Encoded, told without making it."""

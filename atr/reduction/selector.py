@@ -51,6 +51,11 @@ class FeatureSelector(
         """Rows and columns of tokens it was trained on."""
         return self.trunk.grid
 
+    @property
+    def is_taught(self) -> bool:
+        """Whether it learned from a language model's answers instead of a reconstructor."""
+        return "taught_by" in self.record
+
     def note(self, **facts: Any) -> None:
         """Add to the record, and so to the config.json and the model card that are saved.
 
@@ -94,7 +99,7 @@ class SelectorReducer:
     """The top K of a trained selector as a reducer; the scores of one batch serve all its budgets."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
-    threshold: ClassVar[float] = 0.0
+    threshold: ClassVar[float | None] = 0.0
     """The selector's own mask keeps the tokens of positive logit."""
 
     def __init__(self, selector: FeatureSelector) -> None:

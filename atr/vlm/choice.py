@@ -11,6 +11,7 @@ from torch import Tensor
 from atr import tokens
 from atr.reduction import (
     Adaptive,
+    DistilledReducer,
     Encoded,
     FeatureSelector,
     Merger,
@@ -72,8 +73,13 @@ class Policy:
 
 
 def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:
-    """A trained selector as the reducer that takes its best tokens; any other as it is."""
-    return SelectorReducer(reducer) if isinstance(reducer, FeatureSelector) else reducer
+    """A trained selector as the best that is made of it: its best tokens, or those of one that was taught.
+
+    Any other reducer as it is.
+    """
+    if not isinstance(reducer, FeatureSelector):
+        return reducer
+    return DistilledReducer(reducer) if reducer.is_taught else SelectorReducer(reducer)
 
 
 def choose(reducer: Reducer | FeatureSelector, encoded: Encoded, keep: float) -> Tensor:
@@ -152,7 +158,7 @@ def _adaptive(reducer: Reducer, encoded: Encoded, packing: Packing, policy: Poli
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
         raise ValueError(
             f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
-            "which has no threshold; a trained selector has one"
+            "which has no threshold; a selector trained with its reconstructor has one"
         )
     groups, scores = packing.groups(policy.budget), _scores(reducer, encoded, packing)
     counts = []

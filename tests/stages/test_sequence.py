@@ -27,7 +27,7 @@ CHANGES = {
     "seconds": 0.001,
     "bootstrap": 20,
 }
-REDUCERS = ("full", "none", "random", "selector", "distilled-scope")
+REDUCERS = ("full", "none", "random", "selector", "distilled")
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def test_the_reducers_are_measured_and_timed(project):
         read_json(project / "experiments" / file) for file in ("measure/metrics.json", "cost/cost.json")
     )
     assert set(measured["reducers"]) == {"random", "selector"}
-    assert set(measured["provenance"]["left_out"]) == {"distilled-scope"}, "it asks what the projector makes"
-    assert {e["reducer"] for e in timed["entries"]} == {"random", "selector", "distilled-scope"}
+    assert set(measured["provenance"]["left_out"]) == {"distilled"}, "it asks what the projector makes"
+    assert {e["reducer"] for e in timed["entries"]} == {"random", "selector", "distilled"}
     coverage = measured["reducers"]["random"]["text_coverage"]
     assert coverage == pytest.approx([0.2, 0.4, 0.5], abs=0.1), "random tokens cover what they are of all"
     assert {entry["tokens"] for entry in timed["entries"]} == {144}

@@ -5,10 +5,19 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, Scorer, SelectorReducer
+from atr.reduction import (
+    DistilledReducer,
+    Encoded,
+    FeatureSelector,
+    Full,
+    NoImage,
+    Random,
+    Scorer,
+    SelectorReducer,
+)
 from atr.reduction.attention import ClassAttention, HiRED, apportion
 from atr.tokens import budget, shares, top_k_BK
-from atr.vlm.choice import Policy, choose_packed
+from atr.vlm.choice import Policy, as_reducer, choose_packed
 from atr.vlm.hosts import Tiling, encode, host_of
 from atr.vlm.packing import Packing
 
@@ -103,6 +112,22 @@ def test_each_tile_keeps_its_share_best_first(seen, keep):
             for place in sorted(part, key=lambda place: -scores[place, 0])[:count]
         ]
         assert kept_K.tolist() == sorted(best)
+
+
+@TILED
+@pytest.mark.parametrize("keep", [1, 0.3, 12])
+def test_a_taught_selector_compares_tiles_by_its_scores(seen, selector, keep):
+    chosen = [
+        choose_packed(reducer, *seen, Policy(keep))
+        for reducer in (selector, DistilledReducer(selector.selector))
+    ]
+    assert all(map(torch.equal, *chosen))
+
+
+def test_a_selector_is_asked_by_who_taught_it(selector):
+    assert type(as_reducer(selector.selector)) is SelectorReducer
+    selector.selector.note(taught_by="micro")
+    assert type(as_reducer(selector.selector)) is DistilledReducer
 
 
 @TILED
