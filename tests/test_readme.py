@@ -19,7 +19,8 @@ def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
     model, processor = load_vlm(str(ROOT / "data/micro/llava"), torch.float32)
     selector = FeatureSelector(192, (12, 12), encoder="micro", layer=-1)
     torch.nn.init.normal_(selector.trunk.head.weight)
-    selector.save_pretrained(tmp_path / "experiments/pretrain/selector")
+    selector.note(taught_by="micro")
+    selector.save_pretrained(tmp_path / "experiments/distill/selector")
     monkeypatch.chdir(tmp_path)
     lengths = []
     monkeypatch.setattr(

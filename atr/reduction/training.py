@@ -34,8 +34,30 @@ class DivergedError(ValueError):
     """The parameters led the training where it cannot come back from."""
 
 
-class SelectorTraining(LightningModule):
-    """Minimises L_rec + max(L_pr, p) over features_BND; `history` has each finished epoch's metrics."""
+class RecordedTraining(LightningModule):
+    """A training whose `history` has the metrics of each finished epoch, also from before an interruption."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self) -> None:
+        """Append the epoch's training and validation metrics to the history."""
+        metrics = self.trainer.callback_metrics
+        epoch = {name: value.item() for name, value in metrics.items() if not name.endswith("_step")}
+        self.history.append({"epoch": self.current_epoch, "step": self.global_step, **epoch})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history with the weights."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history of the epochs before the interruption."""
+        self.history = checkpoint["history"]
+
+
+class SelectorTraining(RecordedTraining):
+    """Minimises L_rec + max(L_pr, p) over features_BND."""
 
     def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
         super().__init__()
@@ -43,7 +65,6 @@ class SelectorTraining(LightningModule):
         self.pretrain = pretrain
         self.seed = seed
         self.explained_variance = ExplainedVariance()
-        self.history: list[dict[str, float]] = []
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Loss and kept fraction of one batch under a sampled mask."""
@@ -102,20 +123,6 @@ class SelectorTraining(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine fall to zero."""
         return optimizers(self, self.pretrain)
-
-    def on_train_epoch_end(self) -> None:
-        """Append the epoch's training and validation metrics to the history."""
-        metrics = self.trainer.callback_metrics
-        epoch = {name: value.item() for name, value in metrics.items() if not name.endswith("_step")}
-        self.history.append({"epoch": self.current_epoch, "step": self.global_step, **epoch})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history of the epochs before the interruption."""
-        self.history = checkpoint["history"]
 
 
 class ReconstructorTraining(LightningModule):

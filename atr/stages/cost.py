@@ -1,10 +1,11 @@
 """Stage cost: the time that selection takes, next to the prefill that it saves."""
 
+from functools import partial
 from typing import Any
 
 from atr import config
 from atr.files import write_json
-from atr.stages import COST, entry, weights_of, with_budget
+from atr.stages import COST, ENCODERS, entry, weights_of, with_budget
 
 
 def main(params: config.Params) -> None:
@@ -14,13 +15,15 @@ def main(params: config.Params) -> None:
     with tracking.run("cost", params) as run:
         from lightning.fabric import Fabric
 
+        from atr.features.pretrained import locate
         from atr.hardware import precision_of
         from atr.timing import device_name
         from atr.vlm.checkpoint import load_vlm, weight_dtype
 
         precision = precision_of(params.trainer)
         device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-        model, _ = load_vlm(params.vlm.path, weight_dtype(precision))
+        tower = partial(locate, folder=ENCODERS)
+        model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
         times = _times(params, model.to(device))
         about = {"parameters": params.raw(), "provenance": tracking.provenance()}
         write_json(COST / "cost.json", {"device": f"{device_name(device)}, {precision}", **times, **about})

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
 from atr.reduction import FeatureSelector, Full
-from atr.reduction.training import DivergedError, optimizers, step_noise
+from atr.reduction.training import DivergedError, RecordedTraining, optimizers, step_noise
 from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.vlm.answering import Answerer
 from atr.vlm.choice import Policy
@@ -49,12 +49,11 @@ class AskedImages(Protocol):
         """One of them."""
 
 
-class Distillation(lightning.LightningModule):
+class Distillation(RecordedTraining):
     """Minimises the divergence of the model's answers from those it gives with all tokens.
 
     Tokens are dropped by attention that leaves them out, and keep their positions. The budget of each image
-    is drawn anew at every step. The model learns nothing and is no part of the checkpoint. `history` has each
-    finished epoch's metrics.
+    is drawn anew at every step. The model learns nothing and is no part of the checkpoint.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Distillation(lightning.LightningModule):
         if attention not in ("eager", "sdpa"):
             raise ValueError(f"attention: {attention} takes no weights of tokens, allowed: eager, sdpa")
         self.selector, self.answerer, self.recipe, self.seed = selector, answerer, recipe, seed
-        self.history: list[dict[str, float]] = []
         self._answered: dict[str, list[str]] = {}
 
     def on_fit_start(self) -> None:
@@ -175,20 +173,6 @@ class Distillation(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up and a cosine fall to zero."""
         return optimizers(self, self.recipe)
-
-    def on_train_epoch_end(self) -> None:
-        """Append the epoch's training and validation metrics to the history."""
-        metrics = self.trainer.callback_metrics
-        epoch = {name: value.item() for name, value in metrics.items() if not name.endswith("_step")}
-        self.history.append({"epoch": self.current_epoch, "step": self.global_step, **epoch})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history of the epochs before the interruption."""
-        self.history = checkpoint["history"]
 
 
 def _answers_L(prompts: Prompts, turns: Sequence[str], length: int) -> Tensor:
