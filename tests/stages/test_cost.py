@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from atr import config
 from atr.reduction import FeatureSelector
-from atr.stages import COST, SELECTOR, cost
+from atr.stages import COST, DISTILLED, SELECTOR, cost
 from atr.vlm.micro import build_model, build_processor
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ def logged(tmp_path, monkeypatch):
     processor, model = build_processor(["total"], SIZE), config.VLMS["micro"].path
     build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(model)
     processor.save_pretrained(model)
-    FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-1).save_pretrained(SELECTOR)
+    for folder in (SELECTOR, DISTILLED):
+        FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-1).save_pretrained(folder)
     params = OmegaConf.load(ROOT / "params.yaml")
     params.trainer.update({"accelerator": "cpu", "precision": "32-true"})
     params.cost.update({"kept": [0.25, 0.5], "batches": [1, 2], "seconds": 0.001})
@@ -47,14 +48,17 @@ def test_every_reducer_before_the_language_model_is_timed_next_to_the_prefill_it
     assert set(found) == {"device", "entries", "prefill", "parameters", "provenance"}
     assert "CPU" in found["device"] and found["device"].endswith("32-true")
     assert [(each["batch"], each["reducer"], each["tokens"], each["kept"]) for each in found["entries"]] == [
-        (batch, name, TOKENS, kept) for batch in (1, 2) for name in ("random", "selector") for kept in (4, 8)
+        (batch, name, TOKENS, kept)
+        for batch in (1, 2)
+        for name in ("random", "selector", "distilled")
+        for kept in (4, 8)
     ]
     assert [(each["batch"], each["tokens"]) for each in found["prefill"]] == [
         (batch, tokens) for batch in (1, 2) for tokens in (4, 8, TOKENS)
     ]
     assert all(each["milliseconds"] > 0 for each in found["entries"] + found["prefill"])
     assert found["parameters"] == config.load("cost").raw() and found["provenance"]["versions"]
-    assert {step: len(values) for step, values in logged.items()} == {4: 6, 8: 6, TOKENS: 2}
+    assert {step: len(values) for step, values in logged.items()} == {4: 8, 8: 8, TOKENS: 2}
     assert logged[4]["random/batch 1/milliseconds"] == found["entries"][0]["milliseconds"]
 
 

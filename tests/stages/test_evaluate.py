@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from atr import config
 from atr.datasets.questions import Question, save_questions
@@ -42,7 +43,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     processor = build_processor(["total", "name", "of", "page"], SIZE)
-    build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(folder / MODEL)
+    build_model(processor, SIZE, WIDTH, layers=1, text_layers=3).save_pretrained(folder / MODEL)
     processor.save_pretrained(folder / MODEL)
     save_store(folder / EVALUATE_FEATURES)
     save_questions(folder / EVALUATE_IMAGES, QUESTIONS)
@@ -82,13 +83,12 @@ def project(trained, tmp_path, monkeypatch):
 
 
 def write_params(**changed):
-    text = (ROOT / "params.yaml").read_text()
-    settings = {"keep": list(KEEP), "random_seeds": 2, "max_new_tokens": 3, "accelerator": "cpu"} | changed
-    for key, value in settings.items():
-        in_list = r"\[.*\]" if key == "keep" else ".*"  # pretrain.keep is a number
-        text, count = re.subn(rf"^( +{key}: ){in_list}$", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        assert count == 1, key
-    Path("params.yaml").write_text(text)
+    params = OmegaConf.load(ROOT / "params.yaml")
+    params.trainer.accelerator = "cpu"
+    params.evaluate.update({"keep": list(KEEP), "random_seeds": 2, "max_new_tokens": 3})
+    for key, value in changed.items():
+        OmegaConf.update(params, f"{'evaluate' if key in params.evaluate else 'trainer'}.{key}", value)
+    OmegaConf.save(params, "params.yaml")
 
 
 def run(reducer):
@@ -267,7 +267,7 @@ def test_the_layout_is_recorded_with_the_results(project):
 
 def test_a_selector_of_other_features_is_refused(project, trained, monkeypatch):
     FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-2).save_pretrained(trained / "other")
-    monkeypatch.setattr(evaluate, "SELECTOR", trained / "other")
+    monkeypatch.setattr("atr.stages.SELECTOR", trained / "other")
     with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
         run("selector")
 

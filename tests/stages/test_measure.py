@@ -21,7 +21,15 @@ from atr.features.store import FeatureStore, ShardWriter, write_manifest
 from atr.reduction import measures
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.losses import unexplained_variance
-from atr.stages import EVALUATE_FEATURES, EVALUATE_IMAGES, MEASURE, PRETRAIN_FEATURES, SELECTOR, measure
+from atr.stages import (
+    DISTILLED,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    MEASURE,
+    PRETRAIN_FEATURES,
+    SELECTOR,
+    measure,
+)
 from atr.tokens import mask_of
 from atr.vlm.micro import build_model, build_processor
 
@@ -29,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = [0.25, 0.5]
 SEED = 3  # of the prepared images; the stage's own is another
+PREPARED = {"seed": SEED, "prepare": {"split": "evaluate"}}
 IMAGES = [f"{benchmark}/{number:06d}" for benchmark in ("docs", "shapes") for number in range(6)]
 
 
@@ -44,11 +53,12 @@ def prepared(tmp_path_factory):
     save_store(folder / EVALUATE_FEATURES, IMAGES)
     save_store(folder / PRETRAIN_FEATURES, [f"docs/{number}" for number in range(20)])
     drawn = [micro.sample(*split(name), SEED).image for name in IMAGES]
-    save_images(folder / EVALUATE_IMAGES, zip(IMAGES, drawn, strict=True), {"seed": SEED})
+    save_images(folder / EVALUATE_IMAGES, zip(IMAGES, drawn, strict=True), PREPARED)
     autoencoder = FeatureAutoencoder(WIDTH, GRID, layers=1, heads=1)
     for trunk in (autoencoder.selector.trunk, autoencoder.reconstructor.trunk):
         torch.nn.init.normal_(trunk.head.weight, std=0.1)
-    autoencoder.selector.save_pretrained(folder / SELECTOR)
+    for selector in (SELECTOR, DISTILLED):
+        autoencoder.selector.save_pretrained(folder / selector)
     autoencoder.save_pretrained(folder / measure.AUTOENCODER)
     return folder
 
@@ -69,7 +79,7 @@ def save_store(folder, names):
 @pytest.fixture
 def project(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for part in ("data", "experiments/pretrain"):
+    for part in ("data", "experiments/pretrain", "experiments/distill"):
         Path(part).parent.mkdir(exist_ok=True)
         Path(part).symlink_to(prepared / part)
     write_params()
@@ -113,7 +123,10 @@ def test_every_reducer_with_a_budget_is_measured_at_every_kept_fraction(project)
     (one, across), (back, other) = found["overlap"]["iou"]
     assert one == other == 1 and across == back and 0 < across < 1
     assert found["parameters"] == config.load("measure").raw()
-    assert found["provenance"]["left_out"] == {} and found["provenance"]["versions"]
+    assert found["provenance"]["left_out"] == {
+        "distilled": "needs projected_BND, which a language model gives"
+    }
+    assert found["provenance"]["versions"]
     assert {step: len(values) for step, values in project.items()} == {25: 6, 50: 6}
     assert project[50]["selector/text_coverage"] == found["reducers"]["selector"]["text_coverage"][1]
 
@@ -184,6 +197,7 @@ def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_ou
     found = run()
     assert set(found["reducers"]) == {"looking", "selector"} == set(found["overlap"]["names"])
     assert found["provenance"]["left_out"] == {
+        "distilled": "needs projected_BND, which a language model gives",
         "asked": "needs text_BD, which a language model gives",
         "pyramiddrop": "chooses between the layers of a language model",
     }
