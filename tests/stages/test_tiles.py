@@ -31,7 +31,7 @@ from transformers import (
 
 from atr import config
 from atr.files import read_json
-from atr.stages import evaluate, extract, prepare, pretrain, report
+from atr.stages import distill, evaluate, extract, prepare, pretrain, report
 from atr.vlm.checkpoint import OnevisionImageProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ CHANGES = {
     "random_seeds": 2, "max_new_tokens": 3, "bootstrap": 20, "newline": "follow", "budget": "tile",
 }  # fmt: skip
 KEEP = [0.2, 0.4]
-REDUCERS = ("full", "none", "random", "selector")
+REDUCERS = ("full", "none", "random", "selector", "distilled")
 NO_IMAGE = {
     "id": "validation_Math_4", "question": "How much is 2 + 2?", "options": "[]", "answer": "4",
     "question_type": "open",
@@ -87,6 +87,7 @@ def project(family, hub, tmp_path_factory):
         prepare.main(config.load("prepare"))
         extract.main(config.load("extract"), "pretrain")
         pretrain.main(config.load("pretrain"))
+        distill.main(config.load("distill"))
         for reducer in REDUCERS:
             evaluate.main(config.load("evaluate"), reducer)
         report.main(config.load("report"))
@@ -134,7 +135,7 @@ def tokenizer():
     model.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"}, padding_side="left",
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"}, padding_side="left",
     )  # fmt: skip
 
 
@@ -191,7 +192,9 @@ def test_every_question_is_answered_by_every_reducer(project, family):
     assert {row["benchmark"] for row in full} == {"textvqa", "ai2d", "mmmu"}
     assert {len(row["images"]) for row in full if row["benchmark"] == "mmmu"} == {0, 1, 3}
     of = {row["id"]: row["tokens_full"] for row in full}
-    trials = {"full": 1, "none": 1, "random": 2 * len(KEEP), "selector": len(KEEP)}
+    trials = {"full": 1, "none": 1, "random": 2 * len(KEEP)} | dict.fromkeys(
+        ("selector", "distilled"), len(KEEP)
+    )
     for reducer in REDUCERS:
         rows, own, masks = results(project, reducer)
         assert [row["status"] for row in rows] == ["answered"] * len(of) * trials[reducer]
