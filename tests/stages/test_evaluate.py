@@ -265,11 +265,18 @@ def test_the_layout_is_recorded_with_the_results(project):
     assert (recorded["newline"], recorded["budget"], recorded["interpolation"]) == ("follow", "tile", "off")
 
 
-def test_a_selector_of_other_features_is_refused(project, trained, monkeypatch):
+@pytest.mark.parametrize(
+    "place, reducer",
+    [("SELECTOR", "selector"), ("DISTILLED", "distilled"), ("DISTILLED", "distilled-ranking")],
+)
+def test_a_selector_of_other_features_is_refused(project, trained, monkeypatch, place, reducer):
+    """Each reducer is made of its own teacher's: the other one is of the right features."""
+    right = trained / SELECTOR
     FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-2).save_pretrained(trained / "other")
-    monkeypatch.setattr("atr.stages.SELECTOR", trained / "other")
+    for name in ("SELECTOR", "DISTILLED"):
+        monkeypatch.setattr(f"atr.stages.{name}", trained / "other" if name == place else right)
     with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
-        run("selector")
+        run(reducer)
 
 
 def test_an_unknown_reducer_is_refused_before_any_import():
