@@ -411,7 +411,7 @@ def test_functions_take_a_similarity_of_float32_and_any_importance():
         (MMR(), {"attention_BN"}),
         (MMR(SCORER), {"grid"}),
     ],
-    ids=repr,
+    ids=lambda value: repr(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_is_needed_is_enough(reducer, needs):
     batch = encode(1, 10, 4)
