@@ -45,7 +45,7 @@ class NoImage:
 
 @dataclass(frozen=True)
 class Random:
-    """Distinct tokens uniformly at random, the same for the same seed and image whatever the batch.
+    """Distinct tokens uniformly at random, the same for the same seed and features whatever the batch.
 
     A smaller budget keeps a subset of a larger one's tokens, so that the points of a curve are paired.
     """
