@@ -150,7 +150,7 @@ class _Scene:
 
     def _crop(self, photograph: Image.Image) -> tuple[int, int, int, int]:
         """A square box inside; a varied one may be smaller, and no square."""
-        smallest = 120 if self.varied else SMALLEST_CROP
+        smallest = 80 if self.varied else SMALLEST_CROP
         width = height = self.integer(smallest, min(photograph.size))
         if self.varied:
             height = min(max(round(width * self.rng.uniform(0.8, 1.25)), smallest), min(photograph.size))
@@ -158,8 +158,10 @@ class _Scene:
         return left, top, left + width, top + height
 
     def _relit(self, image: Image.Image) -> Image.Image:
-        """Under another light: each channel with a gain and an offset of its own."""
-        gains, offsets = self.rng.uniform(0.8, 1.2, 3), self.rng.uniform(-20, 20, 3)
+        """Under another light: half of the time a coloured one, which makes grey photographs coloured."""
+        channels = 3 if self.rng.random() < 0.5 else 1
+        gains = np.broadcast_to(self.rng.uniform(0.7, 1.3, channels), 3)
+        offsets = np.broadcast_to(self.rng.uniform(-25, 25, channels), 3)
         levels = np.arange(256)[None] * gains[:, None] + offsets[:, None]
         return image.point(levels.clip(0, 255).astype(np.uint8).ravel().tolist())
 
@@ -178,12 +180,21 @@ class _Scene:
         red, green, blue = (int(v) for v in self.rng.integers(low, high, 3))
         return red, green, blue
 
-    def stretch(self) -> tuple[float, float, float, float]:
-        """The box of 8x8 handwriting to be written; a varied one cuts off up to half a pixel of each side."""
+    def hand(self, pixels: np.ndarray, side: int) -> Image.Image:
+        """8x8 handwriting, leaning, in a square of `side` pixels; a varied one as other hands would write."""
+        stroke = Image.fromarray(pixels)
         if not self.varied:
-            return (0.0, 0.0, 8.0, 8.0)
-        left, top, right, bottom = (float(cut) for cut in self.rng.uniform(0, 0.6, 4))
-        return (left, top, 8.0 - right, 8.0 - bottom)
+            stroke = stroke.resize((side, side), Image.Resampling.BICUBIC)
+            return stroke.rotate(self.integer(-12, 12), Image.Resampling.BILINEAR)
+        # Each corner moves by itself: wider, smaller, sheared and bent.
+        corners = np.array(((0, 0), (0, 64), (64, 64), (64, 0))) + self.rng.uniform(-6, 6, (4, 2))
+        bent = stroke.resize((64, 64), Image.Resampling.BICUBIC).transform(
+            (side, side), Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BILINEAR
+        )
+        thickness = self.rng.uniform(0.6, 1.6)
+        levels = (np.arange(256) / 255) ** thickness * 255
+        bent = bent.point(levels.round().astype(np.uint8).tolist())
+        return bent.rotate(self.integer(-20, 20), Image.Resampling.BILINEAR)
 
     def bars(self) -> tuple[str, float]:
         """How the bars of a chart are drawn, and half their width in pitches; varied ones may be missing."""
@@ -373,9 +384,7 @@ def _digit(scene: _Scene, image: Image.Image, at: tuple[int, int], side: int) ->
     pixels, digits = _handwriting()
     low, high = HANDWRITING[scene.split]
     index, (left, top) = scene.integer(low, high - 1), at
-    stroke = Image.fromarray(pixels[index]).resize((side, side), Image.Resampling.BICUBIC, scene.stretch())
-    lean = 20 if scene.varied else 12
-    stroke = stroke.rotate(scene.integer(-lean, lean), Image.Resampling.BILINEAR)
+    stroke = scene.hand(pixels[index], side)
     box = (left, top, left + side, top + side)
     under = image.resize((1, 1), Image.Resampling.BOX, box).convert("L").getpixel((0, 0))
     assert isinstance(under, int)
@@ -473,13 +482,13 @@ ASKED = 6
 READING = {"sheets": 0.38, "plates": 0.2, "charts": 0.1, "handwritings": 0.14, "shapes": 0.1, "scenes": 0.08}
 """What tower and projector alone learn from, with its shares: images full of what there is to be read."""
 ANSWERING = {
-    "docs": 0.2,
-    "sheets": 0.14,
-    "signs": 0.17,
-    "charts": 0.2,
-    "shapes": 0.11,
-    "digits": 0.1,
-    "scenes": 0.08,
+    "docs": 0.28,
+    "sheets": 0.1,
+    "signs": 0.15,
+    "charts": 0.17,
+    "shapes": 0.1,
+    "digits": 0.11,
+    "scenes": 0.09,
 }
 """What all of the model learns to answer from, with its shares."""
 LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwritings}

@@ -129,7 +129,7 @@ def reading_steps(recipe: config.Recipe) -> int:
 
 def transcribed(step: int, recipe: config.Recipe) -> float:
     """Fraction of the docs that ask for the whole page."""
-    return 0.3 if step < recipe.steps / 2 else 0.15
+    return 0.5 if step < recipe.steps / 2 else 0.15
 
 
 class Stretch(Sampler[int]):
