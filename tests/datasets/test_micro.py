@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from atr import config
 from atr.datasets import micro
@@ -153,13 +154,24 @@ def test_regions_lie_in_the_image_and_name_what_is_asked(benchmark, index):
     assert answers <= named
 
 
-def test_varied_photographs_and_bars_are_for_lessons_alone():
+def test_varied_bars_and_hands_are_for_lessons_alone():
+    pixels = micro._handwriting()[0][0]
+    drawn = Image.fromarray(pixels).resize((70, 70), Image.Resampling.BICUBIC)
+    leaning = {drawn.rotate(angle, Image.Resampling.BILINEAR).tobytes() for angle in range(-12, 13)}
     for split in micro.SPLITS:
         scene = micro._Scene(np.random.default_rng(0), split)
         assert {scene.bars() for _ in range(20)} == {("filled", 0.3)}
-        assert {scene.stretch() for _ in range(20)} == {(0.0, 0.0, 8.0, 8.0)}
+        assert {scene.hand(pixels, 70).tobytes() for _ in range(20)} <= leaning
     varied = micro._Scene(np.random.default_rng(0), "train", varied=True)
     assert {varied.bars()[0] for _ in range(50)} == {"filled", "outline", "none"}
+    assert not {varied.hand(pixels, 70).tobytes() for _ in range(20)} & leaning
+
+
+def test_lessons_leave_half_of_the_grey_photographs_grey():
+    varied = micro._Scene(np.random.default_rng(0), "train", varied=True)
+    crops = [np.asarray(varied.photograph("coins")[0], dtype=int) for _ in range(40)]
+    grey = sum(bool((crop == crop[..., :1]).all()) for crop in crops)
+    assert 10 < grey < 30
 
 
 @pytest.mark.parametrize("reading", [False, True])

@@ -259,7 +259,7 @@ def test_reading_comes_first_and_fewer_pages_are_transcribed_later():
     dataset = LessonDataset(watched, recipe(steps=10, batch_size=2, epochs=1, reading=0.3))
     assert len(dataset) == 20 and len([dataset[index] for index in range(20)]) == 20
     assert [lesson["reading"] for lesson in asked] == [True] * 6 + [False] * 14
-    assert [lesson["transcribe"] for lesson in asked] == [0.3] * 10 + [0.15] * 10
+    assert [lesson["transcribe"] for lesson in asked] == [0.5] * 10 + [0.15] * 10
 
 
 def test_stored_lessons_go_over_their_images_again_and_ask_anew():
@@ -279,5 +279,5 @@ def test_stored_lessons_go_over_their_images_again_and_ask_anew():
     passes = [[lesson["index"] for lesson in lessons[start : start + 3]] for start in range(8, 20, 3)]
     assert all(sorted(each) == [2, 3, 4] for each in passes) and len({tuple(each) for each in passes}) > 1
     assert {lesson["index"] for lesson in lessons[:8]} == {0, 1}
-    assert [lesson["transcribe"] for lesson in lessons] == [0.3] * 10 + [0.15] * 10
+    assert [lesson["transcribe"] for lesson in lessons] == [0.5] * 10 + [0.15] * 10
     assert dataset[13][1] == lessons[13]
