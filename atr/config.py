@@ -457,6 +457,18 @@ class Evaluate:
         for key, choices in LAYOUT.items():
             _check_choice(f"evaluate.{key}", getattr(self, key), choices)
 
+    @property
+    def names(self) -> list[str]:
+        """All reducers, one stage each."""
+        return [*self.reducers, *self.selectors, *self.distilled]
+
+    @property
+    def budgeted(self) -> list[str]:
+        """Those of them that take a budget."""
+        return [
+            name for name in self.names if name not in ("full", "none") and not name.endswith("-adaptive")
+        ]
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -509,9 +521,8 @@ class Report:
     """The reducer whose difference to each other one is reported: the project's best; one that takes a
     budget."""
     pages: int = 3
-    """Held-out images whose kept patches are pictured (the paper's Figure 1); masks of three are stored."""
-    page_keep: float = 0.4
-    """Kept fraction of those pictures; 0.4 as in the paper."""
+    """Held-out images of a benchmark whose kept patches are pictured at the kept fraction nearest to the 0.4
+    of the paper's Figure 1; masks of three are stored."""
     examples: int = 6
     """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
 
@@ -519,7 +530,6 @@ class Report:
         budgeted = [name for name in (*SELECTORS, *DISTILLED, *REDUCERS) if name not in ("full", "none")]
         _check_choice("report.best", self.best, budgeted)
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
-        _check("report.page_keep", self.page_keep, 0 < self.page_keep <= 1, "0 < page_keep <= 1")
         _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")
 
 

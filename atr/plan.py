@@ -182,7 +182,7 @@ class Plan:
     def trials(self) -> dict[str, int]:
         """Times that each reducer answers every question."""
         asked = self.evaluate
-        return {name: self._trials(name) for name in (*asked.reducers, *asked.selectors, *asked.distilled)}
+        return {name: self._trials(name) for name in asked.names}
 
     def _trials(self, reducer: str) -> int:
         if reducer in ("full", "none") or reducer.endswith("-adaptive"):

@@ -48,6 +48,7 @@ HOMES = {
         "atr.vlm.distillation",
         "atr.vlm.training",
         "atr.tracking",
+        "atr.stages",
         "atr.stages.*",
     ),
     "mlflow": ("atr.tracking",),

@@ -149,7 +149,6 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("evaluate.distilled", ["selector"], "distilled, distilled-ranking"),
         ("cost.seconds", 0.0, "0 < seconds"),
         ("report.pages", 4, "pages <= 3"),
-        ("report.page_keep", 0.0, "0 < page_keep"),
         ("report.examples", 0, "examples >= 1"),
         ("micro.steps", 0, "steps >= 1"),
         ("micro.reading", 1.0, "reading < 1"),

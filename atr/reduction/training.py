@@ -313,11 +313,28 @@ def train(
 
     Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
     """
-    epochs = ModelCheckpoint(
+    callbacks = [CollapseGuard(module.pretrain), pictures]
+    kwargs = trainer_kwargs | {"deterministic": True}
+    return fit(module, data, module.pretrain.epochs, checkpoint, callbacks, logger, **kwargs)
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    epochs: int,
+    checkpoint: Path,
+    callbacks: Sequence[Callback],
+    logger: Logger,
+    **trainer_kwargs: Any,
+) -> bool:
+    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+
+    `data` deals out the images to the devices itself.
+    """
+    each_epoch = ModelCheckpoint(
         checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
     )
-    callbacks = [CollapseGuard(module.pretrain), pictures, epochs]
-    trainer = _trainer(module.pretrain.epochs, callbacks, logger, deterministic=True, **trainer_kwargs)
+    trainer = _trainer(epochs, [*callbacks, each_epoch], logger, **trainer_kwargs)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
     return trainer.is_global_zero
 

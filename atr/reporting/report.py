@@ -1,7 +1,7 @@
 """The content of the report, put together once for both of its forms, the Markdown file and the HTML page."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +126,7 @@ def build(
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
     `components` is the PNG that the stage extract made with the encoder.
-    Raises ValueError when `best` was not evaluated at kept fractions, no masks are stored at `page_keep`, or
-    an image is missing.
+    Raises ValueError when `best` was not evaluated at kept fractions, or an image is missing.
     """
     answered = cases.answered(results)
     chosen = cases.choose(answered, settings["examples"])
@@ -214,25 +213,23 @@ def _curves(name: str, comparisons: list[Comparison], best: str) -> Picture:
 
 def _pages(results: Results, image: ImageOf, settings: dict[str, Any]) -> Iterator[Picture]:
     """One picture for each benchmark that has masks: the kept patches of its first images (Figure 1)."""
-    masks = {name: _masks(results, name, settings["page_keep"]) for name in ("random", "selector")}
+    masks = _masks(results, ("random", "selector", settings["best"]))
     benchmark_of = {row.image: row.benchmark for row in results.evaluations["full"].rows}
     stored = sorted(set.intersection(*(set(mask.kept) for mask in masks.values())) & set(benchmark_of))
     for benchmark in results.benchmarks:
         images = [name for name in stored if benchmark_of[name] == benchmark.name][: settings["pages"]]
         if images:
             caption = (
-                f"Held-out images of {benchmark.name}, and their patches kept by random selection and by the "
-                f"selector; dropped patches are grey."
+                f"Held-out images of {benchmark.name}, and the patches kept by {', '.join(masks)}; "
+                f"dropped patches are grey."
             )
             yield Picture(f"pages-{benchmark.name}", caption, figures.pages(images, image, masks))
 
 
-def _masks(results: Results, reducer: str, keep: float) -> Masks:
-    masks = results.evaluations[reducer].masks
-    assert masks is not None, f"{reducer} takes a budget and so has masks"
-    if masks.keep != keep:
-        raise ValueError(f"report.page_keep: {keep} has no masks of reducer {reducer}, allowed: {masks.keep}")
-    return masks
+def _masks(results: Results, reducers: Iterable[str]) -> dict[str, Masks]:
+    """Those that are stored: what merges tokens keeps none."""
+    found = {name: results.evaluations[name].masks for name in reducers}
+    return {name: masks for name, masks in found.items() if masks is not None}
 
 
 def _examples(results: Results, chosen: list[Case], image: ImageOf) -> Picture:

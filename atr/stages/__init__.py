@@ -31,9 +31,11 @@ COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
 
 
-def with_budget(*reducers: str) -> list[str]:
-    """Of these names those that take a budget."""
-    return [name for name in reducers if name not in ("full", "none") and not name.endswith("-adaptive")]
+def is_first() -> bool:
+    """Whether this is the process that writes for all."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on import
 
 
 def weights_of(reducer: str) -> Path:

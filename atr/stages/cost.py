@@ -5,7 +5,7 @@ from typing import Any
 
 from atr import config
 from atr.files import write_json
-from atr.stages import COST, ENCODERS, entry, weights_of, with_budget
+from atr.stages import COST, ENCODERS, entry, weights_of
 
 
 def main(params: config.Params) -> None:
@@ -41,10 +41,10 @@ def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]
     from atr.vlm import cost
     from atr.vlm.checkpoint import check_selector
 
-    asked, named = params.cost, params.evaluate
+    asked = params.cost
     with model.device:
-        names = with_budget(*named.reducers, *named.selectors, *named.distilled)
-        reducers = {name: REDUCERS[name](0, weights_of(name)) for name in names if name in REDUCERS}
+        known = [name for name in params.evaluate.budgeted if name in REDUCERS]
+        reducers = {name: REDUCERS[name](0, weights_of(name)) for name in known}
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)

@@ -6,7 +6,7 @@ from typing import Any
 
 from atr import config
 from atr.files import sha256, whole_folder, write_json
-from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
+from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry, is_first
 from atr.stages.pretrain import STATISTICS, STORE
 
 CHECKPOINTS = DISTILL / "checkpoints"
@@ -18,7 +18,6 @@ def main(params: config.Params) -> None:
 
     with tracking.run("distill", params) as run:
         from lightning.pytorch import seed_everything
-        from lightning.pytorch.utilities import rank_zero_only
 
         from atr.datasets import PreparedImages
         from atr.datasets.pretraining import AskedImages
@@ -28,18 +27,16 @@ def main(params: config.Params) -> None:
         from atr.reduction.training import checkpoint_name
         from atr.vlm import distillation
 
-        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
-        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
+        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first())
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
         asked = AskedImages(names, images.parameters)
         data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
-        answerer = _answerer(params, images, store)
         seed_everything(seed, verbose=False)
         sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])
         about = (store.manifest["encoder"], store.manifest["layer"])
         selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
-        module = distillation.Distillation(selector, answerer, recipe, seed)
+        module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
         checkpoint = CHECKPOINTS / checkpoint_name(params=params.raw(), store=sha256(STORE))
         kwargs = lightning_kwargs(params.trainer)
         if distillation.train(module, data, checkpoint, run.logger(), **kwargs):

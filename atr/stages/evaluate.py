@@ -3,14 +3,11 @@
 import sys
 from argparse import ArgumentParser
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atr import config
 from atr.files import whole_folder, write_json
 from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, weights_of
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -42,7 +39,7 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[list[Any], dict[str, Any]]:
+def _evaluate(params: config.Params, reducer: str, fabric: Any) -> tuple[list[Any], dict[str, Any]]:
     """The rows of answers, of which each process gives a share, and the tokens that pictures show as kept."""
     from atr.benchmarks.loop import answer_all, pictured, trials_of
     from atr.datasets import PreparedImages, load_questions
@@ -60,8 +57,9 @@ def _evaluate(params: config.Params, reducer: str, fabric: "Fabric") -> tuple[li
     if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
         fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
     trials = trials_of(reducer, keep, asked.random_seeds)
-    weights = weights_of(reducer)
-    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, weights) for trial in trials}
+    reducers = {
+        trial.seed: answerer.reducer(reducer, trial.seed or 0, weights_of(reducer)) for trial in trials
+    }
     needs = frozenset().union(*(made.needs for made in reducers.values()))
     rows = answer_all(
         questions,

@@ -6,7 +6,7 @@ from functools import partial
 
 from atr import config
 from atr.files import write_bytes
-from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
+from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry, is_first
 
 PICTURED = ("coffee", "flower")
 """The same photographs whatever is encoded, so that encoders can be compared."""
@@ -17,8 +17,6 @@ def main(params: config.Params, split: str) -> None:
     from atr import tracking
 
     with tracking.run("extract", params, part=split) as run:
-        from lightning.pytorch.utilities import rank_zero_only
-
         from atr.datasets import PreparedImages, micro
         from atr.features.components import components
         from atr.features.datamodule import ImageDataModule
@@ -36,7 +34,7 @@ def main(params: config.Params, split: str) -> None:
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
-        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it on import
+        if is_first():
             pictured = [micro.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()

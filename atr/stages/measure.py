@@ -18,21 +18,19 @@ def main(params: config.Params) -> None:
         from atr.features.store import FeatureStore
         from atr.reduction import autoencoder, measures
 
-        asked, keep, expect = params.measure, params.evaluate.keep, {"encoder": params.encoder.name}
+        asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
         trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
         held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect)
         store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect)
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
         if not random.trainer.is_global_zero:
             return
-        named = params.evaluate
-        names = stages.with_budget(*named.reducers, *named.selectors, *named.distilled)
         with (device := random.trainer.strategy.root_device):
-            reducers, left_out = measures.made(names, params.evaluate.random_seeds, stages.weights_of, GIVEN)
+            reducers, left_out = measures.made(named.budgeted, named.random_seeds, stages.weights_of, GIVEN)
         images = list(_images(params, held_out, measures.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
-        results = measures.measure(reducers, nets, selectors, images, keep, asked.overlap_keep)
+        results = measures.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
         about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
         write_json(stages.MEASURE / "metrics.json", results | about)
         for fraction, values in measures.curves(results):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from atr import config
+from atr.files import whole_folder, write_text
 from atr.stages import entry
 
 TRAINING = Path("data/micro/training")
@@ -34,15 +35,12 @@ def main(params: config.Params) -> None:
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
         module = MicroTraining(model, recipe, examine, partial(tower_features, model))
         lessons = LessonDataset(partial(micro.lesson, seed=seed), recipe)
-        kwargs = lightning_kwargs(params.trainer)
-        is_first = train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
-        if not is_first:
-            return
-        held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
-        save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
-        run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
-        run.artifact(MODEL, folder="model")
-        CHECKPOINT.unlink(missing_ok=True)
+        if train(module, lessons, processor, CHECKPOINT, run.logger(), lightning_kwargs(params.trainer)):
+            held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
+            save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
+            run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
+            run.artifact(MODEL, folder="model")
+            CHECKPOINT.unlink(missing_ok=True)
 
 
 def write(
@@ -56,8 +54,6 @@ def write(
     """The folder `home`, whole or not at all; the scores by benchmark of what is in it, in float32."""
     import torch
 
-    from atr.files import whole_folder, write_text
-
     with whole_folder(home) as folder:
         save(folder)
         processor.save_pretrained(folder)
@@ -69,15 +65,14 @@ def write(
 
 def score(processor: Any, model: Any, benchmark: str, split: str, count: int, seed: int) -> float:
     """Exact match of greedy answers to one question of each of `count` images."""
-    from atr.benchmarks.metrics import ExactMatch
+    from atr.benchmarks.metrics import exact_match
     from atr.datasets import micro
     from atr.vlm.micro import answers
 
     samples = [micro.sample(benchmark, split, index, seed) for index in range(count)]
-    said = answers(model, processor, [s.image for s in samples], [s.turns[0][0] for s in samples])
-    metric = ExactMatch()
-    metric.update(said, [[sample.turns[0][1]] for sample in samples])
-    return metric.compute().item()
+    asked = [sample.turns[0] for sample in samples]
+    said = answers(model, processor, [sample.image for sample in samples], [turn[0] for turn in asked])
+    return sum(exact_match(one, [turn[1]]) for one, turn in zip(said, asked, strict=True)) / count
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ def main(params: config.Params) -> None:
     from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
     from atr.hardware import lightning_kwargs
+    from atr.reduction.layers import Standardise
     from atr.vlm.card import card_dinov2
     from atr.vlm.checkpoint import load_vlm
     from atr.vlm.micro import folded
@@ -38,7 +39,8 @@ def main(params: config.Params) -> None:
         seed_everything(seed, workers=True, verbose=False)
         at = partial(locate, folder=ENCODERS)
         model, processor = _build(at(ENCODER.path), recipe.naming_layer)
-        standardise = _standardise(store)
+        standardise, step = Standardise(store.width), max(1, len(store) // MEASURED_IMAGES)
+        standardise.measure(store[position] for position in range(0, len(store), step))
 
         def examine(model: Any, benchmark: str) -> float:
             whole = folded(model, standardise, torch.float32)
@@ -47,8 +49,7 @@ def main(params: config.Params) -> None:
         module = MicroTraining(model.train(), recipe, examine, standardise)
         draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
         lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
-        is_first = train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
-        if not is_first:
+        if not train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs):
             return
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
@@ -72,16 +73,6 @@ def _build(path: str, new_layers: int) -> tuple[Any, Any]:
     processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), size, images)
     learned, _ = load_vlm(config.VLMS["micro"].path, torch.float32)
     return build_model_on(ENCODER.path, path, ENCODER.layer, processor, size, learned, new_layers), processor
-
-
-def _standardise(store: Any) -> Any:
-    """Mean and deviation of each channel of the stored features."""
-    from atr.reduction.layers import Standardise
-
-    standardise = Standardise(store.width)
-    step = max(1, len(store) // MEASURED_IMAGES)
-    standardise.measure(store[position] for position in range(0, len(store), step))
-    return standardise
 
 
 if __name__ == "__main__":

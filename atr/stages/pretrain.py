@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from atr import config
 from atr.files import sha256, whole_folder, write_json
-from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry
+from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry, is_first
 
 if TYPE_CHECKING:
     from atr.reduction.training import SelectorTraining
@@ -25,7 +25,6 @@ def main(params: config.Params) -> None:
 
     with tracking.run("pretrain", params) as run, TemporaryDirectory() as folder:
         from lightning.pytorch import seed_everything
-        from lightning.pytorch.utilities import rank_zero_only
 
         from atr.datasets import PreparedImages
         from atr.features.datamodule import FeatureDataModule
@@ -33,8 +32,7 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.reduction import card, training
 
-        is_first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on import
-        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first)
+        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first())
         images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)

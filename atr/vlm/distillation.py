@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
 from atr.reduction import FeatureSelector, Full
-from atr.reduction.training import DivergedError, RecordedTraining, optimizers, step_noise
+from atr.reduction.training import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.vlm.answering import Answerer
 from atr.vlm.choice import Policy
@@ -237,7 +236,17 @@ class AskedData(lightning.LightningDataModule):
         self.validation, self.training = order[:held_out], order[held_out:]
 
     def train_dataloader(self) -> DataLoader[Asked]:
-        """A new order every epoch, which is that epoch's alone; the last, incomplete batch is left out."""
+        """A new order every epoch, which is that epoch's alone; the last, incomplete batch is left out.
+
+        Raises ValueError for fewer images than one batch for each device.
+        """
+        devices, _ = self._devices()
+        share = len(self.training) // devices
+        if share < self.batch_size:
+            raise ValueError(
+                f"distill.batch_size: {self.batch_size} is out of range, allowed: at most {share}, the "
+                "images of a device that are not held out"
+            )
         return self._loader(self.training, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Asked]:
@@ -246,12 +255,14 @@ class AskedData(lightning.LightningDataModule):
 
     def _loader(self, places: Sequence[int], shuffle: bool, drop_last: bool) -> DataLoader[Asked]:
         chosen: Subset[Asked] = Subset(self.images, places)  # type: ignore[arg-type]  # length and items will do
-        trainer = self.trainer
-        devices, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler: DistributedSampler[Asked] = DistributedSampler(
-            chosen, devices, rank, shuffle, self.seed, drop_last
+            chosen, *self._devices(), shuffle, self.seed, drop_last
         )
         return DataLoader(chosen, self.batch_size, sampler=sampler, collate_fn=list, drop_last=drop_last)
+
+    def _devices(self) -> tuple[int, int]:
+        """Their number, and which one this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
 
 def train(
@@ -261,24 +272,6 @@ def train(
 
     Raises DivergedError, and ValueError for fewer images than one batch.
     """
-    epochs = ModelCheckpoint(
-        checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    trainer = lightning.Trainer(
-        **trainer_kwargs,
-        max_epochs=module.recipe.epochs,
-        callbacks=[epochs],
-        logger=logger,
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,  # one token may be all that an answer hangs on
-        use_distributed_sampler=False,  # the data module deals out the images itself
-    )
-    share = len(data.training) // trainer.world_size
-    if share < data.batch_size:
-        raise ValueError(
-            f"distill.batch_size: {data.batch_size} is out of range, allowed: at most {share}, the images of "
-            "a device that are not held out"
-        )
-    trainer.fit(module, data, ckpt_path=checkpoint if checkpoint.exists() else None)
-    return trainer.is_global_zero
+    # One token may be all that an answer hangs on.
+    kwargs = trainer_kwargs | {"gradient_clip_val": 1.0}
+    return fit(module, data, module.recipe.epochs, checkpoint, (), logger, **kwargs)

@@ -1,7 +1,6 @@
 import io
 from dataclasses import replace
 
-import pytest
 from PIL import Image
 
 from atr.reporting import report
@@ -52,12 +51,13 @@ def test_the_report_says_how_many_questions_could_not_be_answered(measured, buil
     assert "could not be answered" not in built.subtitle
 
 
-def test_masks_of_another_kept_fraction_are_not_shown_as_the_one_asked_for(measured, synthetic):
-    with pytest.raises(
-        ValueError, match=r"report.page_keep: 0.3 has no masks of reducer random, allowed: 0.4"
-    ):
-        settings = synthetic.SETTINGS | {"page_keep": 0.3}
-        report.build(measured, synthetic.image, settings, synthetic.picture())
+def test_pages_show_the_best_reducer_as_well_where_it_keeps_tokens(measured, synthetic):
+    evaluations = measured.evaluations
+    whole = replace(measured, evaluations=evaluations | {"best": evaluations["selector"]})
+    merged = replace(evaluations["selector"], masks=None)
+    merging = replace(measured, evaluations=evaluations | {"best": merged})
+    assert list(report._masks(whole, ("random", "selector", "best"))) == ["random", "selector", "best"]
+    assert list(report._masks(merging, ("random", "selector", "best"))) == ["random", "selector"]
 
 
 def test_the_best_reducer_is_compared_with_every_other_one(everything):
@@ -80,7 +80,7 @@ def test_what_was_measured_beside_the_answers_is_in_provenance_but_no_time_is_in
 def test_provenance_and_parameters_name_every_stage(built):
     stages = [row[0] for row in built.provenance.blocks[0]]
     assert stages == ["pretrain", "evaluate full", "evaluate none", "evaluate random", "evaluate selector"]
-    assert ["report.page_keep", "0.4", "report"] in built.parameters.blocks[0]
+    assert ["report.pages", "3", "report"] in built.parameters.blocks[0]
     assert ["pretrain.keep", "0.3", "pretrain"] in built.parameters.blocks[0]
 
 
