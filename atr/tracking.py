@@ -53,7 +53,7 @@ def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
     first process of a distributed stage logs. Raises ValueError, before anything is computed, when the log
     cannot be written.
     """
-    if not _is_first_process():
+    if not is_first_process():
         yield _Silent()
         return
     tracked = _start(stage, params, part)
@@ -126,7 +126,7 @@ class _Silent:
         return DummyLogger()
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether no launcher (Lightning, torchrun, Slurm) says that this process is a later one."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)

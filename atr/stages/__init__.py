@@ -31,13 +31,6 @@ COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
 
 
-def is_first() -> bool:
-    """Whether this is the process that writes for all."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]  # Lightning sets it on import
-
-
 def weights_of(reducer: str) -> Path:
     """Folder of the selector that a reducer of this name is made of, if it is made of one."""
     return DISTILLED if reducer in config.DISTILLED else SELECTOR

@@ -6,7 +6,7 @@ from typing import Any
 
 from atr import config
 from atr.files import sha256, whole_folder, write_json
-from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry, is_first
+from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
 from atr.stages.pretrain import STATISTICS, STORE
 
 CHECKPOINTS = DISTILL / "checkpoints"
@@ -27,7 +27,9 @@ def main(params: config.Params) -> None:
         from atr.reduction.training import checkpoint_name
         from atr.vlm import distillation
 
-        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first())
+        store = FeatureStore.open(
+            PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=tracking.is_first_process()
+        )
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
         asked = AskedImages(names, images.parameters)

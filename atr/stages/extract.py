@@ -6,7 +6,7 @@ from functools import partial
 
 from atr import config
 from atr.files import write_bytes
-from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry, is_first
+from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
 """The same photographs whatever is encoded, so that encoders can be compared."""
@@ -34,7 +34,7 @@ def main(params: config.Params, split: str) -> None:
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
-        if is_first():
+        if tracking.is_first_process():
             pictured = [micro.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from atr import config
 from atr.files import sha256, whole_folder, write_json
-from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry, is_first
+from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry
 
 if TYPE_CHECKING:
     from atr.reduction.training import SelectorTraining
@@ -32,7 +32,9 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.reduction import card, training
 
-        store = FeatureStore.open(PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=is_first())
+        store = FeatureStore.open(
+            PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=tracking.is_first_process()
+        )
         images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
