@@ -548,7 +548,7 @@ class Recipe:
     naming_layer: int = 0
     """Layers of the language model behind which a patch is to name what it shows; 0: as it is projected."""
     batch_size: int = 8
-    """Images a step on each device; smaller ones learn more from the same images."""
+    """Images a step; smaller ones learn more from the same images."""
     learning_rate: float = 5e-4
     """Peak of AdamW's; 1e-3 stalls."""
     weight_decay: float = 0.05

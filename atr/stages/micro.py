@@ -35,12 +35,12 @@ def main(params: config.Params) -> None:
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
         module = MicroTraining(model, recipe, examine, partial(tower_features, model))
         lessons = LessonDataset(partial(micro.lesson, seed=seed), recipe)
-        if train(module, lessons, processor, CHECKPOINT, run.logger(), lightning_kwargs(params.trainer)):
-            held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
-            save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
-            run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
-            run.artifact(MODEL, folder="model")
-            CHECKPOINT.unlink(missing_ok=True)
+        train(module, lessons, processor, CHECKPOINT, run.logger(), lightning_kwargs(params.trainer))
+        held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
+        save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
+        run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
+        run.artifact(MODEL, folder="model")
+        CHECKPOINT.unlink(missing_ok=True)
 
 
 def write(

@@ -49,8 +49,7 @@ def main(params: config.Params) -> None:
         module = MicroTraining(model.train(), recipe, examine, standardise)
         draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
         lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
-        if not train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs):
-            return
+        train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
         text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)

@@ -135,8 +135,8 @@ def transcribed(step: int, recipe: config.Recipe) -> float:
 class Stretch(Sampler[int]):
     """The lessons of one epoch, in order and each seen once: a resumed training goes on where it stopped."""
 
-    def __init__(self, length: int) -> None:
-        self.length, self.epoch = length, 0
+    def __init__(self, length: int, epoch: int = 0) -> None:
+        self.length, self.epoch = length, epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning's hook, called before every epoch."""
@@ -419,10 +419,13 @@ class LessonDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Shown]:
         """One epoch's lessons in batches."""
         recipe = self.recipe
+        assert self.trainer
+        # Lightning tells the sampler of a resumed training only after workers have asked it for lessons.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed
         return DataLoader(
             self.lessons,
             recipe.batch_size,
-            sampler=Stretch(len(self.lessons) // recipe.epochs),
+            sampler=Stretch(len(self.lessons) // recipe.epochs, epoch),
             collate_fn=self.collate,
             num_workers=recipe.workers,
         )
@@ -439,11 +442,14 @@ def train(
     checkpoint: Path,
     logger: Logger,
     trainer_kwargs: dict[str, Any],
-) -> bool:
-    """Train, or resume from `checkpoint`, which each epoch leaves; whether this is rank 0."""
+) -> None:
+    """Train, or resume from `checkpoint`, which each epoch leaves.
+
+    On one device: a model this small gains nothing from more, and phases and lessons are counted in steps.
+    """
     size = module.model.config.vision_config.image_size
     trainer = lightning.Trainer(
-        **trainer_kwargs,
+        **trainer_kwargs | {"devices": 1, "num_nodes": 1, "strategy": "auto"},
         max_epochs=module.recipe.epochs,
         logger=logger,
         callbacks=[
@@ -459,4 +465,3 @@ def train(
     data = LessonDataModule(lessons, Collator(processor.tokenizer, size, TURN_TOKENS), module.recipe)
     resume = checkpoint if checkpoint.exists() else None
     trainer.fit(module, data, ckpt_path=resume)
-    return trainer.is_global_zero
