@@ -385,7 +385,7 @@ class Distill:
     """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
     images: int = 5120
     """Pretraining images to learn from, a seeded sample; all where there are fewer."""
-    epochs: int = 1
+    epochs: int = 2
     """Passes over them."""
     batch_size: int = 16
     """Images a step on each device; all prompts of an image are one conversation."""
