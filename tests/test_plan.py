@@ -225,7 +225,13 @@ def test_coco_holds_what_its_reader_says():
     [
         (
             None,  # what trains and what is asked for is the project's to tune
-            ["pretrain.epochs=6", "pretrain.batch_size=64", "prepare.images=8192", "prepare.questions=300"],
+            [
+                "pretrain.epochs=6",
+                "pretrain.batch_size=64",
+                "distill.epochs=3",
+                "prepare.images=8192",
+                "prepare.questions=300",
+            ],
             [
                 "micro: 144 tokens of 192 channels an image",
                 "8,192 to pretrain on (micro), at most 1,800 with questions",
@@ -234,7 +240,7 @@ def test_coco_holds_what_its_reader_says():
                 "1,800: docs 300",
                 "86,400: each question under 48 trials (full 1, none 1, random 27, selector 9, "
                 "selector-adaptive 1, distilled 9)",
-                "5,120 images x 1 epochs: micro answers the prompts",
+                "5,120 images x 3 epochs: micro answers the prompts",
             ],
         ),
         (
