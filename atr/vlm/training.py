@@ -421,7 +421,7 @@ class LessonDataModule(lightning.LightningDataModule):
         recipe = self.recipe
         assert self.trainer
         # Lightning tells the sampler of a resumed training only after workers have asked it for lessons.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return DataLoader(
             self.lessons,
             recipe.batch_size,
