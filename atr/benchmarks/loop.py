@@ -139,6 +139,8 @@ def answer_all(
     """
     rank, processes = share
     mine = batches[rank::processes]
+    # A reducer that orders the tokens has ordered them for all budgets once it did for the largest.
+    falling = sorted(trials, key=lambda trial: trial.keep or 0.0, reverse=True)
     rows: list[Row] = []
     causes: list[Exception] = []
     with tqdm(total=len(trials) * sum(map(len, mine)), unit="answer", disable=rank > 0) as bar:
@@ -148,7 +150,7 @@ def answer_all(
                 _unread(question, trial) for question in asked if question.unreadable for trial in trials
             ]
             readable = [question for question in asked if not question.unreadable]
-            rows += _answer(readable, trials, prepare, answer, causes) if readable else []
+            rows += _answer(readable, falling, prepare, answer, causes) if readable else []
             _check_hope(rows, causes, HOPELESS)
             bar.update(len(trials) * len(asked))
     rows = _gather(rows, processes)

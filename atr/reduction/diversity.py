@@ -66,13 +66,15 @@ def max_min_order_BK(similarity_BNN: Tensor, k: int) -> Tensor:
 def coverage_order_BK(similarity_BNN: Tensor, saliency_BN: Tensor, k: int) -> Tensor:
     """Facility location: argmax w_j sum_i max(0, S_ij - c_i), c_i = max(0, S_ij of the chosen); int64 (B, k).
 
-    Ties go to the lower index.
+    S is symmetric. Ties go to the lower index.
     """
     covered_BN = torch.zeros_like(saliency_BN, dtype=similarity_BNN.dtype)
+    # Two thirds of the time would go into fresh memory for this at every step, and into sums down its columns.
+    reached_BNN = torch.empty_like(similarity_BNN)
 
     def gain_BN() -> Tensor:
-        reached_BN = torch.maximum(similarity_BNN, covered_BN.unsqueeze(-1)).sum(dim=1)
-        return saliency_BN * (reached_BN - covered_BN.sum(dim=1, keepdim=True))
+        torch.maximum(similarity_BNN, covered_BN.unsqueeze(1), out=reached_BNN)
+        return saliency_BN * (reached_BNN.sum(dim=2) - covered_BN.sum(dim=1, keepdim=True))
 
     def gain_after_BN(chosen_B1: Tensor) -> Tensor:
         nonlocal covered_BN

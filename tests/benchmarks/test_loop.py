@@ -60,6 +60,17 @@ def test_a_batch_is_made_ready_once_for_all_trials():
     assert prepared == [["docs/4", "docs/1"], ["docs/0", "docs/2"], ["docs/3"]]
 
 
+def test_a_reducer_that_orders_the_tokens_is_asked_to_order_most_of_them_first():
+    keeps = []
+
+    def listening(images, trial):
+        keeps.append(trial.keep)
+        return answer(images, trial)
+
+    answer_all(QUESTIONS[:1], [[0]], [Trial(0.2), Trial(0.9), Trial(0.5)], prepare, listening)
+    assert keeps == [0.9, 0.5, 0.2]
+
+
 def test_rows_carry_the_benchmarks_score_and_anls():
     asked = [Asked("docs/0#0", answers=["4078", "4079"])]
     said = {0.1: "4078", 0.5: "407", 0.9: "no"}
@@ -78,7 +89,7 @@ def test_a_model_that_answers_nothing_stops_the_run(error, kind, where):
         raise error
 
     steps = {"prepare": prepare, "answer": answer} | {where: failing}
-    with pytest.raises(kind, match=r"keep 0.2, seed 0: no answer to docs/4#0, nor to any other") as caught:
+    with pytest.raises(kind, match=r"keep 0.5, seed 0: no answer to docs/4#0, nor to any other") as caught:
         answer_all(QUESTIONS, BATCHES, TRIALS, **steps)
     assert caught.value.__cause__ is error
 
