@@ -7,7 +7,7 @@ written here and not read from their registries; tests hold the two to be the sa
 import inspect
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Never
@@ -299,26 +299,21 @@ class Extract:
 
 
 @dataclass(frozen=True)
-class Pretrain:
-    """The paper's autoencoder; each choice that the paper leaves open is a field that gives its reason."""
+class SelectorTraining:
+    """The selector, and what all of its trainings share."""
+
+    SECTION: ClassVar[str]
 
     layers: int = 3
-    """Transformer layers of the selector, and as many of the reconstructor: stated by the paper."""
+    """Transformer layers, of a reconstructor beside it too: stated by the paper."""
     heads: int = 3
     """Attention heads of a layer, a divisor of the feature width; 64 channels a head, as in the encoders."""
     ffn_ratio: float = 4.0
     """Hidden width of the feed-forward part over the feature width; 4 as in the encoders."""
-    keep: float = 0.45
-    """The proportion p of Eq. 7; one for all budgets, as the top K of one ranking serve every K. Well below
-    it and above the order of the tokens is not learned: near the middle of the budgets it serves most."""
-    temperature: float = 1.0
-    """Of the Gumbel-Softmax; constant: 1 did not collapse, and a schedule would be one more choice."""
     position: str = "sine"
     """none, or sine: fixed 2-D sine added to the input, as some towers give features that hold no place."""
-    normalise: str = "variance"
-    """none: the raw L2 norm of Eq. 7; variance: over the features' own, so both terms are of one size."""
-    initial_bias: float = 2.0
-    """Bias of the selector's linear layer; at 2 training starts by keeping .88: R learns before S drops."""
+    temperature: float = 1.0
+    """Of the Gumbel noise; constant: 1 did not collapse, and a schedule would be one more choice."""
     learning_rate: float = 5e-4
     """Peak of AdamW's; the authors' later work takes 3e-4 for wider features and batches of 32."""
     weight_decay: float = 0.01
@@ -326,88 +321,78 @@ class Pretrain:
     warmup: float = 0.05
     """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
     epochs: int = 2
-    """Passes over the stored features; the authors' later work makes 40."""
+    """Passes over the images; the authors' later work makes 40."""
     batch_size: int = 16
     """Images a step on each device; small, as every token of an image is a sample: steps count for more."""
     validation: float = 0.05
     """Fraction of the images held out of the training."""
+
+    def __post_init__(self) -> None:
+        section, rate, ratio = self.SECTION, self.learning_rate, self.ffn_ratio
+        for key in ("layers", "heads", "epochs", "batch_size"):
+            _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check(f"{section}.validation", self.validation, 0 < self.validation < 1, "0 < validation < 1")
+        for key in ("weight_decay", "warmup"):
+            _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
+        _check(f"{section}.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
+        _check(f"{section}.ffn_ratio", ratio, 0 < ratio <= 16, "0 < ffn_ratio <= 16")
+        _check_choice(f"{section}.position", self.position, ("none", "sine"))
+
+
+@dataclass(frozen=True)
+class Pretrain(SelectorTraining):
+    """The paper's autoencoder; each choice that the paper leaves open is a field that gives its reason."""
+
+    SECTION: ClassVar[str] = "pretrain"
+
+    keep: float = 0.45
+    """The proportion p of Eq. 7; one for all budgets, as the top K of one ranking serve every K. Well below
+    it and above the order of the tokens is not learned: near the middle of the budgets it serves most."""
+    normalise: str = "variance"
+    """none: the raw L2 norm of Eq. 7; variance: over the features' own, so both terms are of one size."""
+    initial_bias: float = 2.0
+    """Bias of the selector's linear layer; at 2 training starts by keeping .88: R learns before S drops."""
     collapse_after: float = 0.5
     """Fraction of the steps after which a kept fraction outside [p/2, 1.5p + 0.05] stops the run."""
     mask_images: int = 6
     """Validation images whose masks are pictured after each epoch."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "heads", "epochs", "batch_size", "mask_images"):
-            _check(f"pretrain.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        for key in ("keep", "validation"):
-            _check(f"pretrain.{key}", getattr(self, key), 0 < getattr(self, key) < 1, f"0 < {key} < 1")
-        for key in ("weight_decay", "warmup"):
-            _check(f"pretrain.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
-        for key in ("learning_rate", "collapse_after"):
-            _check(f"pretrain.{key}", getattr(self, key), 0 < getattr(self, key) <= 1, f"0 < {key} <= 1")
-        _check("pretrain.ffn_ratio", self.ffn_ratio, 0 < self.ffn_ratio <= 16, "0 < ffn_ratio <= 16")
-        _check(
-            "pretrain.temperature", self.temperature, 0 < self.temperature <= 100, "0 < temperature <= 100"
-        )
-        _check(
-            "pretrain.initial_bias",
-            self.initial_bias,
-            abs(self.initial_bias) <= 20,
-            "-20 <= initial_bias <= 20",
-        )
-        _check_choice("pretrain.position", self.position, ("none", "sine"))
+        super().__post_init__()
+        heat, after, bias = self.temperature, self.collapse_after, self.initial_bias
+        _check("pretrain.keep", self.keep, 0 < self.keep < 1, "0 < keep < 1")
+        _check("pretrain.temperature", heat, 0 < heat <= 100, "0 < temperature <= 100")
+        _check("pretrain.collapse_after", after, 0 < after <= 1, "0 < collapse_after <= 1")
+        _check("pretrain.initial_bias", bias, abs(bias) <= 20, "-20 <= initial_bias <= 20")
+        _check("pretrain.mask_images", self.mask_images, self.mask_images >= 1, "mask_images >= 1")
         _check_choice("pretrain.normalise", self.normalise, ("none", "variance"))
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(SelectorTraining):
     """The selector that learns from the frozen language model which tokens its answers depend on."""
 
-    layers: int = 3
-    """Transformer layers; this and the next three as in `pretrain`."""
-    heads: int = 3
-    """Attention heads of a layer, a divisor of the feature width."""
-    ffn_ratio: float = 4.0
-    """Hidden width of the feed-forward part over the feature width."""
-    position: str = "sine"
-    """none, or sine: fixed 2-D sine added to the input."""
+    SECTION: ClassVar[str] = "distill"
+
+    learning_rate: float = 8e-4
+    """Peak of AdamW's."""
     lowest: float = 0.05
     """Kept fractions are drawn evenly from this one up, as one ranking is to serve every budget."""
     highest: float = 0.6
     """The largest of them: above it nearly every ranking answers alike."""
-    temperature: float = 1.0
-    """Of the Gumbel noise under which the tokens of the highest scores are kept."""
-    learning_rate: float = 8e-4
-    """Peak of AdamW's."""
-    weight_decay: float = 0.01
-    """AdamW's; its own default."""
-    warmup: float = 0.05
-    """Fraction of the steps with a linear rise of the learning rate, before its cosine fall."""
     images: int = 5120
     """Pretraining images to learn from, a seeded sample; all where there are fewer."""
-    epochs: int = 2
-    """Passes over them."""
-    batch_size: int = 16
-    """Images a step on each device; all prompts of an image are one conversation."""
-    validation: float = 0.05
-    """Fraction of the images held out of the training."""
     max_new_tokens: int = 8
     """Tokens of an answer to learn from at most."""
 
     def __post_init__(self) -> None:
-        for key in ("layers", "heads", "images", "epochs", "batch_size", "max_new_tokens"):
+        super().__post_init__()
+        for key in ("images", "max_new_tokens"):
             _check(f"distill.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        _check("distill.ffn_ratio", self.ffn_ratio, self.ffn_ratio > 0, "ffn_ratio > 0")
-        _check_choice("distill.position", self.position, ("sine", "none"))
-        for key in ("lowest", "validation"):
-            _check(f"distill.{key}", getattr(self, key), 0 < getattr(self, key) < 1, f"0 < {key} < 1")
+        _check("distill.lowest", self.lowest, 0 < self.lowest < 1, "0 < lowest < 1")
         above = self.lowest <= self.highest <= 1
         _check("distill.highest", self.highest, above, f"distill.lowest, {self.lowest}, <= highest <= 1")
         _check("distill.temperature", self.temperature, self.temperature >= 0, "temperature >= 0")
-        rate = self.learning_rate
-        _check("distill.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
-        for key in ("weight_decay", "warmup"):
-            _check(f"distill.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
 
 
 @dataclass(frozen=True)
@@ -465,9 +450,11 @@ class Evaluate:
     @property
     def budgeted(self) -> list[str]:
         """Those of them that take a budget."""
-        return [
-            name for name in self.names if name not in ("full", "none") and not name.endswith("-adaptive")
-        ]
+        return _budgeted(self.names)
+
+
+def _budgeted(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name not in ("full", "none") and not name.endswith("-adaptive")]
 
 
 @dataclass(frozen=True)
@@ -527,8 +514,7 @@ class Report:
     """Questions shown with their answers under full, random and selected tokens (the paper's Figure 8)."""
 
     def __post_init__(self) -> None:
-        budgeted = [name for name in (*SELECTORS, *DISTILLED, *REDUCERS) if name not in ("full", "none")]
-        _check_choice("report.best", self.best, budgeted)
+        _check_choice("report.best", self.best, _budgeted((*SELECTORS, *DISTILLED, *REDUCERS)))
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
         _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")
 
@@ -545,8 +531,6 @@ class Recipe:
     """Fraction of the steps in which the model learns to read alone; without it nothing is learned."""
     reading_weight: float = 0.3
     """Weight afterwards of the reading and naming losses, so that reading is not unlearned."""
-    naming_layer: int = 0
-    """Layers of the language model behind which a patch is to name what it shows; 0: as it is projected."""
     batch_size: int = 8
     """Images a step; smaller ones learn more from the same images."""
     learning_rate: float = 5e-4
@@ -571,7 +555,6 @@ class Recipe:
         for key in ("steps", "batch_size", "warmup_steps", "epochs", "questions"):
             _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
         _check(f"{section}.workers", self.workers, self.workers >= 0, "workers >= 0")
-        _check(f"{section}.naming_layer", self.naming_layer, self.naming_layer >= 0, "naming_layer >= 0")
         for key in ("reading", "reading_weight", "weight_decay", "constant"):
             _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
         rate = self.learning_rate
@@ -590,6 +573,10 @@ class Micro(Recipe):
     """Channels of tower, projector and language model, 64 to an attention head."""
     layers: int = 4
     """Transformer layers of the tower."""
+    reading_layer: int = 2
+    """Of these, behind which a patch is to tell its characters, as it is again behind the last."""
+    naming_layer: int = 3
+    """Of these, behind which a patch is to name what it shows, as it is again behind the projector."""
     text_layers: int = 4
     """Layers of the language model."""
 
@@ -597,10 +584,11 @@ class Micro(Recipe):
         super().__post_init__()
         for key in ("layers", "text_layers"):
             _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        for key in ("reading_layer", "naming_layer"):
+            layer = getattr(self, key)
+            _check(f"micro.{key}", layer, 0 <= layer <= self.layers, f"0 <= {key} <= layers, {self.layers}")
         wide = self.width >= 64 and self.width % 64 == 0
         _check("micro.width", self.width, wide, "a multiple of 64")
-        named = self.naming_layer < self.text_layers
-        _check("micro.naming_layer", self.naming_layer, named, "0 <= naming_layer < text_layers")
 
 
 @dataclass(frozen=True)
@@ -608,17 +596,21 @@ class MicroDinov2(Recipe):
     """Training of the second model, on stored features of the frozen encoder dinov2-small.
 
     Its language model is that of the first one, which knows how to look up what it is asked for, above
-    `naming_layer` new layers. They look back for what a frozen tower does not tell: a value little of the key
+    `new_layers` new layers. They look back for what a frozen tower does not tell: a value little of the key
     before it.
     """
 
     SECTION: ClassVar[str] = "micro_dinov2"
 
-    naming_layer: int = 2
-    """New layers, behind which a patch is to name what it shows. Without the first model above them the
-    naming loss on held-out lessons was 1.63 after 240 steps, at the projector 1.87."""
+    new_layers: int = 2
+    """Behind them a patch is to name what it shows. Without the first model above them the naming loss on
+    held-out lessons was 1.63 after 240 steps, at the projector 1.87."""
     compile: bool = False
     """Compile the language model: alone, and asked for the states of a layer, it was no faster on a CPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("micro_dinov2.new_layers", self.new_layers, self.new_layers >= 0, "new_layers >= 0")
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class Plan:
         return {name: self._trials(name) for name in asked.names}
 
     def _trials(self, reducer: str) -> int:
-        if reducer in ("full", "none") or reducer.endswith("-adaptive"):
+        if reducer not in self.evaluate.budgeted:
             return 1
         return len(self.evaluate.keep) * (self.evaluate.random_seeds if reducer == "random" else 1)
 

@@ -69,7 +69,7 @@ def coverage_order_BK(similarity_BNN: Tensor, saliency_BN: Tensor, k: int) -> Te
     S is symmetric. Ties go to the lower index.
     """
     covered_BN = torch.zeros_like(saliency_BN, dtype=similarity_BNN.dtype)
-    # Two thirds of the time would go into fresh memory for this at every step, and into sums down its columns.
+    # Two thirds of the time would go into fresh memory at every step, and into sums down the columns.
     reached_BNN = torch.empty_like(similarity_BNN)
 
     def gain_BN() -> Tensor:

@@ -25,7 +25,7 @@ def main(params: config.Params) -> None:
     from atr.vlm.card import card
     from atr.vlm.checkpoint import load_vlm
     from atr.vlm.micro import build_model, build_processor
-    from atr.vlm.training import LessonDataset, MicroTraining, tower_features, train
+    from atr.vlm.training import LessonDataset, MicroTraining, tower_states, train
 
     recipe, seed = params.micro, params.seed
     with tracking.run("micro", params) as run:
@@ -33,7 +33,8 @@ def main(params: config.Params) -> None:
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
         model = build_model(processor, micro.SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
         examine = partial(score, processor, split="validation", count=VALIDATION_QUESTIONS, seed=seed)
-        module = MicroTraining(model, recipe, examine, partial(tower_features, model))
+        see = partial(tower_states, model, recipe.reading_layer, recipe.naming_layer)
+        module = MicroTraining(model, recipe, examine, see)
         lessons = LessonDataset(partial(micro.lesson, seed=seed), recipe)
         train(module, lessons, processor, CHECKPOINT, run.logger(), lightning_kwargs(params.trainer))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)

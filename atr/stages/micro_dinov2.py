@@ -31,14 +31,14 @@ def main(params: config.Params) -> None:
     from atr.vlm.checkpoint import load_vlm
     from atr.vlm.micro import folded
     from atr.vlm.tower import save_without_tower
-    from atr.vlm.training import MicroTraining, StoredLessons, train
+    from atr.vlm.training import MicroTraining, StoredLessons, stored_states, train
 
     recipe, seed, probe = params.micro_dinov2, params.seed, read_json(PROBE)
     with tracking.run("micro_dinov2", params) as run:
         store = FeatureStore.open(FEATURES, parameters(params))
         seed_everything(seed, workers=True, verbose=False)
         at = partial(locate, folder=ENCODERS)
-        model, processor = _build(at(ENCODER.path), recipe.naming_layer)
+        model, processor = _build(at(ENCODER.path), recipe.new_layers)
         standardise, step = Standardise(store.width), max(1, len(store) // MEASURED_IMAGES)
         standardise.measure(store[position] for position in range(0, len(store), step))
 
@@ -46,7 +46,8 @@ def main(params: config.Params) -> None:
             whole = folded(model, standardise, torch.float32)
             return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
 
-        module = MicroTraining(model.train(), recipe, examine, standardise)
+        see = partial(stored_states, standardise)
+        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
         draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
         lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
         train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)

@@ -101,7 +101,7 @@ def card_dinov2(
         layer=encoder.layer,
         size=encoder.size,
         tokens=((encoder.size or 0) // PATCH) ** 2,
-        new_layers=recipe.naming_layer,
+        new_layers=recipe.new_layers,
         images=wanted.images,
         passes=recipe.steps * recipe.batch_size / wanted.images,
         probe_images=probe["images"],

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning
 import numpy as np
@@ -29,6 +29,8 @@ from atr.vlm.micro import PATCH
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
+UNWRITTEN = 0.1
+"""Weight of a patch without text, of which there are many, and all of a thing say the same."""
 IGNORE = -100
 TURN_TOKENS = 36
 """Room for the turns of an image; the longest, six lines of a page with four digits each, take all of it."""
@@ -56,6 +58,18 @@ class Lesson(Protocol):
 
 Shown = tuple[Tensor, Lesson]
 """What the model is shown of a lesson: its image, uint8 (H, W, 3), or the stored features of it, (N, D)."""
+
+
+class Seen(NamedTuple):
+    """What a tower makes of what it is shown: its features (B, N, D).
+
+    Of one that learns also its states (B, N, D) behind two of its layers, which are to tell characters and
+    names by then.
+    """
+
+    features_BND: Tensor
+    read_BND: Tensor | None = None
+    named_BND: Tensor | None = None
 
 
 class Draw(Protocol):
@@ -227,37 +241,35 @@ class Collator:
 class MicroTraining(lightning.LightningModule):
     """First tower and projector learn what is in each patch; then all of the model answers as well.
 
-    A frozen tower leaves that to the projector and the first `naming_layer` layers of the language model;
-    `features` of what is shown may then be stored ones.
-    """
+    A tower that learns is to tell the characters, and then the names, behind layers in its midst too. A value
+    can only look up whose value it is once its key is known: told at the end alone, keys are known at the
+    end, and no layer is left to look them up.
 
-    character_weights: Tensor
-    name_weights: Tensor
+    A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
+    model; what is shown may then be stored features.
+    """
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
         recipe: config.Recipe,
         examine: Callable[[LlavaForConditionalGeneration, str], float],
-        features: Callable[[Tensor], Tensor],
+        see: Callable[[Tensor], Seen],
+        new_layers: int = 0,
     ) -> None:
-        """`examine` gives the model's score on one benchmark, `features` features_BND of what is shown."""
+        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown."""
         super().__init__()
-        self.model, self.recipe, self.examine, self.features = model, recipe, examine, features
+        self.model, self.recipe, self.examine, self.see = model, recipe, examine, see
+        self.new_layers = new_layers
         self._seconds_before, self._started = 0.0, time.monotonic()
         # The backward of the fused attention is slow on a CPU: a step takes half as long again with it.
         model.set_attn_implementation("eager")
+        vision, text = model.config.vision_config.hidden_size, model.config.text_config.hidden_size
         self.tower_learns = all(part.requires_grad for part in model.model.vision_tower.parameters())
-        settings = model.config.vision_config if self.tower_learns else model.config.text_config
-        width = settings.hidden_size
-        self.first_layers = _first_layers(model.model.language_model, recipe.naming_layer)
+        self.first_layers = _first_layers(model.model.language_model, new_layers)
+        width = vision if self.tower_learns else text
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
-        blanks_weigh_less = torch.ones(2 + len(CHARACTERS))
-        blanks_weigh_less[BLANK] = 0.1
-        self.register_buffer("character_weights", blanks_weigh_less, persistent=False)
-        paddings_weigh_less = torch.ones(model.config.text_config.vocab_size)
-        paddings_weigh_less[model.config.text_config.pad_token_id] = 0.1
-        self.register_buffer("name_weights", paddings_weigh_less, persistent=False)
+        self.namer = nn.Linear(vision, text) if self.tower_learns else nn.Identity()
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
@@ -265,9 +277,9 @@ class MicroTraining(lightning.LightningModule):
     def language(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, L, V) of every text token, given `<s>`, the projected image, and the text before it.
 
-        Beside them what is to name the patches: their states (B, N, D) after `naming_layer` layers.
+        Beside them what is to name the patches: their states (B, N, D) after `new_layers` layers.
         """
-        llava, tokens, layer = self.model.model, image_BND.shape[1], self.recipe.naming_layer
+        llava, tokens, layer = self.model.model, image_BND.shape[1], self.new_layers
         sequence = self._sequence(image_BND, text_BL)
         states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
         logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
@@ -285,34 +297,46 @@ class MicroTraining(lightning.LightningModule):
         start_B1D = embed(text_BL.new_full((len(text_BL), 1), self.model.config.text_config.bos_token_id))
         return torch.cat([start_B1D, image_BND, embed(text_BL)], dim=1)
 
-    def reading_loss(self, features_BND: Tensor, characters_BN2: Tensor) -> Tensor:
-        """Cross-entropy of two heads on the features to the first two characters of each patch."""
-        # Neither tower nor projector ends in a norm, and features grow while they learn.
-        normed_BND = functional.layer_norm(features_BND, features_BND.shape[-1:])
-        logits = [reader(normed_BND) for reader in self.readers]
-        return _two_slots(logits, characters_BN2, self.character_weights)
+    def reading_loss(self, states_BND: Tensor, characters_BN2: Tensor) -> Tensor:
+        """Cross-entropy of two heads on the states to the first two characters of each patch."""
+        logits = [reader(_normed(states_BND)) for reader in self.readers]
+        return _two_slots(logits, characters_BN2, torch.where(characters_BN2 == BLANK, UNWRITTEN, 1.0))
 
-    def naming_loss(self, image_BND: Tensor, names_BN2: Tensor) -> Tensor:
+    def naming_loss(self, states_BND: Tensor, names_BN2: Tensor, written_BN: Tensor) -> Tensor:
         """Cross-entropy of each patch's state to the embeddings of the two names of what it shows.
 
         A patch of text is to name the question that its line answers, and its word. Without this loss the
         language model reads, but for long takes any line for the one it was asked for.
         """
         embedding_VD = self.model.get_input_embeddings().weight
-        logits_BNV = functional.linear(functional.layer_norm(image_BND, image_BND.shape[-1:]), embedding_VD)
-        return _two_slots([logits_BNV] * 2, names_BN2, self.name_weights)
+        logits_BNV = functional.linear(_normed(states_BND), embedding_VD)
+        weights_BN2 = torch.where(written_BN, 1.0, UNWRITTEN).unsqueeze(-1).expand_as(names_BN2)
+        return _two_slots([logits_BNV] * 2, names_BN2, weights_BN2)
+
+    def patch_losses(
+        self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The reading and the naming loss, each the mean of all states that are to read and to name."""
+        characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
+        if self.tower_learns:
+            assert seen.read_BND is not None and seen.named_BND is not None
+            reading = [seen.read_BND, seen.features_BND]
+            naming.append(self.namer(_normed(seen.named_BND)))
+        written_BN = characters_BN2[..., 0] != BLANK
+        read = [self.reading_loss(states_BND, characters_BN2) for states_BND in reading]
+        named = [self.naming_loss(states_BND, batch["names"], written_BN) for states_BND in naming]
+        return torch.stack(read).mean(), torch.stack(named).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The losses of the patches, and after the first phase the answering loss with them."""
-        features_BND = self.features(batch["shown"])
-        image_BND = self.model.model.multi_modal_projector(features_BND)
-        reading = self.reading_loss(features_BND if self.tower_learns else image_BND, batch["characters"])
+        seen = self.see(batch["shown"])
+        image_BND = self.model.model.multi_modal_projector(seen.features_BND)
         is_first_phase = self.global_step < reading_steps(self.recipe)
         if is_first_phase:
             named_BND = self.named(image_BND, batch["text"])
         else:
             logits_BLV, named_BND = self.language(image_BND, batch["text"])
-        naming = self.naming_loss(named_BND, batch["names"])
+        reading, naming = self.patch_losses(seen, image_BND, named_BND, batch)
         self.log_dict({"train/reading": reading, "train/naming": naming}, prog_bar=True)
         if is_first_phase:
             return reading + naming
@@ -369,11 +393,18 @@ class MicroTraining(lightning.LightningModule):
         return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
 
 
-def tower_features(model: LlavaForConditionalGeneration, images_BHWC: Tensor) -> Tensor:
-    """Patch features of the tower's last layer, the class token dropped: (B, N, D)."""
+def tower_states(
+    model: LlavaForConditionalGeneration, reading_layer: int, naming_layer: int, images_BHWC: Tensor
+) -> Seen:
+    """The patches behind the tower's last layer and two others, the class token dropped."""
     pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
-    features_BND: Tensor = model.model.vision_tower(pixels_BCHW).last_hidden_state[:, 1:]
-    return features_BND
+    states = model.model.vision_tower(pixels_BCHW, output_hidden_states=True).hidden_states
+    return Seen(*(states[layer][:, 1:] for layer in (-1, reading_layer, naming_layer)))
+
+
+def stored_states(standardise: Callable[[Tensor], Tensor], features_BND: Tensor) -> Seen:
+    """Features that were stored, as a frozen tower gave them."""
+    return Seen(standardise(features_BND))
 
 
 def _first_layers(language: LlamaModel, count: int) -> LlamaModel:
@@ -389,13 +420,21 @@ def _first_layers(language: LlamaModel, count: int) -> LlamaModel:
     return first
 
 
-def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights: Tensor) -> Tensor:
-    """Mean over two slots of the weighted cross-entropy of logits_BNC."""
-    losses = [
-        functional.cross_entropy(logits_BNC.flatten(0, 1), target_BN.flatten(), weights)
-        for logits_BNC, target_BN in zip(logits, targets_BN2.unbind(-1), strict=True)
-    ]
-    return torch.stack(losses).mean()
+def _normed(states_BND: Tensor) -> Tensor:
+    """Neither tower nor projector ends in a norm, and features grow while they learn."""
+    return functional.layer_norm(states_BND, states_BND.shape[-1:])
+
+
+def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights_BN2: Tensor) -> Tensor:
+    """Mean over two slots of the weighted mean cross-entropy of logits_BNC."""
+    losses_BN2 = torch.stack(
+        [
+            functional.cross_entropy(logits_BNC.transpose(1, 2).float(), target_BN, reduction="none")
+            for logits_BNC, target_BN in zip(logits, targets_BN2.unbind(-1), strict=True)
+        ],
+        dim=-1,
+    )
+    return ((losses_BN2 * weights_BN2).sum((0, 1)) / weights_BN2.sum((0, 1))).mean()
 
 
 def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from atr.vlm.training import (
     MicroTraining,
     StoredLessons,
     answer_loss,
-    tower_features,
+    stored_states,
+    tower_states,
     train,
 )
 
@@ -30,6 +31,8 @@ def recipe(**changes):
         "width": 64,
         "layers": 1,
         "text_layers": 1,
+        "reading_layer": 0,
+        "naming_layer": 1,
         "steps": 4,
         "epochs": 2,
         "batch_size": 2,
@@ -47,7 +50,7 @@ def processor():
 def new_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     torch.manual_seed(0)
     model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=1).train()
-    return MicroTraining(model, recipe(**changes), examine, partial(tower_features, model))
+    return MicroTraining(model, recipe(**changes), examine, partial(tower_states, model, 0, 1))
 
 
 def frozen_module(processor, examine=lambda model, benchmark: 0.5, **changes):
@@ -55,8 +58,8 @@ def frozen_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     torch.manual_seed(0)
     model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=2).train()
     model.model.vision_tower.requires_grad_(False)
-    changes = {"text_layers": 2, "naming_layer": 1} | changes
-    return MicroTraining(model, recipe(**changes), examine, torch.Tensor.float)
+    see = partial(stored_states, torch.Tensor.float)
+    return MicroTraining(model, recipe(**changes), examine, see, new_layers=1)
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
     pixels = batch["shown"].permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         whole = module.model(input_ids=ids, pixel_values=pixels).logits[:, 144:-1]
-        image = module.model.model.multi_modal_projector(module.features(batch["shown"]))
+        image = module.model.model.multi_modal_projector(module.see(batch["shown"]).features_BND)
         parts, named = module.language(image, batch["text"])
     torch.testing.assert_close(parts, whole)
     assert named is image
