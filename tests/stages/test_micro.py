@@ -18,8 +18,8 @@ from atr.vlm.micro import answers
 
 ROOT = Path(__file__).parents[2]
 RECIPE = {
-    "width": 64, "layers": 1, "reading_layer": 0, "naming_layer": 1, "steps": 4, "batch_size": 2, "warmup_steps": 1, "epochs": 2, "workers": 0,
-    "compile": "false", "reading": 0.5,
+    "width": 64, "layers": 1, "reading_layer": 0, "naming_layer": 1, "steps": 4, "batch_size": 2,
+    "warmup_steps": 1, "epochs": 2, "workers": 0, "compile": "false", "reading": 0.5,
 }  # fmt: skip
 
 

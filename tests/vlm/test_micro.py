@@ -19,6 +19,19 @@ def model(processor):
     return build_model(processor, micro.SIZE, width=64, layers=1).eval()
 
 
+def test_attention_starts_as_trained_attention_looks(processor):
+    """Like attends to like in every head, each in its own way, and what is found is taken away."""
+    model = build_model(processor, micro.SIZE, width=128, layers=2)
+    for layer in model.model.vision_tower.encoder.layers:
+        own = layer.self_attn
+        heads = [own.q_proj.weight[rows].T @ own.k_proj.weight[rows] for rows in (slice(64), slice(64, 128))]
+        assert not torch.allclose(*heads)
+        through = own.out_proj.weight @ own.v_proj.weight
+        for product, sign in ((heads[0], 1), (heads[1], 1), (through, -1)):
+            others = product[~torch.eye(128, dtype=torch.bool)]
+            assert sign * product.diagonal().mean() > 0.3 and others.mean().abs() < 0.01
+
+
 @pytest.mark.parametrize("answer", ["407", "kettle", "9", "0"])
 def test_answers_survive_the_tokenizer(processor, answer):
     ids = processor.tokenizer(answer).input_ids

@@ -18,6 +18,7 @@ from atr.vlm.training import (
     Collator,
     LessonDataset,
     MicroTraining,
+    Seen,
     StoredLessons,
     answer_loss,
     stored_states,
@@ -110,6 +111,50 @@ def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_be
         output_hidden_states=True,
     ).hidden_states[1]
     torch.testing.assert_close(named, states[:, 1:])
+
+
+@torch.no_grad()
+def test_the_tower_is_seen_behind_three_of_its_layers(processor):
+    model = build_model(processor, micro.SIZE, width=64, layers=3, text_layers=1).eval()
+    images = torch.randint(0, 256, (2, 168, 168, 3), dtype=torch.uint8)
+    features, read, named = tower_states(model, 1, 2, images)
+    pixels = images.permute(0, 3, 1, 2) / 127.5 - 1
+    tower = model.model.vision_tower
+    state = tower.pre_layrnorm(tower.embeddings(pixels))
+    for layer, expected in zip(tower.encoder.layers, (read, named, features), strict=True):
+        state = layer(state, None)
+        torch.testing.assert_close(expected, (state[0] if isinstance(state, tuple) else state)[:, 1:])
+
+
+@torch.no_grad()
+def test_characters_are_told_in_the_midst_of_a_tower_that_learns_and_names_later(processor):
+    """Each loss is the mean of that in the midst and that at the end; a frozen tower has the latter alone."""
+    module = new_module(processor).eval()
+    batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(shown(lessons(4)))
+    seen, written = module.see(batch["shown"]), batch["characters"][..., 0] != BLANK
+    image = module.model.model.multi_modal_projector(seen.features_BND)
+    reading, naming = module.patch_losses(seen, image, image, batch)
+    midst = torch.nn.functional.layer_norm(seen.named_BND, (64,))
+    read = [module.reading_loss(state, batch["characters"]) for state in (seen.read_BND, seen.features_BND)]
+    named = [module.naming_loss(state, batch["names"], written) for state in (module.namer(midst), image)]
+    torch.testing.assert_close(reading, (read[0] + read[1]) / 2)
+    torch.testing.assert_close(naming, (named[0] + named[1]) / 2)
+    frozen = frozen_module(processor).eval()
+    reading, naming = frozen.patch_losses(Seen(image), image, image, batch)
+    torch.testing.assert_close(reading, frozen.reading_loss(image, batch["characters"]))
+    torch.testing.assert_close(naming, frozen.naming_loss(image, batch["names"], written))
+
+
+@torch.no_grad()
+def test_a_patch_without_text_weighs_a_tenth_of_one_with_it(processor):
+    module = new_module(processor).eval()
+    states, names = torch.randn(1, 3, 64), torch.tensor([[[7, 7], [8, 9], [10, 10]]])
+    log = (
+        torch.nn.functional.layer_norm(states[0], (64,)) @ module.model.get_input_embeddings().weight.T
+    ).log_softmax(-1)
+    of = [-log[0, 7], -(log[1, 8] + log[1, 9]) / 2, -log[2, 10]]
+    loss = module.naming_loss(states, names, torch.tensor([[True, False, True]]))
+    torch.testing.assert_close(loss, (of[0] + 0.1 * of[1] + of[2]) / 2.1)
 
 
 def test_only_answers_are_learned(processor):
