@@ -137,8 +137,10 @@ class Distillation(RecordedTraining):
         if asked:
             images, questions = [[name] for name, _ in asked], [prompt for _, prompt in asked]
             replies = self.answerer.answer(self.answerer.prepare(images, questions), Full(), 1.0)
+            # A placeholder that the model spells out would stand for one more image.
+            placeholder = self.answerer.processor.image_token
             for (name, _), (answer, _, _) in zip(asked, replies, strict=True):
-                self._answered.setdefault(name, []).append(answer)
+                self._answered.setdefault(name, []).append(answer.replace(placeholder, ""))
 
     def _weights(self, prepared: Prepared, mask: Callable[[Tensor], Tensor]) -> Tensor:
         """The mask of all packed tokens of the batch, of newlines 1; its gradient reaches the selector."""

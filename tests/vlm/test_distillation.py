@@ -87,6 +87,14 @@ def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, 
     torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
+    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16)] * 6)
+    prepared, _ = module._conversations(BATCH)
+    assert [len(kept) for kept in prepared.packing.values(prepared.encoded.features_BND)] == [16, 16, 16]
+    assert (prepared.inputs["input_ids"] == module.answerer.model.config.image_token_id).sum() == 3 * 16
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_selector_learns_and_the_model_does_not(module):
     before = {name: value.clone() for name, value in module.answerer.model.state_dict().items()}
