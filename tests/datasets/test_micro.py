@@ -177,7 +177,7 @@ def test_lessons_leave_half_of_the_grey_photographs_grey():
 @pytest.mark.parametrize("reading", [False, True])
 def test_asked_again_a_lesson_is_of_the_same_image_in_another_order(reading):
     orders, lines = set(), set()
-    for index in range(40):
+    for index in range(80):
         first, *others = (micro.lesson(index, 0, reading, transcribe=0.0, again=again) for again in range(4))
         for other in others:
             assert other.image.tobytes() == first.image.tobytes()
