@@ -52,12 +52,14 @@ def test_the_report_says_how_many_questions_could_not_be_answered(measured, buil
 
 
 def test_pages_show_the_best_reducer_as_well_where_it_keeps_tokens(measured, synthetic):
-    evaluations = measured.evaluations
-    whole = replace(measured, evaluations=evaluations | {"best": evaluations["selector"]})
-    merged = replace(evaluations["selector"], masks=None)
-    merging = replace(measured, evaluations=evaluations | {"best": merged})
-    assert list(report._masks(whole, ("random", "selector", "best"))) == ["random", "selector", "best"]
-    assert list(report._masks(merging, ("random", "selector", "best"))) == ["random", "selector"]
+    keeping = replace(measured.evaluations["selector"], reducer="best")
+    for best, shown in (
+        (keeping, "random, selector, best;"),
+        (replace(keeping, masks=None), "random, selector;"),
+    ):
+        results = replace(measured, evaluations=measured.evaluations | {"best": best})
+        pages = report._pages(results, synthetic.image, synthetic.SETTINGS | {"best": "best"})
+        assert [f"kept by {shown}" in page.caption for page in pages] == [True, True]
 
 
 def test_the_best_reducer_is_compared_with_every_other_one(everything):
