@@ -605,12 +605,15 @@ class MicroDinov2(Recipe):
     new_layers: int = 2
     """Behind them a patch is to name what it shows. Without the first model above them the naming loss on
     held-out lessons was 1.63 after 240 steps, at the projector 1.87."""
+    pointing_layer: int = 4
+    """Behind them a question is to point at the patches that are named by it; 0: nowhere."""
     compile: bool = False
     """Compile the language model: alone, and asked for the states of a layer, it was no faster on a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("micro_dinov2.new_layers", self.new_layers, self.new_layers >= 0, "new_layers >= 0")
+        for key in ("new_layers", "pointing_layer"):
+            _check(f"micro_dinov2.{key}", getattr(self, key), getattr(self, key) >= 0, f"{key} >= 0")
 
 
 @dataclass(frozen=True)

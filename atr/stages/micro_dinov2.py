@@ -47,7 +47,8 @@ def main(params: config.Params) -> None:
             return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
 
         see = partial(stored_states, standardise)
-        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
+        layers = recipe.new_layers, recipe.pointing_layer
+        module = MicroTraining(model.train(), recipe, examine, see, *layers)
         draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
         lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
         train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)

@@ -72,6 +72,18 @@ class Seen(NamedTuple):
     named_BND: Tensor | None = None
 
 
+class Said(NamedTuple):
+    """What a language model makes of an image and a text.
+
+    Logits (B, L, V) of each text token, given all before it; what is to name the patches, (B, N, D): their
+    states behind the new layers; and logits (B, L, N) of the patches that a text token points at.
+    """
+
+    logits_BLV: Tensor
+    named_BND: Tensor
+    pointed_BLN: Tensor | None = None
+
+
 class Draw(Protocol):
     """Draws lessons."""
 
@@ -171,33 +183,38 @@ class Collator:
         self.tokenizer, self.length, self.grid = tokenizer, length, image_size // PATCH
 
     def __call__(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
-        """What is shown (B, ...), text and labels (B, L), characters and names (B, N, 2)."""
+        """What is shown (B, ...), text, labels and questions (B, L), characters and names (B, N, 2)."""
         lessons = [lesson for _, lesson in shown]
         text_BL = torch.full((len(lessons), self.length), self.tokenizer.pad_token_id)
-        labels_BL = torch.full((len(lessons), self.length), IGNORE)
+        labels_BL, asked_BL = torch.full_like(text_BL, IGNORE), torch.full_like(text_BL, IGNORE)
         for row, lesson in enumerate(lessons):
-            ids, labels = self._tokens(lesson)
-            text_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
-            labels_BL[row, : len(ids)] = torch.tensor(labels, dtype=torch.int64)
+            for tokens_BL, ids in zip((text_BL, labels_BL, asked_BL), self._tokens(lesson), strict=True):
+                tokens_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return {
             "shown": torch.stack([what for what, _ in shown]),
             "text": text_BL,
             "labels": labels_BL,
+            "asked": asked_BL,
             "characters": torch.stack([self.characters(lesson) for lesson in lessons]),
             "names": torch.stack([self._names(lesson) for lesson in lessons]),
         }
 
-    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int]]:
-        """Ids of all turns, and the same as labels, of which only the answers are learned."""
+    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int], list[int]]:
+        """Ids of all turns, the same as labels, of which only the answers are learned, and the questions.
+
+        The question stands at each token behind which it is still to be answered.
+        """
         ids: list[int] = []
         labels: list[int] = []
+        asked: list[int] = []
         for question, answer in lesson.turns:
-            asked = self.tokenizer(question, add_special_tokens=False).input_ids
+            (asks,) = self.tokenizer(question, add_special_tokens=False).input_ids
             said = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-            ids += asked + said
-            labels += [IGNORE] * len(asked) + said
+            ids += [asks, *said]
+            labels += [IGNORE, *said]
+            asked += [*[asks] * len(said), IGNORE]
         assert len(ids) <= self.length, f"{len(ids)} tokens of turns, room for {self.length}"
-        return ids, labels
+        return ids, labels, asked
 
     def characters(self, lesson: Lesson) -> Tensor:
         """The first and the second character whose centre lies in each patch, from left to right: (N, 2)."""
@@ -246,7 +263,9 @@ class MicroTraining(lightning.LightningModule):
     end, and no layer is left to look them up.
 
     A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
-    model; what is shown may then be stored features.
+    model; what is shown may then be stored features. There no patch knows of those after it, so that a value
+    above its label bears no name. It is the question that is to find it: behind `pointing_layer` layers it is
+    to point at all patches that are named by it.
     """
 
     def __init__(
@@ -256,11 +275,20 @@ class MicroTraining(lightning.LightningModule):
         examine: Callable[[LlavaForConditionalGeneration, str], float],
         see: Callable[[Tensor], Seen],
         new_layers: int = 0,
+        pointing_layer: int = 0,
     ) -> None:
-        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown."""
+        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown.
+
+        At a `pointing_layer` of 0 no question points. Raises ValueError for a layer the model does not have.
+        """
         super().__init__()
+        layers = model.config.text_config.num_hidden_layers
+        if max(new_layers, pointing_layer) > layers:
+            raise ValueError(
+                f"new_layers {new_layers}, pointing_layer {pointing_layer}: the language model has {layers}"
+            )
         self.model, self.recipe, self.examine, self.see = model, recipe, examine, see
-        self.new_layers = new_layers
+        self.new_layers, self.pointing_layer = new_layers, pointing_layer
         self._seconds_before, self._started = 0.0, time.monotonic()
         # The backward of the fused attention is slow on a CPU: a step takes half as long again with it.
         model.set_attn_implementation("eager")
@@ -270,20 +298,39 @@ class MicroTraining(lightning.LightningModule):
         width = vision if self.tower_learns else text
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         self.namer = nn.Linear(vision, text) if self.tower_learns else nn.Identity()
+        self.pointers = nn.ModuleList(nn.Linear(text, text) for _ in range(2 if pointing_layer else 0))
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
 
-    def language(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, V) of every text token, given `<s>`, the projected image, and the text before it.
+    def language(self, image_BND: Tensor, text_BL: Tensor) -> Said:
+        """What the language model makes of `<s>`, the projected image and the text."""
+        llava, tokens, deepest = (
+            self.model.model,
+            image_BND.shape[1],
+            max(self.new_layers, self.pointing_layer),
+        )
+        states = llava.language_model(
+            inputs_embeds=self._sequence(image_BND, text_BL),
+            use_cache=False,
+            output_hidden_states=deepest > 0,
+        )
+        logits_BLV = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
+        if not deepest:
+            return Said(logits_BLV, image_BND)
+        patches = slice(1, 1 + tokens)
+        named_BND = states.hidden_states[self.new_layers][:, patches]
+        if not self.pointing_layer:
+            return Said(logits_BLV, named_BND)
+        pointing = states.hidden_states[self.pointing_layer]
+        return Said(logits_BLV, named_BND, self._pointed(pointing[:, patches], pointing[:, 1 + tokens :]))
 
-        Beside them what is to name the patches: their states (B, N, D) after `new_layers` layers.
-        """
-        llava, tokens, layer = self.model.model, image_BND.shape[1], self.new_layers
-        sequence = self._sequence(image_BND, text_BL)
-        states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
-        logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
-        return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
+    def _pointed(self, patches_BND: Tensor, text_BLD: Tensor) -> Tensor:
+        """Logits (B, L, N) with which each text token points at each patch."""
+        asking, answering = self.pointers
+        queries_BLD, keys_BND = asking(_normed(text_BLD)), answering(_normed(patches_BND))
+        scores_BLN: Tensor = queries_BLD @ keys_BND.transpose(1, 2)
+        return scores_BLN / keys_BND.shape[-1] ** 0.5
 
     def named(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
         """What is to name the patches, as `language` has it, without the layers behind that."""
@@ -315,7 +362,7 @@ class MicroTraining(lightning.LightningModule):
 
     def patch_losses(
         self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> dict[str, Tensor]:
         """The reading and the naming loss, each the mean of all states that are to read and to name."""
         characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
         if self.tower_learns:
@@ -325,24 +372,25 @@ class MicroTraining(lightning.LightningModule):
         written_BN = characters_BN2[..., 0] != BLANK
         read = [self.reading_loss(states_BND, characters_BN2) for states_BND in reading]
         named = [self.naming_loss(states_BND, batch["names"], written_BN) for states_BND in naming]
-        return torch.stack(read).mean(), torch.stack(named).mean()
+        return {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """The losses of the patches, and after the first phase the answering loss with them."""
+        """The losses of the patches, and after the first phase those of the questions with them."""
         seen = self.see(batch["shown"])
         image_BND = self.model.model.multi_modal_projector(seen.features_BND)
-        is_first_phase = self.global_step < reading_steps(self.recipe)
-        if is_first_phase:
-            named_BND = self.named(image_BND, batch["text"])
+        if self.global_step < reading_steps(self.recipe):
+            losses = self.patch_losses(seen, image_BND, self.named(image_BND, batch["text"]), batch)
+            loss = torch.stack([*losses.values()]).sum()
         else:
-            logits_BLV, named_BND = self.language(image_BND, batch["text"])
-        reading, naming = self.patch_losses(seen, image_BND, named_BND, batch)
-        self.log_dict({"train/reading": reading, "train/naming": naming}, prog_bar=True)
-        if is_first_phase:
-            return reading + naming
-        answering = answer_loss(logits_BLV, batch["labels"])
-        self.log("train/answering", answering, prog_bar=True)
-        return answering + self.recipe.reading_weight * (reading + naming)
+            said = self.language(image_BND, batch["text"])
+            losses = self.patch_losses(seen, image_BND, said.named_BND, batch)
+            if said.pointed_BLN is not None:
+                losses["pointing"] = pointing_loss(said.pointed_BLN, batch["asked"], batch["names"])
+            answering = answer_loss(said.logits_BLV, batch["labels"])
+            loss = answering + self.recipe.reading_weight * torch.stack([*losses.values()]).sum()
+            losses["answering"] = answering
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        return loss
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, once there are answers to be had."""
@@ -444,6 +492,17 @@ def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     )
     answers_BL = labels_BL != IGNORE
     return (losses_BL.sum(1) / answers_BL.sum(1)).mean()
+
+
+def pointing_loss(pointed_BLN: Tensor, asked_BL: Tensor, names_BN2: Tensor) -> Tensor:
+    """Cross-entropy of where each text token points to the patches that its question names, all alike.
+
+    Zero where no patch bears the name of a question.
+    """
+    wanted_BLN = (asked_BL.unsqueeze(2) == names_BN2[..., 0].unsqueeze(1)).float()
+    wanted_BL = wanted_BLN.sum(-1)
+    losses_BL = -(pointed_BLN.float().log_softmax(-1) * wanted_BLN).sum(-1) / wanted_BL.clamp(min=1)
+    return losses_BL.sum() / (wanted_BL > 0).sum().clamp(min=1)
 
 
 class LessonDataModule(lightning.LightningDataModule):
