@@ -329,8 +329,8 @@ class MicroTraining(lightning.LightningModule):
         """Logits (B, L, N) with which each text token points at each patch."""
         asking, answering = self.pointers
         queries_BLD, keys_BND = asking(_normed(text_BLD)), answering(_normed(patches_BND))
-        scores_BLN: Tensor = queries_BLD @ keys_BND.transpose(1, 2)
-        return scores_BLN / keys_BND.shape[-1] ** 0.5
+        scores_BLN: Tensor = queries_BLD @ keys_BND.transpose(1, 2) / queries_BLD.shape[-1] ** 0.5
+        return scores_BLN
 
     def named(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
         """What is to name the patches, as `language` has it, without the layers behind that."""

@@ -21,6 +21,7 @@ from atr.vlm.training import (
     Seen,
     StoredLessons,
     answer_loss,
+    pointing_loss,
     stored_states,
     tower_states,
     train,
@@ -54,13 +55,13 @@ def new_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     return MicroTraining(model, recipe(**changes), examine, partial(tower_states, model, 0, 1))
 
 
-def frozen_module(processor, examine=lambda model, benchmark: 0.5, **changes):
+def frozen_module(processor, examine=lambda model, benchmark: 0.5, pointing_layer=2, **changes):
     """Of a model whose tower learns nothing, on features that were stored."""
     torch.manual_seed(0)
     model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=2).train()
     model.model.vision_tower.requires_grad_(False)
     see = partial(stored_states, torch.Tensor.float)
-    return MicroTraining(model, recipe(**changes), examine, see, new_layers=1)
+    return MicroTraining(model, recipe(**changes), examine, see, 1, pointing_layer)
 
 
 @pytest.fixture
@@ -90,9 +91,9 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
     with torch.no_grad():
         whole = module.model(input_ids=ids, pixel_values=pixels).logits[:, 144:-1]
         image = module.model.model.multi_modal_projector(module.see(batch["shown"]).features_BND)
-        parts, named = module.language(image, batch["text"])
-    torch.testing.assert_close(parts, whole)
-    assert named is image
+        said = module.language(image, batch["text"])
+    torch.testing.assert_close(said.logits_BLV, whole)
+    assert said.named_BND is image and said.pointed_BLN is None
     torch.testing.assert_close(module.named(image, batch["text"]), image)
 
 
@@ -100,8 +101,9 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
 def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_before(processor):
     module = frozen_module(processor).eval()
     image, text = torch.randn(2, 9, 64), torch.randint(5, 30, (2, 4))
-    logits, named = module.language(image, text)
-    alone, also_named = module.language(image, text[:, :0])
+    logits, named, pointed = module.language(image, text)
+    alone, also_named, nowhere = module.language(image, text[:, :0])
+    assert pointed.shape == (2, 4, 9) and nowhere.shape == (2, 0, 9)
     assert logits.shape[1] == 4 and alone.shape[1] == 0
     torch.testing.assert_close(named, also_named)
     torch.testing.assert_close(named, module.named(image, text))
@@ -111,6 +113,41 @@ def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_be
         output_hidden_states=True,
     ).hidden_states[1]
     torch.testing.assert_close(named, states[:, 1:])
+
+
+@torch.no_grad()
+def test_a_question_points_by_what_was_made_of_it_behind_the_pointing_layer(processor):
+    """Weighing patches by an inner product: with one map for both, states point at what is like them."""
+    module = frozen_module(processor, pointing_layer=1).eval()
+    module.pointers[1] = module.pointers[0]
+    image, text = torch.randn(1, 9, 64), torch.randint(5, 30, (1, 4))
+    said = module.language(image, text)
+    whole = module.model.model.language_model(
+        inputs_embeds=module._sequence(image, text), output_hidden_states=True
+    ).hidden_states[1]
+    mapped = module.pointers[0](torch.nn.functional.layer_norm(whole[0], (64,)))
+    torch.testing.assert_close(said.pointed_BLN[0], mapped[10:] @ mapped[1:10].T / 8)
+
+
+def test_a_question_is_to_point_at_all_patches_that_it_names_until_it_is_answered(processor):
+    lesson = micro.Sample(lessons(1)[0].image, (("name", "12"), ("sign", "apple"), ("transcribe", "name 12")))
+    batch = Collator(processor.tokenizer, micro.SIZE, 12)(shown([lesson]))
+    ids = processor.tokenizer.convert_tokens_to_ids
+    name, sign, page = ids(["name", "sign", "transcribe"])
+    ignored = IGNORE
+    expected = [name, name, name, ignored, sign, sign, ignored, page, page, page, page, ignored]
+    assert batch["asked"].tolist() == [expected]
+    names = torch.tensor([[[name, 0], [sign, 0], [name, 0], [7, name]]])
+    pointed = torch.randn(1, 12, 4)
+    log = pointed.log_softmax(-1)[0]
+    of = [-(log[t, 0] + log[t, 2]) / 2 for t in range(3)] + [-log[t, 1] for t in (4, 5)]
+    torch.testing.assert_close(pointing_loss(pointed, batch["asked"], names), torch.stack(of).mean())
+    assert pointing_loss(pointed, batch["asked"], torch.full((1, 4, 2), 7)) == 0
+
+
+def test_a_layer_that_the_language_model_does_not_have_is_refused(processor):
+    with pytest.raises(ValueError, match="new_layers 1, pointing_layer 3: the language model has 2"):
+        frozen_module(processor, pointing_layer=3)
 
 
 @torch.no_grad()
@@ -133,14 +170,14 @@ def test_characters_are_told_in_the_midst_of_a_tower_that_learns_and_names_later
     batch = Collator(processor.tokenizer, micro.SIZE, TURN_TOKENS)(shown(lessons(4)))
     seen, written = module.see(batch["shown"]), batch["characters"][..., 0] != BLANK
     image = module.model.model.multi_modal_projector(seen.features_BND)
-    reading, naming = module.patch_losses(seen, image, image, batch)
+    reading, naming = module.patch_losses(seen, image, image, batch).values()
     midst = torch.nn.functional.layer_norm(seen.named_BND, (64,))
     read = [module.reading_loss(state, batch["characters"]) for state in (seen.read_BND, seen.features_BND)]
     named = [module.naming_loss(state, batch["names"], written) for state in (module.namer(midst), image)]
     torch.testing.assert_close(reading, (read[0] + read[1]) / 2)
     torch.testing.assert_close(naming, (named[0] + named[1]) / 2)
     frozen = frozen_module(processor).eval()
-    reading, naming = frozen.patch_losses(Seen(image), image, image, batch)
+    reading, naming = frozen.patch_losses(Seen(image), image, image, batch).values()
     torch.testing.assert_close(reading, frozen.reading_loss(image, batch["characters"]))
     torch.testing.assert_close(naming, frozen.naming_loss(image, batch["names"], written))
 
