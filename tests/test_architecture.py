@@ -46,6 +46,7 @@ HOMES = {
         "atr.features.training",
         "atr.reduction.training",
         "atr.vlm.distillation",
+        "atr.vlm.lessons",
         "atr.vlm.training",
         "atr.tracking",
         "atr.stages.*",

@@ -10,8 +10,7 @@ from atr.files import whole_folder, write_text
 from atr.stages import entry
 
 TRAINING = Path("data/micro/training")
-MODEL = TRAINING / "llava"
-CHECKPOINT = TRAINING / "checkpoints" / "last.ckpt"
+MODEL, CHECKPOINT = TRAINING / "llava", TRAINING / "checkpoints" / "last.ckpt"
 VALIDATION_QUESTIONS = 64
 
 
@@ -24,8 +23,9 @@ def main(params: config.Params) -> None:
     from atr.hardware import lightning_kwargs
     from atr.vlm.card import card
     from atr.vlm.checkpoint import load_vlm
+    from atr.vlm.lessons import LessonDataset
     from atr.vlm.micro import build_model, build_processor
-    from atr.vlm.training import LessonDataset, MicroTraining, tower_states, train
+    from atr.vlm.training import MicroTraining, tower_states, train
 
     recipe, seed = params.micro, params.seed
     with tracking.run("micro", params) as run:

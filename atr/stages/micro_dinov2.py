@@ -10,8 +10,7 @@ from atr.stages.micro import TRAINING, VALIDATION_QUESTIONS, score, write
 from atr.stages.micro_features import ENCODER, FEATURES, parameters
 from atr.stages.micro_probe import PROBE
 
-MODEL = TRAINING / "llava-dinov2"
-CHECKPOINT = TRAINING / "checkpoints" / "dinov2.ckpt"
+MODEL, CHECKPOINT = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "dinov2.ckpt"
 MEASURED_IMAGES = 512
 """Of the store, evenly spread: enough for the mean and deviation of each channel."""
 
@@ -29,9 +28,10 @@ def main(params: config.Params) -> None:
     from atr.reduction.layers import Standardise
     from atr.vlm.card import card_dinov2
     from atr.vlm.checkpoint import load_vlm
+    from atr.vlm.lessons import StoredLessons
     from atr.vlm.micro import folded
     from atr.vlm.tower import save_without_tower
-    from atr.vlm.training import MicroTraining, StoredLessons, stored_states, train
+    from atr.vlm.training import MicroTraining, stored_states, train
 
     recipe, seed, probe = params.micro_dinov2, params.seed, read_json(PROBE)
     with tracking.run("micro_dinov2", params) as run:

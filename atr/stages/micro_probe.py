@@ -17,9 +17,9 @@ def main(params: config.Params) -> None:
     from atr.datasets import micro
     from atr.features.encoder import Encoder
     from atr.features.pretrained import locate
+    from atr.vlm.lessons import Collator
     from atr.vlm.micro import build_processor
     from atr.vlm.probe import accuracies, written
-    from atr.vlm.training import Collator
 
     probe, seed = params.micro_probe, params.seed
     with tracking.run("micro_probe", params) as run:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from atr.features.encoder import Encoder
-from atr.vlm.training import BLANK, CHARACTERS, Collator, Lesson
+from atr.vlm.lessons import BLANK, CHARACTERS, Collator, Lesson
 
 HIDDEN = 256
 """Channels of the probe's hidden layer."""

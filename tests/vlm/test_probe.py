@@ -6,9 +6,9 @@ from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from atr.datasets import micro
 from atr.features.encoder import Encoder
+from atr.vlm.lessons import BLANK, CHARACTERS, Collator
 from atr.vlm.micro import build_processor
 from atr.vlm.probe import Written, accuracies, written
-from atr.vlm.training import BLANK, CHARACTERS, Collator
 
 SIZE = 84
 
