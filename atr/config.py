@@ -636,10 +636,12 @@ class MicroProbe:
 class MicroFeatures:
     """The lessons of the second model, whose images go through the frozen encoder once."""
 
-    images: int = 16000
+    images: int = 24000
     """Lessons; each is learned from many times, with other questions or in another order."""
     reading: float = 0.3
     """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""
+    charts: float = 0.3
+    """Fraction of charts among those asked about: they take longest to learn, see `MicroTraining`."""
     batch_size: int = 16
     """Images a step on each device."""
     workers: int = 0
@@ -651,6 +653,7 @@ class MicroFeatures:
         _check(
             "micro_features.reading", self.reading, both, "0 < reading < 1, an image of each kind at least"
         )
+        _check("micro_features.charts", self.charts, 0 <= self.charts < 1, "0 <= charts < 1")
         _check("micro_features.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
         _check("micro_features.workers", self.workers, self.workers >= 0, "workers >= 0")
 

@@ -503,28 +503,43 @@ LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwri
 
 
 class LessonImages:
-    """The images of lessons 0 to `count` with names, by index; of the first `reading` there is to be read."""
+    """The images of lessons 0 to `count` with names, by index; of the first `reading` there is to be read.
 
-    def __init__(self, count: int, reading: int, seed: int) -> None:
-        self.count, self.reading, self.seed = count, reading, seed
+    Of the others a fraction `charts` are charts.
+    """
+
+    def __init__(self, count: int, reading: int, seed: int, charts: float | None = None) -> None:
+        self.count, self.reading, self.seed, self.charts = count, reading, seed, charts
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:
-        drawn = lesson(index, self.seed, reading=index < self.reading, transcribe=0.0)
+        reading = index < self.reading
+        drawn = lesson(index, self.seed, reading=reading, transcribe=0.0, charts=self.charts)
         return f"lesson/{index:06d}", drawn.image
 
 
-def lesson(index: int, seed: int, reading: bool, transcribe: float, again: int = 0) -> Sample:
+def _answering(charts: float | None) -> dict[str, float]:
+    """ANSWERING with another share of charts, the others as they are to each other."""
+    if charts is None:
+        return ANSWERING
+    rest = (1 - charts) / (1 - ANSWERING["charts"])
+    return {name: charts if name == "charts" else share * rest for name, share in ANSWERING.items()}
+
+
+def lesson(
+    index: int, seed: int, reading: bool, transcribe: float, again: int = 0, charts: float | None = None
+) -> Sample:
     """Image `index` to train the micro model on: full of things to be read while it learns to read.
 
     Photographs, handwriting and bars vary more than in any split. A fraction `transcribe` of the docs asks
     for the whole page in place of single values (micro recipe). The image is a function of index, seed and
     `reading`; each `again` above 0 asks about it in another order, and for other lines of a full page.
+    `charts` is the fraction of charts among those that are asked about, where not that of ANSWERING.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index])
-    shares = READING if reading else ANSWERING
+    shares = READING if reading else _answering(charts)
     name = str(rng.choice(list(shares), p=list(shares.values())))
     drawn = LESSONS[name](_Scene(rng, "train", varied=True))
     if again:

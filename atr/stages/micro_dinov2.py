@@ -47,10 +47,10 @@ def main(params: config.Params) -> None:
             return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
 
         see = partial(stored_states, standardise)
-        layers = recipe.new_layers, recipe.pointing_layer
-        module = MicroTraining(model.train(), recipe, examine, see, *layers)
-        draw, reading = partial(micro.lesson, seed=seed), params.micro_features.reading_images
-        lessons, kwargs = StoredLessons(draw, store, reading, recipe), lightning_kwargs(params.trainer)
+        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers, recipe.pointing_layer)
+        wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
+        draw = partial(micro.lesson, seed=seed, charts=wanted.charts)
+        lessons = StoredLessons(draw, store, wanted.reading_images, recipe)
         train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)

@@ -25,7 +25,7 @@ def main(params: config.Params) -> None:
 
         wanted = params.micro_features
         encoder = Encoder.load(locate(ENCODER.path, ENCODERS), ENCODER.layer, ENCODER.name, ENCODER.size)
-        images = LessonImages(wanted.images, wanted.reading_images, params.seed)
+        images = LessonImages(wanted.images, wanted.reading_images, params.seed, wanted.charts)
         data = ImageDataModule(images, encoder.preprocess, wanted.batch_size, SHARD_IMAGES, wanted.workers)
         started = time.monotonic()
         fill_store(encoder, data, FEATURES, parameters(params), lightning_kwargs(params.trainer))
@@ -42,6 +42,7 @@ def parameters(params: config.Params) -> dict[str, object]:
         "seed": params.seed,
         "images": wanted.images,
         "reading_images": wanted.reading_images,
+        "charts": wanted.charts,
     }
 
 

@@ -1,6 +1,5 @@
 """Training of the micro vision-language models: first they learn to see, then the whole learns to answer."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -32,7 +31,6 @@ from atr.vlm.lessons import (
     StoredLessons,
     reading_steps,
 )
-from atr.vlm.micro import PATCH
 
 UNWRITTEN = 0.1
 """Weight of a patch without text, of which there are many, and all of a thing say the same."""
@@ -71,9 +69,8 @@ class MicroTraining(lightning.LightningModule):
 
     A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
     model; what is shown may then be stored features. There no patch knows of those after it, so that a value
-    above its label bears no name. It is the question that is to find it, by where the label is: each patch is
-    to tell its place as well, and behind `pointing_layer` layers a question is to point at all patches that
-    are named by it.
+    above its label bears no name. It is the question that is to find it, by where the label is: behind
+    `pointing_layer` layers it is to point at all patches that are named by it.
     """
 
     def __init__(
@@ -107,9 +104,6 @@ class MicroTraining(lightning.LightningModule):
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         if self.tower_learns:
             self.namer = nn.Linear(vision, text)
-        else:
-            side = model.config.vision_config.image_size // PATCH
-            self.placers = nn.ModuleList(nn.Linear(text, side) for _ in range(2))
         self.pointers = nn.ModuleList(nn.Linear(text, text) for _ in range(2 if pointing_layer else 0))
         if recipe.compile:
             model.model.vision_tower.compile()
@@ -172,25 +166,10 @@ class MicroTraining(lightning.LightningModule):
         weights_BN2 = torch.where(written_BN, 1.0, UNWRITTEN).unsqueeze(-1).expand_as(names_BN2)
         return _two_slots([logits_BNV] * 2, names_BN2, weights_BN2)
 
-    def place_loss(self, states_BND: Tensor) -> Tensor:
-        """Mean cross-entropy of two heads on the states to the row and the column of each patch.
-
-        Without this loss the projector leaves out where a patch is, and a value is found by its column.
-        """
-        batch, tokens, _ = states_BND.shape
-        side = math.isqrt(tokens)
-        patches_N = torch.arange(tokens, device=states_BND.device)
-        row, column = (placer(_normed(states_BND)) for placer in self.placers)
-        places_BN2 = torch.stack([patches_N // side, patches_N % side], -1).expand(batch, -1, -1)
-        return _two_slots([row, column], places_BN2, torch.ones_like(places_BN2, dtype=row.dtype))
-
     def patch_losses(
         self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The reading and the naming loss, each the mean of all states that are to read and to name.
-
-        Before a frozen tower the place loss with them.
-        """
+        """The reading and the naming loss, each the mean of all states that are to read and to name."""
         characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
         if self.tower_learns:
             assert seen.read_BND is not None and seen.named_BND is not None
@@ -199,8 +178,7 @@ class MicroTraining(lightning.LightningModule):
         written_BN = characters_BN2[..., 0] != BLANK
         read = [self.reading_loss(states_BND, characters_BN2) for states_BND in reading]
         named = [self.naming_loss(states_BND, batch["names"], written_BN) for states_BND in naming]
-        losses = {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
-        return losses if self.tower_learns else losses | {"place": self.place_loss(named_BND)}
+        return {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The losses of the patches, and after the first phase those of the questions with them."""

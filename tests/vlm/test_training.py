@@ -165,25 +165,9 @@ def test_characters_are_told_in_the_midst_of_a_tower_that_learns_and_names_later
     torch.testing.assert_close(reading, (read[0] + read[1]) / 2)
     torch.testing.assert_close(naming, (named[0] + named[1]) / 2)
     frozen = frozen_module(processor).eval()
-    reading, naming, place = frozen.patch_losses(Seen(image), image, image, batch).values()
+    reading, naming = frozen.patch_losses(Seen(image), image, image, batch).values()
     torch.testing.assert_close(reading, frozen.reading_loss(image, batch["characters"]))
     torch.testing.assert_close(naming, frozen.naming_loss(image, batch["names"], written))
-    torch.testing.assert_close(place, frozen.place_loss(image))
-
-
-@torch.no_grad()
-def test_a_patch_is_to_tell_its_row_and_its_column(processor):
-    """Of 2 x 2 patches, each known by one channel: heads that look it up are right, exchanged ones wrong."""
-    module = frozen_module(processor)
-    states = torch.eye(4, 64).unsqueeze(0)
-    row, column = module.placers
-    for head, places in ((row, (0, 0, 1, 1)), (column, (0, 1, 0, 1))):
-        head.weight.zero_()
-        head.bias.zero_()
-        head.weight[list(places), list(range(4))] = 10.0
-    assert module.place_loss(states) < 1e-3
-    module.placers = torch.nn.ModuleList((column, row))
-    assert module.place_loss(states) > 5
 
 
 @torch.no_grad()
