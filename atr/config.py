@@ -527,10 +527,6 @@ class Recipe:
 
     steps: int = 15000
     """Optimizer steps of both phases."""
-    polish_steps: int = 0
-    """Steps after these, in which half of the images are to read from again."""
-    polish_rate: float = 0.5
-    """Fraction of the learning rate that the polish begins with, to fall linearly to 2 %."""
     reading: float = 0.35
     """Fraction of the steps in which the model learns to read alone; without it nothing is learned."""
     reading_weight: float = 0.3
@@ -561,18 +557,10 @@ class Recipe:
         _check(f"{section}.workers", self.workers, self.workers >= 0, "workers >= 0")
         for key in ("reading", "reading_weight", "weight_decay", "constant"):
             _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
-        for key in ("learning_rate", "polish_rate"):
-            _check(f"{section}.{key}", getattr(self, key), 0 < getattr(self, key) <= 1, f"0 < {key} <= 1")
+        rate = self.learning_rate
+        _check(f"{section}.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
         whole = self.steps % self.epochs == 0
         _check(f"{section}.epochs", self.epochs, whole, f"a divisor of {section}.steps, {self.steps}")
-        epoch, polish = self.steps // self.epochs, self.polish_steps
-        whole = polish >= 0 and polish % epoch == 0
-        _check(f"{section}.polish_steps", polish, whole, f"a multiple of the steps of an epoch, {epoch}")
-
-    @property
-    def all_steps(self) -> int:
-        """Steps of the whole training."""
-        return self.steps + self.polish_steps
 
 
 @dataclass(frozen=True)

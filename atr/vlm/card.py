@@ -80,7 +80,7 @@ def card(params: config.Params, scores: Mapping[str, float], minutes: float) -> 
         layers=recipe.layers,
         text_layers=recipe.text_layers,
         width=recipe.width,
-        images=recipe.all_steps * recipe.batch_size,
+        images=recipe.steps * recipe.batch_size,
         seed=params.seed,
         minutes=minutes,
     )
@@ -103,7 +103,7 @@ def card_dinov2(
         tokens=((encoder.size or 0) // PATCH) ** 2,
         new_layers=recipe.new_layers,
         images=wanted.images,
-        passes=recipe.all_steps * recipe.batch_size / wanted.images,
+        passes=recipe.steps * recipe.batch_size / wanted.images,
         probe_images=probe["images"],
         probe="\n".join(f"| {' | '.join(row)} |" for row in rows),
         seed=params.seed,

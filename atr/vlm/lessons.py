@@ -67,20 +67,18 @@ class Stored(Protocol):
 
 
 class LessonDataset(Dataset[Shown]):
-    """All lessons of a training: reading first, then questions; fewer are for a whole page later on.
-
-    In the polish every second lesson is to read from again.
-    """
+    """All lessons of a training: reading first, then questions; fewer are for a whole page later on."""
 
     def __init__(self, draw: Draw, recipe: config.Recipe) -> None:
         self.draw, self.recipe = draw, recipe
 
     def __len__(self) -> int:
-        return self.recipe.all_steps * self.recipe.batch_size
+        return self.recipe.steps * self.recipe.batch_size
 
     def __getitem__(self, index: int) -> Shown:
-        step, (reading, _) = index // self.recipe.batch_size, _kind(index, self.recipe)
-        lesson = self.draw(index, reading=reading, transcribe=transcribed(step, self.recipe))
+        step = index // self.recipe.batch_size
+        reading, transcribe = step < reading_steps(self.recipe), transcribed(step, self.recipe)
+        lesson = self.draw(index, reading=reading, transcribe=transcribe)
         return torch.from_numpy(np.array(lesson.image)), lesson
 
 
@@ -94,24 +92,16 @@ class StoredLessons(Dataset[Shown]):
         self.draw, self.store, self.reading, self.recipe = draw, store, reading, recipe
 
     def __len__(self) -> int:
-        return self.recipe.all_steps * self.recipe.batch_size
+        return self.recipe.steps * self.recipe.batch_size
 
     def __getitem__(self, index: int) -> Shown:
-        step, (reading, before) = index // self.recipe.batch_size, _kind(index, self.recipe)
+        step, before = index // self.recipe.batch_size, reading_steps(self.recipe)
+        reading = step < before
         images = range(self.reading) if reading else range(self.reading, len(self.store))
-        again, place = divmod(before, len(images))
+        again, place = divmod(index if reading else index - before * self.recipe.batch_size, len(images))
         image = images[_order(len(images), again)[place]]
         lesson = self.draw(image, reading=reading, transcribe=transcribed(step, self.recipe), again=again)
         return self.store[image], lesson
-
-
-def _kind(index: int, recipe: config.Recipe) -> tuple[bool, int]:
-    """Whether lesson `index` is to read from, and how many of its kind come before it."""
-    asked, polish = reading_steps(recipe) * recipe.batch_size, recipe.steps * recipe.batch_size
-    if index < polish:
-        return (True, index) if index < asked else (False, index - asked)
-    pairs, second = divmod(index - polish, 2)
-    return (False, polish - asked + pairs) if second else (True, asked + pairs)
 
 
 @lru_cache(maxsize=2)
@@ -245,7 +235,7 @@ class LessonDataModule(lightning.LightningDataModule):
         return DataLoader(
             self.lessons,
             recipe.batch_size,
-            sampler=Stretch(recipe.steps // recipe.epochs * recipe.batch_size, epoch),
+            sampler=Stretch(len(self.lessons) // recipe.epochs, epoch),
             collate_fn=self.collate,
             num_workers=recipe.workers,
         )

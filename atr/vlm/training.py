@@ -241,11 +241,8 @@ class MicroTraining(lightning.LightningModule):
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, constant, then linear to 2 %; the polish begins again lower, and falls at once."""
+        """Linear warm-up, constant, then linear to 2 %."""
         recipe = self.recipe
-        if step >= recipe.steps:
-            left = (recipe.all_steps - step) / max(1, recipe.polish_steps)
-            return max(0.02, recipe.polish_rate * left)
         left = (recipe.steps - step) / (recipe.steps * (1 - recipe.constant))
         return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
 
@@ -295,16 +292,12 @@ def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights_BN2: Tenso
 
 
 def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-    """Cross-entropy averaged per sample, then over samples: long answers must not drown the short ones.
-
-    A sample without an answer is left out.
-    """
+    """Cross-entropy averaged per sample, then over samples: long answers must not drown the short ones."""
     losses_BL = functional.cross_entropy(
         logits_BLV.transpose(1, 2).float(), labels_BL, ignore_index=IGNORE, reduction="none"
     )
     answers_BL = labels_BL != IGNORE
-    asked_B = answers_BL.any(1)
-    return (losses_BL[asked_B].sum(1) / answers_BL[asked_B].sum(1)).mean()
+    return (losses_BL.sum(1) / answers_BL.sum(1)).mean()
 
 
 def pointing_loss(pointed_BLN: Tensor, asked_BL: Tensor, names_BN2: Tensor) -> Tensor:
@@ -333,7 +326,7 @@ def train(
     size = module.model.config.vision_config.image_size
     trainer = lightning.Trainer(
         **trainer_kwargs | {"devices": 1, "num_nodes": 1, "strategy": "auto"},
-        max_epochs=module.recipe.epochs * module.recipe.all_steps // module.recipe.steps,
+        max_epochs=module.recipe.epochs,
         logger=logger,
         callbacks=[
             ModelCheckpoint(

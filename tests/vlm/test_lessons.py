@@ -118,20 +118,6 @@ def test_reading_comes_first_and_fewer_pages_are_transcribed_later():
     assert [lesson["transcribe"] for lesson in asked] == [0.5] * 10 + [0.15] * 10
 
 
-def test_half_of_the_polish_is_to_read_from():
-    asked = []
-
-    def watched(index, **asked_for):
-        asked.append((index, asked_for["reading"]))
-        return draw(index)
-
-    dataset = LessonDataset(watched, recipe(reading=0.1, polish_steps=20))
-    assert len(dataset) == 60
-    assert [dataset[index] and asked[-1] for index in range(0, 60)] == [
-        (index, index < 2 or (index >= 20 and index % 2 == 0)) for index in range(60)
-    ]
-
-
 def test_stored_lessons_go_over_their_images_again_and_ask_anew():
     """Two of five images to read from in 4 steps of 2, three to answer about in the 6 steps after."""
 
@@ -151,19 +137,3 @@ def test_stored_lessons_go_over_their_images_again_and_ask_anew():
     assert {lesson["index"] for lesson in lessons[:8]} == {0, 1}
     assert [lesson["transcribe"] for lesson in lessons] == [0.5] * 10 + [0.15] * 10
     assert dataset[13][1] == lessons[13]
-
-
-def test_stored_lessons_go_on_with_both_kinds_in_the_polish():
-    """After 4 of 2 and 6 of 3 images, one of each in turn, as they would have come next."""
-
-    def asked(index, **asked_for):
-        return {"index": index, **asked_for}
-
-    plain = StoredLessons(asked, Store(), 2, recipe(steps=10, batch_size=1, reading=0.4))
-    polished = StoredLessons(asked, Store(), 2, recipe(steps=10, batch_size=1, reading=0.4, polish_steps=10))
-    drawn = [polished[index][1] for index in range(20)]
-    assert drawn[:10] == [plain[index][1] for index in range(10)]
-    assert [lesson["reading"] for lesson in drawn[10:]] == [True, False] * 5
-    assert [lesson["again"] for lesson in drawn[10:]] == [2, 2, 2, 2, 3, 2, 3, 3, 4, 3]
-    assert {lesson["index"] for lesson in drawn[10::2]} == {0, 1}
-    assert sorted(lesson["index"] for lesson in drawn[11:17:2]) == [2, 3, 4]

@@ -188,9 +188,6 @@ def test_long_answers_do_not_drown_short_ones():
     logits[0, :, 1] = 100.0
     labels = torch.tensor([[1, 1, 1, 1, 1], [1, IGNORE, IGNORE, IGNORE, IGNORE]])
     assert answer_loss(logits, labels).item() == pytest.approx(math.log(2) / 2)
-    without = torch.cat([labels, torch.full((1, 5), IGNORE)])
-    loss = answer_loss(torch.cat([logits, torch.zeros(1, 5, 2)]), without)
-    assert loss.item() == pytest.approx(math.log(2) / 2)
 
 
 def test_learning_rate_rises_stays_and_falls():
@@ -201,10 +198,6 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[0] == pytest.approx(0.1) and rates[9:61] == [1.0] * 52
     assert rates[80] == pytest.approx(0.5) and rates[99] == pytest.approx(0.025)
     assert module._rate(100) == 0.02
-    module.recipe = recipe(steps=100, epochs=2, warmup_steps=10, polish_steps=50, polish_rate=0.4)
-    polished = [module._rate(step) for step in range(151)]
-    assert polished[:100] == rates
-    assert polished[100] == 0.4 and polished[125] == pytest.approx(0.2) and polished[149:] == [0.02] * 2
 
 
 class Store:
@@ -259,19 +252,6 @@ def test_before_a_frozen_tower_projector_and_first_layers_learn_to_read(processo
         for old, part in zip(before, parts, strict=True)
     ]
     assert unlike == [True, False, False, True]
-
-
-def test_a_training_is_polished_after_its_last_epoch(processor, tmp_path):
-    """Four steps in two epochs, and a third one of two steps, with its own lessons."""
-    examined = []
-
-    def examine(model, benchmark):
-        examined.append(benchmark)
-        return 0.5
-
-    module = new_module(processor, examine, polish_steps=2)
-    assert fit(module, processor, tmp_path / "last.ckpt") == list(range(12))
-    assert module.trainer.global_step == 6 and len(examined) == 2 * len(config.BENCHMARKS)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
