@@ -604,7 +604,7 @@ class MicroDinov2(Recipe):
 
     new_layers: int = 2
     """Behind them a patch is to name what it shows. Without the first model above them the naming loss on
-    held-out lessons was 1.63 after 240 steps, at the projector 1.87."""
+    held-out lessons, all patches weighing alike, was 1.63 after 240 steps, at the projector 1.87."""
     pointing_layer: int = 4
     """Behind them a question is to point at the patches that are named by it; 0: nowhere."""
     compile: bool = False
