@@ -605,15 +605,12 @@ class MicroDinov2(Recipe):
     new_layers: int = 2
     """Behind them a patch is to name what it shows. Without the first model above them the naming loss on
     held-out lessons, all patches weighing alike, was 1.63 after 240 steps, at the projector 1.87."""
-    pointing_layer: int = 4
-    """Behind them a question is to point at the patches that are named by it; 0: nowhere."""
     compile: bool = False
     """Compile the language model: alone, and asked for the states of a layer, it was no faster on a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("new_layers", "pointing_layer"):
-            _check(f"micro_dinov2.{key}", getattr(self, key), getattr(self, key) >= 0, f"{key} >= 0")
+        _check("micro_dinov2.new_layers", self.new_layers, self.new_layers >= 0, "new_layers >= 0")
 
 
 @dataclass(frozen=True)
@@ -641,7 +638,7 @@ class MicroFeatures:
     reading: float = 0.3
     """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""
     charts: float = 0.3
-    """Fraction of charts among those asked about: they take longest to learn, see `MicroTraining`."""
+    """Fraction of charts among both kinds: they take longest to learn, see `MicroTraining`."""
     batch_size: int = 16
     """Images a step on each device."""
     workers: int = 0

@@ -505,7 +505,7 @@ LESSONS = DRAW | {"sheets": _sheets, "plates": _plates, "handwritings": _handwri
 class LessonImages:
     """The images of lessons 0 to `count` with names, by index; of the first `reading` there is to be read.
 
-    Of the others a fraction `charts` are charts.
+    Of each kind a fraction `charts` are charts.
     """
 
     def __init__(self, count: int, reading: int, seed: int, charts: float | None = None) -> None:
@@ -520,12 +520,12 @@ class LessonImages:
         return f"lesson/{index:06d}", drawn.image
 
 
-def _answering(charts: float | None) -> dict[str, float]:
-    """ANSWERING with another share of charts, the others as they are to each other."""
+def _shares(shares: dict[str, float], charts: float | None) -> dict[str, float]:
+    """Shares of lessons with another one of charts, the others as they are to each other."""
     if charts is None:
-        return ANSWERING
-    rest = (1 - charts) / (1 - ANSWERING["charts"])
-    return {name: charts if name == "charts" else share * rest for name, share in ANSWERING.items()}
+        return shares
+    rest = (1 - charts) / (1 - shares["charts"])
+    return {name: charts if name == "charts" else share * rest for name, share in shares.items()}
 
 
 def lesson(
@@ -536,10 +536,10 @@ def lesson(
     Photographs, handwriting and bars vary more than in any split. A fraction `transcribe` of the docs asks
     for the whole page in place of single values (micro recipe). The image is a function of index, seed and
     `reading`; each `again` above 0 asks about it in another order, and for other lines of a full page.
-    `charts` is the fraction of charts among those that are asked about, where not that of ANSWERING.
+    `charts` is the fraction of charts, where not that of READING and ANSWERING.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index])
-    shares = READING if reading else _answering(charts)
+    shares = _shares(READING if reading else ANSWERING, charts)
     name = str(rng.choice(list(shares), p=list(shares.values())))
     drawn = LESSONS[name](_Scene(rng, "train", varied=True))
     if again:

@@ -47,7 +47,7 @@ def main(params: config.Params) -> None:
             return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
 
         see = partial(stored_states, standardise)
-        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers, recipe.pointing_layer)
+        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
         wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
         draw = partial(micro.lesson, seed=seed, charts=wanted.charts)
         lessons = StoredLessons(draw, store, wanted.reading_images, recipe)

@@ -1,5 +1,6 @@
 """Lessons of the micro vision-language models: images with their questions, in the order they are learned."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -17,6 +18,7 @@ from atr.vlm.micro import PATCH
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
+DIGITS, LONGEST_NUMBER = "0123456789", 4
 IGNORE = -100
 TURN_TOKENS = 36
 """Room for the turns of an image; the longest, six lines of a page with four digits each, take all of it."""
@@ -145,38 +147,34 @@ class Collator:
         self.tokenizer, self.length, self.grid = tokenizer, length, image_size // PATCH
 
     def __call__(self, shown: Sequence[Shown]) -> dict[str, Tensor]:
-        """What is shown (B, ...), text, labels and questions (B, L), characters and names (B, N, 2)."""
+        """What is shown (B, ...), text, labels (B, L), characters, names (B, N, 2) and digits (B, N, 4)."""
         lessons = [lesson for _, lesson in shown]
         text_BL = torch.full((len(lessons), self.length), self.tokenizer.pad_token_id)
-        labels_BL, asked_BL = torch.full_like(text_BL, IGNORE), torch.full_like(text_BL, IGNORE)
+        labels_BL = torch.full_like(text_BL, IGNORE)
         for row, lesson in enumerate(lessons):
-            for tokens_BL, ids in zip((text_BL, labels_BL, asked_BL), self._tokens(lesson), strict=True):
-                tokens_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            ids, labels = self._tokens(lesson)
+            text_BL[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+            labels_BL[row, : len(ids)] = torch.tensor(labels, dtype=torch.int64)
         return {
             "shown": torch.stack([what for what, _ in shown]),
             "text": text_BL,
             "labels": labels_BL,
-            "asked": asked_BL,
             "characters": torch.stack([self.characters(lesson) for lesson in lessons]),
             "names": torch.stack([self._names(lesson) for lesson in lessons]),
+            "digits": torch.stack([self._digits(lesson) for lesson in lessons]),
         }
 
-    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int], list[int]]:
-        """Ids of all turns, the same as labels, of which only the answers are learned, and the questions.
-
-        The question stands at each token behind which it is still to be answered.
-        """
+    def _tokens(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        """Ids of all turns, and the same as labels, of which only the answers are learned."""
         ids: list[int] = []
         labels: list[int] = []
-        asked: list[int] = []
         for question, answer in lesson.turns:
-            (asks,) = self.tokenizer(question, add_special_tokens=False).input_ids
+            asked = self.tokenizer(question, add_special_tokens=False).input_ids
             said = [*self.tokenizer(answer, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
-            ids += [asks, *said]
-            labels += [IGNORE, *said]
-            asked += [*[asks] * len(said), IGNORE]
+            ids += asked + said
+            labels += [IGNORE] * len(asked) + said
         assert len(ids) <= self.length, f"{len(ids)} tokens of turns, room for {self.length}"
-        return ids, labels, asked
+        return ids, labels
 
     def characters(self, lesson: Lesson) -> Tensor:
         """The first and the second character whose centre lies in each patch, from left to right: (N, 2)."""
@@ -199,6 +197,17 @@ class Collator:
         found = found.flatten(0, 1)
         for patch, _, names in self._written(lesson):
             found[patch] = self._name_tokens(names)
+        return found
+
+    def _digits(self, lesson: Lesson) -> Tensor:
+        """The digits under the name of a patch of text, up to its end in raster order: (N, 4), 0 for none."""
+        found = torch.full((self.grid * self.grid, LONGEST_NUMBER), IGNORE)
+        numbers: dict[str, str] = defaultdict(str)
+        for patch, character, (name, _) in sorted(self._written(lesson), key=lambda written: written[0]):
+            if character in DIGITS:
+                numbers[name] += character
+            told = [1 + DIGITS.index(digit) for digit in numbers[name][:LONGEST_NUMBER]]
+            found[patch] = torch.tensor(told + [0] * (LONGEST_NUMBER - len(told)))
         return found
 
     def _name_tokens(self, names: tuple[str, str]) -> Tensor:

@@ -23,7 +23,9 @@ from atr import config
 from atr.vlm.lessons import (
     BLANK,
     CHARACTERS,
+    DIGITS,
     IGNORE,
+    LONGEST_NUMBER,
     TURN_TOKENS,
     Collator,
     LessonDataModule,
@@ -48,18 +50,6 @@ class Seen(NamedTuple):
     named_BND: Tensor | None = None
 
 
-class Said(NamedTuple):
-    """What a language model makes of an image and a text.
-
-    Logits (B, L, V) of each text token, given all before it; what is to name the patches, (B, N, D): their
-    states behind the new layers; and logits (B, L, N) of the patches that a text token points at.
-    """
-
-    logits_BLV: Tensor
-    named_BND: Tensor
-    pointed_BLN: Tensor | None = None
-
-
 class MicroTraining(lightning.LightningModule):
     """First tower and projector learn what is in each patch; then all of the model answers as well.
 
@@ -69,8 +59,8 @@ class MicroTraining(lightning.LightningModule):
 
     A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
     model; what is shown may then be stored features. There no patch knows of those after it, so that a value
-    above its label bears no name. It is the question that is to find it, by where the label is: behind
-    `pointing_layer` layers it is to point at all patches that are named by it.
+    above its label bears no name. The label is to find it: each patch is to tell the digits that were written
+    under its name before it.
     """
 
     def __init__(
@@ -80,20 +70,11 @@ class MicroTraining(lightning.LightningModule):
         examine: Callable[[LlavaForConditionalGeneration, str], float],
         see: Callable[[Tensor], Seen],
         new_layers: int = 0,
-        pointing_layer: int = 0,
     ) -> None:
-        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown.
-
-        At a `pointing_layer` of 0 no question points. Raises ValueError for a layer the model does not have.
-        """
+        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown."""
         super().__init__()
-        layers = model.config.text_config.num_hidden_layers
-        if max(new_layers, pointing_layer) > layers:
-            raise ValueError(
-                f"new_layers {new_layers}, pointing_layer {pointing_layer}: the language model has {layers}"
-            )
         self.model, self.recipe, self.examine, self.see = model, recipe, examine, see
-        self.new_layers, self.pointing_layer = new_layers, pointing_layer
+        self.new_layers = new_layers
         self._seconds_before, self._started = 0.0, time.monotonic()
         # The backward of the fused attention is slow on a CPU: a step takes half as long again with it.
         model.set_attn_implementation("eager")
@@ -104,39 +85,22 @@ class MicroTraining(lightning.LightningModule):
         self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
         if self.tower_learns:
             self.namer = nn.Linear(vision, text)
-        self.pointers = nn.ModuleList(nn.Linear(text, text) for _ in range(2 if pointing_layer else 0))
+        else:
+            self.tellers = nn.ModuleList(nn.Linear(text, 1 + len(DIGITS)) for _ in range(LONGEST_NUMBER))
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
 
-    def language(self, image_BND: Tensor, text_BL: Tensor) -> Said:
-        """What the language model makes of `<s>`, the projected image and the text."""
-        llava, tokens, deepest = (
-            self.model.model,
-            image_BND.shape[1],
-            max(self.new_layers, self.pointing_layer),
-        )
-        states = llava.language_model(
-            inputs_embeds=self._sequence(image_BND, text_BL),
-            use_cache=False,
-            output_hidden_states=deepest > 0,
-        )
-        logits_BLV = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
-        if not deepest:
-            return Said(logits_BLV, image_BND)
-        patches = slice(1, 1 + tokens)
-        named_BND = states.hidden_states[self.new_layers][:, patches]
-        if not self.pointing_layer:
-            return Said(logits_BLV, named_BND)
-        pointing = states.hidden_states[self.pointing_layer]
-        return Said(logits_BLV, named_BND, self._pointed(pointing[:, patches], pointing[:, 1 + tokens :]))
+    def language(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, V) of every text token, given `<s>`, the projected image, and the text before it.
 
-    def _pointed(self, patches_BND: Tensor, text_BLD: Tensor) -> Tensor:
-        """Logits (B, L, N) with which each text token points at each patch."""
-        asking, answering = self.pointers
-        queries_BLD, keys_BND = asking(_normed(text_BLD)), answering(_normed(patches_BND))
-        scores_BLN: Tensor = queries_BLD @ keys_BND.transpose(1, 2) / queries_BLD.shape[-1] ** 0.5
-        return scores_BLN
+        Beside them what is to name the patches: their states (B, N, D) after `new_layers` layers.
+        """
+        llava, tokens, layer = self.model.model, image_BND.shape[1], self.new_layers
+        sequence = self._sequence(image_BND, text_BL)
+        states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
+        logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
+        return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
 
     def named(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
         """What is to name the patches, as `language` has it, without the layers behind that."""
@@ -166,10 +130,20 @@ class MicroTraining(lightning.LightningModule):
         weights_BN2 = torch.where(written_BN, 1.0, UNWRITTEN).unsqueeze(-1).expand_as(names_BN2)
         return _two_slots([logits_BNV] * 2, names_BN2, weights_BN2)
 
+    def telling_loss(self, states_BND: Tensor, digits_BNS: Tensor) -> Tensor:
+        """Cross-entropy of a head for each place of a number to the digits told by each patch of text."""
+        logits_BNSC = torch.stack([teller(_normed(states_BND)) for teller in self.tellers], dim=2)
+        return functional.cross_entropy(
+            logits_BNSC.flatten(0, 2).float(), digits_BNS.flatten(), ignore_index=IGNORE
+        )
+
     def patch_losses(
         self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The reading and the naming loss, each the mean of all states that are to read and to name."""
+        """The reading and the naming loss, each the mean of all states that are to read and to name.
+
+        Before a frozen tower the telling loss as well.
+        """
         characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
         if self.tower_learns:
             assert seen.read_BND is not None and seen.named_BND is not None
@@ -178,7 +152,10 @@ class MicroTraining(lightning.LightningModule):
         written_BN = characters_BN2[..., 0] != BLANK
         read = [self.reading_loss(states_BND, characters_BN2) for states_BND in reading]
         named = [self.naming_loss(states_BND, batch["names"], written_BN) for states_BND in naming]
-        return {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
+        losses = {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
+        if not self.tower_learns:
+            losses["telling"] = self.telling_loss(named_BND, batch["digits"])
+        return losses
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The losses of the patches, and after the first phase those of the questions with them."""
@@ -188,11 +165,9 @@ class MicroTraining(lightning.LightningModule):
             losses = self.patch_losses(seen, image_BND, self.named(image_BND, batch["text"]), batch)
             loss = torch.stack([*losses.values()]).sum()
         else:
-            said = self.language(image_BND, batch["text"])
-            losses = self.patch_losses(seen, image_BND, said.named_BND, batch)
-            if said.pointed_BLN is not None:
-                losses["pointing"] = pointing_loss(said.pointed_BLN, batch["asked"], batch["names"])
-            answering = answer_loss(said.logits_BLV, batch["labels"])
+            logits_BLV, named_BND = self.language(image_BND, batch["text"])
+            losses = self.patch_losses(seen, image_BND, named_BND, batch)
+            answering = answer_loss(logits_BLV, batch["labels"])
             loss = answering + self.recipe.reading_weight * torch.stack([*losses.values()]).sum()
             losses["answering"] = answering
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
@@ -298,17 +273,6 @@ def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     )
     answers_BL = labels_BL != IGNORE
     return (losses_BL.sum(1) / answers_BL.sum(1)).mean()
-
-
-def pointing_loss(pointed_BLN: Tensor, asked_BL: Tensor, names_BN2: Tensor) -> Tensor:
-    """Cross-entropy of where each text token points to the patches that its question names, all alike.
-
-    Zero where no patch bears the name of a question.
-    """
-    wanted_BLN = (asked_BL.unsqueeze(2) == names_BN2[..., 0].unsqueeze(1)).float()
-    wanted_BL = wanted_BLN.sum(-1)
-    losses_BL = -(pointed_BLN.float().log_softmax(-1) * wanted_BLN).sum(-1) / wanted_BL.clamp(min=1)
-    return losses_BL.sum() / (wanted_BL > 0).sum().clamp(min=1)
 
 
 def train(

@@ -16,15 +16,15 @@ def test_benchmarks_are_those_of_the_parameters():
 
 
 def test_charts_may_take_a_share_of_their_own_and_leave_the_others_theirs():
-    assert micro._answering(None) is micro.ANSWERING
-    shares = micro._answering(0.57)
+    assert micro._shares(micro.ANSWERING, None) is micro.ANSWERING
+    shares = micro._shares(micro.ANSWERING, 0.57)
     assert shares["charts"] == 0.57 and sum(shares.values()) == pytest.approx(1)
     rest = {name: share / shares["docs"] for name, share in shares.items() if name != "charts"}
     assert rest == pytest.approx({name: micro.ANSWERING[name] / micro.ANSWERING["docs"] for name in rest})
     asked = [micro.lesson(index, 0, False, 0.0, charts=0.9).turns for index in range(40)]
     assert sum(turns[0][0] in micro.LABELS for turns in asked) > 30
-    read, as_ever = (micro.lesson(5, 0, True, 0.0, charts=charts) for charts in (0.9, None))
-    assert read.image.tobytes() == as_ever.image.tobytes()
+    read = [micro.lesson(index, 0, True, 0.0, charts=0.9).turns for index in range(40)]
+    assert sum(turns != () and turns[0][0] in micro.LABELS for turns in read) > 30
 
 
 @pytest.mark.parametrize("shares", [micro.READING, micro.ANSWERING])
