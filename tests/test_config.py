@@ -163,7 +163,6 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("micro.naming_layer", 5, "0 <= naming_layer <= layers, 4"),
         ("micro_dinov2.new_layers", -1, "new_layers >= 0"),
         ("micro_features.charts", 1.0, "0 <= charts < 1"),
-        ("micro_dinov2.pointing_layer", -1, "pointing_layer >= 0"),
         ("micro_dinov2.steps", 0, "steps >= 1"),
         ("micro_dinov2.epochs", 9, "a divisor of micro_dinov2.steps"),
         ("micro_dinov2.layers", 4, "new_layers"),

@@ -26,7 +26,7 @@ SECTIONS = {
     "micro_probe": {"images": 24, "sizes": "[28, 42]"},
     "micro_features": {"images": 5, "batch_size": 2},
     "micro_dinov2": {
-        "new_layers": 1, "pointing_layer": 2, "steps": 4, "batch_size": 2, "warmup_steps": 1,
+        "new_layers": 1, "steps": 4, "batch_size": 2, "warmup_steps": 1,
         "epochs": 2, "workers": 0, "compile": "false", "reading": 0.5, "questions": 1,
     },
 }  # fmt: skip

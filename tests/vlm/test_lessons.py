@@ -55,12 +55,21 @@ def test_only_answers_are_learned(processor):
         assert (text[labels != IGNORE] == labels[labels != IGNORE]).all()
 
 
-def test_a_question_is_asked_until_it_is_answered(processor):
-    turns = (("name", "12"), ("sign", "apple"), ("transcribe", "name 12"))
-    lesson = micro.Sample(lessons(1)[0].image, turns)
-    asked = Collator(processor.tokenizer, micro.SIZE, 13)(shown([lesson]))["asked"]
-    name, sign, page = processor.tokenizer.convert_tokens_to_ids(["name", "sign", "transcribe"])
-    assert asked.tolist() == [[*[name] * 3, IGNORE, *[sign] * 2, IGNORE, *[page] * 4, IGNORE, IGNORE]]
+def test_a_patch_tells_the_digits_under_its_name_up_to_its_own(processor):
+    """On a grid of 12 patches of 14 pixels: a value above its label, and one behind its key."""
+    chart, page = ("jan", "jan"), ("code", "code")
+    written = (
+        ("4", 50, 20, chart), ("7", 60, 20, chart), ("j", 45, 160, chart), ("n", 61, 160, chart),
+        ("c", 3, 90, page), (":", 30, 90, page),
+        ("1", 37, 90, page), ("2", 44, 90, page), ("3", 58, 90, page),
+    )  # fmt: skip
+    lesson = micro.Sample(lessons(1)[0].image, (), written)
+    digits = Collator(processor.tokenizer, micro.SIZE, 8)(shown([lesson]))["digits"][0]
+    told = {patch: row.tolist() for patch, row in enumerate(digits) if row[0] != IGNORE}
+    assert told == {
+        12 + 3: [5, 0, 0, 0], 12 + 4: [5, 8, 0, 0], 11 * 12 + 3: [5, 8, 0, 0], 11 * 12 + 4: [5, 8, 0, 0],
+        72: [0, 0, 0, 0], 74: [2, 0, 0, 0], 75: [2, 3, 0, 0], 76: [2, 3, 4, 0],
+    }  # fmt: skip
 
 
 def test_characters_of_a_patch_are_the_first_two_from_the_left(processor):

@@ -15,7 +15,6 @@ from atr.vlm.training import (
     MicroTraining,
     Seen,
     answer_loss,
-    pointing_loss,
     stored_states,
     tower_states,
     train,
@@ -49,13 +48,13 @@ def new_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     return MicroTraining(model, recipe(**changes), examine, partial(tower_states, model, 0, 1))
 
 
-def frozen_module(processor, examine=lambda model, benchmark: 0.5, pointing_layer=2, **changes):
+def frozen_module(processor, examine=lambda model, benchmark: 0.5, **changes):
     """Of a model whose tower learns nothing, on features that were stored."""
     torch.manual_seed(0)
     model = build_model(processor, micro.SIZE, width=64, layers=1, text_layers=2).train()
     model.model.vision_tower.requires_grad_(False)
     see = partial(stored_states, torch.Tensor.float)
-    return MicroTraining(model, recipe(**changes), examine, see, 1, pointing_layer)
+    return MicroTraining(model, recipe(**changes), examine, see, new_layers=1)
 
 
 @pytest.fixture
@@ -85,9 +84,9 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
     with torch.no_grad():
         whole = module.model(input_ids=ids, pixel_values=pixels).logits[:, 144:-1]
         image = module.model.model.multi_modal_projector(module.see(batch["shown"]).features_BND)
-        said = module.language(image, batch["text"])
-    torch.testing.assert_close(said.logits_BLV, whole)
-    assert said.named_BND is image and said.pointed_BLN is None
+        parts, named = module.language(image, batch["text"])
+    torch.testing.assert_close(parts, whole)
+    assert named is image
     torch.testing.assert_close(module.named(image, batch["text"]), image)
 
 
@@ -95,9 +94,8 @@ def test_logits_are_those_of_the_untouched_model(module, processor):
 def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_before(processor):
     module = frozen_module(processor).eval()
     image, text = torch.randn(2, 9, 64), torch.randint(5, 30, (2, 4))
-    logits, named, pointed = module.language(image, text)
-    alone, also_named, nowhere = module.language(image, text[:, :0])
-    assert pointed.shape == (2, 4, 9) and nowhere.shape == (2, 0, 9)
+    logits, named = module.language(image, text)
+    alone, also_named = module.language(image, text[:, :0])
     assert logits.shape[1] == 4 and alone.shape[1] == 0
     torch.testing.assert_close(named, also_named)
     torch.testing.assert_close(named, module.named(image, text))
@@ -107,35 +105,6 @@ def test_a_patch_is_named_by_what_the_language_model_makes_of_it_and_of_those_be
         output_hidden_states=True,
     ).hidden_states[1]
     torch.testing.assert_close(named, states[:, 1:])
-
-
-@torch.no_grad()
-def test_a_question_points_by_what_was_made_of_it_behind_the_pointing_layer(processor):
-    """Weighing patches by an inner product: with one map for both, states point at what is like them."""
-    module = frozen_module(processor, pointing_layer=1).eval()
-    module.pointers[1] = module.pointers[0]
-    image, text = torch.randn(1, 9, 64), torch.randint(5, 30, (1, 4))
-    said = module.language(image, text)
-    whole = module.model.model.language_model(
-        inputs_embeds=module._sequence(image, text), output_hidden_states=True
-    ).hidden_states[1]
-    mapped = module.pointers[0](torch.nn.functional.layer_norm(whole[0], (64,)))
-    torch.testing.assert_close(said.pointed_BLN[0], mapped[10:] @ mapped[1:10].T / 8)
-
-
-def test_a_text_token_is_to_point_at_all_patches_that_its_question_names():
-    names = torch.tensor([[[5, 0], [6, 0], [5, 0], [7, 5]]])
-    asked = torch.tensor([[5, 5, IGNORE, 6, 8]])
-    pointed = torch.randn(1, 5, 4)
-    log = pointed.log_softmax(-1)[0]
-    of = [-(log[t, 0] + log[t, 2]) / 2 for t in (0, 1)] + [-log[3, 1]]
-    torch.testing.assert_close(pointing_loss(pointed, asked, names), torch.stack(of).mean())
-    assert pointing_loss(pointed, asked, torch.full((1, 4, 2), 9)) == 0
-
-
-def test_a_layer_that_the_language_model_does_not_have_is_refused(processor):
-    with pytest.raises(ValueError, match="new_layers 1, pointing_layer 3: the language model has 2"):
-        frozen_module(processor, pointing_layer=3)
 
 
 @torch.no_grad()
@@ -165,9 +134,25 @@ def test_characters_are_told_in_the_midst_of_a_tower_that_learns_and_names_later
     torch.testing.assert_close(reading, (read[0] + read[1]) / 2)
     torch.testing.assert_close(naming, (named[0] + named[1]) / 2)
     frozen = frozen_module(processor).eval()
-    reading, naming = frozen.patch_losses(Seen(image), image, image, batch).values()
+    reading, naming, telling = frozen.patch_losses(Seen(image), image, image, batch).values()
     torch.testing.assert_close(reading, frozen.reading_loss(image, batch["characters"]))
     torch.testing.assert_close(naming, frozen.naming_loss(image, batch["names"], written))
+    torch.testing.assert_close(telling, frozen.telling_loss(image, batch["digits"]))
+
+
+@torch.no_grad()
+def test_each_place_of_a_number_is_told_by_a_head_of_its_own(processor):
+    """Mean over the digits of patches with text; one without is told nothing of."""
+    module = frozen_module(processor)
+    states = torch.randn(1, 3, 64)
+    digits = torch.tensor([[[3, 9, 0, 0], [IGNORE] * 4, [1, 0, 0, 0]]])
+    normed = torch.nn.functional.layer_norm(states[0], (64,))
+    expected = [
+        -teller(normed[patch]).log_softmax(-1)[digits[0, patch, place]]
+        for patch in (0, 2)
+        for place, teller in enumerate(module.tellers)
+    ]
+    torch.testing.assert_close(module.telling_loss(states, digits), torch.stack(expected).mean())
 
 
 @torch.no_grad()
