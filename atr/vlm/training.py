@@ -1,6 +1,5 @@
 """Training of the micro vision-language models: first they learn to see, then the whole learns to answer."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -34,7 +33,6 @@ from atr.vlm.lessons import (
     StoredLessons,
     reading_steps,
 )
-from atr.vlm.micro import PATCH
 
 UNWRITTEN = 0.1
 """Weight of a patch without text, of which there are many, and all of a thing say the same."""
@@ -61,8 +59,8 @@ class MicroTraining(lightning.LightningModule):
 
     A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
     model; what is shown may then be stored features. There no patch knows of those after it, so that a value
-    above its label bears no name. The label is to find it: each patch is to tell its place, and the digits that
-    were written under its name before it.
+    above its label bears no name. The label is to find it: each patch is to tell the digits that were written
+    under its name before it.
     """
 
     def __init__(
@@ -89,8 +87,6 @@ class MicroTraining(lightning.LightningModule):
             self.namer = nn.Linear(vision, text)
         else:
             self.tellers = nn.ModuleList(nn.Linear(text, 1 + len(DIGITS)) for _ in range(LONGEST_NUMBER))
-            side = model.config.vision_config.image_size // PATCH
-            self.placers = nn.ModuleList(nn.Linear(text, side) for _ in range(2))
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
@@ -141,24 +137,12 @@ class MicroTraining(lightning.LightningModule):
             logits_BNSC.flatten(0, 2).float(), digits_BNS.flatten(), ignore_index=IGNORE
         )
 
-    def place_loss(self, states_BND: Tensor) -> Tensor:
-        """Mean cross-entropy of two heads on the states to the row and the column of each patch.
-
-        Without this loss the projector leaves out most of where a patch is.
-        """
-        batch, tokens, _ = states_BND.shape
-        side = math.isqrt(tokens)
-        patches_N = torch.arange(tokens, device=states_BND.device)
-        row, column = (placer(_normed(states_BND)) for placer in self.placers)
-        places_BN2 = torch.stack([patches_N // side, patches_N % side], -1).expand(batch, -1, -1)
-        return _two_slots([row, column], places_BN2, torch.ones_like(places_BN2, dtype=row.dtype))
-
     def patch_losses(
         self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The reading and the naming loss, each the mean of all states that are to read and to name.
 
-        Before a frozen tower the telling and the place loss as well.
+        Before a frozen tower the telling loss as well.
         """
         characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
         if self.tower_learns:
@@ -171,7 +155,6 @@ class MicroTraining(lightning.LightningModule):
         losses = {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
         if not self.tower_learns:
             losses["telling"] = self.telling_loss(named_BND, batch["digits"])
-            losses["place"] = self.place_loss(image_BND)
         return losses
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
