@@ -60,8 +60,8 @@ config.json.
   once, each learned from {passes:.1f} times with other questions or in another order. Photographs come from
   scikit-image and scikit-learn, handwriting from scikit-learn's digits; the fonts are DejaVu.
 - **Recipe**: `atr/vlm/training.py`. First the projector and the new layers learn what is in each patch (its
-  characters, the question its line answers, its word, the thing it shows), then projector and Llama learn to
-  answer. Trained again by `dvc repro data/micro/dvc.yaml:ship-dinov2`.
+  characters, the question its line answers, its word, the digits before it, the thing it shows), then
+  projector and Llama learn to answer. Trained again by `dvc repro data/micro/dvc.yaml:ship-dinov2`.
 - **Layer**: chosen by two-layer probes on the frozen features of {probe_images} lessons; the fraction of
   held-out characters they name right, by image size in pixels and layer:
 
