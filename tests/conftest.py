@@ -1,5 +1,6 @@
 import os
 import runpy
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import pytest
 # Before any test imports what reads them. A stray call to the hub retries for minutes.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# A shell's background jobs ignore Ctrl-C, and so would the stages that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
