@@ -638,7 +638,7 @@ class MicroFeatures:
     reading: float = 0.3
     """Fraction of them that is full of things to be read, for the first phase; the rest is asked about."""
     charts: float = 0.3
-    """Fraction of charts among both kinds: they take longest to learn, see `MicroTraining`."""
+    """Fraction of charts in each of the two kinds: they take longest to learn, see `MicroTraining`."""
     batch_size: int = 16
     """Images a step on each device."""
     workers: int = 0

@@ -131,11 +131,14 @@ class MicroTraining(lightning.LightningModule):
         return _two_slots([logits_BNV] * 2, names_BN2, weights_BN2)
 
     def telling_loss(self, states_BND: Tensor, digits_BNS: Tensor) -> Tensor:
-        """Cross-entropy of a head for each place of a number to the digits told by each patch of text."""
+        """Cross-entropy of a head for each place of a number to the digits told by each patch of text.
+
+        Zero where there is no text.
+        """
         logits_BNSC = torch.stack([teller(_normed(states_BND)) for teller in self.tellers], dim=2)
-        return functional.cross_entropy(
-            logits_BNSC.flatten(0, 2).float(), digits_BNS.flatten(), ignore_index=IGNORE
-        )
+        logits, digits = logits_BNSC.flatten(0, 2).float(), digits_BNS.flatten()
+        total = functional.cross_entropy(logits, digits, ignore_index=IGNORE, reduction="sum")
+        return total / (digits != IGNORE).sum().clamp(min=1)
 
     def patch_losses(
         self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]

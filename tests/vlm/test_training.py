@@ -153,6 +153,7 @@ def test_each_place_of_a_number_is_told_by_a_head_of_its_own(processor):
         for place, teller in enumerate(module.tellers)
     ]
     torch.testing.assert_close(module.telling_loss(states, digits), torch.stack(expected).mean())
+    assert module.telling_loss(states, torch.full_like(digits, IGNORE)) == 0
 
 
 @torch.no_grad()
