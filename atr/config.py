@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar, Never, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -47,6 +47,7 @@ class VlmPreset:
     """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
 
 
+Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
 ENCODERS = {
     preset.name: preset
     for preset in (
@@ -781,7 +782,7 @@ def _validated(path: str | Path) -> dict[str, Any]:
             raise ConfigError(f"{key}: missing from {path}, allowed: a value for each of {_listed(_KEYS)}")
     common: Common = _build(Common, "", {key.name: tree[key.name] for key in fields(Common)})
     encoder = _encoder(common.encoder)
-    vlm = _vlm(common.vlm, encoder.name)
+    vlm = _vlm(common.vlm, encoder)
     sections = {name: _build(kind, f"{name}.", tree[name]) for name, kind in _SECTIONS.items()}
     return {"seed": common.seed, "encoder": encoder, "vlm": vlm, **sections}
 
@@ -837,24 +838,37 @@ def _short(value: object) -> str:
 
 
 def _encoder(name: str) -> EncoderPreset:
-    if name not in ENCODERS:
-        _check_location("encoder", name, ENCODERS)
-    return ENCODERS.get(name, EncoderPreset(name=name, path=name))
+    if preset := _preset(ENCODERS, name):
+        return preset
+    _check_location("encoder", name, ENCODERS)
+    return EncoderPreset(name=name, path=name)
 
 
-def _vlm(name: str, encoder: str) -> VlmPreset:
-    readers = [preset for preset in VLMS.values() if preset.encoder == encoder]
+def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
+    """The model of that name or path; one of the presets only with the encoder whose features it reads.
+
+    Whether a model reads an encoder of the user's own shows when both are loaded.
+    """
+    readers = [preset for preset in VLMS.values() if preset.encoder == encoder.name]
     allowed = f"{_listed([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
     if name == "auto" and readers:
         return readers[0]
     if name == "auto":
-        raise ConfigError(f"vlm: 'auto' finds no model that reads encoder {encoder!r}, allowed: {allowed}")
-    if name not in VLMS:
-        _check_location("vlm", name, ("auto", *VLMS))
-        return VlmPreset(name=name, path=name, encoder=None)
-    if VLMS[name] not in readers:
-        raise ConfigError(f"vlm: {name!r} does not read encoder {encoder!r}, allowed: {allowed}")
-    return VLMS[name]
+        raise ConfigError(
+            f"vlm: 'auto' finds no model that reads encoder {encoder.name!r}, allowed: {allowed}"
+        )
+    preset = _preset(VLMS, name)
+    if preset in readers:
+        return preset
+    if preset and (name in VLMS or encoder.name in ENCODERS):
+        raise ConfigError(f"vlm: {name!r} does not read encoder {encoder.name!r}, allowed: {allowed}")
+    _check_location("vlm", name, ("auto", *VLMS))
+    return VlmPreset(name=name, path=name, encoder=None)
+
+
+def _preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
+    """The preset of that name, or whose folder or hub id it is."""
+    return next((preset for preset in presets.values() if name in (preset.name, preset.path)), None)
 
 
 def _check_location(key: str, name: str, presets: Collection[str]) -> None:

@@ -30,6 +30,10 @@ ROTATIONS = {"mmbench": 4}
 """Times that one question is asked at most, with its choices in another order."""
 SOURCES = {"micro": None, "coco": 117_266}
 """Pretraining images that a source has; None: as many as are asked for."""
+TILES = {"llava-next-7b": 5, "llava-onevision-7b": 37}
+"""Most tiles that a model cuts an image into, the base tile counted, as its processor on the hub says."""
+SHRUNK = {"llava-onevision-7b": 10}
+"""Tiles whose tokens LLaVA-OneVision reads at most where it shrinks its grid: `anyres_max_9` and the base."""
 PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
 """Of a prepared image; of COCO's, the most frequent size."""
 PNG_BYTES = 1.7
@@ -243,7 +247,7 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
     """The plan as text, one cost a line."""
     questions, images = plan.questions, plan.evaluation_images
     yield f"encoder      {plan.encoder.name}: {_shape(plan.features)}"
-    yield f"vlm          {plan.vlm.name}"
+    yield f"vlm          {plan.vlm.name}: {_tiles(plan)}"
     yield (
         f"images       {plan.prepare.images:,} to pretrain on ({plan.prepare.source}), "
         f"at most {images:,} with questions"
@@ -298,10 +302,12 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"pretrain.heads: {heads} does not divide the encoder's width {plan.features.width}"
     if plan.pretrain.position == "sine" and plan.features and plan.features.width % 4:
         yield f"pretrain.position: 4 does not divide the encoder's width {plan.features.width}, as sine needs"
+    if plan.vlm.encoder is None:
+        yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
     if source not in PIXELS:
         yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
     if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):
-        yield "prepare.benchmarks: the prepared images of the paper's benchmarks are not counted"
+        yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
 
 
@@ -328,6 +334,15 @@ def _shape(features: Features | None) -> str:
     if not features:
         return "unknown tokens and width"
     return f"{features.tokens:,} tokens of {features.width:,} channels an image"
+
+
+def _tiles(plan: Plan) -> str:
+    """What the language model reads of an image with all tokens, newlines left out."""
+    name, tiles = plan.vlm.name, TILES.get(plan.vlm.name, 1)
+    if plan.vlm.encoder is None or not plan.features:
+        return "unknown tokens an image"
+    read = SHRUNK.get(name, tiles) if plan.evaluate.interpolation == "model" else tiles
+    return f"at most {read * plan.features.tokens:,} tokens an image, {tiles} tile(s)"
 
 
 def _size(count: int) -> str:

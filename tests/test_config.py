@@ -289,6 +289,30 @@ def test_encoders_have_their_models(tmp_path, encoder, readers):
     assert f"'micro' does not read encoder {encoder!r}, allowed: {', '.join(readers)}, a folder" in refused
 
 
+@pytest.mark.parametrize("name", [name for name, preset in config.ENCODERS.items() if name != preset.path])
+def test_the_path_of_an_encoder_is_its_preset(tmp_path, name):
+    preset = config.ENCODERS[name]
+    assert config.load("evaluate", write(tmp_path, encoder=preset.path, vlm=str(tmp_path))).encoder == preset
+
+
+@pytest.mark.parametrize("name", config.VLMS)
+def test_the_path_of_a_model_is_its_preset(tmp_path, name):
+    preset = config.VLMS[name]
+    assert preset.encoder
+    for encoder in (preset.encoder, config.ENCODERS[preset.encoder].path):
+        assert config.load("evaluate", write(tmp_path, encoder=encoder, vlm=preset.path)).vlm == preset
+    refused = message(write(tmp_path, encoder="facebook/dinov2-base", vlm=preset.path))
+    assert f"vlm: {preset.path!r} does not read encoder 'dinov2-base', allowed: no preset" in refused
+    # Whether it reads a tower of the user's own, only the two can tell.
+    own = config.load("evaluate", write(tmp_path, encoder=str(tmp_path), vlm=preset.path)).vlm
+    assert own == config.VlmPreset(name=preset.path, path=preset.path, encoder=None)
+
+
+def test_auto_finds_the_model_by_the_path_of_the_encoder(tmp_path):
+    labels = config.labels(write(tmp_path, encoder="openai/clip-vit-large-patch14-336"))
+    assert labels == {"encoder": "clip-vit-large-patch14-336", "vlm": "llava-next-7b"}
+
+
 def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):
     path = write(tmp_path, encoder="org/tower", vlm=str(tmp_path))
     params = config.load("evaluate", path)

@@ -207,4 +207,4 @@ def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
     assert "Running stage 'pretrain'" in output and "Running stage 'micro'" not in output
     seen = config.flat(tmp_path / "pretrained.yaml")
     assert (seen["pretrain.heads"], seen["pretrain.epochs"]) == (16, 3)
-    assert seen["encoder"] == "openai/clip-vit-large-patch14-336"
+    assert seen["encoder"] == "clip-vit-large-patch14-336"

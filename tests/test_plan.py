@@ -12,6 +12,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -234,6 +236,7 @@ def test_coco_holds_what_its_reader_says():
             ],
             [
                 "micro: 144 tokens of 192 channels an image",
+                "micro: at most 144 tokens an image, 1 tile(s)",
                 "8,192 to pretrain on (micro), at most 1,800 with questions",
                 "453.0 MB for pretraining, at most 99.5 MB for evaluation",
                 "7,782 images x 6 epochs, 726 steps: 64 images a step on 1 device(s)",
@@ -248,11 +251,12 @@ def test_coco_holds_what_its_reader_says():
             [],
             [
                 "576 tokens of 1,024 channels an image",
+                "llava-next-7b: at most 2,880 tokens an image, 5 tile(s)",
                 "118.0 GB for pretraining",
                 "95,000 images x 40 epochs, 118,720 steps: 32 images a step on 1 device(s)",
                 "40,062: textvqa 5,000",
                 "1,922,976: each question under 48 trials (full 1, none 1, random 27, selector 9, ",
-                "5,000 images x 1 epochs: llava-hf/llava-v1.6-vicuna-7b-hf answers",
+                "5,000 images x 1 epochs: llava-next-7b answers",
             ],
         ),
         (
@@ -260,6 +264,7 @@ def test_coco_holds_what_its_reader_says():
             [],
             [
                 "729 tokens of 1,152 channels an image",
+                "llava-onevision-7b: at most 26,973 tokens an image, 37 tile(s)",
                 "168.0 GB for pretraining",
                 "1,322,046: each question under 33 trials (full 1, none 1, random 18, selector 6, ",
             ],
@@ -280,8 +285,24 @@ def test_an_unknown_encoder_is_said_to_be_unknown(planned):
     text = "\n".join(plan.lines(costs, ROOMY))
     assert "some/tower: unknown tokens and width" in text
     assert "features  " not in text and "1,800: docs 300" in text
-    (warning,) = plan.warnings(costs, ROOMY)
-    assert warning.startswith("encoder: tokens and width of some/tower are unknown")
+    assert "some/model: unknown tokens an image" in text
+    size, pair = plan.warnings(costs, ROOMY)
+    assert size.startswith("encoder: tokens and width of some/tower are unknown")
+    assert pair.startswith("vlm: whether it reads the features of some/tower shows when it is loaded")
+
+
+@pytest.mark.parametrize(
+    "name, family, side",
+    [("llava-next-7b", LlavaNextConfig, 336), ("llava-onevision-7b", LlavaOnevisionConfig, 384)],
+)
+def test_as_many_tiles_as_the_largest_grid_of_the_family_and_its_base(name, family, side):
+    grids = family().image_grid_pinpoints
+    assert plan.TILES[name] == max((height // side) * (width // side) for height, width in grids) + 1
+
+
+def test_the_model_of_the_paper_may_shrink_its_grid(planned):
+    costs = planned("llava-onevision", "evaluate.interpolation=model")
+    assert "at most 7,290 tokens an image, 37 tile(s)" in "\n".join(plan.lines(costs, ROOMY))
 
 
 def test_what_a_stage_will_refuse_or_cannot_be_counted_is_a_warning(planned, tmp_path):

@@ -3,6 +3,7 @@
 Shapes: B images, N patch tokens in raster order, D width of the tower.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -137,7 +138,7 @@ def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable model configuration: {_first_line(error)}") from error
+        raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if hasattr(config, "vision_config"):
         return config.vision_config, _TOWER_PREFIX
     return config, None
@@ -185,7 +186,7 @@ def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, option
     except (ValueError, RuntimeError) as error:  # what CLIP raises, and what SigLIP does
         raise ValueError(
             f"{path}: the tower refuses its own processor's images of {height} x {width} pixels, "
-            f"its own are {config.image_size}: {_first_line(error)}"
+            f"its own are {config.image_size}: {first_line(error)}"
         ) from error
     class_tokens = CLASS_TOKENS[config.model_type]
     extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
@@ -230,7 +231,7 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
                 output_loading_info=True,
             )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{weights}: no readable weights: {_first_line(error)}") from error
+        raise ValueError(f"{weights}: no readable weights: {first_line(error)}") from error
     _refuse_incomplete(str(weights), report)
     return tower
 
@@ -252,9 +253,20 @@ def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
         resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with quiet():
-            return AutoImageProcessor.from_pretrained(path, backend="pil", **resized)
+            processor = AutoImageProcessor.from_pretrained(path, backend="pil", **resized)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable image processor: {_first_line(error)}") from error
+        raise ValueError(f"{path}: no readable image processor: {first_line(error)}") from error
+    tell_substitute(path, processor)
+    return processor
+
+
+def tell_substitute(path: str, processor: Any) -> None:
+    """Say so where another image processor was taken than the one that the folder asks torchvision for."""
+    asked = type(processor).get_image_processor_dict(path)[0].get("image_processor_type", "")
+    used = type(processor).__name__
+    # The name without `Fast` is written for both: it asks for neither.
+    if asked.endswith("Fast") and used.endswith("Pil"):
+        print(f"{path}: {asked} needs torchvision, {used} takes its place", file=sys.stderr)
 
 
 def _pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
@@ -278,5 +290,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of transformers says first; more lines are advice."""
     return str(error).strip().split("\n", 1)[0]

@@ -15,7 +15,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from atr.features.encoder import quiet
+from atr.features.encoder import first_line, quiet, tell_substitute
 from atr.fingerprint import fingerprint, is_same
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
@@ -66,16 +66,16 @@ def load_vlm(
     """The frozen model, in eval mode and with weights of `dtype`, and its processor.
 
     A tower that the folder names and leaves out is taken from where `locate` says its hub id lies. Raises
-    ValueError naming `path` for what is no checkpoint, a family without host, a processor without chat
-    template, weights that are broken, of another shape, or do not cover the model, and a tower that cannot
-    be had.
+    ValueError naming `path` for what is no checkpoint, a family without host, a processor that is not there,
+    cannot count visual tokens or has no chat template, weights that are broken, of another shape, or do not
+    cover the model, and a tower that cannot be had.
     """
     try:
         config = AutoConfig.from_pretrained(path)
         family, is_fetched = config.model_type, tower_of(config) is not None
         if family not in HOSTS:
             raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
-        processor = PROCESSORS.get(family, AutoProcessor).from_pretrained(path)
+        processor = _load_processor(path, family)
         with quiet() if is_fetched else nullcontext():  # its report of a missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
@@ -84,8 +84,6 @@ def load_vlm(
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
     model, loading = loaded
-    if not processor.chat_template:
-        raise ValueError(f"{path}: the processor has no chat template to put a question in")
     # transformers would fill the gap with random numbers and a warning.
     absent = {key for key in loading["missing_keys"] if not (is_fetched and key.startswith(PREFIX))}
     if missing := sorted(absent):
@@ -93,6 +91,22 @@ def load_vlm(
     if is_fetched:
         fetch_tower(model, path, locate)
     return model.eval().requires_grad_(False), processor
+
+
+def _load_processor(path: str, family: str) -> Any:
+    """The processor of texts and images in a folder or of a hub id; errors as in `load_vlm`."""
+    try:
+        processor: Any = PROCESSORS.get(family, AutoProcessor).from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
+    # Without processor_config.json transformers takes a processor that fails at the first image.
+    counted = "num_image_tokens" if family in PROCESSORS else "patch_size"
+    if not getattr(processor, counted, None):
+        raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {counted}")
+    if not processor.chat_template:
+        raise ValueError(f"{path}: the processor has no chat template to put a question in")
+    tell_substitute(path, processor.image_processor)
+    return processor
 
 
 def cuts_images(model: Any) -> bool:

@@ -1,10 +1,10 @@
-"""Every stage in turn as the paper's experiments run them, on tiny random checkpoints in place of the hub's.
+"""Every stage of both overlays in experiments/ in turn, on tiny random checkpoints in place of the hub's.
 
 The images are those of the benchmarks' own schema, of which MMMU asks about several, and here about none too.
 """
 
 import json
-import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,9 +29,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from atr import config
+from atr import config, overlay
 from atr.files import read_json
-from atr.stages import distill, evaluate, extract, prepare, pretrain, report
+from atr.stages import SPLITS, cost, distill, evaluate, extract, measure, prepare, pretrain, report
 from atr.vlm.checkpoint import OnevisionImageProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -41,75 +41,72 @@ TEMPLATE = (
     "{% endfor %}{% endfor %}"
 )
 SIDE, PATCH, PINPOINTS, ASPECT = 28, 7, [[28, 28], [28, 56], [56, 28], [56, 56]], "anyres_max_2"
-TOWER = {
-    "hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 2,
-    "image_size": SIDE, "patch_size": PATCH,
-}  # fmt: skip
-NAMES = {  # encoder, model and depth of the tower, of which the model has all that it reads
-    "llava_next": ("clip-vit-large-patch14-336", "llava-next-7b", 3),
-    "llava_onevision": ("siglip-so400m-patch14-384", "llava-onevision-7b", 4),
+OVERLAYS = {"llava_next": "llava-next", "llava_onevision": "llava-onevision"}
+TOWERS = {  # as wide as the overlay's heads ask for; of OneVision's 27 layers the model has all but the last
+    "llava_next": {"hidden_size": 64, "num_hidden_layers": 24, "num_attention_heads": 2},
+    "llava_onevision": {"hidden_size": 72, "num_hidden_layers": 26, "num_attention_heads": 2},
 }
-CHANGES = {
-    "source": "coco", "images": 12, "questions": 4, "benchmarks": "[textvqa, ai2d, mmmu]",
-    "accelerator": "cpu", "precision": "32-true", "shard_images": 8, "epochs": 1, "batch_size": 4,
-    "mask_images": 2, "collapse_after": 1.0, "validation": 0.25, "heads": 2,
-    "random_seeds": 2, "max_new_tokens": 3, "bootstrap": 20, "newline": "follow", "budget": "tile",
-}  # fmt: skip
+SETTINGS = (
+    "encoder=./tower", "vlm=./vlm", "prepare.repository=./hub", "trainer.accelerator=cpu",
+    "trainer.precision=32-true", "prepare.images=12", "prepare.questions=4", "extract.batch_size=4",
+    "extract.shard_images=8", "extract.workers=0", "pretrain.epochs=1", "pretrain.batch_size=4",
+    "pretrain.validation=0.25", "pretrain.collapse_after=1.0", "pretrain.mask_images=2", "distill.images=12",
+    "distill.validation=0.25", "distill.max_new_tokens=3", "evaluate.keep=[0.2, 0.4]",
+    "evaluate.max_new_tokens=3", "evaluate.bootstrap=20", "measure.images=6", "measure.batch_size=4",
+    "measure.pretrain_images=12", "measure.epochs=1", "cost.batches=[1, 2]", "cost.seconds=0.001",
+)  # fmt: skip
+"""Of the machine and of the sizes; all else is as the overlay has it."""
 KEEP = [0.2, 0.4]
-REDUCERS = ("full", "none", "random", "selector", "distilled")
+TEXT = [name for name, group in config.PAPER_BENCHMARKS.items() if group == "text"]
 NO_IMAGE = {
     "id": "validation_Math_4", "question": "How much is 2 + 2?", "options": "[]", "answer": "4",
     "question_type": "open",
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=OVERLAYS)
 def family(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
 def project(family, hub, tmp_path_factory):
-    """A project in which the whole pipeline has run."""
+    """A project in which the whole pipeline has run under one of the overlays."""
     folder = tmp_path_factory.mktemp(family)
-    for name in ("coco", "textvqa", "ai2d"):
-        hub.write(folder / "hub", name)
-    hub.write(folder / "hub", "mmmu", [*hub.DATASETS["mmmu"][2], NO_IMAGE])
-    encoder, vlm, depth = NAMES[family]
-    save_checkpoints(folder, family, depth)
+    for name, (_, _, rows) in hub.DATASETS.items():
+        hub.write(folder / "hub", name, [*rows, NO_IMAGE] if name == "mmmu" else None)
+    save_checkpoints(folder, family)
+    shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
-        towers = {encoder: config.EncoderPreset(encoder, str(folder / "tower"), layer=2 if depth == 3 else 3)}
-        patch.setattr(config, "ENCODERS", config.ENCODERS | towers)
-        preset = config.VlmPreset(vlm, str(folder / "vlm"), encoder, stored=config.VLMS[vlm].stored)
-        patch.setattr(config, "VLMS", config.VLMS | {vlm: preset})
         patch.chdir(folder)
-        Path("params.yaml").write_text(parameters(encoder))
+        overlay.apply(ROOT / "experiments" / f"{OVERLAYS[family]}.yaml", SETTINGS)
         prepare.main(config.load("prepare"))
-        extract.main(config.load("extract"), "pretrain")
+        for split in SPLITS:
+            extract.main(config.load("extract"), split)
         pretrain.main(config.load("pretrain"))
         distill.main(config.load("distill"))
-        for reducer in REDUCERS:
+        for reducer in reducers():
             evaluate.main(config.load("evaluate"), reducer)
-        report.main(config.load("report"))
+        for stage in (measure, cost, report):
+            stage.main(config.load(stage.__name__.rpartition(".")[2]))
     return folder
 
 
-def parameters(encoder):
-    text, micro = (ROOT / "params.yaml").read_text().split("\nmicro:")
-    for key, value in (CHANGES | {"repository": "hub"}).items():
-        text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
-        assert count, key
-    text = re.sub(r"^  keep: \[.*\]$", f"  keep: {KEEP}", text, flags=re.MULTILINE)
-    text = text.replace("encoder: micro", f"encoder: {encoder}").replace(
-        "repository: hub", "repository: ./hub"
-    )
-    return f"{text}\nmicro:{micro}"
+@pytest.fixture(autouse=True)
+def inside(project, monkeypatch):
+    monkeypatch.chdir(project)
 
 
-def save_checkpoints(folder, family, depth):
+def reducers():
+    return config.load("evaluate").evaluate.names
+
+
+def save_checkpoints(folder, family):
     """The model, and the tower alone, as the hub has both: OneVision's lacks the last layer."""
     torch.manual_seed(0)
     model, processor = {"llava_next": next_model, "llava_onevision": onevision_model}[family](tokenizer())
+    own = tower_of(family)
+    depth = own["num_hidden_layers"] + (family == "llava_onevision")
     model.save_pretrained(folder / "vlm")
     processor.save_pretrained(folder / "vlm")
     vision, kind, images = {
@@ -122,10 +119,14 @@ def save_checkpoints(folder, family, depth):
             SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}),
         ),
     }[family]  # fmt: skip
-    tower = kind(vision(**TOWER, num_hidden_layers=depth))
+    tower = kind(vision(**own | {"num_hidden_layers": depth}))
     tower.load_state_dict(model.model.vision_tower.state_dict(), strict=False)
     tower.save_pretrained(folder / "tower")
     images.save_pretrained(folder / "tower")
+
+
+def tower_of(family):
+    return TOWERS[family] | {"intermediate_size": 48, "image_size": SIDE, "patch_size": PATCH}
 
 
 def tokenizer():
@@ -157,7 +158,7 @@ def next_model(words):
         num_additional_image_tokens=1,
     )  # fmt: skip
     settings = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**TOWER, num_hidden_layers=3, initializer_range=0.3),
+        vision_config=CLIPVisionConfig(**tower_of("llava_next")),
         text_config=language(LlamaConfig, len(words)), image_token_index=4, image_grid_pinpoints=PINPOINTS,
     )  # fmt: skip
     return LlavaNextForConditionalGeneration(settings), processor
@@ -172,7 +173,7 @@ def onevision_model(words):
         vision_aspect_ratio=ASPECT,
     )  # fmt: skip
     settings = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**TOWER, num_hidden_layers=3, vision_use_head=False),
+        vision_config=SiglipVisionConfig(**tower_of("llava_onevision"), vision_use_head=False),
         text_config=language(Qwen2Config, len(words)), image_token_index=4, video_token_index=5,
         image_grid_pinpoints=PINPOINTS, vision_aspect_ratio=ASPECT,
     )  # fmt: skip
@@ -187,21 +188,31 @@ def results(project, reducer):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_every_parameter_but_sizes_is_the_overlays(family, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    overlay.apply(ROOT / "experiments" / f"{OVERLAYS[family]}.yaml", path=tmp_path / "params.yaml")
+    written = config.flat(tmp_path / "params.yaml")
+    changed = {key for key, value in config.flat().items() if value != written[key]}
+    assert changed <= {setting.partition("=")[0] for setting in SETTINGS}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_question_is_answered_by_every_reducer(project, family):
     full, summary, _ = results(project, "full")
-    assert {row["benchmark"] for row in full} == {"textvqa", "ai2d", "mmmu"}
+    assert {row["benchmark"] for row in full} == set(config.PAPER_BENCHMARKS)
     assert {len(row["images"]) for row in full if row["benchmark"] == "mmmu"} == {0, 1, 3}
     of = {row["id"]: row["tokens_full"] for row in full}
-    trials = {"full": 1, "none": 1, "random": 2 * len(KEEP)} | dict.fromkeys(
-        ("selector", "distilled"), len(KEEP)
-    )
-    for reducer in REDUCERS:
+    trials = {"random": 3 * len(KEEP)} | dict.fromkeys(("selector", "distilled"), len(KEEP))
+    assert set(reducers()) == {"full", "none", "selector-adaptive", *trials}
+    for reducer in reducers():
         rows, own, masks = results(project, reducer)
-        assert [row["status"] for row in rows] == ["answered"] * len(of) * trials[reducer]
+        assert [row["status"] for row in rows] == ["answered"] * len(of) * trials.get(reducer, 1)
         assert {row["id"]: row["tokens_full"] for row in rows} == of
         assert own["tokens_full"] == summary["tokens_full"] == sum(of.values()) / len(of)
-        assert (own["vlm"], own["parameters"]["evaluate"]["newline"]) == (NAMES[family][1], "follow")
-        assert masks["grid"] == [4, 4] and len(masks["masks"]) == 3
+        assert own["parameters"]["evaluate"]["positions"] == "contiguous"
+        assert masks["grid"] == [4, 4]
+        assert {image.partition("/")[0] for image in masks["masks"]} == set(TEXT)
 
 
 @pytest.mark.slow
@@ -233,7 +244,14 @@ def test_means_of_visual_tokens_are_told_by_benchmark_and_kept_fraction(project)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_report_shows_the_results(project, family):
-    page = (project / "experiments/report/report.html").read_text()
-    assert NAMES[family][1] in page and all(name in page for name in ("textvqa", "ai2d", "mmmu"))
-    assert (project / "experiments/report/figures/pages-textvqa.png").is_file()
+def test_every_result_file_is_there_and_the_report_shows_them(project):
+    experiments = project / "experiments"
+    for result in ("pretrain/metrics", "distill/metrics", "measure/metrics", "cost/cost"):
+        assert read_json(experiments / f"{result}.json")
+    for weights in ("pretrain/selector", "distill/selector"):
+        assert (experiments / weights / "model.safetensors").is_file()
+    page = (experiments / "report/report.html").read_text()
+    assert "./vlm" in page and all(name in page for name in config.PAPER_BENCHMARKS)
+    assert all(name in page for name in reducers())
+    for name in TEXT:
+        assert (experiments / f"report/figures/pages-{name}.png").is_file()

@@ -76,6 +76,51 @@ def test_a_folder_without_one_of_its_files_is_refused(folder, file):
         load_vlm(str(folder), torch.float32)
 
 
+FAMILIES = ("llava", "llava_next", "llava_onevision")
+
+
+def in_the_layout_of_the_hub(folder):
+    """Take the image processor out of processor_config.json into a file of its own; returns its path."""
+    whole = json.loads((folder / "processor_config.json").read_text())
+    images = whole.pop("image_processor")
+    (folder / "processor_config.json").write_text(json.dumps(whole))
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    return folder / "preprocessor_config.json"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_a_folder_without_a_file_of_its_processor_is_refused(folder, file):
+    in_the_layout_of_the_hub(folder)
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"{folder}: no readable processor: .") as raised:
+        load_vlm(str(folder), torch.float32)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_image_processor_is_refused(folder):
+    file = in_the_layout_of_the_hub(folder)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_processor_type": "NoImageProcessor"}))
+    with pytest.raises(ValueError, match=f"{folder}: no readable processor: .*"):
+        load_vlm(str(folder), torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("hub", [False, True])
+def test_an_image_processor_of_torchvision_is_replaced_and_that_is_said(folder, processor, hub, capsys):
+    load_vlm(str(folder), torch.float32)
+    assert "torchvision" not in capsys.readouterr().err
+    file = in_the_layout_of_the_hub(folder) if hub else folder / "processor_config.json"
+    used = type(processor.image_processor).__name__
+    asked = used.replace("Pil", "Fast")
+    file.write_text(file.read_text().replace(used.removesuffix("Pil"), asked))
+    assert asked in file.read_text()
+    loaded = load_vlm(str(folder), torch.float32)[1].image_processor
+    assert type(loaded) is type(processor.image_processor)
+    assert f"{folder}: {asked} needs torchvision, {used} takes its place" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="data/nowhere/llava: no model could be loaded from it"):
         load_vlm("data/nowhere/llava", torch.float32)
