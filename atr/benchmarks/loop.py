@@ -1,10 +1,7 @@
 """The evaluation loop, written once: it sees questions and a callable that answers them, never a model."""
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -12,12 +9,11 @@ from tqdm import tqdm
 
 from atr.benchmarks import BENCHMARKS
 from atr.benchmarks.metrics import anls
-from atr.files import write_text
+from atr.benchmarks.rows import ANSWERED, FAILED, UNREADABLE, Row, Trial, Unfinished
 
 Batch = TypeVar("Batch")
-ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
 HOPELESS = 16
-"""Questions that fail one after the other before anything is answered: the model fails, not the questions."""
+"""Questions that fail one after the other under every trial: the model fails, not the questions."""
 ADAPTIVE = "-adaptive"
 """How the name of a reducer ends that decides itself how many tokens of an image it keeps."""
 
@@ -62,48 +58,6 @@ class Question(Protocol):
         """Why its images could not be read, empty if they could."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One setting that all questions are answered under: kept fraction, and seed if the reducer draws.
-
-    Where `keep` is None the reducer's own count is, image by image.
-    """
-
-    keep: float | None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One question under one trial, a line of results.jsonl; `tokens` of `tokens_full` visual ones were seen.
-
-    Where there is no answer the status says why, `error` in words, and there is no score.
-    """
-
-    id: str
-    benchmark: str
-    group: str
-    image: str
-    """The first of `images`, empty if there is none."""
-    question: str
-    answer: str
-    """The first of `answers`."""
-    keep: float | None
-    seed: int | None
-    tokens: int
-    tokens_full: int
-    prediction: str
-    score: float | None
-    anls: float | None
-    status: str = ANSWERED
-    """answered, unreadable (an image) or failed (the generation)."""
-    error: str = ""
-    images: Sequence[str] = field(default_factory=list)
-    answers: Sequence[str] = field(default_factory=list)
-    choices: Sequence[str] = field(default_factory=list)
-    unit: str = ""
-
-
 Reply = tuple[str, int, int]
 """The prediction for a question, the number of visual tokens it was given from, and how many there are."""
 
@@ -128,6 +82,7 @@ def answer_all(
     prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
     answer: Callable[[Batch, Trial], Sequence[Reply]],
     share: tuple[int, int] = (0, 1),
+    unfinished: Unfinished | None = None,
 ) -> list[Row]:
     """Answer all questions under every trial; the rows come by trial and then by question.
 
@@ -135,29 +90,50 @@ def answer_all(
     With `share` (rank, processes) every process answers its part of the batches, and all get the rows of all.
     Questions of a batch that fails are tried one by one. One that fails alone, or whose images could not be
     read, has a row that says so: an answer that could not be given is no empty answer, and has no score.
-    Raises RuntimeError (ValueError where the cause is one) naming trial and question if nothing is answered.
+    Batches that `unfinished` has the answers of are not asked again, and those answered here are added to it.
+    Raises RuntimeError (ValueError where the cause is one) naming trial and question if nothing is answered,
+    and where nothing is answered any more.
     """
     rank, processes = share
     mine = batches[rank::processes]
     # A reducer that orders the tokens has ordered them for all budgets once it did for the largest.
     falling = sorted(trials, key=lambda trial: trial.keep or 0.0, reverse=True)
+    names = {questions[index].id for indices in mine for index in indices}
+    known = unfinished.rows(names) if unfinished else {}
     rows: list[Row] = []
-    causes: list[Exception] = []
+    hope = _Hope()
     with tqdm(total=len(trials) * sum(map(len, mine)), unit="answer", disable=rank > 0) as bar:
         for indices in mine:
             asked = [questions[index] for index in indices]
-            rows += [
-                _unread(question, trial) for question in asked if question.unreadable for trial in trials
-            ]
-            readable = [question for question in asked if not question.unreadable]
-            rows += _answer(readable, falling, prepare, answer, causes) if readable else []
-            _check_hope(rows, causes, HOPELESS)
+            keys = [(trial, question.id) for question in asked for trial in trials]
+            if known.keys() >= set(keys):
+                rows += map(known.__getitem__, keys)
+            else:
+                rows += _ask(asked, falling, prepare, answer, hope, unfinished)
             bar.update(len(trials) * len(asked))
     rows = _gather(rows, processes)
-    _check_hope(rows, causes, 1)
+    hope.check_any(rows)
     table = {(Trial(row.keep, row.seed), row.id): row for row in rows}
     assert len(table) == len(trials) * len(questions), "every question is asked once under every trial"
     return [table[trial, question.id] for trial in trials for question in questions]
+
+
+def _ask(
+    asked: Sequence[Question],
+    trials: Sequence[Trial],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
+    answer: Callable[[Batch, Trial], Sequence[Reply]],
+    hope: "_Hope",
+    unfinished: Unfinished | None,
+) -> list[Row]:
+    """Rows of a batch under all trials, those of unreadable questions among them."""
+    rows = [_unread(question, trial) for question in asked if question.unreadable for trial in trials]
+    readable = [question for question in asked if not question.unreadable]
+    rows += _answer(readable, trials, prepare, answer, hope) if readable else []
+    hope.check(rows)
+    if unfinished and all(row.status != FAILED for row in rows):
+        unfinished.add(rows)
+    return rows
 
 
 def _answer(
@@ -165,13 +141,13 @@ def _answer(
     trials: Sequence[Trial],
     prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
     answer: Callable[[Batch, Trial], Sequence[Reply]],
-    causes: list[Exception],
+    hope: "_Hope",
 ) -> list[Row]:
     """Rows of a batch under all trials, and of each question on its own where the batch fails."""
-    rows, failed = _together(asked, trials, prepare, answer, causes)
+    rows, failed = _together(asked, trials, prepare, answer, hope)
     # Here, out of every except clause, the memory of the batch that failed is free again.
     for question in asked if failed else ():
-        rows += _answer([question], failed, prepare, answer, causes)
+        rows += _answer([question], failed, prepare, answer, hope)
     return rows
 
 
@@ -180,7 +156,7 @@ def _together(
     trials: Sequence[Trial],
     prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
     answer: Callable[[Batch, Trial], Sequence[Reply]],
-    causes: list[Exception],
+    hope: "_Hope",
 ) -> tuple[list[Row], list[Trial]]:
     """Rows of a batch, and the trials under which it failed; a single question has rows under those too."""
     rows: list[Row] = []
@@ -190,7 +166,7 @@ def _together(
     except Exception as error:
         if len(asked) > 1:
             return rows, list(trials)
-        return _failed(asked[0], trials, error, causes), failed
+        return _failed(asked[0], trials, error, hope), failed
     for trial in trials:
         try:
             replies = answer(batch, trial)
@@ -199,31 +175,47 @@ def _together(
             if len(asked) > 1:
                 failed.append(trial)
             else:
-                rows += _failed(asked[0], [trial], error, causes)
+                rows += _failed(asked[0], [trial], error, hope)
     return rows, failed
 
 
-def _failed(
-    question: Question, trials: Sequence[Trial], error: Exception, causes: list[Exception]
-) -> list[Row]:
-    if not causes:
-        causes.append(error)
+def _failed(question: Question, trials: Sequence[Trial], error: Exception, hope: "_Hope") -> list[Row]:
+    hope.cause = hope.cause or error
     reason = f"{type(error).__name__}: {error}"
     tqdm.write(f"no answer to {question.id}: {reason}", file=sys.stderr)
     return [_row(question, trial, status=FAILED, error=reason) for trial in trials]
 
 
-def _check_hope(rows: Sequence[Row], causes: list[Exception], limit: int) -> None:
-    """Raise the first failure where `limit` questions have failed and none is answered."""
-    if any(row.status == ANSWERED for row in rows):
-        causes.clear()
-        return
-    failures = [row for row in rows if row.status == FAILED]
-    if len({row.id for row in failures}) >= limit:
-        first, cause = failures[0], next(iter(causes), None)
-        kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+class _Hope:
+    """Whether the model still answers: what has failed since it last did, and the first error of that."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, Row] = {}
+        self.cause: Exception | None = None
+
+    def check(self, batch: Sequence[Row]) -> None:
+        """Raise the first failure where HOPELESS questions have failed since one was answered."""
+        if any(row.status == ANSWERED for row in batch):
+            self.failed, self.cause = {}, None
+            return
+        for row in batch:
+            if row.status == FAILED:
+                self.failed.setdefault(row.id, row)
+        if len(self.failed) >= HOPELESS:
+            raise self._error(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
+
+    def check_any(self, rows: Sequence[Row]) -> None:
+        """Raise the first failure where no question was answered at all."""
+        failures = [row for row in rows if row.status == FAILED]
+        if failures and all(row.status != ANSWERED for row in rows):
+            raise self._error(failures[0], "any other")
+
+    def _error(self, first: Row, others: str) -> Exception:
+        kind = ValueError if isinstance(self.cause, ValueError) else RuntimeError
         where = f"keep {first.keep}, seed {first.seed}"
-        raise kind(f"{where}: no answer to {first.id}, nor to any other: {first.error}") from cause
+        error = kind(f"{where}: no answer to {first.id}, nor to {others}: {first.error}")
+        error.__cause__ = self.cause
+        return error
 
 
 def _gather(rows: list[Row], processes: int) -> list[Row]:
@@ -234,24 +226,23 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
     return [row for part in parts for row in part]
 
 
-def save_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as one JSON object a line, whole or not at all."""
-    lines = (json.dumps(asdict(row), ensure_ascii=False) for row in rows)
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def pictured(questions: Sequence[Question], trials: Sequence[Trial]) -> tuple[dict[str, str], Trial]:
+def pictured(
+    questions: Sequence[Question], trials: Sequence[Trial], rows: Sequence[Row]
+) -> tuple[dict[str, str], Trial]:
     """What pictures of kept tokens show: three images of each text benchmark, near the paper's 40 %.
 
-    Each image comes with the text of its first question. Without a text benchmark they are of all the others;
-    an adaptive reducer shows its own count.
+    Each image comes with the text of its first question that was answered, as `rows` have it. Without a text
+    benchmark they are of all the others; an adaptive reducer shows its own count.
     """
+    trial = min(trials, key=lambda trial: abs((trial.keep or 0.0) - 0.4))
+    answers = [row for row in rows if row.status == ANSWERED]
+    answered = {row.id for row in answers if Trial(row.keep, row.seed) == trial}
+    shown = [question for question in questions if question.id in answered]
     images: dict[str, dict[str, str]] = {}
-    for question in [question for question in questions if question.group == "text"] or questions:
+    for question in [question for question in shown if question.group == "text"] or shown:
         for name in question.images:
             images.setdefault(question.benchmark, {}).setdefault(name, question.question)
-    first = dict(pair for texts in images.values() for pair in list(texts.items())[:3])
-    return first, min(trials, key=lambda trial: abs((trial.keep or 0.0) - 0.4))
+    return dict(pair for texts in images.values() for pair in list(texts.items())[:3]), trial
 
 
 def _scored(question: Question, reply: Reply, trial: Trial) -> Row:

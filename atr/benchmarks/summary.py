@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from atr.benchmarks.loop import ANSWERED, STATUSES, Row
+from atr.benchmarks.rows import ANSWERED, STATUSES, Row
 from atr.bootstrap import Floats, by_unit, interval, resampled
 
 

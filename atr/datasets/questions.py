@@ -41,14 +41,16 @@ def load_questions(folder: Path) -> list[Question]:
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage prepare writes it")
-    return [_parse(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1)]
+    # Not splitlines(): it breaks a question at the line separators that Unicode allows inside a JSON string.
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _parse(path: Path, number: int, line: str) -> Question:
+def _parse(path: Path, number: int, line: bytes) -> Question:
     wanted = {key.name for key in fields(Question)}
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path} line {number} is not valid JSON: {error}") from None
     if not isinstance(row, dict) or set(row) != wanted or not row["answers"]:
         raise ValueError(f"{path} line {number} is no question with {', '.join(sorted(wanted))}")

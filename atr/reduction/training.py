@@ -1,7 +1,5 @@
 """The training of selector and reconstructor by Eq. 7, with its guard against collapse and its pictures."""
 
-import hashlib
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -294,11 +292,6 @@ def new_autoencoder(
     )
     autoencoder.selector.standardise.measure(images)
     return autoencoder
-
-
-def checkpoint_name(**trained_on: Any) -> str:
-    """A file name that says what the training was: for another parameter or another store none is found."""
-    return hashlib.sha256(json.dumps(trained_on, sort_keys=True).encode()).hexdigest()[:16] + ".ckpt"
 
 
 def train(

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Never
+from typing import Any, Never
 
 from atr import config
+from atr.files import digest, sha256
 
 ENCODERS = Path("data/encoders")
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
@@ -34,6 +35,15 @@ REPORT = Path("experiments/report")
 def weights_of(reducer: str) -> Path:
     """Folder of the selector that a reducer of this name is made of, if it is made of one."""
     return DISTILLED if reducer in config.DISTILLED else SELECTOR
+
+
+def unfinished(params: config.Params, reducer: str, provenance: dict[str, Any]) -> Path:
+    """Where the answers of a stopped evaluation lie, without suffix; gone as soon as there are results."""
+    read = [EVALUATE_IMAGES / "questions.jsonl", EVALUATE_FEATURES / "manifest.json"]
+    read += [*weights_of(reducer).glob("*"), Path(params.vlm.path, "model.safetensors")]
+    hashes = [sha256(file) for file in read if file.is_file()]
+    name = digest(params=params.raw(), provenance=provenance, read=hashes)
+    return EVALUATE / reducer / "unfinished" / name
 
 
 class Terminated(BaseException):

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from atr import config
-from atr.files import sha256, whole_folder, write_json
+from atr.files import digest, sha256, whole_folder, write_json
 from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
 from atr.stages.pretrain import STATISTICS, STORE
 
@@ -24,7 +24,6 @@ def main(params: config.Params) -> None:
         from atr.features.store import FeatureStore
         from atr.hardware import lightning_kwargs
         from atr.reduction import card
-        from atr.reduction.training import checkpoint_name
         from atr.vlm import distillation
 
         store = FeatureStore.open(
@@ -39,7 +38,7 @@ def main(params: config.Params) -> None:
         about = (store.manifest["encoder"], store.manifest["layer"])
         selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
         module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
-        checkpoint = CHECKPOINTS / checkpoint_name(params=params.raw(), store=sha256(STORE))
+        checkpoint = CHECKPOINTS / f"{digest(params=params.raw(), store=sha256(STORE))}.ckpt"
         kwargs = lightning_kwargs(params.trainer)
         if distillation.train(module, data, checkpoint, run.logger(), **kwargs):
             noted = card.record(store.manifest, images.parameters, seed, module.history[-1])

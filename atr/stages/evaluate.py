@@ -3,32 +3,37 @@
 import sys
 from argparse import ArgumentParser
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from atr import config
 from atr.files import whole_folder, write_json
-from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, weights_of
+from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
 
 
 def main(params: config.Params, reducer: str) -> None:
-    """Write results.jsonl, summary.json and masks.json of one reducer: all of them are new, or none is."""
+    """Write results.jsonl, summary.json and masks.json of one reducer: all of them are new, or none is.
+
+    Stopped, it goes on behind the last batch that was answered.
+    """
     from atr import tracking
 
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.loop import save_rows
+        from atr.benchmarks.rows import save_rows
         from atr.benchmarks.summary import summarise, tokens_full
         from atr.hardware import lightning_kwargs
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
-        rows, masks = _evaluate(params, reducer, fabric)
-        if not fabric.is_global_zero:
+        provenance = tracking.provenance()
+        rows, masks = _evaluate(params, reducer, fabric, unfinished(params, reducer, provenance))
+        if masks is None:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         scores, full = summarise(rows, params.evaluate.bootstrap, params.seed), tokens_full(rows)
-        about = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        about = {"parameters": params.raw(), "provenance": provenance}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
@@ -39,16 +44,19 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _evaluate(params: config.Params, reducer: str, fabric: Any) -> tuple[list[Any], dict[str, Any]]:
-    """The rows of answers, of which each process gives a share, and the tokens that pictures show as kept."""
+def _evaluate(
+    params: config.Params, reducer: str, fabric: Any, stopped: Path
+) -> tuple[list[Any], dict[str, Any] | None]:
+    """The rows of answers, of which each process gives a share, and what the first one pictures as kept."""
     from atr.benchmarks.loop import answer_all, pictured, trials_of
+    from atr.benchmarks.rows import Unfinished
     from atr.datasets import PreparedImages, load_questions
     from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
 
-    asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
+    asked, questions, weights = params.evaluate, load_questions(EVALUATE_IMAGES), weights_of(reducer)
     precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
     expect, tower = {"encoder": params.encoder.name}, partial(locate, folder=ENCODERS)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
@@ -57,9 +65,7 @@ def _evaluate(params: config.Params, reducer: str, fabric: Any) -> tuple[list[An
     if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
         fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
     trials = trials_of(reducer, keep, asked.random_seeds)
-    reducers = {
-        trial.seed: answerer.reducer(reducer, trial.seed or 0, weights_of(reducer)) for trial in trials
-    }
+    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, weights) for trial in trials}
     needs = frozenset().union(*(made.needs for made in reducers.values()))
     rows = answer_all(
         questions,
@@ -68,9 +74,12 @@ def _evaluate(params: config.Params, reducer: str, fabric: Any) -> tuple[list[An
         partial(answerer.prepare, needs=needs),
         lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
         (fabric.global_rank, fabric.world_size),
+        Unfinished(stopped, fabric.global_rank),
     )
-    images_asked, trial = pictured(questions, trials)
-    return rows, answerer.masks(images_asked, reducers[trial.seed], trial.keep)
+    if not fabric.is_global_zero:
+        return rows, None
+    shown, trial = pictured(questions, trials, rows)
+    return rows, answerer.masks(shown, reducers[trial.seed], trial.keep)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import sha256, whole_folder, write_json
+from atr.files import digest, sha256, whole_folder, write_json
 from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(params: config.Params) -> None:
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
         publish = partial(run.artifact, folder="masks")
         pictures = training.MaskPictures(pictured, Path(folder), publish)
-        checkpoint = CHECKPOINTS / training.checkpoint_name(params=params.raw(), store=sha256(STORE))
+        checkpoint = CHECKPOINTS / f"{digest(params=params.raw(), store=sha256(STORE))}.ckpt"
         kwargs = lightning_kwargs(params.trainer)
         if training.train(module, data, checkpoint, pictures, run.logger(), **kwargs):
             about = card.record(manifest, images.parameters, params.seed, module.history[-1])

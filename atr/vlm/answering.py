@@ -172,13 +172,15 @@ class Answerer:
         these are the tokens of the tile that shows it whole; inside the language model, those that its last
         layer reads.
         """
-        images = list(asked)
-        whole = self.source.prepare([[image] for image in images], list(asked.values()), reducer.needs)
-        if "text_BD" in reducer.needs:
-            whole = whole.asked()
-        kept = whole.packing.in_whole_image(self._kept(whole, reducer, keep))
-        by_image = {image: kept_K.tolist() for image, kept_K in zip(images, kept, strict=True)}
-        return {"grid": list(whole.packing.tiling.grid), "keep": keep, "masks": by_image}
+        kept, grid = {}, None
+        # One by one: each was answered about, and so many at once might not fit.
+        for image, question in asked.items():
+            whole = self.source.prepare([[image]], [question], reducer.needs)
+            if "text_BD" in reducer.needs:
+                whole = whole.asked()
+            (kept_K,) = whole.packing.in_whole_image(self._kept(whole, reducer, keep))
+            kept[image], grid = kept_K.tolist(), list(whole.packing.tiling.grid)
+        return {"grid": grid, "keep": keep, "masks": kept}
 
     @property
     def _layers(self) -> int:

@@ -6,7 +6,8 @@ import pytest
 
 from atr import config
 from atr.benchmarks import BENCHMARKS
-from atr.benchmarks.loop import HOPELESS, Row, Trial, answer_all, pictured, save_rows, trials_of
+from atr.benchmarks.loop import HOPELESS, answer_all, pictured, trials_of
+from atr.benchmarks.rows import Row, Trial, Unfinished, save_rows
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,97 @@ def test_it_stops_long_before_it_has_asked_everything():
     with pytest.raises(ValueError, match="out of order"):
         answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, failing)
     assert len(asked) == HOPELESS
+
+
+def test_it_stops_as_well_where_the_model_breaks_later_on():
+    """A device that is lost fails at everything behind."""
+    asked = []
+
+    def breaking(images, trial):
+        asked.extend(images)
+        if len(asked) > 100:
+            raise RuntimeError("device lost")
+        return answer(images, trial)
+
+    many = [Asked(f"docs/{number}#0") for number in range(1000)]
+    with pytest.raises(RuntimeError, match=r"to docs/100#0, nor to the 15 behind it: .*device lost"):
+        answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, breaking)
+    assert len(asked) == 100 + HOPELESS
+
+
+def test_a_reducer_that_fails_at_one_budget_alone_is_asked_on():
+    def failing(images, trial):
+        if trial.keep == 0.5:
+            raise MemoryError("full")
+        return answer(images, trial)
+
+    many = [Asked(f"docs/{number}#0") for number in range(3 * HOPELESS)]
+    batches = [[number, number + 1] for number in range(0, len(many), 2)]
+    rows = answer_all(many, batches, TRIALS, prepare, failing)
+    assert {(row.keep, row.status) for row in rows} == {(0.2, "answered"), (0.5, "failed")}
+
+
+def interrupted(batches, unfinished, after):
+    """Answer until so many batches are done, then as if Ctrl-C had been pressed."""
+    seen = []
+
+    def stopping(images, texts):
+        if len(seen) == after:
+            raise KeyboardInterrupt
+        seen.append(images)
+        return prepare(images, texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(QUESTIONS, batches, TRIALS, stopping, answer, unfinished=unfinished)
+
+
+def resumed(batches, unfinished):
+    """The rows of a second try, and the images it asked about."""
+    seen = []
+
+    def watching(images, texts):
+        seen.append(prepare(images, texts))
+        return seen[-1]
+
+    return answer_all(QUESTIONS, batches, TRIALS, watching, answer, unfinished=unfinished), seen
+
+
+def test_a_stopped_evaluation_goes_on_behind_its_last_batch(tmp_path):
+    path = tmp_path / "unfinished" / "abc"
+    interrupted(BATCHES, Unfinished(path), after=2)
+    rows, asked = resumed(BATCHES, Unfinished(path, rank=1))
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+    assert asked == [["docs/3"]]
+    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
+
+
+def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
+    path = tmp_path / "abc"
+    interrupted(BATCHES, Unfinished(path), after=2)
+    file = tmp_path / "abc.0.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    rows, asked = resumed(BATCHES, Unfinished(path))
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+    assert asked == [["docs/0", "docs/2"], ["docs/3"]]
+    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
+
+
+def test_answers_of_another_name_are_not_taken(tmp_path):
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
+
+
+def test_a_batch_with_a_failure_is_asked_again(tmp_path):
+    def failing(images, trial):
+        if "docs/1" in images:
+            raise MemoryError("full")
+        return answer(images, trial)
+
+    path = tmp_path / "abc"
+    answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing, unfinished=Unfinished(path))
+    rows, asked = resumed(BATCHES, Unfinished(path))
+    assert asked == [["docs/4", "docs/1"]]
+    assert {row.status for row in rows} == {"answered"}
 
 
 def test_a_question_that_fails_is_told_and_counted_and_its_batch_is_answered(capsys):
@@ -211,17 +303,33 @@ def test_trials_of_each_reducer():
     assert trials_of("random", [0.1, 0.5], 2) == [Trial(0.1, 0), Trial(0.1, 1), Trial(0.5, 0), Trial(0.5, 1)]
 
 
+def pictured_of(questions, trials, lost=()):
+    def losing(images, trial):
+        if set(images) & set(lost):
+            raise ValueError("unreadable")
+        return answer(images, trial)
+
+    batches = [[number] for number in range(len(questions))]
+    rows = answer_all(questions, batches, trials, lambda images, _: [names[0] for names in images], losing)
+    return pictured(questions, trials, rows)
+
+
 def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     signs = [
         Asked(f"signs/{i}#{j}", benchmark="signs", images=[f"signs/{i}"]) for i in range(2) for j in range(2)
     ]
     general = [Asked("shapes/0#0", benchmark="shapes", group="general", images=["shapes/0"])]
-    images, trial = pictured([*general, *QUESTIONS, *signs], trials_of("random", [0.1, 0.3, 0.45], 2))
+    images, trial = pictured_of([*general, *QUESTIONS, *signs], trials_of("random", [0.1, 0.3, 0.45], 2))
     assert list(images) == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1"]
     assert images["signs/1"] == next(sign.question for sign in signs if "signs/1" in sign.images)
     assert trial == Trial(0.45, 0)
-    assert list(pictured(general, [trial])[0]) == ["shapes/0"]
-    assert pictured(general, trials_of("selector-adaptive", [0.1], 1))[1] == Trial(None)
+    assert list(pictured_of(general, [trial])[0]) == ["shapes/0"]
+    assert pictured(general, trials_of("selector-adaptive", [0.1], 1), [])[1] == Trial(None)
+
+
+def test_an_image_that_was_not_answered_about_is_not_pictured():
+    images, _ = pictured_of(QUESTIONS, TRIALS, lost=["docs/1"])
+    assert list(images) == ["docs/0", "docs/2", "docs/3"]
 
 
 def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):

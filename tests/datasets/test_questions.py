@@ -12,6 +12,13 @@ def test_round_trip(tmp_path):
     assert load_questions(tmp_path) == QUESTIONS
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_question_may_hold_any_line_separator(tmp_path, separator):
+    asked = [Question("docs/1#0", "docs", "text", ["docs/1"], f"which{separator}one", [f"a{separator}b"])]
+    save_questions(tmp_path, asked)
+    assert load_questions(tmp_path) == asked
+
+
 def test_missing(tmp_path):
     with pytest.raises(ValueError, match=r"questions.jsonl is missing; the stage prepare"):
         load_questions(tmp_path)

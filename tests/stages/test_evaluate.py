@@ -21,6 +21,7 @@ from atr.files import write_json
 from atr.reduction import FeatureSelector
 from atr.reporting import results
 from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate
+from atr.vlm.answering import Answerer
 from atr.vlm.micro import build_model, build_processor
 
 ROOT = Path(__file__).parents[2]
@@ -214,6 +215,46 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
         run("full")
     assert {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()} == former
     assert [path.name for path in EVALUATE.iterdir()] == ["full"]
+
+
+class Watched:
+    """Answerer.prepare: notes what it is asked for, and stops as on Ctrl-C after `most` batches."""
+
+    def __init__(self, monkeypatch):
+        self.seen, self.most, real = [], None, Answerer.prepare
+
+        def watched(answerer, images, *others, **needs):
+            if len(self.seen) == self.most:
+                raise KeyboardInterrupt
+            self.seen.append(images)
+            return real(answerer, images, *others, **needs)
+
+        monkeypatch.setattr(Answerer, "prepare", watched)
+
+    def run(self, most=None):
+        self.seen, self.most = [], most
+        with pytest.raises(KeyboardInterrupt) if most else nullcontext():
+            run("random")
+        return self.seen
+
+
+def test_a_stopped_evaluation_goes_on_and_gives_the_bytes_of_one_without_a_stop(project, monkeypatch):
+    write_params(batch_size=2)
+    watched = Watched(monkeypatch)
+    every = watched.run()
+    whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
+    assert watched.run(most=2) == every[:2]
+    assert watched.run() == every[2:] != []
+    assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
+    assert watched.run() == every
+
+
+def test_a_stopped_evaluation_of_other_parameters_is_not_gone_on_with(project, monkeypatch):
+    write_params(batch_size=2)
+    watched = Watched(monkeypatch)
+    first = watched.run(most=2)
+    write_params(batch_size=2, max_new_tokens=2)
+    assert watched.run()[:2] == first
 
 
 def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alone(project, trained):
