@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
@@ -25,14 +26,25 @@ CLASS_TOKENS = {
 }
 
 
+def leading_tokens(config: PretrainedConfig) -> tuple[int, int]:
+    """Of a tower in CLASS_TOKENS: how many tokens stand for the whole image, and how many precede patches.
+
+    A class token stands for nothing where the configuration says `untrained_class_token`: no loss has ever
+    read it, as in a tower that was trained from nothing behind a projector of the patches alone.
+    """
+    class_tokens = CLASS_TOKENS[config.model_type]
+    extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
+    return 0 if getattr(config, "untrained_class_token", False) else class_tokens, extra_tokens
+
+
 @contextmanager
 def observing(
     tower: Any, layer: int, class_tokens: int, extra_tokens: int, needs: Collection[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within the block, one forward of `tower` is watched; at its end the dict holds what `needs` names.
 
-    - "attention_BN", float32: the mean over heads of the class token's attention to each patch, or where the
-      tower has no class token, the mean over all queries as well (the column mean of the matrix);
+    - "attention_BN", float32: the mean over heads of the class token's attention to each patch, or where no
+      token stands for the whole image, the mean over all patches as well (the column mean of the matrix);
     - "keys_BND": the mean over heads of the patches' keys, as the layer projects them; here D is C;
     - "first_attention_BN": as "attention_BN", of the tower's first layer.
 
@@ -53,7 +65,7 @@ def observing(
         if need == "keys_BND":
             seen[need] = _keys(tower, attention, calls[need])[:, extra_tokens:]
         else:
-            queries = slice(0, 1) if class_tokens else slice(None)
+            queries = slice(0, 1) if class_tokens else slice(extra_tokens, None)
             seen[need] = _attended(tower, attention, calls[need], queries)[:, extra_tokens:]
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from atr.features.attention import CLASS_TOKENS, observing
+from atr.features.attention import CLASS_TOKENS, leading_tokens, observing
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -45,7 +45,7 @@ class Layout:
     grid: tuple[int, int]
     """(rows, columns) of the patches."""
     class_tokens: int
-    """0 or 1."""
+    """Those that stand for the whole image: 0 or 1."""
     extra_tokens: int
     """Tokens before the patches: class and register tokens."""
     width: int
@@ -188,8 +188,7 @@ def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, option
             f"{path}: the tower refuses its own processor's images of {height} x {width} pixels, "
             f"its own are {config.image_size}: {first_line(error)}"
         ) from error
-    class_tokens = CLASS_TOKENS[config.model_type]
-    extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
+    class_tokens, extra_tokens = leading_tokens(config)
     rows, columns = (
         side // patch for side, patch in zip((height, width), _pair(config.patch_size), strict=True)
     )

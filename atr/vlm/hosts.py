@@ -19,7 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from atr.features.attention import CLASS_TOKENS, FIELDS, observing
+from atr.features.attention import CLASS_TOKENS, FIELDS, leading_tokens, observing
 from atr.reduction.encoded import Encoded
 
 # More tiles than any image has: OneVision's packing then never finds too many tokens to keep them all.
@@ -150,8 +150,7 @@ def encode(
         pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
     pixels_BCHW = pixels.to(tower.device, tower.dtype)
     observed = set(needs) & set(FIELDS)
-    leading = _class_tokens(tower, observed)
-    with observing(tower, _layers(model)[-1], leading, leading, observed) as seen:
+    with observing(tower, _layers(model)[-1], *_leading_tokens(tower, observed), observed) as seen:
         features_BND = _features(model, pixels_BCHW)
     known: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model)}
     known = {name: value for name, value in (known | seen).items() if name in needs}
@@ -177,13 +176,15 @@ def _layers(model: Any) -> Sequence[int]:
     return [layer] if isinstance(layer, int) else layer
 
 
-def _class_tokens(tower: Any, observed: Collection[str]) -> int:
-    """How many tokens of the tower come before the patches."""
+def _leading_tokens(tower: Any, observed: Collection[str]) -> tuple[int, int]:
+    """As `leading_tokens`, which matters only where something is observed."""
+    if not observed:
+        return 0, 0
     kind = tower.config.model_type
-    if observed and kind not in CLASS_TOKENS:
+    if kind not in CLASS_TOKENS:
         allowed = ", ".join(CLASS_TOKENS)
         raise ValueError(f"{sorted(observed)[0]} cannot be had of a tower of type {kind}, allowed: {allowed}")
-    return CLASS_TOKENS.get(kind, 0)
+    return leading_tokens(tower.config)
 
 
 def _grid(model: Any, pixels: Tensor) -> tuple[int, int]:

@@ -91,6 +91,7 @@ def build_model(
         image_size=image_size,
         patch_size=PATCH,
         hidden_act="gelu",
+        untrained_class_token=True,  # neither the projector nor any loss reads it
     )
     model = LlavaForConditionalGeneration(_config(processor, vision, -1, width, text_layers))
     grid = image_size // PATCH

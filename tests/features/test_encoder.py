@@ -49,6 +49,7 @@ SMALL = {
 WIDE = SMALL | {"intermediate_size": 32}
 TOWERS = {  # class, its configuration, tokens that are no patches
     "clip": (CLIPVisionModel, CLIPVisionConfig(**WIDE), 1),
+    "untrained": (CLIPVisionModel, CLIPVisionConfig(**WIDE, untrained_class_token=True), 1),
     "siglip": (SiglipVisionModel, SiglipVisionConfig(**WIDE), 0),
     "vit": (ViTModel, ViTConfig(**WIDE), 1),
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
@@ -132,7 +133,8 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         ("attention_BN", whole.attentions[number]),
         ("first_attention_BN", whole.attentions[0]),
     ):
-        rows_BHT = heads_BHTT[:, :, 0] if extra else heads_BHTT.sum(2) / 16
+        has_class = extra and kind != "untrained"
+        rows_BHT = heads_BHTT[:, :, 0] if has_class else heads_BHTT[:, :, extra:].sum(2) / 16
         torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
         assert seen[need].std() > 1e-4  # a constant would agree with anything
     chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels

@@ -126,6 +126,19 @@ def test_attention_and_keys_are_those_of_the_layer_that_is_read(model, process):
 
 
 @pytest.mark.parametrize("family", ["llava"])
+@torch.no_grad()
+def test_attention_of_an_untrained_class_token_tells_nothing_and_is_not_taken(model, process):
+    tower, inputs = model.model.vision_tower, process("<image> a")
+    tower.config.untrained_class_token = True
+    encoded = encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})
+    tower.set_attn_implementation("eager")
+    weights = tower(inputs["pixel_values"], output_attentions=True).attentions[
+        model.config.vision_feature_layer
+    ]
+    torch.testing.assert_close(encoded.attention_BN, weights.mean(1)[:, 1:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("family", ["llava"])
 def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
     inputs = process("<image> a")
     model.model.vision_tower.config.model_type = "other"

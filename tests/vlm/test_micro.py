@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
+from atr import config
 from atr.datasets import micro
 from atr.vlm.micro import answers, build_model, build_processor
 
+ROOT = Path(__file__).parents[2]
 VOCABULARY = (*micro.QUESTIONS, *micro.ANSWERS)
 
 
@@ -75,3 +80,9 @@ def test_saved_and_loaded_it_answers_the_same(model, processor, tmp_path):
     said = answers(model, processor, images, questions, batch_size=2)
     assert len(said) == 5
     assert answers(loaded, AutoProcessor.from_pretrained(tmp_path), images, questions) == said
+
+
+def test_the_shipped_towers_class_token_is_known_to_be_untrained(model):
+    """Else the peers that rank by its attention would rank by noise."""
+    shipped = AutoConfig.from_pretrained(ROOT / config.VLMS["micro"].path).vision_config
+    assert shipped.untrained_class_token and model.config.vision_config.untrained_class_token
