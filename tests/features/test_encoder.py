@@ -280,7 +280,7 @@ def test_another_size_is_resized_to_and_interpolated_as_transformers_does(kind, 
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))
     pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
-    asked = {"interpolate_pos_encoding": True} if kind in ("clip", "siglip", "vit") else {}
+    asked = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
     with torch.inference_mode():
         states = model(pixels_BCHW, output_hidden_states=True, **asked).hidden_states[-2]
         seen = encoder.observe(pixels_BCHW, {"attention_BN"})
