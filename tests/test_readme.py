@@ -1,6 +1,7 @@
 """What README tells a user to type is run as it is printed."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
     )
 
 
-COMMANDS = re.findall(r"^atr (.*)$", README, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^atr (.*)$", README.replace("\\\n", ""), flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
@@ -49,7 +50,7 @@ def test_an_atr_command_runs_as_printed(line, tmp_path, monkeypatch, capsys):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    command.main(line.split())
+    command.main(shlex.split(line))
     assert capsys.readouterr().out
     if "--set" in line:
         flat = config.flat()
