@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test lint ui
+.PHONY: help reproduce compare test test-lmms-eval lint ui
 
 # The stages that dvc starts are `python -m atr.stages.x`: that python must be ours.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -20,6 +20,7 @@ help:
 	@echo 'make reproduce   the whole pipeline, up to experiments/report/report.html'
 	@echo 'make compare     the same with every peer of the selector, as an experiment of DVC'
 	@echo 'make test        the tests'
+	@echo 'make test-lmms-eval   those of the model for lmms-eval, with lmms-eval in an environment of its own'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
 
@@ -35,6 +36,12 @@ compare: $(STAMP)
 # Of each process one thread: as many processes as cores leave no room for more.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
+
+# lmms-eval takes an environment of its own: there its command and its scores are held against ours.
+test-lmms-eval: $(STAMP)
+	'$(PYTHON)' -m venv --clear .venv-lmms-eval
+	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]'
+	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/lmms_eval
 
 lint: $(STAMP)
 	ruff check

@@ -125,7 +125,7 @@ def evaluate(folder, *options, **changes):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp_path):
     answers = expected(vlm)
     write_task(tmp_path / "task", [answers[0].text, "something else"])
