@@ -45,6 +45,8 @@ class VlmPreset:
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
     """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
+    tiles: int = 1
+    """Most tiles that it is known to cut an image into, the base tile counted, as its processor says."""
 
 
 Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
@@ -66,13 +68,20 @@ VLMS = {
     for preset in (
         VlmPreset(name="micro", path="data/micro/llava", encoder="micro"),
         VlmPreset(name="micro-dinov2", path="data/micro/llava-dinov2", encoder="dinov2-small"),
-        VlmPreset("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "clip-vit-large-patch14-336", False),
+        VlmPreset(
+            "llava-next-7b",
+            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "clip-vit-large-patch14-336",
+            stored=False,
+            tiles=5,
+        ),
         VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset(
             "llava-onevision-7b",
             "llava-hf/llava-onevision-qwen2-7b-ov-hf",
             "siglip-so400m-patch14-384",
-            False,
+            stored=False,
+            tiles=37,
         ),
     )
 }
@@ -109,6 +118,21 @@ SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 DISTILLED = ("distilled", "distilled-ranking")
 """Those made of the one that the language model taught: its scores with coverage, its best tokens."""
+ONE_TILE = (
+    "uniform",
+    "average-pooling",
+    "image-downsampling",
+    "prumerge",
+    "prumerge-plus",
+    "visionzip",
+    "holov",
+    "tome",
+    "prumerge-adaptive",
+    "selector-mmr",
+    "selector-scope",
+)
+"""Of all of these the ones for models that read images whole: they merge tokens, or look at where a token
+lies and give no scores by which tiles compare."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",
@@ -452,6 +476,11 @@ class Evaluate:
     def budgeted(self) -> list[str]:
         """Those of them that take a budget."""
         return _budgeted(self.names)
+
+
+def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
+    """Those of the reducers that can serve a model: where it is known to cut images, none of ONE_TILE."""
+    return [name for name in names if vlm.tiles == 1 or name not in ONE_TILE]
 
 
 def _budgeted(names: Iterable[str]) -> list[str]:

@@ -118,12 +118,20 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
     ]
 
 
-def _check_tiles(reducer: Reducer, packing: Packing) -> None:
-    """Refuse what gives no scores to compare tiles by, and takes no tokens of several."""
-    reason = "merges tokens" if isinstance(reducer, Merger) else ""
+def needs_one_tile(reducer: Reducer) -> str:
+    """Why a reducer is for images of one tile alone, empty for one that serves several as well.
+
+    That one gives scores to compare them by, or takes tokens of several as one set and merges none.
+    """
+    if isinstance(reducer, Scorer):
+        return ""
     if needed := sorted(reducer.needs - {*OF_A_TOKEN, "text_BD"}):
-        reason = f"needs {needed[0]} and gives no scores to compare tiles by"
-    if reason:
+        return f"needs {needed[0]} and gives no scores to compare tiles by"
+    return "merges tokens" if isinstance(reducer, Merger) else ""
+
+
+def _check_tiles(reducer: Reducer, packing: Packing) -> None:
+    if reason := needs_one_tile(reducer):
         raise ValueError(
             f"reducer {type(reducer).__name__} {reason}: it is allowed for images of one tile, not of "
             f"{max(packing.tiling.tiles)}"

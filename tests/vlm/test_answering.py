@@ -1,3 +1,4 @@
+import re
 import zlib
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 import atr.vlm.reduce as reduce_module
+from atr import config
 from atr.config import Evaluate, VlmPreset
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
@@ -294,6 +296,25 @@ def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, pol
         assert [reply[1:] for reply in together] == [
             (sum(int(0.3 * size + 0.5) for size in sizes), sum(sizes)) for sizes in of
         ]
+
+
+@FAMILIES
+def test_every_reducer_serves_the_model_or_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+    selector().save_pretrained(tmp_path)
+    answerer, refused = make_seeing(), []
+    for name in Evaluate(list(config.REDUCERS), list(config.SELECTORS), list(config.DISTILLED)).names:
+        try:
+            reducer = answerer.reducer(name, 0, tmp_path)
+        except ValueError as error:
+            assert re.match(
+                f"reducer {name} cannot serve {family}, .* allowed: full, none, .*mmr", str(error)
+            )
+            refused.append(name)
+            continue
+        keep = None if name.endswith("-adaptive") else {"full": 1.0, "none": 0.0}.get(name, 0.75)
+        batch = answerer.prepare([["wide"], ["large"]], ["a", "b"], reducer.needs)
+        assert len(answerer.answer(batch, reducer, keep)) == 2
+    assert refused == ([] if family == "llava" else list(config.ONE_TILE))
 
 
 def selector(layer=None):
