@@ -176,21 +176,9 @@ STAGES = {
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
-# The spawn, fork and notebook variants are left out: they train in children and leave the parent at step 0.
-STRATEGIES = (
-    "auto",
-    "ddp",
-    "ddp_find_unused_parameters_false",
-    "ddp_find_unused_parameters_true",
-    "deepspeed",
-    "deepspeed_stage_1",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-    "fsdp",
-    "fsdp_cpu_offload",
-)
+# FSDP and DeepSpeed are left out, as they shard the weights: a part of a selector cannot be saved. So are the
+# spawn, fork and notebook variants: they train in children and leave the parent at step 0.
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -244,7 +232,7 @@ class Trainer:
     devices: Any = "auto"
     """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU."""
     strategy: str = "auto"
-    """Lightning's name of the way to use several devices."""
+    """Lightning's name of the way to use several devices: auto, or one of the ddp family."""
     precision: int | str = "auto"
     """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
     CPU without them is ten times as slow in it as in float32), else 16-mixed on CUDA and 32-true else."""

@@ -178,7 +178,9 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("micro_features.workers", -1, "workers >= 0"),
         # unknown names
         ("trainer.accelerator", "quantum", "cuda"),
-        ("trainer.strategy", "ddp_spawn", "ddp"),
+        ("trainer.strategy", "ddp_spawn", "auto, ddp, ddp_find_unused_parameters_false"),
+        ("trainer.strategy", "fsdp", "auto, ddp, ddp_find_unused_parameters_false"),
+        ("trainer.strategy", "deepspeed_stage_2", "auto, ddp, ddp_find_unused_parameters_false"),
         ("trainer.precision", "int8", "bf16-mixed"),
         ("pretrain.position", "learned", "sine"),
         ("pretrain.normalise", "layer", "variance"),
