@@ -213,7 +213,8 @@ class Common:
     """The keys outside any section."""
 
     seed: int = 0
-    """Of the data, the training and the random reducer; 0 <= seed < 2**32."""
+    """Of the data, the trainings, the bootstrap and the noise that is timed; 0 <= seed < 2**32. The random
+    reducer has seeds of its own, 0 and up: see `evaluate.random_seeds`."""
     encoder: str = "micro"
     """Name of a preset, a folder, or a hub id."""
     vlm: str = "auto"
@@ -422,7 +423,7 @@ class Evaluate:
     """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. Inside
     the language model they are means over its layers, of which those that cannot be had are left out."""
     random_seeds: int = 3
-    """Draws of the random reducer; its score is their mean."""
+    """Draws of the random reducer, of seeds 0 and up whatever `seed` is; its score is their mean."""
     positions: str = "original"
     """Position ids after the removal: original (with their gaps), or contiguous (renumbered)."""
     budget: str = "image"
