@@ -27,11 +27,14 @@ help:
 reproduce: $(STAMP)
 	dvc repro
 
-# All names that atr.config has, so that a new peer is compared without a word here.
-NAMES = $$(python -c 'from atr import config; print(*config.$(1), sep=",")')
+# All names that atr.config has for the model, so that a new peer is compared without a word here. They are told
+# first: the shell stops at an assignment that fails, but not at a word of a command.
+NAMES = $$(python -c 'from atr import config; \
+	print(*config.serving(config.$(1), config.load_or_exit("evaluate").vlm), sep=",")')
 compare: $(STAMP)
-	dvc exp run -S "evaluate.reducers=[$(call NAMES,REDUCERS)]" -S "evaluate.selectors=[$(call NAMES,SELECTORS)]" \
-		-S "evaluate.distilled=[$(call NAMES,DISTILLED)]"
+	reducers=$(call NAMES,REDUCERS); selectors=$(call NAMES,SELECTORS); distilled=$(call NAMES,DISTILLED); \
+	dvc exp run -S "evaluate.reducers=[$$reducers]" -S "evaluate.selectors=[$$selectors]" \
+		-S "evaluate.distilled=[$$distilled]"
 
 # Of each process one thread: as many processes as cores leave no room for more.
 test: $(STAMP)

@@ -45,6 +45,8 @@ class VlmPreset:
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
     """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
+    tiles: int = 1
+    """Most tiles that it is known to cut an image into, the base tile counted, as its processor says."""
 
 
 Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
@@ -66,13 +68,20 @@ VLMS = {
     for preset in (
         VlmPreset(name="micro", path="data/micro/llava", encoder="micro"),
         VlmPreset(name="micro-dinov2", path="data/micro/llava-dinov2", encoder="dinov2-small"),
-        VlmPreset("llava-next-7b", "llava-hf/llava-v1.6-vicuna-7b-hf", "clip-vit-large-patch14-336", False),
+        VlmPreset(
+            "llava-next-7b",
+            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "clip-vit-large-patch14-336",
+            stored=False,
+            tiles=5,
+        ),
         VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
         VlmPreset(
             "llava-onevision-7b",
             "llava-hf/llava-onevision-qwen2-7b-ov-hf",
             "siglip-so400m-patch14-384",
-            False,
+            stored=False,
+            tiles=37,
         ),
     )
 }
@@ -109,6 +118,21 @@ SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 DISTILLED = ("distilled", "distilled-ranking")
 """Those made of the one that the language model taught: its scores with coverage, its best tokens."""
+ONE_TILE = (
+    "uniform",
+    "average-pooling",
+    "image-downsampling",
+    "prumerge",
+    "prumerge-plus",
+    "visionzip",
+    "holov",
+    "tome",
+    "prumerge-adaptive",
+    "selector-mmr",
+    "selector-scope",
+)
+"""Of all of these the ones for models that read images whole: they merge tokens, or look at where a token
+lies and give no scores by which tiles compare."""
 BENCHMARKS = {
     "docs": "text",
     "signs": "text",
@@ -152,21 +176,9 @@ STAGES = {
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
-# The spawn, fork and notebook variants are left out: they train in children and leave the parent at step 0.
-STRATEGIES = (
-    "auto",
-    "ddp",
-    "ddp_find_unused_parameters_false",
-    "ddp_find_unused_parameters_true",
-    "deepspeed",
-    "deepspeed_stage_1",
-    "deepspeed_stage_2",
-    "deepspeed_stage_2_offload",
-    "deepspeed_stage_3",
-    "deepspeed_stage_3_offload",
-    "fsdp",
-    "fsdp_cpu_offload",
-)
+# FSDP and DeepSpeed are left out, as they shard the weights: a part of a selector cannot be saved. So are the
+# spawn, fork and notebook variants: they train in children and leave the parent at step 0.
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -201,7 +213,8 @@ class Common:
     """The keys outside any section."""
 
     seed: int = 0
-    """Of the data, the training and the random reducer; 0 <= seed < 2**32."""
+    """Of the data, the trainings, the bootstrap and the noise that is timed; 0 <= seed < 2**32. The random
+    reducer has seeds of its own, 0 and up: see `evaluate.random_seeds`."""
     encoder: str = "micro"
     """Name of a preset, a folder, or a hub id."""
     vlm: str = "auto"
@@ -220,7 +233,7 @@ class Trainer:
     devices: Any = "auto"
     """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU."""
     strategy: str = "auto"
-    """Lightning's name of the way to use several devices."""
+    """Lightning's name of the way to use several devices: auto, or one of the ddp family."""
     precision: int | str = "auto"
     """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
     CPU without them is ten times as slow in it as in float32), else 16-mixed on CUDA and 32-true else."""
@@ -410,7 +423,7 @@ class Evaluate:
     """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. Inside
     the language model they are means over its layers, of which those that cannot be had are left out."""
     random_seeds: int = 3
-    """Draws of the random reducer; its score is their mean."""
+    """Draws of the random reducer, of seeds 0 and up whatever `seed` is; its score is their mean."""
     positions: str = "original"
     """Position ids after the removal: original (with their gaps), or contiguous (renumbered)."""
     budget: str = "image"
@@ -452,6 +465,11 @@ class Evaluate:
     def budgeted(self) -> list[str]:
         """Those of them that take a budget."""
         return _budgeted(self.names)
+
+
+def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
+    """Those of the reducers that can serve a model: where it is known to cut images, none of ONE_TILE."""
+    return [name for name in names if vlm.tiles == 1 or name not in ONE_TILE]
 
 
 def _budgeted(names: Iterable[str]) -> list[str]:

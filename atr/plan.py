@@ -30,8 +30,6 @@ ROTATIONS = {"mmbench": 4}
 """Times that one question is asked at most, with its choices in another order."""
 SOURCES = {"micro": None, "coco": 117_266}
 """Pretraining images that a source has; None: as many as are asked for."""
-TILES = {"llava-next-7b": 5, "llava-onevision-7b": 37}
-"""Most tiles that a model cuts an image into, the base tile counted, as its processor on the hub says."""
 SHRUNK = {"llava-onevision-7b": 10}
 """Tiles whose tokens LLaVA-OneVision reads at most where it shrinks its grid: `anyres_max_9` and the base."""
 PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
@@ -304,6 +302,9 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"pretrain.position: 4 does not divide the encoder's width {plan.features.width}, as sine needs"
     if plan.vlm.encoder is None:
         yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
+    names = plan.evaluate.names
+    if refused := [name for name in names if name not in config.serving(names, plan.vlm)]:
+        yield f"evaluate: {plan.vlm.name} cuts images into tiles, which {', '.join(refused)} cannot serve"
     if source not in PIXELS:
         yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
     if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):
@@ -338,7 +339,7 @@ def _shape(features: Features | None) -> str:
 
 def _tiles(plan: Plan) -> str:
     """What the language model reads of an image with all tokens, newlines left out."""
-    name, tiles = plan.vlm.name, TILES.get(plan.vlm.name, 1)
+    name, tiles = plan.vlm.name, plan.vlm.tiles
     if plan.vlm.encoder is None or not plan.features:
         return "unknown tokens an image"
     read = SHRUNK.get(name, tiles) if plan.evaluate.interpolation == "model" else tiles

@@ -254,6 +254,15 @@ def test_the_names_in_config_are_those_of_the_registries():
     assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
 
 
+def test_the_reducers_of_one_tile_in_config_are_those_that_refuse_several(tmp_path):
+    from atr.reduction import REDUCERS, FeatureSelector
+    from atr.vlm.choice import needs_one_tile
+
+    FeatureSelector(width=4, grid=(2, 2), layers=1, heads=1).save_pretrained(tmp_path)
+    refusing = {name for name, make in REDUCERS.items() if needs_one_tile(make(0, tmp_path))}
+    assert sorted(config.ONE_TILE) == sorted(refusing)
+
+
 def test_the_lazy_exports_are_the_things_themselves():
     import atr
     from atr.reduction.selector import FeatureSelector

@@ -1,4 +1,6 @@
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -176,7 +178,9 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("micro_features.workers", -1, "workers >= 0"),
         # unknown names
         ("trainer.accelerator", "quantum", "cuda"),
-        ("trainer.strategy", "ddp_spawn", "ddp"),
+        ("trainer.strategy", "ddp_spawn", "auto, ddp, ddp_find_unused_parameters_false"),
+        ("trainer.strategy", "fsdp", "auto, ddp, ddp_find_unused_parameters_false"),
+        ("trainer.strategy", "deepspeed_stage_2", "auto, ddp, ddp_find_unused_parameters_false"),
         ("trainer.precision", "int8", "bf16-mixed"),
         ("pretrain.position", "learned", "sine"),
         ("pretrain.normalise", "layer", "variance"),
@@ -344,6 +348,32 @@ def test_the_trainer_section_is_handed_on_as_it_is(tmp_path, devices):
         "precision": 32,
         "num_nodes": 1,
     }
+
+
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", None])
+def test_make_compare_takes_all_that_serve_the_model(tmp_path, name):
+    """The recipe as it stands, with a dvc that only says what it is told."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    write(tmp_path, **(config.read(ROOT / f"experiments/{name}.yaml") if name else {}))
+    programs = tmp_path / ".venv/bin"
+    programs.mkdir(parents=True)
+    for program, does in (("python", f'exec "{sys.executable}" "$@"'), ("dvc", 'printf "%s\\n" "$@"')):
+        (programs / program).write_text(f"#!/bin/sh\n{does}\n")
+        (programs / program).chmod(0o755)
+    told = subprocess.run(
+        ["make", "--silent", "compare", "STAMP=params.yaml"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    every = {"reducers": config.REDUCERS, "selectors": config.SELECTORS, "distilled": config.DISTILLED}
+    taken = {
+        key: [other for other in names if not name or other not in config.ONE_TILE]
+        for key, names in every.items()
+    }
+    expected = [f"evaluate.{key}=[{','.join(names)}]" for key, names in taken.items()]
+    assert told.stdout.split() == ["exp", "run", *(word for each in expected for word in ("-S", each))]
 
 
 def test_lightning_knows_the_names_and_takes_one_process_on_a_cpu():

@@ -297,7 +297,7 @@ def test_an_unknown_encoder_is_said_to_be_unknown(planned):
 )
 def test_as_many_tiles_as_the_largest_grid_of_the_family_and_its_base(name, family, side):
     grids = family().image_grid_pinpoints
-    assert plan.TILES[name] == max((height // side) * (width // side) for height, width in grids) + 1
+    assert config.VLMS[name].tiles == max((height // side) * (width // side) for height, width in grids) + 1
 
 
 def test_the_model_of_the_paper_may_shrink_its_grid(planned):
@@ -311,6 +311,15 @@ def test_what_a_stage_will_refuse_or_cannot_be_counted_is_a_warning(planned, tmp
     assert told == ["pretrain.heads", "prepare.source", "prepare.benchmarks"]
     costs = planned("llava-next", "prepare.images=200000")
     assert next(plan.warnings(costs, ROOMY)).startswith("prepare.images: coco holds 117,266")
+
+
+def test_a_reducer_that_takes_no_tiles_is_a_warning_where_the_model_cuts_them(planned):
+    asked = ["evaluate.reducers=[full,uniform,hired,tome]", "evaluate.selectors=[selector,selector-mmr]"]
+    warnings = [text for text in plan.warnings(planned("llava-next", *asked), ROOMY) if "tiles" in text]
+    assert warnings == [
+        "evaluate: llava-next-7b cuts images into tiles, which uniform, tome, selector-mmr cannot serve"
+    ]
+    assert not any("tiles" in text for text in plan.warnings(planned(None, *asked), ROOMY))
 
 
 GB = 10**9

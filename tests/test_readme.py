@@ -57,6 +57,16 @@ def test_an_atr_command_runs_as_printed(line, tmp_path, monkeypatch, capsys):
         assert flat["trainer.devices"] * flat["pretrain.batch_size"] == 32, "as many images a step as on one"
 
 
+def test_the_table_of_peers_says_which_take_no_tiles():
+    from atr import config
+
+    rows = re.findall(r"^\| \[\w+\.py\]\(.*?\) \|(.*)\|(.*)\|$", README, flags=re.MULTILINE)
+    tiled, whole = (set(re.findall(r"`([\w-]+)`", " ".join(column))) for column in zip(*rows, strict=True))
+    assert whole == set(config.ONE_TILE)
+    every = {*config.REDUCERS, *config.SELECTORS, *config.DISTILLED} - {"full", "none"}
+    assert tiled - {"keep"} == every - whole
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
 def test_what_readme_links_to_is_there(path):
     assert (ROOT / path).exists()

@@ -34,12 +34,13 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     """Normalised Levenshtein similarity to the nearest answer, 0.0 if the distance is `threshold` or more.
 
     DocVQA's score (Biten et al., 2019), up to case and spacing: 1 - edits / length of the longer string. Its
-    mean over questions is the ANLS. Raises ValueError if there are no answers.
+    mean over questions is the ANLS. A distance of exactly one half scores nothing, as the paper has it;
+    lmms-eval gives it one half. Raises ValueError if there are no answers.
 
     >>> anls("iglo", ["igloo"])
     0.8
-    >>> anls("ig", ["igloo"])
-    0.0
+    >>> anls("ig", ["igloo"]), anls("no", ["nose"])
+    (0.0, 0.0)
     """
     check_answers(answers)
     words = normalise(prediction)

@@ -1,8 +1,8 @@
 """MMMU (Yue et al., 2024, arXiv 2311.16502), validation: 900 college-level questions, some with many images.
 
 Dataset, prompt and answer extraction as task mmmu_val of lmms-eval 0.3.5, which follows the benchmark's own
-evaluation: the images come before the text, which still names them `<image 1>`. An open question may have
-several answers, of which the official evaluation takes any.
+evaluation: the images come before the text, which still names them `<image 1>`, also where `none` leaves them
+out. An open question may have several answers, of which the official evaluation takes any.
 """
 
 import ast

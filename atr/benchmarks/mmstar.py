@@ -1,7 +1,8 @@
 """MMStar (Chen et al., 2024, arXiv 2403.20330): 1,500 multiple choices that cannot be guessed from the text.
 
-Dataset, prompt and answer extraction as task mmstar of lmms-eval 0.3.5. The score is the mean over questions,
-which is the mean of the paper's six dimensions, as each has 250; lmms-eval weighs 18 finer ones equally.
+Dataset, prompt and answer extraction as task mmstar of lmms-eval 0.3.5; later versions find the letter in
+more answers. The score is the mean over questions, which is the mean of the paper's six dimensions, as each
+has 250; lmms-eval weighs 18 finer ones equally.
 """
 
 import re

@@ -32,6 +32,9 @@ class Encoded:
     tokens, so that the product with a unit vector is the mean cosine to them."""
     pixels_BCHW: Tensor | None = None
     """Pixel values as the tower takes them."""
+    own_BX: Tensor | None = None
+    """What belongs to each image and is bit by bit the same in every batch, for what is drawn at random: its
+    pixel values; None where its features are that, as stored ones."""
     encode: Callable[[Tensor], Tensor] | None = None
     """The encoder itself: pixels_BCHW to features_BND."""
 

@@ -45,7 +45,7 @@ class NoImage:
 
 @dataclass(frozen=True)
 class Random:
-    """Distinct tokens uniformly at random, the same for the same seed and features whatever the batch.
+    """Distinct tokens uniformly at random, the same for the same seed and image whatever the batch.
 
     A smaller budget keeps a subset of a larger one's tokens, so that the points of a curve are paired.
     """
@@ -57,15 +57,17 @@ class Random:
         """`budget` indices of each image; raises ValueError unless 0 <= budget <= N."""
         if not 0 <= budget <= encoded.tokens:
             raise ValueError(f"budget: {budget} is out of range, allowed: 0 to {encoded.tokens} tokens")
-        rows = [self._order(features_ND)[:budget].sort().values for features_ND in encoded.features_BND]
+        # Of computed features the last bit may hang on the batch, and then all of a draw by them.
+        own_BX = encoded.features_BND if encoded.own_BX is None else encoded.own_BX
+        rows = [self._order(own_X, encoded.tokens)[:budget].sort().values for own_X in own_BX]
         return torch.stack(rows).to(encoded.features_BND.device)
 
-    def _order(self, features_ND: Tensor) -> Tensor:
+    def _order(self, own_X: Tensor, tokens: int) -> Tensor:
         # Seeded by the image's own content: neither its place in the batch nor the process can matter.
-        content = features_ND.detach().cpu().contiguous().view(torch.uint8).numpy()
+        content = own_X.detach().cpu().contiguous().view(torch.uint8).numpy()
         # The seed starts the checksum, as a CPU generator looks at no more than 32 bits of its own seed.
         generator = torch.Generator().manual_seed(zlib.crc32(content.data, self.seed))
-        return torch.randperm(len(features_ND), generator=generator)
+        return torch.randperm(tokens, generator=generator)
 
 
 @dataclass(frozen=True)

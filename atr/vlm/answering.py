@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from atr.config import Evaluate, VlmPreset
+from atr.config import ONE_TILE, Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
 from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
 from atr.vlm.choice import ADAPTIVE, Policy
@@ -86,8 +86,15 @@ class Answerer:
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
         """One of REDUCERS, its weights where the model is, or of INSIDE.
 
-        Raises ValueError, before anything is asked, for a selector of other features than the model reads.
+        Raises ValueError, before anything is asked, for a selector of other features than the model reads,
+        and for a reducer of ONE_TILE where the model cuts images into tiles.
         """
+        if name in ONE_TILE and cuts_images(self.model):
+            allowed = ", ".join(other for other in (*REDUCERS, *INSIDE) if other not in ONE_TILE)
+            raise ValueError(
+                f"reducer {name} cannot serve {self.model.config.model_type}, which cuts images into tiles, "
+                f"allowed: {allowed}"
+            )
         if name in INSIDE:
             return INSIDE[name]()
         with self.model.device:

@@ -113,17 +113,28 @@ def choose_packed(reducer: Reducer, encoded: Encoded, packing: Packing, policy: 
         return _best(_scores(reducer, encoded, packing), groups, counts)
     _check_tiles(reducer, packing)
     return [
-        _in_order(_ask_part(reducer, image, *part) for part in zip(parts, wanted, strict=True))
+        _in_order(
+            _ask_part(reducer, image, tile, *part)
+            for tile, part in enumerate(zip(parts, wanted, strict=True))
+        )
         for image, parts, wanted in zip(_packed(reducer, encoded, packing), groups, counts, strict=True)
     ]
 
 
-def _check_tiles(reducer: Reducer, packing: Packing) -> None:
-    """Refuse what gives no scores to compare tiles by, and takes no tokens of several."""
-    reason = "merges tokens" if isinstance(reducer, Merger) else ""
+def needs_one_tile(reducer: Reducer) -> str:
+    """Why a reducer is for images of one tile alone, empty for one that serves several as well.
+
+    That one gives scores to compare them by, or takes tokens of several as one set and merges none.
+    """
+    if isinstance(reducer, Scorer):
+        return ""
     if needed := sorted(reducer.needs - {*OF_A_TOKEN, "text_BD"}):
-        reason = f"needs {needed[0]} and gives no scores to compare tiles by"
-    if reason:
+        return f"needs {needed[0]} and gives no scores to compare tiles by"
+    return "merges tokens" if isinstance(reducer, Merger) else ""
+
+
+def _check_tiles(reducer: Reducer, packing: Packing) -> None:
+    if reason := needs_one_tile(reducer):
         raise ValueError(
             f"reducer {type(reducer).__name__} {reason}: it is allowed for images of one tile, not of "
             f"{max(packing.tiling.tiles)}"
@@ -131,7 +142,10 @@ def _check_tiles(reducer: Reducer, packing: Packing) -> None:
 
 
 def _packed(reducer: Reducer, encoded: Encoded, packing: Packing) -> list[Encoded]:
-    """The tokens of all tiles of each image as one set, with what the reducer reads of them."""
+    """The tokens of all tiles of each image as one set, with what the reducer reads of them.
+
+    Its `own_BX` is that of all its tiles, (1, T, ...) for T of them.
+    """
     check(reducer, encoded)
     features = packing.values(encoded.features_BND)
     images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
@@ -142,10 +156,12 @@ def _packed(reducer: Reducer, encoded: Encoded, packing: Packing) -> list[Encode
             images, packing.values(values[..., None] if flat else values), strict=True
         ):
             image[name] = packed_PC[None, :, 0] if flat else packed_PC[None]
-    if encoded.text_BD is not None:
-        first = [0, *itertools.accumulate(packing.tiling.tiles)][:-1]
-        for image, tile in zip(images, first, strict=True):
+    first = [0, *itertools.accumulate(packing.tiling.tiles)]
+    for image, (tile, after) in zip(images, itertools.pairwise(first), strict=True):
+        if encoded.text_BD is not None:
             image["text_BD"] = encoded.text_BD[tile : tile + 1]
+        if encoded.own_BX is not None:
+            image["own_BX"] = encoded.own_BX[None, tile:after]
     return [Encoded(grid=None, **image) for image in images]
 
 
@@ -230,8 +246,11 @@ def ask_each(reducer: Reducer, encoded: Encoded, counts: Sequence[int]) -> list[
     return [kept[image] for image in range(len(counts))]
 
 
-def _ask_part(reducer: Reducer, image: Encoded, part_N: Tensor, count: int) -> Tensor:
-    """Which of a part's tokens, taken as a set, a reducer keeps; indices into the packed tokens."""
+def _ask_part(reducer: Reducer, image: Encoded, tile: int, part_N: Tensor, count: int) -> Tensor:
+    """Which of a part's tokens, taken as a set, a reducer keeps; indices into the packed tokens.
+
+    The part is that `tile`, or all of the image, which is told apart by tile 0: that one shows it whole.
+    """
     if not count and not isinstance(reducer, NoImage):
         return _NONE  # a small tile's share of a small budget
     part = {
@@ -239,6 +258,8 @@ def _ask_part(reducer: Reducer, image: Encoded, part_N: Tensor, count: int) -> T
         for name in ("features_BND", *OF_A_TOKEN)
         if (value := getattr(image, name)) is not None
     }
+    if image.own_BX is not None:
+        part["own_BX"] = image.own_BX[:, tile]
     return part_N[ask(reducer, replace(image, **part), count)[0].cpu()]
 
 

@@ -154,7 +154,8 @@ def encode(
         features_BND = _features(model, pixels_BCHW)
     known: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model)}
     known = {name: value for name, value in (known | seen).items() if name in needs}
-    return Encoded(features_BND, tiling.grid, projected_BND=project(model, features_BND), **known)
+    projected_BND = project(model, features_BND)
+    return Encoded(features_BND, tiling.grid, projected_BND=projected_BND, own_BX=pixels, **known)
 
 
 def project(model: Any, features_BND: Tensor) -> Tensor:

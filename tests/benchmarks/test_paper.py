@@ -92,7 +92,9 @@ SCORED = [
     ("textvqa", "a Nokia", ["nokia"] * 3 + ["x"] * 7, [], 0.9),
     ("docvqa", "11/1/1988", ["11/1/1989", "1989"], [], 8 / 9),
     ("docvqa", "no", ["11/1/1989"], [], 0.0),
+    ("docvqa", "no", ["nose"], [], 0.0),  # lmms-eval gives a distance of one half 0.5
     ("infovqa", "5 %", ["5%"], [], 2 / 3),
+    ("infovqa", "no", ["nose"], [], 0.0),
     ("chartqa", "14.7", ["14"], [], 1.0),
     ("chartqa", "14.71", ["14"], [], 0.0),
     ("chartqa", "yes", ["Yes"], [], 1.0),
@@ -109,6 +111,7 @@ SCORED = [
     ("mmstar", "Option D", ["D"], [], 1.0),
     ("mmstar", "The answer is B.", ["B"], [], 1.0),
     ("mmstar", "It is B", ["B"], [], 0.0),
+    ("mmstar", "Answer: B", ["B"], [], 0.0),
     ("mmstar", "", ["B"], [], 0.0),
     ("scienceqa", "a", ["A"], ["ice", "tea"], 1.0),
     ("scienceqa", "A. ice", ["A"], ["ice", "tea"], 1.0),

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -40,6 +41,15 @@ def test_random_does_not_depend_on_the_batch_but_on_seed_and_image():
     assert torch.equal(together, alone.flip(0))
     assert not torch.equal(together, Random(2)(batch, 7))
     assert len(set(map(tuple, together.tolist()))) == 4
+
+
+def test_random_draws_by_what_is_an_images_own_and_else_by_its_features():
+    batch = encoded()
+    own = replace(encoded(seed=1), own_BX=batch.features_BND)
+    assert torch.equal(Random(1)(own, 7), Random(1)(batch, 7))
+    assert not torch.equal(Random(1)(own, 7), Random(1)(encoded(seed=1), 7))
+    # As it has always drawn by stored features: committed results hang on it.
+    assert Random(1)(batch, 4).tolist() == [[2, 9, 12, 15], [6, 7, 10, 13], [0, 8, 11, 12], [1, 7, 8, 19]]
 
 
 def test_random_is_uniform_over_images_and_over_seeds():

@@ -138,6 +138,14 @@ def test_the_same_run_gives_the_same_bytes(project):
     assert contents[0] == contents[1]
 
 
+def test_the_random_reducer_has_seeds_of_its_own(project):
+    rows, _, masks = run("random")
+    params = OmegaConf.load("params.yaml")
+    params.seed = 7
+    OmegaConf.save(params, "params.yaml")
+    assert run("random")[::2] == (rows, masks)
+
+
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
     for reducer in (*results.REQUIRED, "fastv", "pyramiddrop"):

@@ -1,3 +1,4 @@
+import re
 import zlib
 from types import SimpleNamespace
 
@@ -6,6 +7,7 @@ import torch
 from PIL import Image
 
 import atr.vlm.reduce as reduce_module
+from atr import config
 from atr.config import Evaluate, VlmPreset
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
@@ -281,8 +283,7 @@ def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, imag
 @pytest.mark.parametrize("policy", [{}, {"budget": "tile", "newline": "follow"}, {"positions": "contiguous"}])
 def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, policy):
     answerer = make_seeing(**policy)
-    # Not Random: it draws by the bits of the features, whose last one may hang on the tower's batch.
-    for reducer in (Spread(), SelectorReducer(selector())):
+    for reducer in (Spread(), Random(1), SelectorReducer(selector())):
         together = answerer.answer(answerer.prepare(images, TEXTS), reducer, 0.3)
         alone = [
             answerer.answer(answerer.prepare([names], [text]), reducer, 0.3)[0]
@@ -294,6 +295,46 @@ def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, pol
         assert [reply[1:] for reply in together] == [
             (sum(int(0.3 * size + 0.5) for size in sizes), sum(sizes)) for sizes in of
         ]
+
+
+@FAMILIES
+@pytest.mark.parametrize("per", ["image", "tile"])
+def test_an_image_keeps_the_same_random_tokens_alone_and_in_a_batch(make_model, processor, family, per):
+    model = make_model(dtype=torch.bfloat16)
+
+    def nudge(tower, given, seen):
+        """As kernels do, whose rounding depends on how much they are given."""
+        seen.hidden_states = [states + states * len(states) / 128 for states in seen.hidden_states]
+
+    model.model.vision_tower.register_forward_hook(nudge)
+    answerer = Answerer(
+        model, processor, WholeInputs(model, processor, Pictures(family)), Evaluate(budget=per)
+    )
+    names = ["wide", "tall", "small", "large"]
+    for seed in range(3):
+        together = answerer.masks(dict.fromkeys(names, "a"), Random(seed), 0.4)["masks"]
+        alone = [answerer.masks({name: "a"}, Random(seed), 0.4)["masks"][name] for name in names]
+        assert list(together.values()) == alone
+        assert len(set(map(tuple, alone))) == 4, "each image has a draw of its own"
+
+
+@FAMILIES
+def test_every_reducer_serves_the_model_or_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+    selector().save_pretrained(tmp_path)
+    answerer, refused = make_seeing(), []
+    for name in Evaluate(list(config.REDUCERS), list(config.SELECTORS), list(config.DISTILLED)).names:
+        try:
+            reducer = answerer.reducer(name, 0, tmp_path)
+        except ValueError as error:
+            assert re.match(
+                f"reducer {name} cannot serve {family}, .* allowed: full, none, .*mmr", str(error)
+            )
+            refused.append(name)
+            continue
+        keep = None if name.endswith("-adaptive") else {"full": 1.0, "none": 0.0}.get(name, 0.75)
+        batch = answerer.prepare([["wide"], ["large"]], ["a", "b"], reducer.needs)
+        assert len(answerer.answer(batch, reducer, keep)) == 2
+    assert refused == ([] if family == "llava" else list(config.ONE_TILE))
 
 
 def selector(layer=None):

@@ -196,7 +196,7 @@ def test_a_choice_does_not_depend_on_the_other_images(seen, selector):
     encoded, packing = seen
     first = 0
     for image, tiles in enumerate(packing.tiling.tiles):
-        alone = Encoded(encoded.features_BND[first : first + tiles], encoded.grid)
+        alone = encoded.of(range(first, first + tiles))
         alone_packing = Packing(
             packing.model, Tiling((tiles,), packing.tiling.grid, [packing.tiling.sizes[image]])
         )
@@ -205,6 +205,23 @@ def test_a_choice_does_not_depend_on_the_other_images(seen, selector):
                 [kept_K] = choose_packed(reducer, alone, alone_packing, policy)
                 assert torch.equal(kept_K, choose_packed(reducer, encoded, packing, policy)[image])
         first += tiles
+
+
+@TILED
+def test_random_draws_each_tile_by_its_own_pixels(seen):
+    encoded, packing = seen
+    parts = packing.groups("tile")
+    kept = choose_packed(Random(0), encoded, packing, Policy(0.25, budget="tile"))
+    places = [
+        tuple(torch.isin(part, kept_K).nonzero()[:, 0].tolist())
+        for tiles, kept_K in zip(parts, kept, strict=True)
+        for part in tiles
+        if len(part) == 16
+    ]
+    assert len(set(places)) > len(places) / 2
+    other = replace(encoded, features_BND=torch.randn_like(encoded.features_BND))
+    again = choose_packed(Random(0), other, packing, Policy(0.25, budget="tile"))
+    assert all(map(torch.equal, kept, again))
 
 
 @TILED

@@ -13,7 +13,7 @@ from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 from atr.config import Evaluate, VlmPreset
 from atr.features.encoder import Encoder, load_image_processor
 from atr.reduction import FeatureSelector
-from atr.reduction.floors import Random
+from atr.reduction.floors import L2Norm
 from atr.reduction.layers import Standardise
 from atr.vlm.answering import Answerer
 from atr.vlm.checkpoint import check_features, check_selector, load_vlm
@@ -272,7 +272,7 @@ def test_it_answers_from_stored_features_as_from_images(folder, tower):
         locate = {NAME: tower}.__getitem__
         answerer = Answerer.load(vlm, 32, torch.device("cpu"), *sources, settings, locate)
         batch = answerer.prepare([["0"], ["1"]], ["price", "cat"])
-        replies.append([answerer.answer(batch, Random(0), keep) for keep in (0, 0.25, 1.0)])
+        replies.append([answerer.answer(batch, L2Norm(), keep) for keep in (0, 0.25, 1.0)])
     assert replies[0] == replies[1]
     assert [reply[1:] for reply in replies[0][1]] == [(9, 36)] * 2
 
