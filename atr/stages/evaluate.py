@@ -49,9 +49,10 @@ def _evaluate(params: config.Params, reducer: str, fabric: Any) -> tuple[list[An
     from atr.vlm.answering import Answerer
 
     asked, questions = params.evaluate, load_questions(EVALUATE_IMAGES)
-    precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
+    precision, first = precision_of(params.trainer), fabric.is_global_zero
     expect, tower = {"encoder": params.encoder.name}, partial(locate, folder=ENCODERS)
-    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
+    images = partial(PreparedImages, EVALUATE_IMAGES, verify=first)
+    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=first)
     answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked, tower)
     keep = answerer.reachable(reducer, asked.keep)
     if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
