@@ -166,7 +166,7 @@ STAGES = {
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
-    "report": ("report",),
+    "report": ("evaluate", "report"),
     "micro": ("seed", "trainer", "micro"),
     "micro_probe": ("seed", "micro_probe"),
     "micro_features": ("seed", "trainer", "micro_features"),

@@ -48,10 +48,12 @@ def _encoded(images: Iterable[tuple[str, Image.Image]]) -> Iterator[dict[str, st
 class PreparedImages(Sequence[tuple[str, Image.Image]]):
     """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
 
-    Raises ValueError naming the file, and the row and id of a single image, if it is missing or corrupt.
+    Raises ValueError naming the file, and the row and id of a single image, if it is missing, of another
+    number of images than listed, corrupt, or (with `verify`, which reads every file once) edited since. Of
+    the processes that share a folder it is enough that one verifies it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{self.folder / MANIFEST} is missing; the stage prepare writes it")
@@ -59,19 +61,22 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         listed = read_json(self.folder / MANIFEST)["files"]
         self._places = [(entry["file"], row) for entry in listed for row in range(entry["images"])]
         self._digests = {entry["file"]: entry["sha256"] for entry in listed}
-        for entry in listed:
-            path = self.folder / entry["file"]
-            if not path.is_file():
-                raise ValueError(f"{path} is missing, though {self.folder / MANIFEST} lists it")
-            if sha256(path) != entry["sha256"]:
-                raise ValueError(
-                    f"{path} is not the file that {self.folder / MANIFEST} lists: it was changed or cut off"
-                )
-        self.ids = [name for entry in listed for name in self._column(entry["file"])]
+        self.ids = [name for entry in listed for name in self._ids(entry, verify)]
         self._indices = {name: index for index, name in enumerate(self.ids)}
 
-    def _column(self, file: str) -> list[str]:
-        names: list[str] = pq.read_table(self.folder / file, columns=["id"])["id"].to_pylist()
+    def _ids(self, entry: dict[str, Any], verify: bool) -> list[str]:
+        path, manifest = self.folder / entry["file"], self.folder / MANIFEST
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, though {manifest} lists it")
+        other = f"{path} is not the file that {manifest} lists: it was changed or cut off"
+        if verify and sha256(path) != entry["sha256"]:
+            raise ValueError(other)
+        try:
+            names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(other) from error
+        if len(names) != entry["images"]:
+            raise ValueError(other)
         return names
 
     def __len__(self) -> int:

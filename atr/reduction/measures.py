@@ -55,21 +55,30 @@ def _text_N(centres: Iterable[tuple[float, float]], grid: tuple[int, int]) -> Te
 
 @dataclass(frozen=True)
 class Kept:
-    """What a reducer keeps of a batch: the mask, and the features with its own at the places kept."""
+    """What a reducer keeps of a batch: the mask, and the new tokens of one that merges.
+
+    It holds no features of the batch: in float32 these are larger than the batch, for each budget and seed.
+    """
 
     mask_BN: Tensor
-    features_BND: Tensor
+    merged_BKD: Tensor | None = None
 
     @classmethod
     def of(cls, reducer: Reducer, encoded: Encoded, keep: float) -> Self:
         """Ask a reducer for the fraction `keep` of the tokens."""
-        count, features_BND = budget(keep, encoded.tokens), encoded.features_BND
+        count, merged_BKD = budget(keep, encoded.tokens), None
         if isinstance(reducer, Merger):
             keep_BK, merged_BKD = ask_merged(reducer, encoded, count)
-            features_BND = features_BND.scatter(1, keep_BK[..., None].expand_as(merged_BKD), merged_BKD)
         else:
             keep_BK = ask(reducer, encoded, count)
-        return cls(mask_of(keep_BK, encoded.tokens), features_BND.float())
+        return cls(mask_of(keep_BK, encoded.tokens), merged_BKD)
+
+    def features_BND(self, encoded: Encoded) -> Tensor:
+        """The batch's features in float32, with the new tokens at the places kept."""
+        features_BND = encoded.features_BND
+        if self.merged_BKD is not None:
+            features_BND = features_BND.masked_scatter(self.mask_BN.bool()[..., None], self.merged_BKD)
+        return features_BND.float()
 
 
 def made(
@@ -131,22 +140,30 @@ def worth(
 
     "text_coverage" is None where nothing is written on the images, or tokens are merged.
     """
-    # One selection serves all measures: some reducers choose one token after the other.
-    kept = [[_kept(reducer, images, fraction) for reducer in drawn] for fraction in keep]
-    lines: dict[str, list[float] | None] = {
-        name: [fmean(unexplained(net, images, each) for each in seeds) for seeds in kept]
-        for name, net in nets.items()
-    }
     covers = any(batch.text_BN.any() for batch in images) and not isinstance(drawn[0], Merger)
-    coverages = [fmean(coverage(images, each) for each in seeds) for seeds in kept] if covers else None
-    return lines | {"text_coverage": coverages}
+    points = [_worth_at(fraction, drawn, nets, images, covers) for fraction in keep]
+    lines: dict[str, list[float] | None] = {name: [point[name] for point in points] for name in nets}
+    return lines | {"text_coverage": [point["text_coverage"] for point in points] if covers else None}
+
+
+def _worth_at(
+    fraction: float,
+    drawn: Sequence[Reducer],
+    nets: Mapping[str, FeatureAutoencoder],
+    images: Sequence[Images],
+    covers: bool,
+) -> dict[str, float]:
+    # One selection serves all measures: some reducers choose one token after the other.
+    kept = [_kept(reducer, images, fraction) for reducer in drawn]
+    point = {name: fmean(unexplained(net, images, each) for each in kept) for name, net in nets.items()}
+    return point | ({"text_coverage": fmean(coverage(images, each) for each in kept)} if covers else {})
 
 
 def unexplained(net: FeatureAutoencoder, images: Sequence[Images], kept: Sequence[Kept]) -> float:
     """Fraction of the features' variance that `net` does not restore from what is kept, over all tokens."""
     variance, total = net.selector.standardise.variance, 0.0
     for batch, part in zip(images, kept, strict=True):
-        restored_BND = net.restore(part.features_BND, part.mask_BN)
+        restored_BND = net.restore(part.features_BND(batch.encoded), part.mask_BN)
         error = unexplained_variance(restored_BND, batch.encoded.features_BND.float(), variance)
         total += len(restored_BND) * error.item()
     return total / sum(len(batch.text_BN) for batch in images)

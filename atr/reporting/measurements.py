@@ -22,7 +22,8 @@ class Selection:
     reconstruction: Line
     reconstruction_random: Line
     text_coverage: Line | None
-    """Fraction of the text's pixels that the kept tokens cover; None where the text is not known."""
+    """Fraction of the written characters whose centre lies in a kept token's patch; None where nothing is
+    known to be written, or tokens are merged."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,23 @@
 """What the stages before the report wrote: read from their JSON files, and checked against each other."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from atr import config
 from atr.files import read_json
 
 REQUIRED = ("full", "none", "random", "selector")
-"""The lines of every plot of the paper; other reducers join them when they are found on disk."""
+"""The lines of every plot of the paper; other reducers join them where they are named."""
 UNBUDGETED = ("full", "none")
 """Of REQUIRED, the ones that drop nothing or everything: lines without a kept fraction to choose."""
 ADAPTIVE = "-adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
+SETTINGS = (*(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens")), ("trainer", "precision"))
+"""Section and key of the parameters that change the answers of any reducer: all that are shown share them."""
 
 
 @dataclass(frozen=True)
@@ -199,16 +202,18 @@ class Results:
         ]
 
 
-def load(evaluate: Path, pretrain: Path) -> Results:
-    """Read the folder of every reducer under `evaluate`, and the metrics of the pretraining.
+def load(evaluate: Path, pretrain: Path, reducers: Collection[str]) -> Results:
+    """Read the folder under `evaluate` of each of `reducers`, and the metrics of the pretraining.
 
-    Raises ValueError naming the file and the stage that makes it when one is missing or broken, and when two
-    reducers were asked different questions, of another model, or miss a benchmark that the other has.
+    Folders of other names are results of parameters that are no longer asked for, and are left alone.
+    Raises ValueError when one of REQUIRED is not among the reducers; naming the file and the stage that makes
+    it when one is missing or broken; and when two reducers were asked different questions, of another model
+    or under other SETTINGS, or miss a benchmark that the other has.
     """
-    found = [path.name for path in evaluate.glob("[!.]*") if path.is_dir()]
-    names = sorted({*REQUIRED, *found})
-    evaluations = {name: _evaluation(name, evaluate / name) for name in names}
-    for name in names:
+    if lacking := [name for name in REQUIRED if name not in reducers]:
+        raise ValueError(f"evaluate.reducers: the report needs {', '.join(lacking)} among them")
+    evaluations = {name: _evaluation(name, evaluate / name) for name in sorted(reducers)}
+    for name in evaluations:
         _check_comparable(evaluations["full"], evaluations[name], evaluate)
     results = Results(evaluations, _pretraining(pretrain))
     if not results.groups or not results.shared:
@@ -303,10 +308,12 @@ def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) ->
     pair = f"{folder}: reducers {reference.reducer} and {other.reducer}"
     # Images differ in their tokens, so that means compare only over the same questions.
     same = _lost(reference) == _lost(other)
-    for key in ("encoder", "vlm", "tokens_full") if same else ("encoder", "vlm"):
-        ours, theirs = getattr(reference, key), getattr(other, key)
-        if ours != theirs:
-            raise ValueError(f"{pair} differ in {key}, {ours!r} and {theirs!r}; run stage evaluate for both")
+    wanted, found = (_conditions(each, with_tokens=same) for each in (reference, other))
+    for key, ours in wanted.items():
+        if ours != found[key]:
+            raise ValueError(
+                f"{pair} differ in {key}, {ours!r} and {found[key]!r}; run stage evaluate for both"
+            )
     if set(reference.curves) != set(other.curves):
         names = ", ".join(sorted(name for _, name in set(reference.curves) ^ set(other.curves)))
         raise ValueError(f"{pair} differ in what they were scored on: {names}; run stage evaluate for both")
@@ -319,6 +326,15 @@ def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) ->
                 f"{pair} were asked different questions at kept fraction {keep}, seed {seed}: "
                 f"{differing[0]} and {len(differing) - 1} more; run stage evaluate for both"
             )
+
+
+def _conditions(evaluation: Evaluation, with_tokens: bool) -> dict[str, Any]:
+    """What two results must share, by name; a setting that one is older than is None."""
+    asked = evaluation.parameters
+    settings = {f"{section}.{key}": asked.get(section, {}).get(key) for section, key in SETTINGS}
+    # Last, as the settings change it: where both differ, the setting is the reason.
+    tokens = {"tokens_full": evaluation.tokens_full} if with_tokens else {}
+    return {"encoder": evaluation.encoder, "vlm": evaluation.vlm} | settings | tokens
 
 
 def _lost(evaluation: Evaluation) -> set[str]:

@@ -91,10 +91,10 @@ def reconstruction(measure: Measure) -> Table:
 
 
 def coverage(measure: Measure) -> Table | None:
-    """Pixels of text under kept tokens, in %; None where it is not known of any reducer."""
+    """Written characters whose token is kept, in %; None where it is not known of any reducer."""
     known = {name: each.text_coverage for name, each in measure.reducers.items() if each.text_coverage}
     rows = [[name, *map(_percent, line)] for name, line in known.items()]
-    return Table("Text pixels under kept tokens, %", _kept(measure.keep), [rows]) if rows else None
+    return Table("Written characters whose token is kept, %", _kept(measure.keep), [rows]) if rows else None
 
 
 def stability(measure: Measure) -> Table | None:

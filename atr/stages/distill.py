@@ -26,10 +26,9 @@ def main(params: config.Params) -> None:
         from atr.reduction import card
         from atr.vlm import distillation
 
-        store = FeatureStore.open(
-            PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=tracking.is_first_process()
-        )
-        images, recipe, seed = PreparedImages(PRETRAIN_IMAGES), params.distill, params.seed
+        expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
+        store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
+        images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
         asked = AskedImages(names, images.parameters)
         data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)

@@ -3,12 +3,16 @@
 import sys
 from argparse import ArgumentParser
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from atr import config
 from atr.files import whole_folder, write_json
 from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from atr.vlm.answering import Answerer
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -21,15 +25,22 @@ def main(params: config.Params, reducer: str) -> None:
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.rows import save_rows
+        from atr.benchmarks.evaluation import Evaluation
+        from atr.benchmarks.rows import Unfinished, save_rows
         from atr.benchmarks.summary import summarise, tokens_full
+        from atr.datasets import load_questions
         from atr.hardware import lightning_kwargs
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
-        provenance = tracking.provenance()
-        rows, masks = _evaluate(params, reducer, fabric, unfinished(params, reducer, provenance))
-        if masks is None:
+        questions, provenance = load_questions(EVALUATE_IMAGES), tracking.provenance()
+        evaluation = Evaluation.of(_answerer(params, fabric), reducer, weights_of(reducer))
+        if evaluation.left_out:
+            below = ", ".join(f"{keep:g}" for keep in evaluation.left_out)
+            fabric.print(f"{reducer} cannot keep as few as {below}: left out", file=sys.stderr)
+        stopped = Unfinished(unfinished(params, reducer, provenance), fabric.global_rank)
+        rows = evaluation.answers(questions, (fabric.global_rank, fabric.world_size), stopped)
+        if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         scores, full = summarise(rows, params.evaluate.bootstrap, params.seed), tokens_full(rows)
@@ -37,49 +48,25 @@ def main(params: config.Params, reducer: str) -> None:
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
-            write_json(folder / "masks.json", masks)
+            write_json(folder / "masks.json", evaluation.masks(questions, rows))
         for score in scores:
             kept = score["keep"] or score["tokens"] / score["tokens_full"]
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 
 
-def _evaluate(
-    params: config.Params, reducer: str, fabric: Any, stopped: Path
-) -> tuple[list[Any], dict[str, Any] | None]:
-    """The rows of answers, of which each process gives a share, and what the first one pictures as kept."""
-    from atr.benchmarks.loop import answer_all, pictured, trials_of
-    from atr.benchmarks.rows import Unfinished
-    from atr.datasets import PreparedImages, load_questions
+def _answerer(params: config.Params, fabric: "Fabric") -> "Answerer":
+    from atr.datasets import PreparedImages
     from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
 
-    asked, questions, weights = params.evaluate, load_questions(EVALUATE_IMAGES), weights_of(reducer)
-    precision, images = precision_of(params.trainer), partial(PreparedImages, EVALUATE_IMAGES)
-    expect, tower = {"encoder": params.encoder.name}, partial(locate, folder=ENCODERS)
-    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=fabric.is_global_zero)
-    answerer = Answerer.load(params.vlm, precision, fabric.device, images, features, asked, tower)
-    keep = answerer.reachable(reducer, asked.keep)
-    if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
-        fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
-    trials = trials_of(reducer, keep, asked.random_seeds)
-    reducers = {trial.seed: answerer.reducer(reducer, trial.seed or 0, weights) for trial in trials}
-    needs = frozenset().union(*(made.needs for made in reducers.values()))
-    rows = answer_all(
-        questions,
-        answerer.batches(questions, asked.batch_size),
-        trials,
-        partial(answerer.prepare, needs=needs),
-        lambda batch, trial: answerer.answer(batch, reducers[trial.seed], trial.keep),
-        (fabric.global_rank, fabric.world_size),
-        Unfinished(stopped, fabric.global_rank),
-    )
-    if not fabric.is_global_zero:
-        return rows, None
-    shown, trial = pictured(questions, trials, rows)
-    return rows, answerer.masks(shown, reducers[trial.seed], trial.keep)
+    expect, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
+    images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
+    features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=verify)
+    precision, tower = precision_of(params.trainer), partial(locate, folder=ENCODERS)
+    return Answerer.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main(params: config.Params, split: str) -> None:
         layer = params.encoder.layer if extract.layer is None else extract.layer
         path = locate(params.encoder.path, ENCODERS)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
-        images = PreparedImages(source)
+        images = PreparedImages(source, verify=tracking.is_first_process())
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )

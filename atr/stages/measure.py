@@ -20,8 +20,9 @@ def main(params: config.Params) -> None:
 
         asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
         trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
-        held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect)
-        store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect)
+        first = tracking.is_first_process()
+        held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect, verify=first)
+        store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect, verify=first)
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
         if not random.trainer.is_global_zero:
             return

@@ -35,7 +35,7 @@ def main(params: config.Params) -> None:
 
     recipe, seed, probe = params.micro_dinov2, params.seed, read_json(PROBE)
     with tracking.run("micro_dinov2", params) as run:
-        store = FeatureStore.open(FEATURES, parameters(params))
+        store = FeatureStore.open(FEATURES, parameters(params), verify=tracking.is_first_process())
         seed_everything(seed, workers=True, verbose=False)
         at = partial(locate, folder=ENCODERS)
         model, processor = _build(at(ENCODER.path), recipe.new_layers)

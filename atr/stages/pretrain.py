@@ -32,10 +32,9 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.reduction import card, training
 
-        store = FeatureStore.open(
-            PRETRAIN_FEATURES, {"encoder": params.encoder.name}, verify=tracking.is_first_process()
-        )
-        images, pretrain = PreparedImages(PRETRAIN_IMAGES), params.pretrain
+        expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
+        store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
+        images, pretrain = PreparedImages(PRETRAIN_IMAGES, verify=first), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])

@@ -33,7 +33,7 @@ def main(params: config.Params) -> None:
         from atr.reporting.measurements import load_cost, load_measure
         from atr.reporting.report import build
 
-        evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json")
+        evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json", params.evaluate.names)
         measure, cost = load_measure(MEASURE / "metrics.json"), load_cost(COST / "cost.json")
         images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
         report = build(evaluated, images.image, asdict(params.report), components, measure, cost)

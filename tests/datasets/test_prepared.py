@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -62,6 +63,31 @@ def test_changed_file(folder, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"images-00002.parquet is not the file"):
         PreparedImages(folder)
+
+
+def test_without_verifying_no_file_is_read_through_and_an_edited_one_is_taken(folder, monkeypatch):
+    path = folder / "images-00002.parquet"
+    content, middle = path.read_bytes(), path.stat().st_size // 2  # within an image
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    monkeypatch.setattr(prepared, "sha256", lambda path: pytest.fail(f"{path} is read"))
+    images = PreparedImages(folder, verify=False)
+    assert images.ids == [name for name, _ in pictures(90)]
+    np.testing.assert_array_equal(np.asarray(images[0][1]), np.asarray(next(pictures(1))[1]))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(b""), "is not the file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10]), "is not the file"),
+        (lambda path: shutil.copy(path.with_name("images-00000.parquet"), path), "is not the file"),
+    ],
+)
+def test_without_verifying_presence_and_number_of_images_of_every_file_are_checked(folder, damage, message):
+    damage(folder / "images-00002.parquet")
+    with pytest.raises(ValueError, match=f"images-00002.parquet {message}"):
+        PreparedImages(folder, verify=False)
 
 
 def test_corrupt_image_is_named(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The measures against plain arithmetic, on reducers and nets whose answers are known."""
 
+import weakref
 from dataclasses import dataclass, field
 from itertools import combinations
 from types import SimpleNamespace
@@ -173,6 +174,41 @@ def test_reducers_that_need_a_language_model_are_left_out_by_name(monkeypatch):
         "fastv": "chooses between the layers of a language model",
     }
     assert measures.needs(reducers) == {"grid", "attention_BN"}
+
+
+class Jealous(Echo):
+    """Restores only where the features that it was shown before are no longer held."""
+
+    def __init__(self):
+        self.shown = []
+
+    def restore(self, features_BND, mask_BN):
+        assert not any(reference() is not None for reference in self.shown)
+        self.shown.append(weakref.ref(features_BND))
+        return super().restore(features_BND, mask_BN)
+
+
+@pytest.mark.parametrize("drawn", [[Random(0), Random(1)], [Doubling()]])
+def test_the_features_of_one_batch_alone_are_held_whatever_the_budgets_and_seeds(drawn):
+    batches, keep = images(3, 4), [0.25, 0.5, 1.0]
+    nets = {"one": Jealous(), "other": Jealous()}
+    lines = measures.worth(drawn, nets, batches, keep)
+    assert {len(net.shown) for net in nets.values()} == {len(drawn) * len(batches) * len(keep)}
+    assert lines["one"] == lines["other"] == measures.worth(drawn, {"echo": Echo()}, batches, keep)["echo"]
+
+
+def test_what_merges_is_held_for_one_budget_at_a_time():
+    made = []
+
+    class Counted(Doubling):
+        def merge(self, encoded, budget):
+            keep_BK, merged_BKD = super().merge(encoded, budget)
+            assert all(reference() is None for asked, reference in made if asked != budget)
+            made.append((budget, weakref.ref(merged_BKD)))
+            return keep_BK, merged_BKD
+
+    measures.worth([Counted()], {"echo": Echo()}, images(3, 4), [0.25, 0.5, 1.0])
+    assert [budget for budget, _ in made] == [3, 3, 6, 6, 12, 12]
 
 
 def test_all_measures_together_and_as_curves():

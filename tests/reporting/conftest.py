@@ -29,7 +29,10 @@ def world(made, tmp_path):
 
 @pytest.fixture(scope="session")
 def load():
-    return lambda folder: results.load(folder / "evaluate", folder / "pretrain/metrics.json")
+    def loaded(folder, names=results.REQUIRED):
+        return results.load(folder / "evaluate", folder / "pretrain/metrics.json", names)
+
+    return loaded
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def crowd(synthetic, load, tmp_path_factory):
     """Results of twenty reducers that take a budget, and of two that decide it."""
     peers = [f"peer-{number:02d}" for number in range(18)]
     names = ("full", "none", "random", "selector", *peers, "selector-adaptive", "peer-03-adaptive")
-    return load(synthetic.write(tmp_path_factory.mktemp("crowd"), 10, names))
+    return load(synthetic.write(tmp_path_factory.mktemp("crowd"), 10, names), names)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,12 @@ KEEPS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 GRID = (12, 12)
 TOKENS = GRID[0] * GRID[1]
 SETTINGS = {"best": "selector", "pages": 3, "examples": 6}
-PARAMETERS = {"seed": 0, "evaluate": {"keep": KEEPS, "bootstrap": 200}}
+LAYOUT = {"positions": "original", "budget": "image", "newline": "keep", "interpolation": "model"}
+PARAMETERS = {
+    "seed": 0,
+    "evaluate": {"keep": KEEPS, "bootstrap": 200, "max_new_tokens": 8} | LAYOUT,
+    "trainer": {"precision": "32-true"},
+}
 FINAL = {"epoch": 5, "validation/kept": 0.3021, "validation/explained_variance": 0.7866}
 PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
 QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"

@@ -34,8 +34,22 @@ def test_a_mean_is_the_one_of_its_rows(measured):
 
 def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
     synthetic.write(world, reducers=("divprune", "attention"))
-    (world / "evaluate/.unfinished.part").mkdir()
-    assert load(world).budgeted == ["selector", "random", "attention", "divprune"]
+    made = load(world, ["divprune", "attention", *results.REQUIRED])
+    assert made.budgeted == ["selector", "random", "attention", "divprune"]
+
+
+def test_results_of_a_reducer_that_is_not_named_stay_out_whatever_they_are(world, load, synthetic, change):
+    synthetic.write(world, reducers=("divprune", "attention", "selector-adaptive"))
+    change(world / "evaluate/divprune/summary.json", lambda content: content.update(vlm="another"))
+    (world / "evaluate/attention/summary.json").unlink()
+    assert set(load(world).evaluations) == set(results.REQUIRED)
+
+
+@pytest.mark.parametrize("name", results.REQUIRED)
+def test_a_reducer_that_every_plot_draws_must_be_named_though_its_results_are_there(world, load, name):
+    others = [other for other in results.REQUIRED if other != name]
+    with pytest.raises(ValueError, match=f"evaluate.reducers: the report needs {name} among them"):
+        load(world, others)
 
 
 def test_a_reducer_that_decides_its_count_has_one_score_at_the_mean_fraction(crowd, synthetic):
@@ -99,10 +113,9 @@ def test_a_missing_file_is_named_with_the_stage_that_makes_it(world, load, file,
         load(world)
 
 
-def test_a_whole_missing_reducer_is_named_and_a_folder_without_summary(world, load):
-    (world / "evaluate/other").mkdir()
-    with pytest.raises(ValueError, match=r"other/summary.json is missing"):
-        load(world)
+def test_a_whole_missing_reducer_is_named(world, load):
+    with pytest.raises(ValueError, match=r"other/summary.json is missing; stage evaluate \(reducer other\)"):
+        load(world, [*results.REQUIRED, "other"])
     shutil.rmtree(world / "evaluate")
     with pytest.raises(ValueError, match=r"full/summary.json is missing"):
         load(world)
@@ -151,6 +164,40 @@ def test_results_of_another_model_are_refused(world, load, change, key, value):
     change(world / "evaluate/none/summary.json", lambda content: content.update({key: value}))
     with pytest.raises(ValueError, match=f"reducers full and none differ in {key}, .*{value}"):
         load(world)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("evaluate", "positions", "contiguous"),
+        ("evaluate", "budget", "tile"),
+        ("evaluate", "newline", "follow"),
+        ("evaluate", "interpolation", "off"),
+        ("evaluate", "interpolation", None),
+        ("evaluate", "max_new_tokens", 32),
+        ("trainer", "precision", "bf16-mixed"),
+    ],
+)
+def test_results_of_other_settings_are_refused_by_the_settings_name(world, load, change, section, key, value):
+    def changed(content):
+        content["parameters"][section][key] = value
+        content["tokens_full"] += 1
+
+    change(world / "evaluate/random/summary.json", changed)
+    with pytest.raises(ValueError, match=f"reducers full and random differ in {section}.{key}, .*{value!r}"):
+        load(world)
+
+
+def test_results_that_are_older_than_a_setting_are_comparable_with_each_other_alone(world, load, change):
+    for name in results.REQUIRED:
+        change(
+            world / f"evaluate/{name}/summary.json",
+            lambda content: content["parameters"]["evaluate"].pop("newline"),
+        )
+        if name != results.REQUIRED[-1]:
+            with pytest.raises(ValueError, match=r"differ in evaluate.newline, None and 'keep'"):
+                load(world)
+    assert set(load(world).evaluations) == set(results.REQUIRED)
 
 
 def test_visual_tokens_compare_over_the_same_questions_only(world, load, change):

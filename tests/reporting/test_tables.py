@@ -97,7 +97,9 @@ def test_both_reconstructions_have_a_block():
 
 
 def test_coverage_and_stability_are_shown_where_they_are_known():
-    assert tables.coverage(measure()).blocks == [[["selector", "90.0", "100.0"]]]
+    table = tables.coverage(measure())
+    assert table.title == "Written characters whose token is kept, %"
+    assert table.blocks == [[["selector", "90.0", "100.0"]]]
     assert tables.coverage(measure(reducers={"random": measure().reducers["random"]})) is None
     table = tables.stability(measure())
     assert "over 3 training seeds" in table.title and table.blocks == [[["selector", "0.700", "0.812"]]]

@@ -148,10 +148,11 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
 
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
-    for reducer in (*results.REQUIRED, "fastv", "pyramiddrop"):
+    reducers = (*results.REQUIRED, "fastv", "pyramiddrop")
+    for reducer in reducers:
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}})
-    read = results.load(EVALUATE, tmp_path / "metrics.json")
+    read = results.load(EVALUATE, tmp_path / "metrics.json", reducers)
     assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
     assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]

@@ -68,7 +68,7 @@ def workspace(model, tmp_path, monkeypatch):
     MICRO.parent.mkdir(parents=True)
     MICRO.symlink_to(model)
     write_params()
-    monkeypatch.setattr("atr.datasets.PreparedImages", lambda folder: pictures(), raising=False)
+    monkeypatch.setattr("atr.datasets.PreparedImages", lambda folder, verify: pictures(), raising=False)
     log = SimpleNamespace(metrics=lambda values: None, artifact=lambda path, folder: None)
     monkeypatch.setattr("atr.tracking.run", lambda stage, params, part: nullcontext(log))
     return tmp_path
@@ -196,7 +196,7 @@ class Slow:
             time.sleep(60)
         return str(index), Image.new("RGB", (56, 56))
 
-atr.datasets.PreparedImages = lambda folder: Slow()
+atr.datasets.PreparedImages = lambda folder, verify: Slow()
 atr.tracking.run = lambda *_, **__: nullcontext(SimpleNamespace())
 entry("extract", partial(extract.main, split="pretrain"))
 """

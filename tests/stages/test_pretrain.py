@@ -61,7 +61,7 @@ class Prepared:
 
     parameters: ClassVar = {"prepare": {"source": "a_folder/of|pages"}}
 
-    def __init__(self, folder):
+    def __init__(self, folder, verify):
         pass
 
     def __getitem__(self, index):

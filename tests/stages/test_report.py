@@ -23,8 +23,9 @@ def workspace(tmp_path, monkeypatch):
     """A project whose other stages have run, on two benchmarks; yields what is logged."""
     monkeypatch.chdir(tmp_path)
     shipped = (ROOT / "params.yaml").read_text()
-    Path("params.yaml").write_text(shipped.replace("best: distilled", "best: selector"))
-    SYNTHETIC.write(Path("experiments"), QUESTIONS, benchmarks=("docs", "shapes"))
+    Path("params.yaml").write_text(shipped.replace("[selector, selector-adaptive]", "[selector]"))
+    names = ("full", "none", "random", "selector", "distilled")
+    SYNTHETIC.write(Path("experiments"), QUESTIONS, names, benchmarks=("docs", "shapes"))
     names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
     save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), {})
     Path("data/features/pretrain").mkdir(parents=True)
@@ -62,8 +63,8 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
     assert {"full", "selector@0.5", "random@0.5", "relative@0.5"} <= set(numbers["text"])
     assert workspace.pop("artifact") == Path("experiments/report")
     assert workspace[None]["text/selector at 0.5"] == numbers["text"]["selector@0.5"]
-    difference = numbers["differences"]["0.3"]["docs"]["selector minus random"]
-    assert workspace[30]["differences/docs/selector minus random/low"] == difference["low"]
+    difference = numbers["differences"]["0.3"]["docs"]["distilled minus random"]
+    assert workspace[30]["differences/docs/distilled minus random/low"] == difference["low"]
     assert run() == first
 
 
@@ -82,6 +83,18 @@ def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_th
     second = run()
     metrics, page = "experiments/report/metrics.json", "experiments/report/report.md"
     assert (second[metrics] == first[metrics], second[page] == first[page]) == (True, False)
+
+
+def test_the_reducers_that_are_reported_are_those_that_the_parameters_name(workspace):
+    first = run()
+    SYNTHETIC.write(Path("experiments"), QUESTIONS, ("divprune",), benchmarks=("docs", "shapes"))
+    assert run() == first
+    shipped = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(shipped.replace("none, random]", "none, random, divprune]"))
+    assert b"distilled minus divprune" in run()["experiments/report/report.md"]
+    Path("params.yaml").write_text(shipped.replace("none, random]", "none, random, dart]"))
+    with pytest.raises(ValueError, match=r"experiments/evaluate/dart/summary.json is missing"):
+        run()
 
 
 def test_a_failure_leaves_the_report_of_before(workspace):

@@ -60,6 +60,7 @@ def parameters():
         text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count, key
     text = re.sub(r"^  keep: \[.*\]$", "  keep: [0.2, 0.4, 0.5]", text, flags=re.MULTILINE)
+    text = text.replace("[selector, selector-adaptive]", "[selector]")
     return f"{text}\nmicro:{micro}"
 
 

@@ -1,0 +1,131 @@
+"""What the processes of a stage read together is verified by the first of them, and by no other."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from atr import config
+from atr.stages import (
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    distill,
+    evaluate,
+    extract,
+    measure,
+    micro_dinov2,
+    micro_features,
+    pretrain,
+)
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+class Stopped(Exception):
+    """All is opened that the stage opens."""
+
+
+def stop(*_, **__):
+    raise Stopped
+
+
+def nothing(*_, **__):
+    return SimpleNamespace(preprocess=None)
+
+
+def opening(model, precision, device, images, features, *_):
+    """In place of the language model: takes what it was given, as a model on stored features does."""
+    images()
+    features()
+    raise Stopped
+
+
+@pytest.fixture(params=[True, False], ids=["first", "later"])
+def first(request):
+    """Whether the process is the first one."""
+    return request.param
+
+
+@pytest.fixture
+def opened(first, monkeypatch):
+    """Whether each folder that is opened was to be verified; nothing is read."""
+    asked = {}
+
+    class Prepared:
+        ids, parameters = (), {}
+
+        def __init__(self, folder, verify=True):
+            asked[folder] = verify
+
+        def __len__(self):
+            return 0
+
+    def open_store(folder, expect, verify=True):
+        asked[folder] = verify
+
+    monkeypatch.setattr("atr.datasets.PreparedImages", Prepared)
+    monkeypatch.setattr("atr.features.store.FeatureStore.open", open_store)
+    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("atr.tracking.is_first_process", lambda: first)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "stage, arguments, others, folders",
+    [
+        (
+            extract,
+            ("pretrain",),
+            {
+                "atr.features.pretrained.locate": nothing,
+                "atr.features.encoder.Encoder.load": nothing,
+                "atr.features.datamodule.ImageDataModule": stop,
+            },
+            {PRETRAIN_IMAGES},
+        ),
+        (
+            pretrain,
+            (),
+            {"atr.features.datamodule.FeatureDataModule": stop},
+            {PRETRAIN_FEATURES, PRETRAIN_IMAGES},
+        ),
+        (
+            distill,
+            (),
+            {"atr.datasets.pretraining.AskedImages": stop},
+            {PRETRAIN_FEATURES, PRETRAIN_IMAGES},
+        ),
+        (
+            evaluate,
+            ("random",),
+            {"atr.datasets.load_questions": nothing, "atr.vlm.answering.Answerer.load": opening},
+            {EVALUATE_FEATURES, EVALUATE_IMAGES},
+        ),
+        (
+            measure,
+            (),
+            {
+                "atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained": nothing,
+                "atr.stages.measure._train": stop,
+            },
+            {EVALUATE_FEATURES, PRETRAIN_FEATURES},
+        ),
+        (
+            micro_dinov2,
+            (),
+            {"atr.stages.micro_dinov2.read_json": nothing, "lightning.pytorch.seed_everything": stop},
+            {micro_features.FEATURES},
+        ),
+    ],
+)
+def test_the_first_process_alone_verifies(stage, arguments, others, folders, first, opened, monkeypatch):
+    fabric = SimpleNamespace(launch=nothing, is_global_zero=first, device="cpu")
+    monkeypatch.setattr("lightning.fabric.Fabric", lambda **_: fabric)
+    for name, other in others.items():
+        monkeypatch.setattr(name, other)
+    with pytest.raises(Stopped):
+        stage.main(config.load(stage.__name__.rpartition(".")[2], PARAMS), *arguments)
+    assert opened == dict.fromkeys(folders, first)
