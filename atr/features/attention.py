@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
@@ -26,8 +25,8 @@ CLASS_TOKENS = {
 }
 
 
-def leading_tokens(config: PretrainedConfig) -> tuple[int, int]:
-    """Of a tower in CLASS_TOKENS: how many tokens stand for the whole image, and how many precede patches.
+def leading_tokens(config: Any) -> tuple[int, int]:
+    """Of a tower in CLASS_TOKENS, by its configuration: tokens of the whole image, and tokens before patches.
 
     A class token stands for nothing where the configuration says `untrained_class_token`: no loss has ever
     read it, as in a tower that was trained from nothing behind a projector of the patches alone.
