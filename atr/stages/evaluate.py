@@ -16,39 +16,43 @@ if TYPE_CHECKING:
 
 
 def main(params: config.Params, reducer: str) -> None:
-    """Write results.jsonl, summary.json and masks.json of one reducer: all of them are new, or none is.
-
-    Stopped, it goes on behind the last batch that was answered.
-    """
+    """Write results.jsonl, summary.json and masks.json of one reducer, all or none; stopped, it goes on."""
     from atr import tracking
 
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.evaluation import Evaluation
+        from atr.benchmarks.loop import answer_all, pictured, trials_of
         from atr.benchmarks.rows import Unfinished, save_rows
         from atr.benchmarks.summary import summarise, tokens_full
         from atr.datasets import load_questions
         from atr.hardware import lightning_kwargs
+        from atr.vlm.answering import Reduced
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
-        questions, provenance = load_questions(EVALUATE_IMAGES), tracking.provenance()
-        evaluation = Evaluation.of(_answerer(params, fabric), reducer, weights_of(reducer))
-        if evaluation.left_out:
-            below = ", ".join(f"{keep:g}" for keep in evaluation.left_out)
-            fabric.print(f"{reducer} cannot keep as few as {below}: left out", file=sys.stderr)
+        asked, questions, provenance = params.evaluate, load_questions(EVALUATE_IMAGES), tracking.provenance()
+        answerer = _answerer(params, fabric)
+        keep = answerer.reachable(reducer, asked.keep)
+        if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
+            fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
+        trials = trials_of(reducer, keep, asked.random_seeds)
+        reduced = Reduced.by(answerer, reducer, (trial.seed for trial in trials), weights_of(reducer))
+        batches, share = (
+            answerer.batches(questions, asked.batch_size),
+            (fabric.global_rank, fabric.world_size),
+        )
         stopped = Unfinished(unfinished(params, reducer, provenance), fabric.global_rank)
-        rows = evaluation.answers(questions, (fabric.global_rank, fabric.world_size), stopped)
+        rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
-        scores, full = summarise(rows, params.evaluate.bootstrap, params.seed), tokens_full(rows)
+        scores, full = summarise(rows, asked.bootstrap, params.seed), tokens_full(rows)
         about = {"parameters": params.raw(), "provenance": provenance}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
-            write_json(folder / "masks.json", evaluation.masks(questions, rows))
+            write_json(folder / "masks.json", reduced.masks(*pictured(questions, trials, rows)))
         for score in scores:
             kept = score["keep"] or score["tokens"] / score["tokens_full"]
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))

@@ -1,6 +1,6 @@
 """Greedy answers to questions about images, the visual tokens really removed."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +33,18 @@ class Asked(Protocol):
     @property
     def question(self) -> str:
         """The text that is asked."""
+
+
+class Trial(Protocol):
+    """What is read of a setting that questions are answered under."""
+
+    @property
+    def keep(self) -> float | None:
+        """Kept fraction; None for the reducer's own count."""
+
+    @property
+    def seed(self) -> int | None:
+        """Of a reducer that draws."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,32 @@ class Answerer:
         answers_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(answers_BL, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """An answerer with what reduces its images: one reducer, made for each seed."""
+
+    answerer: Answerer
+    reducers: Mapping[int | None, Reducer | LayerReducer]
+
+    @classmethod
+    def by(cls, answerer: Answerer, name: str, seeds: Iterable[int | None], weights: str | Path) -> Self:
+        """By the reducer of this name; `weights` and errors as in `Answerer.reducer`."""
+        return cls(answerer, {seed: answerer.reducer(name, seed or 0, weights) for seed in seeds})
+
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Batch:
+        """As `Answerer.prepare`, with what the reducers need."""
+        needs = frozenset().union(*(reducer.needs for reducer in self.reducers.values()))
+        return self.answerer.prepare(images, questions, needs=needs)
+
+    def answer(self, batch: Batch, trial: Trial) -> list[Reply]:
+        """As `Answerer.answer`."""
+        return self.answerer.answer(batch, self.reducers[trial.seed], trial.keep)
+
+    def masks(self, asked: Mapping[str, str], trial: Trial) -> dict[str, Any]:
+        """As `Answerer.masks`."""
+        return self.answerer.masks(asked, self.reducers[trial.seed], trial.keep)
 
 
 def _by_question(counts: Sequence[float], images: int) -> list[int]:
