@@ -119,10 +119,28 @@ def test_bfloat16_differs_from_float32_by_its_rounding_alone(make_model, process
 
 
 @FAMILIES
+@BATCHES
+@ATTENTION
+@torch.no_grad()
+def test_dropped_tokens_are_as_if_masked_out_in_bfloat16_too(make_model, process, prompts, attention):
+    """Up to its rounding, of which a kernel has another for another length."""
+    model, inputs = make_model(attention, dtype=torch.bfloat16), process(*prompts)
+    shorter = reduce(model, inputs, Random(3), 0.5, "original")
+    mask = full_mask(model, inputs, indices(shorter))
+    masked = model(**{**inputs, "attention_mask": mask}, position_ids=original_positions(inputs))
+    ours, theirs = model(**shorter).logits[shorter["attention_mask"].bool()], masked.logits[mask.bool()]
+    assert (ours.float() - theirs.float()).abs().mean() < 0.01 * theirs.float().std()
+
+
+@FAMILIES
 @POSITIONS
 @BATCHES
+@ATTENTION
 @torch.no_grad()
-def test_generate_is_greedy_decoding_by_hand_of_each_row_alone(model, process, prompts, positions):
+def test_generate_is_greedy_decoding_by_hand_of_each_row_alone(
+    make_model, process, prompts, positions, attention
+):
+    model = make_model(attention)
     shorter = reduce(model, process(*prompts), Spread(), 0.4, positions)
     start = shorter["input_ids"].shape[1]
     generated = model.generate(**shorter, max_new_tokens=5, suppress_tokens=SUPPRESSED, do_sample=False)[
@@ -130,6 +148,18 @@ def test_generate_is_greedy_decoding_by_hand_of_each_row_alone(model, process, p
     ]
     alone = [reduce(model, process(prompt), Spread(), 0.4, positions) for prompt in prompts]
     assert generated.tolist() == [greedy(model, inputs, 5) for inputs in alone]
+
+
+@FAMILIES
+@POSITIONS
+@ATTENTION
+@torch.no_grad()
+def test_generate_is_greedy_decoding_by_hand_in_bfloat16_too(make_model, process, positions, attention):
+    """Of one row: rows of a batch differ from rows alone by rounding."""
+    model = make_model(attention, dtype=torch.bfloat16)
+    shorter = reduce(model, process(*SINGLE), Spread(), 0.4, positions)
+    generated = model.generate(**shorter, max_new_tokens=5, suppress_tokens=SUPPRESSED, do_sample=False)
+    assert generated[:, shorter["input_ids"].shape[1] :].tolist() == [greedy(model, shorter, 5)]
 
 
 @FAMILIES
@@ -198,18 +228,23 @@ def test_budgets_may_differ_between_the_images_of_a_batch(model, process):
 
 
 @FAMILIES
+@POSITIONS
+@BATCHES
+@ATTENTION
 @torch.no_grad()
-def test_beams_sampling_and_a_static_cache_run_on_the_shorter_input(model, process):
-    inputs = process(*RAGGED)
+def test_beams_sampling_and_a_static_cache_run_on_the_shorter_input(
+    make_model, process, prompts, positions, attention
+):
+    model, inputs = make_model(attention), process(*prompts)
 
     def generate(**options):
-        shorter = reduce(model, inputs, Spread(), 0.4, "original")
+        shorter = reduce(model, inputs, Spread(), 0.4, positions)
         start = shorter["input_ids"].shape[1]
         options = {"do_sample": False, "max_new_tokens": 4, "suppress_tokens": SUPPRESSED} | options
         return model.generate(**shorter, **options)[:, start:]
 
     assert torch.equal(generate(cache_implementation="static", disable_compile=True), generate())
-    assert generate(num_beams=3).shape == generate(do_sample=True).shape == (4, 4)
+    assert generate(num_beams=3).shape == generate(do_sample=True).shape == (len(prompts), 4)
 
 
 @FAMILIES
@@ -354,7 +389,7 @@ def test_where_nothing_is_resampled_there_is_nothing_to_switch_off(model, proces
     assert torch.equal(model(**off).logits, model(**on).logits)
 
 
-@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@FAMILIES
 @pytest.mark.parametrize("interpolation", ["model", "off"])
 @torch.no_grad()
 def test_images_of_extreme_shapes_have_the_right_counts(model, process, interpolation):
