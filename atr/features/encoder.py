@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         """
         config, prefix = _vision_config(path)
         _check_type(path, config)
-        config.num_hidden_layers = _layers_to_run(path, layer, config)
+        config.num_hidden_layers = layers_to_run(path, layer, config.num_hidden_layers)
         preprocess = partial(_pixel_values, load_image_processor(path, size))
         resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
         options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
@@ -157,8 +157,8 @@ def _check_type(path: str, config: PretrainedConfig) -> None:
         )
 
 
-def _layers_to_run(path: str, layer: int, config: PretrainedConfig) -> int:
-    depth = config.num_hidden_layers
+def layers_to_run(path: str, layer: int, depth: int) -> int:
+    """How many of the `depth` layers of a tower give `layer`; raises ValueError naming `path` if none do."""
     if layer == 0 or not -depth <= layer <= depth:
         raise ValueError(f"{path}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
     return int(layer if layer > 0 else depth + 1 + layer)

