@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_a_warning_and_no_refusal(project, capsys):
 def test_overlay_tells_what_it_changed(project, capsys):
     command.main(["overlay", str(NEXT), "--set", "trainer.devices=8", "--set", "trainer.strategy=ddp"])
     lines = capsys.readouterr().out.splitlines()
-    assert "trainer.devices: auto -> 8" in lines and "prepare.source: micro -> coco" in lines
+    assert "trainer.devices: 1 -> 8" in lines and "prepare.source: micro -> coco" in lines
     assert lines[-1] == f"params.yaml: {len(lines) - 1} values changed"
 
 

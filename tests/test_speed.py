@@ -1,13 +1,10 @@
 """The scripts of benchmarks/ on sizes that take no time: what they print, not how fast."""
 
-import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
-
-from atr.datasets import micro
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,19 +42,3 @@ def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
     ]  # fmt: skip
     for row in rows:
         assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.05)
-
-
-def test_charts_tells_a_wrong_bar_from_a_wrong_reading(tmp_path, capsys):
-    drawn = micro.sample("charts", "evaluate", 3, seed=5)
-    (label, value), (_, other), *_ = drawn.turns
-    row = {"benchmark": "charts", "image": "charts/000003", "question": label}
-    rows = [
-        row | {"prediction": value, "score": 1.0},
-        *[row | {"prediction": other, "score": 0.0}] * 2,
-        *[row | {"prediction": f"{value}{other}", "score": 0.0}] * 3,
-        {"benchmark": "docs", "image": "docs/000003", "question": "name", "prediction": other, "score": 0.0},
-    ]
-    path = tmp_path / "results.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = [line.split(maxsplit=1) for line in printed("charts", capsys, str(path), "--seed", "5")]
-    assert lines == [["3", "something else"], ["2", "the value of another bar"], ["1", "right"]]

@@ -79,6 +79,7 @@ def project(family, hub, tmp_path_factory):
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # and taken back, as Lightning's logger sets it
         overlay.apply(ROOT / "experiments" / f"{OVERLAYS[family]}.yaml", SETTINGS)
         prepare.main(config.load("prepare"))
         for split in SPLITS:
