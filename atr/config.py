@@ -231,7 +231,8 @@ class Trainer:
     accelerator: str = "auto"
     """Lightning's name of the hardware; auto takes the best there is."""
     devices: Any = "auto"
-    """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU."""
+    """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU. Each takes
+    batches of its own: params.yaml has 1, so that its steps are as many on every machine."""
     strategy: str = "auto"
     """Lightning's name of the way to use several devices: auto, or one of the ddp family."""
     precision: int | str = "auto"

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Never, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -202,20 +202,18 @@ class _Hope:
             if row.status == FAILED:
                 self.failed.setdefault(row.id, row)
         if len(self.failed) >= HOPELESS:
-            raise self._error(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
+            self._raise(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
 
     def check_any(self, rows: Sequence[Row]) -> None:
         """Raise the first failure where no question was answered at all."""
         failures = [row for row in rows if row.status == FAILED]
         if failures and all(row.status != ANSWERED for row in rows):
-            raise self._error(failures[0], "any other")
+            self._raise(failures[0], "any other")
 
-    def _error(self, first: Row, others: str) -> Exception:
+    def _raise(self, first: Row, others: str) -> Never:
         kind = ValueError if isinstance(self.cause, ValueError) else RuntimeError
         where = f"keep {first.keep}, seed {first.seed}"
-        error = kind(f"{where}: no answer to {first.id}, nor to {others}: {first.error}")
-        error.__cause__ = self.cause
-        return error
+        raise kind(f"{where}: no answer to {first.id}, nor to {others}: {first.error}") from self.cause
 
 
 def _gather(rows: list[Row], processes: int) -> list[Row]:

@@ -37,11 +37,9 @@ def main(params: config.Params, reducer: str) -> None:
         if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
             fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
         trials = trials_of(reducer, keep, asked.random_seeds)
-        reduced = Reduced.by(answerer, reducer, (trial.seed for trial in trials), weights_of(reducer))
-        batches, share = (
-            answerer.batches(questions, asked.batch_size),
-            (fabric.global_rank, fabric.world_size),
-        )
+        reduced = Reduced.by(answerer, reducer, {trial.seed for trial in trials}, weights_of(reducer))
+        batches = answerer.batches(questions, asked.batch_size)
+        share = fabric.global_rank, fabric.world_size
         stopped = Unfinished(unfinished(params, reducer, provenance), fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:

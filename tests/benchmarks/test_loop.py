@@ -124,6 +124,17 @@ def test_it_stops_as_well_where_the_model_breaks_later_on():
     assert len(asked) == 100 + HOPELESS
 
 
+def test_failures_between_answers_do_not_add_up():
+    def failing(images, trial):
+        if int(images[0].removeprefix("docs/")) % 2:
+            raise MemoryError("full")
+        return answer(images, trial)
+
+    many = [Asked(f"docs/{number}#0", images=[f"docs/{number}"]) for number in range(3 * HOPELESS)]
+    rows = answer_all(many, [[number] for number in range(len(many))], TRIALS[:1], prepare, failing)
+    assert [row.status for row in rows] == ["answered", "failed"] * (len(many) // 2)
+
+
 def test_a_reducer_that_fails_at_one_budget_alone_is_asked_on():
     def failing(images, trial):
         if trial.keep == 0.5:
@@ -174,7 +185,9 @@ def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     path = tmp_path / "abc"
     interrupted(BATCHES, Unfinished(path), after=2)
     file = tmp_path / "abc.0.jsonl"
-    file.write_bytes(file.read_bytes()[:-20])
+    lines = [line for line in file.read_bytes().split(b"\n") if line]
+    whole = len(BATCHES[0]) * len(TRIALS)
+    file.write_bytes(b"\n".join([*lines[:whole], lines[whole][:-20]]))
     rows, asked = resumed(BATCHES, Unfinished(path))
     assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
     assert asked == [["docs/0", "docs/2"], ["docs/3"]]
@@ -303,9 +316,9 @@ def test_trials_of_each_reducer():
     assert trials_of("random", [0.1, 0.5], 2) == [Trial(0.1, 0), Trial(0.1, 1), Trial(0.5, 0), Trial(0.5, 1)]
 
 
-def pictured_of(questions, trials, lost=()):
+def pictured_of(questions, trials, lost=(), at=(0.2, 0.5)):
     def losing(images, trial):
-        if set(images) & set(lost):
+        if set(images) & set(lost) and trial.keep in at:
             raise ValueError("unreadable")
         return answer(images, trial)
 
@@ -328,8 +341,11 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
 
 
 def test_an_image_that_was_not_answered_about_is_not_pictured():
-    images, _ = pictured_of(QUESTIONS, TRIALS, lost=["docs/1"])
+    images, trial = pictured_of(QUESTIONS, TRIALS, lost=["docs/1"])
     assert list(images) == ["docs/0", "docs/2", "docs/3"]
+    assert pictured_of(QUESTIONS, TRIALS, lost=["docs/1"], at=(trial.keep,))[0] == images
+    others = tuple({each.keep for each in TRIALS} - {trial.keep})
+    assert "docs/1" in pictured_of(QUESTIONS, TRIALS, lost=["docs/1"], at=others)[0]
 
 
 def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
