@@ -1,5 +1,6 @@
 """Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
 
+import cmath
 import math
 
 import pytest
@@ -224,3 +225,17 @@ def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
 def test_sine_positions_refuse_a_width_they_cannot_fill():
     with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
         sine_positions((2, 2), 18)
+
+
+@pytest.mark.parametrize("grid, width", [((3, 5), 16), ((7, 2), 8), ((2, 3), 64)])
+def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, width):
+    """By complex exponentials, cell by cell."""
+    bands = width // 4
+    turns = [complex(0, 10_000 ** (-band / bands)) for band in range(bands)]
+    for place, row in enumerate(sine_positions(grid, width).tolist()):
+        waves = [cmath.exp(turn * cell) for cell in divmod(place, grid[1]) for turn in turns]
+        parts = [
+            [wave.imag for wave in half] + [wave.real for wave in half]
+            for half in (waves[:bands], waves[bands:])
+        ]
+        assert row == pytest.approx([*parts[0], *parts[1]], abs=1e-5)
