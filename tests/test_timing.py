@@ -21,11 +21,6 @@ def test_a_pause_takes_as_long_as_it_does():
     assert len(calls) >= 5 and set(calls) == {torch.get_num_threads()}
 
 
-def test_a_cpu_is_named_with_its_instructions_and_threads():
-    name = device_name(torch.device("cpu"))
-    assert f"{torch.get_num_threads()} threads" in name and torch.backends.cpu.get_cpu_capability() in name
-
-
 @pytest.mark.parametrize("durations", [(0.02,), (0.02, 0.02, 0.7)])
 def test_a_time_is_the_median_in_milliseconds_by_the_clock(monkeypatch, durations):
     """By a clock of our own, which goes on only while what is timed runs."""
@@ -37,3 +32,8 @@ def test_a_time_is_the_median_in_milliseconds_by_the_clock(monkeypatch, duration
     monkeypatch.setattr(timing, "Timer", partial(Timer, timer=lambda: now[0]))
     assert milliseconds(run, 6.0) == pytest.approx(20)
     assert now[0] >= 106.0
+
+
+def test_a_cpu_is_named_with_its_instructions_and_threads():
+    name = device_name(torch.device("cpu"))
+    assert f"{torch.get_num_threads()} threads" in name and torch.backends.cpu.get_cpu_capability() in name

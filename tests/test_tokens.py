@@ -222,11 +222,6 @@ def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
     assert torch.equal(sine_positions((2, 5), 16), positions[:10])
 
 
-def test_sine_positions_refuse_a_width_they_cannot_fill():
-    with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
-        sine_positions((2, 2), 18)
-
-
 @pytest.mark.parametrize("grid, width", [((3, 5), 16), ((7, 2), 8), ((2, 3), 64)])
 def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, width):
     """By complex exponentials, cell by cell."""
@@ -239,3 +234,8 @@ def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, 
             for half in (waves[:bands], waves[bands:])
         ]
         assert row == pytest.approx([*parts[0], *parts[1]], abs=1e-5)
+
+
+def test_sine_positions_refuse_a_width_they_cannot_fill():
+    with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
+        sine_positions((2, 2), 18)

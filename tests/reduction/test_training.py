@@ -166,6 +166,15 @@ def test_guard_goes_on_from_its_state():
     assert resumed.kept == 0.4
 
 
+def test_guard_takes_a_twentieth_of_each_step_into_its_mean():
+    guard = CollapseGuard(Pretrain(collapse_after=1.0))
+    trainer = SimpleNamespace(global_step=1, estimated_stepping_batches=100)
+    for kept in (0.9, 0.9, 0.1, 0.5):
+        outputs = {"loss": torch.tensor(1.0), "kept": torch.tensor(kept)}
+        guard.on_train_batch_end(trainer, None, outputs, None, 0)
+    assert guard.kept == pytest.approx(0.9025 * 0.9 + 0.0475 * 0.1 + 0.05 * 0.5)
+
+
 def test_learning_rate_rises_then_falls_to_zero():
     factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
     assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])

@@ -293,6 +293,37 @@ def test_on_images_of_one_tile_any_reducer_will_do(model):
     assert torch.equal(torch.stack(kept), Random(3)(encoded, 8))
 
 
+@TILED
+def test_a_token_whose_score_is_the_threshold_itself_is_not_above_it(seen):
+    encoded, packing = seen
+    scored = Scored(torch.zeros(encoded.features_BND.shape[:2]))
+    scored.threshold = 0.0
+    assert [len(kept_K) for kept_K in choose_packed(scored, encoded, packing, Policy("adaptive"))] == [0] * 4
+    scored.threshold = -1e-6
+    kept = choose_packed(scored, encoded, packing, Policy("adaptive"))
+    assert [len(kept_K) for kept_K in kept] == packing.sizes
+
+
+@TILED
+def test_each_image_of_several_tiles_is_chosen_by_its_own_text(seen):
+    encoded, packing = seen
+    of_image = torch.nn.functional.normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)))
+    texts = of_image.repeat_interleave(torch.tensor(packing.tiling.tiles), 0)
+    policy, asked = Policy(0.3), replace(encoded, text_BD=texts)
+    kept = choose_packed(CDPruner(), asked, packing, policy)
+    for image, kept_K in enumerate(kept):
+        (visual,) = packing.groups("image")[image]
+        alone = Encoded(
+            packing.values(encoded.features_BND)[image][None, visual],
+            None,
+            projected_BND=packing.values(encoded.projected_BND)[image][None, visual],
+            text_BD=of_image[image : image + 1],
+        )
+        assert kept_K.tolist() == visual[CDPruner()(alone, budget(0.3, len(visual)))[0]].tolist()
+    others = choose_packed(CDPruner(), replace(asked, text_BD=texts.flip(0)), packing, policy)
+    assert any(one.tolist() != other.tolist() for one, other in zip(kept, others, strict=True))
+
+
 def test_adaptive_needs_a_threshold(model):
     encoded = Encoded(torch.randn(1, 16, 24), (4, 4))
     for reducer in (Random(), random_scores(encoded)):
@@ -373,34 +404,3 @@ def test_a_reducers_own_counts_within_bounds(model):
     assert [kept_K.tolist() for kept_K in kept] == [[0], list(range(6)), list(range(6))]
     kept = choose_packed(Attentive(), encoded, packing, Policy("adaptive", bounds=(2, 4)))
     assert [kept_K.tolist() for kept_K in kept] == [[0, 1], list(range(4)), list(range(4))]
-
-
-@TILED
-def test_a_token_whose_score_is_the_threshold_itself_is_not_above_it(seen):
-    encoded, packing = seen
-    scored = Scored(torch.zeros(encoded.features_BND.shape[:2]))
-    scored.threshold = 0.0
-    assert [len(kept_K) for kept_K in choose_packed(scored, encoded, packing, Policy("adaptive"))] == [0] * 4
-    scored.threshold = -1e-6
-    kept = choose_packed(scored, encoded, packing, Policy("adaptive"))
-    assert [len(kept_K) for kept_K in kept] == packing.sizes
-
-
-@TILED
-def test_each_image_of_several_tiles_is_chosen_by_its_own_text(seen):
-    encoded, packing = seen
-    of_image = torch.nn.functional.normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)))
-    texts = of_image.repeat_interleave(torch.tensor(packing.tiling.tiles), 0)
-    policy, asked = Policy(0.3), replace(encoded, text_BD=texts)
-    kept = choose_packed(CDPruner(), asked, packing, policy)
-    for image, kept_K in enumerate(kept):
-        (visual,) = packing.groups("image")[image]
-        alone = Encoded(
-            packing.values(encoded.features_BND)[image][None, visual],
-            None,
-            projected_BND=packing.values(encoded.projected_BND)[image][None, visual],
-            text_BD=of_image[image : image + 1],
-        )
-        assert kept_K.tolist() == visual[CDPruner()(alone, budget(0.3, len(visual)))[0]].tolist()
-    others = choose_packed(CDPruner(), replace(asked, text_BD=texts.flip(0)), packing, policy)
-    assert any(one.tolist() != other.tolist() for one, other in zip(kept, others, strict=True))

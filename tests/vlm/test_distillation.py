@@ -153,6 +153,32 @@ def test_every_image_counts_alike_however_long_its_answers():
     assert distillation._mean_of_rows(values, answers) == 4
 
 
+@torch.no_grad()
+def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_without_some(module):
+    """KL(all || some), the sum over words, by `torch.distributions`, a mean over answers and then images."""
+    prepared, answers = module._conversations(BATCH)
+    whole = prepared.reduce(Full(), Policy(1.0))
+    half = (torch.arange(16) % 2).float()
+    every, some = (module._words(whole, answers, weights) for weights in (None, half.repeat(3)))
+    categorical = torch.distributions.Categorical
+    kl_A = torch.distributions.kl_divergence(categorical(logits=every), categorical(logits=some))
+    counts = answers.sum(1).tolist()
+    expected = sum(part.mean() for part in kl_A.split(counts)) / len(counts)
+    same = (every.argmax(1) == some.argmax(1)).float().mean()
+    [(found, agreement)] = module._compared(BATCH, [lambda _: half])
+    torch.testing.assert_close(found, expected)
+    assert agreement == same
+
+
+def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer):
+    module = taught(answerer, lowest=0.25, highest=0.5)
+    generator = torch.Generator().manual_seed(0)
+    masks = [module._sampled(torch.zeros(16), generator) for _ in range(1000)]
+    counts = [int(mask_P.sum()) for mask_P in masks]
+    assert set(counts) == {4, 5, 6, 7, 8}
+    assert all(150 < counts.count(count) < 250 for count in range(4, 9))
+
+
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
     monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])

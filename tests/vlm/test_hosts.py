@@ -125,27 +125,6 @@ def test_attention_and_keys_are_those_of_the_layer_that_is_read(model, process):
     assert encode(model, inputs, tiling).attention_BN is None
 
 
-@pytest.mark.parametrize("family", ["llava"])
-@torch.no_grad()
-def test_attention_of_an_untrained_class_token_tells_nothing_and_is_not_taken(model, process):
-    tower, inputs = model.model.vision_tower, process("<image> a")
-    tower.config.untrained_class_token = True
-    encoded = encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})
-    tower.set_attn_implementation("eager")
-    weights = tower(inputs["pixel_values"], output_attentions=True).attentions[
-        model.config.vision_feature_layer
-    ]
-    torch.testing.assert_close(encoded.attention_BN, weights.mean(1)[:, 1:, 1:].mean(1))
-
-
-@pytest.mark.parametrize("family", ["llava"])
-def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
-    inputs = process("<image> a")
-    model.model.vision_tower.config.model_type = "other"
-    with pytest.raises(ValueError, match="attention_BN cannot be had of a tower of type other"):
-        encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})
-
-
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 @pytest.mark.parametrize("layers", [[1, -2], [-2, 1], [-1, 2, -3]])
 @torch.no_grad()
@@ -174,3 +153,24 @@ def test_of_several_layers_the_last_that_is_named_gives_attention_and_keys(make_
     torch.testing.assert_close(
         encoded.keys_BND, torch.stack(keys_BTD.chunk(heads, dim=-1)).mean(0)[:, class_tokens:]
     )
+
+
+@pytest.mark.parametrize("family", ["llava"])
+@torch.no_grad()
+def test_attention_of_an_untrained_class_token_tells_nothing_and_is_not_taken(model, process):
+    tower, inputs = model.model.vision_tower, process("<image> a")
+    tower.config.untrained_class_token = True
+    encoded = encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})
+    tower.set_attn_implementation("eager")
+    weights = tower(inputs["pixel_values"], output_attentions=True).attentions[
+        model.config.vision_feature_layer
+    ]
+    torch.testing.assert_close(encoded.attention_BN, weights.mean(1)[:, 1:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("family", ["llava"])
+def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
+    inputs = process("<image> a")
+    model.model.vision_tower.config.model_type = "other"
+    with pytest.raises(ValueError, match="attention_BN cannot be had of a tower of type other"):
+        encode(model, inputs, host_of(model).tiling(model, inputs), {"attention_BN"})
