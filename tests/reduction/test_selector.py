@@ -30,6 +30,8 @@ def test_starts_by_keeping_most():
 def test_block_equals_torchs_layer():
     torch.manual_seed(0)
     ours = Block(16, 4, 2.0)
+    for norm in (ours.norm_attention, ours.norm_feedforward):
+        torch.nn.init.normal_(norm.weight)
     theirs = torch.nn.TransformerEncoderLayer(
         16, 4, 32, dropout=0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -169,6 +171,15 @@ def test_standardise_measures_and_inverts():
     torch.testing.assert_close(standard.std((0, 1))[others], torch.ones(15), atol=0.02, rtol=0)
     torch.testing.assert_close(standardise.inverse(standard), features)
     torch.testing.assert_close(standardise.variance, features.var((0, 1)).mean(), atol=0, rtol=0.01)
+
+
+def test_a_channel_far_from_zero_loses_nothing_of_its_deviation():
+    """As vision towers have some, a thousand deviations from zero; in float32 its variance would be noise."""
+    features = 0.1 * torch.randn(200, 12, 16, generator=torch.Generator().manual_seed(0)) + 100
+    standardise = Standardise(16)
+    standardise.measure(features)
+    expected = torch.from_numpy(features.double().numpy().std((0, 1))).float()
+    torch.testing.assert_close(standardise.deviation_D, expected, rtol=1e-4, atol=0)
 
 
 def test_standardise_refuses_features_that_are_not_finite():

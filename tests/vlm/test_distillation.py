@@ -125,6 +125,7 @@ def test_the_gradient_of_a_weight_is_what_it_changes(module):
         with torch.no_grad():
             slope = (loss(weights + step) - loss(weights - step)) / 2**-13
         assert weights.grad[token] == pytest.approx(slope.item(), rel=0.05, abs=1e-3), token
+    assert (weights.grad != 0).all()  # what is gone can come back
 
 
 def test_answers_are_marked_and_nothing_else(module):
