@@ -155,6 +155,17 @@ def test_every_image_counts_alike_however_long_its_answers():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_newlines_are_no_tokens_to_be_dropped(module):
+    prepared, _ = module._conversations(BATCH)
+    scored = []
+    weights = module._weights(prepared, lambda scores_P: scored.append(len(scores_P)) or scores_P * 0)
+    ends = torch.cat([tile_P == ROW_END for tile_P in prepared.packing.tile_of])
+    assert torch.equal(weights, ends.float())
+    assert scored == prepared.packing.sizes
+
+
+@torch.no_grad()
 def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_without_some(module):
     """KL(all || some), the sum over words, by `torch.distributions`, a mean over answers and then images."""
     prepared, answers = module._conversations(BATCH)
