@@ -13,7 +13,14 @@ from torch import Tensor
 
 from atr.config import ONE_TILE, Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
-from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.checkpoint import (
+    check_features,
+    check_selector,
+    cuts_images,
+    load_vlm,
+    warn_of_positions,
+    weight_dtype,
+)
 from atr.vlm.choice import ADAPTIVE, Policy
 from atr.vlm.inside import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
 from atr.vlm.reduce import Prepared, shorten
@@ -113,6 +120,7 @@ class Answerer:
             reducer = REDUCERS[name](seed, selector)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
+            warn_of_positions(reducer.selector, self.settings.positions)
         return reducer
 
     def reachable(self, name: str, keeps: Sequence[float]) -> list[float]:
@@ -154,7 +162,7 @@ class Answerer:
         blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
         (count,) = {len(names) for names in images}
         whole = self.source.prepare(images, questions, needs) if count else None
-        return Batch(count, shorten(self.model, blind, [], []), whole)
+        return Batch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)
 
     @torch.inference_mode()
     def answer(self, batch: Batch, reducer: Reducer | LayerReducer, keep: float | None) -> list[Reply]:

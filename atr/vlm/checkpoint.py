@@ -1,6 +1,7 @@
 """Load a vision-language model and its processor from a folder or the hub, whole or not at all."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -153,6 +154,17 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
         raise ValueError(
             f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
             f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
+    """Warn, once a process, of positions other than those that the selector's record names, if any."""
+    known = selector.record.get("positions")
+    if known not in (None, positions):
+        warnings.warn(
+            f"the selector of encoder {selector.encoder} was taught and evaluated with positions={known!r}, "
+            f"it is used with positions={positions!r}: answers can be much worse",
+            stacklevel=1,  # this line, so that Python shows it once, wherever the calls come from
         )
 
 
