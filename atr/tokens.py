@@ -109,10 +109,10 @@ def number(key: str, value: object) -> int | float:
 
 
 def budget(keep: float, tokens: int) -> int:
-    """Number of tokens kept: an int is a count, a float a fraction rounded half up, of any at least one if > 0.
+    """Number of tokens kept: an int is a count, a float a fraction rounded half up, at least one if > 0.
 
-    Ints and floats may be NumPy's or torch's, as in `number`. Raises ValueError for a count outside 0..tokens
-    or a fraction outside 0..1.
+    Of no tokens every fraction is none. Ints and floats may be NumPy's or torch's, as in `number`. Raises
+    ValueError for a count outside 0..tokens or a fraction outside 0..1.
     """
     keep = number("keep", keep)
     if isinstance(keep, int):

@@ -1,5 +1,6 @@
 """Greedy answers to questions about images, the visual tokens really removed."""
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from atr.vlm.checkpoint import (
     check_selector,
     cuts_images,
     load_vlm,
+    other_images,
     warn_of_positions,
     weight_dtype,
 )
@@ -88,9 +90,9 @@ class Answerer:
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
-        That is `features` where the model is to be given them and reads whole images, else `images`; only
-        what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError for what `load_vlm`
-        refuses, and for features that the model does not read.
+        That is `features` where the model is to be given them and reads whole images, preprocessed as theirs
+        were, else `images`; only what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError
+        for what `load_vlm` refuses, and for features that the model does not read.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
         model = model.to(device)
@@ -99,7 +101,11 @@ class Answerer:
         else:
             store = features()
             check_features(model, store.manifest)
-            source = StoredFeatures(model, processor, store, cache(images))
+            if differing := other_images(processor, store.manifest):
+                print(f"{vlm.path}: the stored features are not taken: {differing}", file=sys.stderr)
+                source = WholeInputs(model, processor, images(), settings.interpolation)
+            else:
+                source = StoredFeatures(model, processor, store, cache(images))
         return cls(model, processor, source, settings)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
