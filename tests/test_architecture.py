@@ -119,7 +119,8 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
-        return lower == "reduction" or imported in ("atr.features.encoder", "atr.features.attention")
+        shared = ("atr.features.attention", "atr.features.encoder", "atr.features.preprocess")
+        return lower == "reduction" or imported in shared
     return FLOORS[lower] < FLOORS[upper]
 
 

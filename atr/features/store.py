@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_OF_FEATURES = ("encoder", "layer", "fingerprint", "dtype", "tokens", "grid", "width")
+_OF_FEATURES = ("encoder", "layer", "fingerprint", "preprocess", "dtype", "tokens", "grid", "width")
 _MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "shards"}
 
 
@@ -93,12 +93,14 @@ def write_manifest(
     grid: tuple[int, int],
     width: int,
     fingerprint: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
 ) -> None:
     """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
 
-    `fingerprint` says of which weights the encoder is, where that is known.
+    `fingerprint` says of which weights the encoder is, and `preprocess` what was made of the images before,
+    as `atr.features.preprocess.describe` has it, where these are known.
     """
     write_json(
         folder / MANIFEST,
@@ -111,6 +113,7 @@ def write_manifest(
             "grid": list(grid),
             "width": width,
             "fingerprint": fingerprint,
+            "preprocess": None if preprocess is None else dict(preprocess),
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
             "shards": sorted(shards, key=lambda shard: shard["file"]),
@@ -228,7 +231,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path}: not a feature store's manifest of format {FORMAT}")
     if missing := sorted(_MANIFEST_KEYS - manifest.keys()):
-        raise ValueError(f"{path}: {missing[0]} is missing")
+        raise ValueError(f"{path}: {missing[0]} is missing{_AGAIN}")
     if sum(shard["images"] for shard in manifest["shards"]) != manifest["images"] or not manifest["shards"]:
         raise ValueError(f"{path}: the shards do not add up to {manifest['images']} images")
     return manifest

@@ -39,6 +39,7 @@ def write(folder, batch=2, finish=True):
 
 def finish_store(folder, shards):
     about = {"encoder": "tiny", "layer": -2, "grid": (2, 3), "width": WIDTH, "fingerprint": "0f"}
+    about["preprocess"] = {"pixels": "ab"}
     write_manifest(folder, **about, parameters=PARAMETERS, shards=shards)
 
 
@@ -87,6 +88,7 @@ def test_the_manifest_describes_the_store(folder):
         "grid": [2, 3],
         "width": WIDTH,
         "fingerprint": "0f",
+        "preprocess": {"pixels": "ab"},
         "images": IMAGES,
         "parameters": PARAMETERS,
     }
