@@ -8,13 +8,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from inspect import formatannotation
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Record = TypeVar("Record")
 
@@ -31,8 +31,7 @@ def record(kind: type[Record], content: Any, where: str, exact: bool = False) ->
     """
     if not isinstance(content, dict):
         raise ValueError(f"{where}: {short(content)} is not allowed, allowed: a JSON object")
-    known = _fields(kind)
-    values = {}
+    known, values = _fields(cast(Any, kind)), {}
     for key, (field, hint) in known.items():
         if key in content:
             values[key] = value_of(hint, content[key], f"{where}: {key}")
@@ -123,7 +122,7 @@ def _refused(hint: Any, value: Any, where: str) -> ValueError:
 
 
 @cache
-def _fields(kind: Hashable) -> dict[str, tuple[Field[Any], Any]]:
+def _fields(kind: Any) -> dict[str, tuple[Field[Any], Any]]:
     hints = get_type_hints(kind)
     return {field.name: (field, hints[field.name]) for field in fields(kind) if field.init}
 

@@ -206,7 +206,7 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
         super()._save_pretrained(save_directory)
 
     def check_usable(self, where: str) -> None:
-        """Raise ValueError, `where` and a tensor's name, unless weights are finite and deviations positive."""
+        """Raise ValueError, `where` and a tensor's name, unless weights are finite, deviations positive."""
         check_finite_weights(self.state_dict(), where)
         for name, part in self.named_modules():
             if isinstance(part, Standardise) and not (part.deviation_D > 0).all():
@@ -227,8 +227,11 @@ def _check_config(kind: type[HubModule], config: Mapping[str, Any], weights: Pat
     # On the meta device a tensor of any size is free, a module is not.
     if (layers := config.get("layers", 0)) > len(stored):
         raise ValueError(f"{_CONFIG}: layers: {layers}, though {_WEIGHTS} has {len(stored)} tensors in all")
-    with torch.device("meta"):
-        wanted = {key: tuple(value.shape) for key, value in kind(**config).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            wanted = {key: tuple(value.shape) for key, value in kind(**config).state_dict().items()}
+    except RuntimeError as error:  # a size that no integer holds
+        raise ValueError(f"{_CONFIG}: {error}") from error
     for key in sorted(wanted.keys() | stored.keys()):
         if wanted.get(key) != stored.get(key):
             raise ValueError(
