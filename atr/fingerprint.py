@@ -29,7 +29,7 @@ def fingerprint(tower: Any) -> str | None:
     return f"{int(''.join('01'[bit] for bit in positive), 2):0{BITS // 4}x}"
 
 
-def check(known: object) -> None:
+def check_fingerprint(known: object) -> None:
     """Raise ValueError unless it is a fingerprint, or None for one that is not known."""
     if known is not None and not (isinstance(known, str) and _HEX.fullmatch(known)):
         raise ValueError(f"fingerprint: {known!r:.80} is not allowed, allowed: up to {BITS // 4} hex digits")

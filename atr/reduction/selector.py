@@ -6,7 +6,7 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor
 
-from atr import fingerprint
+from atr.fingerprint import check_fingerprint
 from atr.finite import check_finite
 from atr.reduction import card
 from atr.reduction.encoded import Encoded
@@ -46,7 +46,7 @@ class FeatureSelector(
         super().__init__()
         self.encoder, self.layer, self.keep = encoder, layer, keep
         self.record = dict(record or {})
-        fingerprint.check(self.record.get("fingerprint"))
+        check_fingerprint(self.record.get("fingerprint"))
         self.standardise = Standardise(width)
         self.trunk = Trunk(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
 
