@@ -36,7 +36,7 @@ def record(kind: type[Record], content: Any, where: str, exact: bool = False) ->
         if key in content:
             values[key] = value_of(hint, content[key], f"{where}: {key}")
         elif exact or _is_required(field):
-            raise ValueError(f"{where}: {key} is missing, allowed: {formatannotation(hint)}")
+            raise ValueError(f"{where}: {key} is missing, allowed: {_name(hint)}")
     if exact and (unknown := sorted(content.keys() - known)):
         raise ValueError(f"{where}: {short(unknown[0])} is an unknown key, allowed: {', '.join(known)}")
     try:
@@ -118,7 +118,12 @@ def check_distinct(key: str, names: Sequence[str]) -> None:
 
 
 def _refused(hint: Any, value: Any, where: str) -> ValueError:
-    return ValueError(f"{where}: {short(value)} is not allowed, allowed: {formatannotation(hint)}")
+    return ValueError(f"{where}: {short(value)} is not allowed, allowed: {_name(hint)}")
+
+
+def _name(hint: Any) -> str:
+    """How a type is written, without the modules that it comes from."""
+    return re.sub(r"\w+\.", "", formatannotation(hint))
 
 
 @cache

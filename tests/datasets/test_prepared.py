@@ -130,7 +130,7 @@ def test_more_images_than_a_file_has_are_refused_before_they_are_counted_out(fol
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][1]["images"] = 10**15
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="images-00001.parquet is not the file"):
+    with pytest.raises(ValueError, match=r"images-00001.parquet is not the file"):
         PreparedImages(folder)
 
 
@@ -148,7 +148,7 @@ def test_a_table_of_other_columns_is_refused(folder, table):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][2] |= {"images": 2, "sha256": sha256(folder / "images-00002.parquet")}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="images-00002.parquet is not the file"):
+    with pytest.raises(ValueError, match=r"images-00002.parquet is not the file"):
         PreparedImages(folder)
 
 
