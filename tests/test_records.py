@@ -59,9 +59,7 @@ def test_an_exact_record_has_every_key_and_no_other():
     assert record(Shape, WHOLE, "file", exact=True).grid == (2, 3)
     with pytest.raises(ValueError, match=r"^file: more is missing, allowed: "):
         record(Shape, {key: WHOLE[key] for key in ("points", "grid", "owner")}, "file", exact=True)
-    with pytest.raises(
-        ValueError, match=r"^file: 'b' is an unknown key, allowed: points, grid, owner, more"
-    ):
+    with pytest.raises(ValueError, match=r"^file: 'b' is an unknown key, allowed: points, grid, owner, more"):
         record(Shape, WHOLE | {"b": 1, "c": 2}, "file", exact=True)
 
 
