@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from atr.features.attention import CLASS_TOKENS, leading_tokens, observing
+from atr.finite import check_finite_weights
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -88,8 +89,8 @@ class Encoder(nn.Module):
         `size` in pixels, one side or (height, width), resizes the whole image to it and interpolates the
         tower's positions; None leaves both to the folder's image processor. Layers behind `layer` are neither
         loaded nor run. Raises ValueError naming the folder or file for anything that is not there, is
-        damaged, or has weights missing or misshapen; and before any weight is read, for a tower of a type
-        that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
+        damaged, or has weights missing, misshapen or not finite; and before any weight is read, for a tower
+        of a type that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
         """
         config, prefix = _vision_config(path)
         _check_type(path, config)
@@ -233,6 +234,8 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{weights}: no readable weights: {first_line(error)}") from error
     _refuse_incomplete(str(weights), report)
+    read = {key: weight for key, weight in tower.state_dict().items() if not key.startswith(_UNREAD)}
+    check_finite_weights(read, str(weights))
     return tower
 
 

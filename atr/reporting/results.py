@@ -1,7 +1,7 @@
 """What the stages before the report wrote: read from their JSON files, and checked against each other."""
 
-import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 from atr import config
 from atr.files import read_json
+from atr.records import record, records
 
 REQUIRED = ("full", "none", "random", "selector")
 """The lines of every plot of the paper; other reducers join them where they are named."""
@@ -243,31 +244,97 @@ def _pretraining(path: Path) -> dict[str, Any]:
 def _evaluation(reducer: str, folder: Path) -> Evaluation:
     stage = f"evaluate (reducer {reducer})"
     summary = read(folder / "summary.json", stage)
+    with _made_by(stage):
+        record(_Summary, summary, str(folder / "summary.json"))
+    return Evaluation(
+        reducer=summary["reducer"],
+        encoder=summary["encoder"],
+        vlm=summary["vlm"],
+        tokens_full=summary["tokens_full"],
+        curves=_curves(summary["scores"]),
+        rows=_rows(folder / "results.jsonl", stage),
+        masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
+        resamples=summary["parameters"]["evaluate"]["bootstrap"],
+        seed=summary["parameters"]["seed"],
+        parameters=summary["parameters"],
+        provenance=summary["provenance"],
+    )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The content of masks.json."""
+
+    grid: tuple[int, int]
+    keep: float | None
+    masks: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is read of each entry of a summary's scores."""
+
+    keep: float | None
+    tokens: float
+    mean: float
+    low: float
+    high: float
+    tokens_full: float = 0.0
+    group: str = ""
+    benchmark: str = ""
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.tokens_full <= 0:
+            raise ValueError(f"tokens_full: {self.tokens_full} is not allowed, allowed: above 0 without keep")
+        if not (self.group or self.benchmark):
+            raise ValueError("benchmark is missing, allowed: the name of one, or of a group")
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """What is read of the section `evaluate`."""
+
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What is read of the parameters that an evaluation was made by."""
+
+    seed: int
+    evaluate: _Resampled
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """The content of summary.json."""
+
+    reducer: str
+    encoder: str
+    vlm: str
+    tokens_full: float
+    scores: list[_Point]
+    parameters: _Parameters
+    provenance: dict[str, Any]
+
+
+@contextmanager
+def _made_by(stage: str) -> Iterator[None]:
+    """Say of what is wrong with a file by which stage it is made."""
     try:
-        return Evaluation(
-            reducer=summary["reducer"],
-            encoder=summary["encoder"],
-            vlm=summary["vlm"],
-            tokens_full=summary["tokens_full"],
-            curves=_curves(summary["scores"]),
-            rows=list(_rows(folder / "results.jsonl", stage)),
-            masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
-            resamples=summary["parameters"]["evaluate"]["bootstrap"],
-            seed=summary["parameters"]["seed"],
-            parameters=summary["parameters"],
-            provenance=summary["provenance"],
-        )
-    except KeyError as error:
-        raise ValueError(f"{folder / 'summary.json'} lacks {error}; stage {stage} makes it") from None
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; stage {stage} makes it") from None
 
 
-def _masks(path: Path, stage: str) -> Masks:
+def _masks(path: Path, stage: str) -> Masks | None:
     content = read(path, stage)
-    try:
-        rows, columns = content["grid"]
-        masks = Masks((rows, columns), content["keep"], content["masks"])
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}; stage {stage} makes it") from None
+    if content.get("grid") is None and not content.get("masks"):
+        return None  # nothing was answered where pictures would be of
+    with _made_by(stage):
+        written = record(_Written, content, str(path))
+    masks, (rows, columns) = Masks(written.grid, written.keep, written.masks), written.grid
     for image, kept in masks.kept.items():
         if not all(0 <= index < rows * columns for index in kept):
             raise ValueError(f"{path}: image {image} keeps patches outside the grid {rows} x {columns}")
@@ -290,17 +357,11 @@ def _kept(entry: dict[str, Any]) -> dict[str, Any]:
     return entry | {"keep": entry["tokens"] / entry["tokens_full"]} if adaptive else entry
 
 
-def _rows(path: Path, stage: str) -> Iterator[Row]:
+def _rows(path: Path, stage: str) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; stage {stage} makes it")
-    names = [field.name for field in fields(Row)]
-    # Not splitlines(), which would break a row at the line separators Unicode allows inside a JSON string.
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            row = json.loads(line)
-            yield Row(*(row[name] for name in names))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}; stage {stage} makes it") from None
+    with _made_by(stage):
+        return list(records(Row, path))
 
 
 def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) -> None:
@@ -320,6 +381,8 @@ def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) ->
     asked = {row.id: row.asked for row in reference.rows}
     for (keep, seed), rows in _runs(other).items():
         answered = {row.id: row.asked for row in rows}
+        if len(answered) != len(rows):
+            raise ValueError(f"{pair}: the latter has a question twice at kept fraction {keep}, seed {seed}")
         differing = sorted(id for id in {*asked, *answered} if asked.get(id) != answered.get(id))
         if differing:
             raise ValueError(

@@ -20,6 +20,7 @@ from transformers import (
 from atr.features.encoder import first_line, quiet, tell_substitute
 from atr.features.preprocess import describe, difference
 from atr.fingerprint import fingerprint, is_same
+from atr.finite import check_finite_weights
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
 from atr.vlm.tower import PREFIX, fetch_tower, tower_of
@@ -72,8 +73,8 @@ def load_vlm(
     A tower that the folder names and leaves out is taken from where `locate` says its hub id lies. Raises
     ValueError naming `path` for what is no checkpoint, a family without host, a processor that is not there,
     counts visual tokens otherwise than the model or has no chat template, tokens of a tower that are no
-    patches, weights that are broken, of another shape, or do not cover the model, and a tower that cannot be
-    had.
+    patches, weights that are broken, of another shape, not finite, or do not cover the model, and a tower
+    that cannot be had.
     """
     try:
         config = AutoConfig.from_pretrained(path)
@@ -96,6 +97,7 @@ def load_vlm(
         raise ValueError(f"{path}: the weights lack {missing[0]} and {len(missing) - 1} more")
     if is_fetched:
         fetch_tower(model, path, locate)
+    check_finite_weights(model.state_dict(), path)
     return model.eval().requires_grad_(False), processor
 
 

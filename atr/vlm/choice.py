@@ -20,7 +20,7 @@ from atr.reduction import (
     Scorer,
     SelectorReducer,
 )
-from atr.reduction.asking import ask, check
+from atr.reduction.asking import ask, ask_scores, check
 from atr.reduction.encoded import Apportioner
 from atr.tokens import shares, top_k_BK
 from atr.vlm.hosts import Tiling
@@ -247,8 +247,7 @@ def _apportioned(
 
 def _scores(reducer: Scorer, encoded: Encoded, packing: Packing) -> list[Tensor]:
     """Scores of the packed tokens, having gone the way of the features; (P,) each."""
-    check(reducer, encoded)
-    return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(reducer.scores(encoded)[..., None])]
+    return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(ask_scores(reducer, encoded)[..., None])]
 
 
 def _best(

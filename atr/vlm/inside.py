@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from atr import tokens
+from atr.finite import check_finite
 from atr.reduction import Full
 from atr.tokens import shares, top_k_BK
 from atr.vlm.choice import POSITIONS, Policy
@@ -243,6 +244,7 @@ class Inside:
         """Score the columns of the full sequences: -inf for padding, and for those that have left."""
         real_BS = self._slots.real_BS
         scores_BS = attention_of_last(layer, hidden_BSD, self._rotations(hidden_BSD, kwargs), real_BS)
+        check_finite(scores_BS, f"layer {layer.self_attn.layer_idx}: attention")
         gone_BL = scores_BS.new_full(self._real_BL.shape, -torch.inf)
         scores_BS = scores_BS.masked_fill(~real_BS, -torch.inf)
         self._scores_BL = gone_BL.scatter(1, self._slots.column_BS, scores_BS)

@@ -16,6 +16,7 @@ from atr.stages import report
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = SimpleNamespace(**runpy.run_path(str(ROOT / "tests/reporting/synthetic.py")))
 QUESTIONS = 12
+PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def workspace(tmp_path, monkeypatch):
     names = ("full", "none", "random", "selector", "distilled")
     SYNTHETIC.write(Path("experiments"), QUESTIONS, names, benchmarks=("docs", "shapes"))
     names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
-    save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), {})
+    save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), PREPARED)
     Path("data/features/pretrain").mkdir(parents=True)
     Path("data/features/pretrain/components.png").write_bytes(SYNTHETIC.picture())
     logged = {}
@@ -107,7 +108,7 @@ def test_a_failure_leaves_the_report_of_before(workspace):
 
 
 def test_an_image_that_the_results_name_must_be_prepared(workspace):
-    save_images(Path("data/prepared/evaluate"), [("docs/000000", SYNTHETIC.image("docs/000000"))], {})
+    save_images(Path("data/prepared/evaluate"), [("docs/000000", SYNTHETIC.image("docs/000000"))], PREPARED)
     with pytest.raises(ValueError, match="data/prepared/evaluate has no image docs/000001"):
         run()
     assert not Path("experiments/report").exists()
