@@ -19,7 +19,9 @@ class Asked(Protocol):
 
     @property
     def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice in the order of their letters; none if the question is open."""
+        """The texts of a multiple choice in the order of their letters, empty where a letter has none; no
+        text if the question is open.
+        """
 
 
 @dataclass(frozen=True)
