@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # their own, in their docs
 
 from atr.files import digest, sha256
 
@@ -63,7 +63,8 @@ def _digests(folder: Path, content: Callable[[Path], str]) -> dict[str, str]:
     """The content's hash of each file by its place in the folder; hashing releases the interpreter."""
     files = {str(file.relative_to(folder)): file for file in _files(folder)}
     with ThreadPoolExecutor() as pool:
-        hashes = tqdm(pool.map(content, files.values()), f"hash {folder.name}", len(files), delay=5)
+        hashes: Any = pool.map(content, files.values())
+        hashes = tqdm(hashes, f"hash {folder.name}", len(files), delay=5)  # type: ignore[no-untyped-call]
         return dict(zip(files, hashes, strict=True))
 
 

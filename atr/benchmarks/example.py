@@ -19,9 +19,7 @@ class Asked(Protocol):
 
     @property
     def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice in the order of their letters, empty where a letter has none; no
-        text if the question is open.
-        """
+        """The texts of a multiple choice by letter, empty for a letter without one; none if it is open."""
 
 
 @dataclass(frozen=True)
