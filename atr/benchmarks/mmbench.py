@@ -26,7 +26,7 @@ def examples(rows: Iterable[Row]) -> Iterator[Example]:
     A choice keeps its letter where the one before it is empty, as rotations leave it.
     """
     for row in rows:
-        choices = [text if _given(text) else "" for text in map(row.get, LETTERS)]
+        choices = [str(row[letter]) if _given(row.get(letter)) else "" for letter in LETTERS]
         lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=True) if text]
         hint = f"{row['hint']} " if _given(row["hint"]) else ""
         options = "\n".join(["There are several options:", *lines])
