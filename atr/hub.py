@@ -37,6 +37,11 @@ def commit_of(path: str) -> str | None:
     return None if Path(path).is_dir() else _snapshot(path).name
 
 
+def version_of(path: str) -> dict[str, str | None]:
+    """Commit and digest of a checkpoint, for results to record."""
+    return {"commit": commit_of(path), "digest": checkpoint_digest(path)}
+
+
 def checkpoint_digest(path: str) -> str:
     """Hash of all that a model, processor or selector is loaded from: of a hub id its commit too.
 

@@ -274,7 +274,7 @@ def test_it_answers_from_stored_features_as_from_images(folder, tower):
         batch = answerer.prepare([["0"], ["1"]], ["price", "cat"])
         replies.append([answerer.answer(batch, L2Norm(), keep) for keep in (0, 0.25, 1.0)])
     assert replies[0] == replies[1]
-    assert [reply[1:] for reply in replies[0][1]] == [(9, 36)] * 2
+    assert [reply[1:] for reply in replies[0][1]] == [(9, 9, 36)] * 2
 
 
 @torch.no_grad()
