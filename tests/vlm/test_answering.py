@@ -515,7 +515,7 @@ def checkpoint(model, processor, tmp_path):
     ],
 )
 def test_only_the_source_that_the_model_needs_is_opened(checkpoint, family, stored, source):
-    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24})
+    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24, "resolved": {}})
     opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
     opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
     vlm = VlmPreset("tiny", checkpoint, None, stored)
