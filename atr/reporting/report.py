@@ -155,8 +155,12 @@ def build(
         agreement=tables.agreement(results, answered),
         components=_components(results, components),
         scores=[
+            *(
+                table
+                for each in compared
+                for table in (tables.scores(each.comparison), tables.differences(each))
+            ),
             *map(tables.tokens, results.groups),
-            *(table for each in compared for table in _scores(each)),
         ],
         measured=_measured(measure) if measure else None,
         cost=tables.cost(cost) if cost else None,
