@@ -1,14 +1,12 @@
 import doctest
-import os
 import shutil
 
 import pytest
 from huggingface_hub import constants
 
-from atr import hub
+import atr.hub
 from atr.hub import checkpoint_digest, commit_of, located
 
-COMMITS = ("1" * 40, "2" * 40)
 FILES = {
     "config.json": "{}",
     "generation_config.json": "{}",
@@ -33,24 +31,12 @@ def write(folder, files=FILES):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """The hub's cache with two commits of org/model, of which `main` is the second."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    home = tmp_path / "models--org--model"
-    for number, commit in enumerate(COMMITS):
-        for name, text in FILES.items():
-            blob, link = (
-                home / "blobs" / f"{number}{name.replace('/', '')}",
-                home / "snapshots" / commit / name,
-            )
-            for file in (blob, link):
-                file.parent.mkdir(parents=True, exist_ok=True)
-            blob.write_text(text)
-            link.symlink_to(os.path.relpath(blob, link.parent))
-    for branch, commit in zip(("old", "main"), COMMITS, strict=True):
-        (home / "refs").mkdir(exist_ok=True)
-        (home / "refs" / branch).write_text(commit)
-    return home
+def commits(hub, tmp_path, monkeypatch):
+    """The commits of org/model in a cache of the hub's, of which `main` has another config.json."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    old, main = (write(tmp_path / name) for name in ("old", "main"))
+    (main / "config.json").write_text("other")
+    return hub.cache(tmp_path / "cache", "org/model", {"old": old, "main": main})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -78,17 +64,18 @@ def test_what_no_loader_reads_does_not_change_the_digest(tmp_path):
     assert checkpoint_digest(str(tmp_path)) == before
 
 
-def test_the_digest_of_a_hub_id_is_that_of_its_commit(cache):
+def test_the_digest_of_a_hub_id_is_that_of_its_commit(commits, tmp_path):
     main, old = (checkpoint_digest(f"org/model{revision}") for revision in ("", "@old"))
-    assert main == checkpoint_digest(f"org/model@{COMMITS[1]}") != old
-    (cache / "refs" / "main").write_text(COMMITS[0])
+    assert main == checkpoint_digest(f"org/model@{commits['main']}") != old
+    home = tmp_path / "cache/models--org--model"
+    (home / "refs" / "main").write_text(commits["old"])
     assert checkpoint_digest("org/model") == old
-    (cache / "snapshots" / COMMITS[0] / "generation_config.json").unlink()
+    (home / "snapshots" / commits["old"] / "generation_config.json").unlink()
     assert checkpoint_digest("org/model") != old
 
 
-def test_the_commit_is_the_one_that_came(cache, tmp_path):
-    assert (commit_of("org/model"), commit_of("org/model@old")) == (COMMITS[1], COMMITS[0])
+def test_the_commit_is_the_one_that_came(commits, tmp_path):
+    assert {"main": commit_of("org/model"), "old": commit_of("org/model@old")} == commits
     assert commit_of(str(tmp_path)) is None
     for absent in ("org/model@new", "org/another"):
         for read in (commit_of, checkpoint_digest):
@@ -104,4 +91,4 @@ def test_a_revision_is_what_stands_behind_a_hub_id_and_not_part_of_a_folders_nam
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(hub).attempted == 1 and doctest.testmod(hub).failed == 0
+    assert doctest.testmod(atr.hub).attempted == 1 and doctest.testmod(atr.hub).failed == 0

@@ -42,6 +42,7 @@ class Source:
     """Where the dataset lies: parquet files of a split in a repository of datasets, on the hub by this id."""
 
     hub: str
+    """org/name, or org/name@revision."""
     files: str
     """Glob pattern of the rows' files."""
     images: str = ""
