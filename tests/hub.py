@@ -144,7 +144,7 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]] | None = None, fil
 
 
 def cache(home: Path, name: str, folders: Mapping[str, Path]) -> dict[str, str]:
-    """Lay out the hub's cache under `home`, one commit of a model for each revision, and return the commits."""
+    """Lay out the hub's cache under `home`, one commit of a model a revision, and return the commits."""
     repository, commits = home / f"models--{name.replace('/', '--')}", {}
     (repository / "refs").mkdir(parents=True)
     (repository / "blobs").mkdir()

@@ -195,7 +195,7 @@ def test_only_what_both_answered_is_compared():
 def answered(row):
     """A row of the report as the evaluation loop has it."""
     known = {field.name: getattr(row, field.name) for field in fields(Row)}
-    return asked.Row(**known, tokens=5, tokens_full=10, anls=row.score)
+    return asked.Row(**known, tokens=5, tokens_fed=5, tokens_full=10, anls=row.score)
 
 
 def test_differences_are_those_of_the_summaries():

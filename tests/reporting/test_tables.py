@@ -124,7 +124,7 @@ def test_coverage_and_stability_are_shown_where_they_are_known():
 def test_the_net_gain_is_the_prefill_saved_less_the_time_of_the_selection():
     entries = [Spent("a", 144, 14, 32, 0.5), Spent("b", 144, 14, 1, 9.0), Spent("a", 144, 29, 1, 2.0)]
     prefill = [Prefill(144, 1, 20.0), Prefill(14, 1, 12.5), Prefill(144, 32, 4.0), Prefill(14, 32, 3.75)]
-    table = tables.cost(Cost("a card", entries, prefill, {}, {}))
+    table = tables.cost(Cost("a card", entries, prefill, {}, {}, {}))
     assert "a card" in table.title
     assert table.blocks == [
         [

@@ -107,8 +107,8 @@ def run(reducer):
 
 
 def test_results_say_what_they_were_computed_in(project, trained):
-    _, summary, _ = run("full")
-    resolved = summary["resolved"]
+    write_params(precision="32-true")
+    resolved = run("full")[1]["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["attention"]) == ("32-true", "cpu", "sdpa")
     assert resolved["vlm"] == {"commit": None, "digest": checkpoint_digest(str(trained / MODEL))}
     assert resolved["features"] == COMPUTED
@@ -307,9 +307,11 @@ def test_a_stopped_evaluation_does_not_go_on_with_another_models_answers(project
     other.save_pretrained(model, **shard)
     changed = {name for name, content in before.items() if (model / name).read_bytes() != content}
     assert changed and all(name.endswith(".safetensors") for name in changed)
-    mixed = run("random")[0]
+    watched.run()
+    mixed = (EVALUATE / "random/results.jsonl").read_bytes()
     shutil.rmtree(EVALUATE)
-    assert mixed == run("random")[0]
+    watched.run()
+    assert (EVALUATE / "random/results.jsonl").read_bytes() == mixed
 
 
 @pytest.mark.parametrize(

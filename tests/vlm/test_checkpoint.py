@@ -56,7 +56,7 @@ def test_a_revision_of_the_hub_is_the_one_that_is_loaded_and_recorded(on_the_hub
     assert processor.image_token == "<image>"
     assert version_of("org/tiny@old", old)["commit"] == on_the_hub["old"]
     assert version_of("org/tiny", main)["commit"] == on_the_hub["main"]
-    with pytest.raises(ValueError, match="^org/tiny@new: no model could be loaded from it"):
+    with pytest.raises(ValueError, match=r"^org/tiny@new: no model could be loaded from it"):
         load_vlm("org/tiny@new", torch.float32)
 
 
