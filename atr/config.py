@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Never, TypeVar
@@ -28,7 +28,7 @@ class EncoderPreset:
 
     name: str
     path: str
-    """Folder or hub id of the weights and of their image processor."""
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their image processor."""
     layer: int = -2
     """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
     size: int | None = None
@@ -41,7 +41,7 @@ class VlmPreset:
 
     name: str
     path: str
-    """Folder or hub id of the weights and of their processor."""
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
@@ -181,7 +181,8 @@ PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true
 # spawn, fork and notebook variants: they train in children and leave the parent at step 0.
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# org/name, and a branch, tag or commit behind it.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
 
 
 def _check(key: str, value: object, valid: bool, allowed: str) -> None:
@@ -217,7 +218,7 @@ class Common:
     """Of the data, the trainings, the bootstrap and the noise that is timed; 0 <= seed < 2**32. The random
     reducer has seeds of its own, 0 and up: see `evaluate.random_seeds`."""
     encoder: str = "micro"
-    """Name of a preset, a folder, or a hub id."""
+    """Name of a preset, a folder, or a hub id; the first and the last may have a revision: name@revision."""
     vlm: str = "auto"
     """Name of a preset, a folder, a hub id, or auto: the preset that reads the encoder."""
 
@@ -883,7 +884,8 @@ def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
 
     Whether a model reads an encoder of the user's own shows when both are loaded.
     """
-    readers = [preset for preset in VLMS.values() if preset.encoder == encoder.name]
+    read, model = _base(encoder.name), _base(name)
+    readers = [preset for preset in VLMS.values() if preset.encoder == read]
     allowed = f"{_listed([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
     if name == "auto" and readers:
         return readers[0]
@@ -892,22 +894,32 @@ def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
             f"vlm: 'auto' finds no model that reads encoder {encoder.name!r}, allowed: {allowed}"
         )
     preset = _preset(VLMS, name)
-    if preset in readers:
+    if preset and preset.encoder == read:
         return preset
-    if preset and (name in VLMS or encoder.name in ENCODERS):
+    if preset and (model in VLMS or read in ENCODERS):
         raise ConfigError(f"vlm: {name!r} does not read encoder {encoder.name!r}, allowed: {allowed}")
     _check_location("vlm", name, ("auto", *VLMS))
     return VlmPreset(name=name, path=name, encoder=None)
 
 
 def _preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
-    """The preset of that name, or whose folder or hub id it is."""
-    return next((preset for preset in presets.values() if name in (preset.name, preset.path)), None)
+    """The preset of that name, or whose folder or hub id it is; at the revision that stands behind it."""
+    found = next((preset for preset in presets.values() if _base(name) in (preset.name, preset.path)), None)
+    if found is None or _base(name) == name:
+        return found
+    revision = name.removeprefix(_base(name))
+    at = replace(found, name=found.name + revision, path=found.path + revision)
+    return at if _HUB_ID.fullmatch(at.path) else None
+
+
+def _base(name: str) -> str:
+    """A name without the revision behind it."""
+    return name.partition("@")[0]
 
 
 def _check_location(key: str, name: str, presets: Collection[str]) -> None:
     """Refuse what is no folder and cannot be a hub id: beside a folder `data`, `data/mirco` is misspelt."""
-    is_hub_id = _HUB_ID.fullmatch(name) and not Path(name).parent.is_dir()
+    is_hub_id = _HUB_ID.fullmatch(name) and not Path(_base(name)).parent.is_dir()
     if not (Path(name).is_dir() or is_hub_id):
-        allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name"
+        allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name or org/name@revision"
         raise ConfigError(f"{key}: {name!r} is unknown, allowed: {allowed}")

@@ -49,6 +49,7 @@ class _Manifest:
     width: int
     images: int
     parameters: dict[str, Any]
+    resolved: dict[str, Any]
     shards: list[ListedFile]
 
     def __post_init__(self) -> None:
@@ -135,11 +136,13 @@ def write_manifest(
     preprocess: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
+    resolved: Mapping[str, Any] | None = None,
 ) -> None:
     """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
 
     `fingerprint` says of which weights the encoder is, and `preprocess` what was made of the images before,
-    as `atr.features.preprocess.describe` has it, where these are known.
+    as `atr.features.preprocess.describe` has it, where these are known; `resolved` what the features were
+    computed in, and by which checkpoint.
     """
     write_json(
         folder / MANIFEST,
@@ -155,6 +158,7 @@ def write_manifest(
             "preprocess": None if preprocess is None else dict(preprocess),
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
+            "resolved": dict(resolved or {}),
             "shards": sorted(shards, key=lambda shard: shard["file"]),
         },
     )

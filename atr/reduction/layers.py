@@ -13,6 +13,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from atr.finite import check_finite_weights
+from atr.hub import located
 from atr.records import value_of
 from atr.tokens import sine_positions
 
@@ -172,14 +173,15 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
         """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit.
 
         The configuration is held against the shapes in the weights' header before anything is built, and the
-        weights must be usable: finite, every deviation positive.
+        weights must be usable: finite, every deviation positive. A revision of the hub may stand behind its
+        id: `org/name@revision`.
         """
         folder = Path(name)
         missing = [file for file in (_CONFIG, _WEIGHTS) if not (folder / file).is_file()]
         if folder.is_dir() and missing:
             raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
         try:
-            return super().from_pretrained(str(name), **kwargs)
+            return super().from_pretrained(**located(str(name)) | kwargs)
         # Each layer below has its own way of failing; all of them mean the same thing to the caller.
         except Exception as error:
             reason = " ".join(str(error).split())

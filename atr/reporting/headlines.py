@@ -83,10 +83,12 @@ def _sentence(comparison: Comparison, keep: float) -> str:
     held = relative(selector.mean, comparison.full.mean)
     points = 100 * (selector.mean - random.mean)
     side = "above" if points >= 0 else "below"
+    newlines = selector.tokens_fed != selector.tokens
+    fed = f", {selector.tokens_fed:g} fed with newlines" if newlines else ""
     scores = f"{selector.mean:.1%} of {comparison.full.mean:.1%}"
     return (
         f"On the {comparison.title}, with {keep:.0%} of the visual tokens kept "
-        f"({selector.tokens:g} an image), "
+        f"({selector.tokens:g} a question{fed}), "
         f"the selector holds {held:.1%} of the full score ({scores}) "
         f"and is {abs(points):.1f} points {side} random selection ({random.mean:.1%})."
     ).replace("%", "\N{NO-BREAK SPACE}%")

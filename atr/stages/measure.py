@@ -16,11 +16,12 @@ def main(params: config.Params) -> None:
     with tracking.run("measure", params) as run:
         from atr.features.observed import GIVEN
         from atr.features.store import FeatureStore
+        from atr.hardware import precision_of, resolved
         from atr.reduction import autoencoder, measures
 
         asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
         trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
-        first = tracking.is_first_process()
+        first, precision = tracking.is_first_process(), precision_of(params.trainer)
         held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect, verify=first)
         store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect, verify=first)
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
@@ -32,7 +33,9 @@ def main(params: config.Params) -> None:
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
-        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        provenance, computed = tracking.provenance() | {"left_out": left_out}, resolved(precision, device)
+        computed["features"] = held_out.manifest["resolved"]
+        about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
         write_json(stages.MEASURE / "metrics.json", results | about)
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))

@@ -93,6 +93,7 @@ def test_the_manifest_describes_the_store(folder):
         "preprocess": {"pixels": "ab"},
         "images": IMAGES,
         "parameters": PARAMETERS,
+        "resolved": {},
     }
     assert [(shard["file"], shard["images"]) for shard in shards] == [
         ("shard-00000.safetensors", 4),

@@ -92,7 +92,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(answerer, make_model, attention
 
 @torch.no_grad()
 def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16)] * 6)
+    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
     prepared, _ = module._conversations(BATCH)
     assert [len(kept) for kept in prepared.packing.values(prepared.encoded.features_BND)] == [16, 16, 16]
     assert (prepared.inputs["input_ids"] == module.answerer.model.config.image_token_id).sum() == 3 * 16
