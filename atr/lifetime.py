@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
@@ -19,24 +19,40 @@ GRACE = 10.0
 """Seconds to end in order; a collective operation that waits for a rank that is gone takes no signal."""
 
 
-def follow(above: Callable[[], psutil.Process | None]) -> None:
+def follow() -> None:
     """End this process with SIGTERM, after GRACE by force, soon after the one it works for has ended.
 
-    That is the stage's first process for the ranks it starts, and for itself what `above` finds, if anything.
+    For a rank that is the stage's first process, which started it; for that one the dvc above it, if any.
     """
     first = int(os.environ.setdefault(FIRST, str(os.getpid())))
-    followed = above() if first == os.getpid() else _parent(first)
-    if followed:
+    is_first = first == os.getpid()
+    followed = dvc_above() if is_first else _parent(first)
+    if followed or not is_first:
         threading.Thread(target=_end_after, args=(followed,), daemon=True, name="lifetime").start()
 
 
-def _parent(number: int) -> psutil.Process:
-    """The process of that number above this one, or one that has ended, where it is above no more."""
+def dvc_above() -> psutil.Process | None:
+    """The dvc process that this one works for, if there is one."""
+    return next(filter(_is_dvc, psutil.Process().parents()), None)
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # a process of another user, or one that has just ended
+        return False
+    is_dvc = any(Path(word).name == "dvc" for word in command[:3])
+    return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
+
+
+def _parent(number: int) -> psutil.Process | None:
+    """The process of that number above this one; None if it has ended already."""
     return next((process for process in psutil.Process().parents() if process.pid == number), None)
 
 
-def _end_after(followed: psutil.Process) -> None:
-    while _runs(followed):
+def _end_after(followed: psutil.Process | None) -> None:
+    while followed and _runs(followed):
         time.sleep(POLL)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)

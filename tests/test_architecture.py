@@ -34,6 +34,7 @@ FLOORS = {
     "files": 1,
     "fingerprint": 1,
     "hardware": 1,
+    "lifetime": 0,
     "timing": 1,
     "tokens": 1,
     "tracking": 1,

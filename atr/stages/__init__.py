@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Never
 
-from atr import config
+from atr import config, lifetime
 from atr.files import digest, sha256
 
 ENCODERS = Path("data/encoders")
@@ -57,12 +57,13 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def entry(stage: str, main: Callable[[config.Params], None]) -> None:
     """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
 
-    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM. An unexpected exception
-    keeps its traceback.
+    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
+    started it. An unexpected exception keeps its traceback.
     """
     params = config.load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        lifetime.follow()
         main(params)
     except (ValueError, OSError) as error:
         if os.environ.get("ATR_TRACEBACK"):
