@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Never
 
 from atr import config, lifetime
-from atr.files import digest, sha256
+from atr.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
@@ -27,6 +28,8 @@ SELECTOR = PRETRAIN / "selector"
 DISTILL = Path("experiments/distill")
 DISTILLED = DISTILL / "selector"
 EVALUATE = Path("experiments/evaluate")
+UNFINISHED = Path("experiments/unfinished")
+"""Outside of all outputs, which DVC removes before it runs a stage, and of what other stages depend on."""
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
 REPORT = Path("experiments/report")
@@ -37,13 +40,27 @@ def weights_of(reducer: str) -> Path:
     return DISTILLED if reducer in config.DISTILLED else SELECTOR
 
 
+def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
+    """What a stage's work depends on, for the name of what it goes on from: that of another is not its own.
+
+    Parameters, the files and folders it reads, libraries, and our code: DVC runs a stage again for a change
+    that is not committed too, and what the former code has come to must not pass for its result.
+    """
+    return {
+        "params": params.raw(),
+        "read": [sha256(path) if path.is_file() else folder_digest(path) for path in map(Path, read)],
+        "versions": [version(library) for library in ("torch", "transformers", "lightning")],
+        "code": folder_digest(Path(config.__file__).parent, "*.py"),
+    }
+
+
 def unfinished(params: config.Params, reducer: str, provenance: dict[str, Any]) -> Path:
-    """Where the answers of a stopped evaluation lie, without suffix; gone as soon as there are results."""
+    """Where the answers of a stopped evaluation lie, without suffix; they stay until another one ends."""
     read = [EVALUATE_IMAGES / "questions.jsonl", EVALUATE_FEATURES / "manifest.json"]
     read += [*weights_of(reducer).glob("*"), Path(params.vlm.path, "model.safetensors")]
     hashes = [sha256(file) for file in read if file.is_file()]
-    name = digest(params=params.raw(), provenance=provenance, read=hashes)
-    return EVALUATE / reducer / "unfinished" / name
+    name = digest(provenance=provenance, hashes=hashes, **depends_on(params))
+    return UNFINISHED / reducer / name
 
 
 class Terminated(BaseException):

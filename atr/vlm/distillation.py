@@ -8,7 +8,6 @@ tokens of a sequence, A answer tokens of a batch, V words.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.training import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.vlm.answering import Answerer
@@ -80,7 +80,8 @@ class Distillation(RecordedTraining):
                 f"the divergence is {divergence.item()} at step {self.global_step}: lower "
                 f"distill.learning_rate ({self.recipe.learning_rate}) or set trainer.precision: 32-true"
             )
-        self.log("train/divergence", divergence, prog_bar=True, on_epoch=True, batch_size=len(batch))
+        options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch)}
+        self.log("train/divergence", divergence, prog_bar=True, **options)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return divergence
 
@@ -268,12 +269,12 @@ class AskedData(lightning.LightningDataModule):
 
 
 def train(
-    module: Distillation, data: AskedData, checkpoint: Path, logger: Logger, **trainer_kwargs: Any
+    module: Distillation, data: AskedData, checkpoints: Checkpoints, logger: Logger, **trainer_kwargs: Any
 ) -> bool:
-    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
 
     Raises DivergedError, and ValueError for fewer images than one batch.
     """
     # One token may be all that an answer hangs on.
     kwargs = trainer_kwargs | {"gradient_clip_val": 1.0}
-    return fit(module, data, module.recipe.epochs, checkpoint, (), logger, **kwargs)
+    return fit(module, data, module.recipe.epochs, checkpoints, (), logger, **kwargs)
