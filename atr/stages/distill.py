@@ -28,6 +28,7 @@ def main(params: config.Params) -> None:
         from atr.reduction.checkpoints import Checkpoints
         from atr.vlm import distillation
 
+        kwargs = lightning_kwargs(params.trainer)
         expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
@@ -41,7 +42,6 @@ def main(params: config.Params) -> None:
         module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
         known = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
         checkpoints = Checkpoints(CHECKPOINTS, teacher=checkpoint_digest(params.vlm.path), **known)
-        kwargs = lightning_kwargs(params.trainer)
         if distillation.train(module, data, checkpoints, run.logger(), **kwargs):
             noted = card.record(store.manifest, images.parameters, seed, module.history[-1])
             selector.note(**noted, taught_by=params.vlm.name)

@@ -33,6 +33,7 @@ def main(params: config.Params) -> None:
         from atr.reduction import card, training
         from atr.reduction.checkpoints import Checkpoints
 
+        kwargs = lightning_kwargs(params.trainer)
         expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, pretrain = PreparedImages(PRETRAIN_IMAGES, verify=first), params.pretrain
@@ -47,7 +48,6 @@ def main(params: config.Params) -> None:
         publish = partial(run.artifact, folder="masks")
         pictures = training.MaskPictures(pictured, Path(folder), publish)
         checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, STORE))
-        kwargs = lightning_kwargs(params.trainer)
         if training.train(module, data, checkpoints, pictures, run.logger(), **kwargs):
             about = card.record(manifest, images.parameters, params.seed, module.history[-1])
             autoencoder.selector.note(**about)

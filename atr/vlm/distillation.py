@@ -153,7 +153,7 @@ class Distillation(RecordedTraining):
         ):
             visual_P = (tile_P != ROW_END).to(scores_P1.device)
             ones_P = torch.ones_like(scores_P1[:, 0])
-            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0])))
+            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0]).to(ones_P.dtype)))
         return torch.cat([weights[image] for image in prepared.image_of])
 
     def _words(self, whole: Mapping[str, Any], answers_BL: Tensor, weights: Tensor | None) -> Tensor:

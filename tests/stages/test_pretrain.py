@@ -339,7 +339,7 @@ toy["run"]()
 @pytest.mark.parametrize(
     ("moment", "owner", "name", "call", "made"),
     [
-        ("the second checkpoint is being written", "atr.reduction.checkpoints", "_before", 1, [1, 2]),
+        ("the second checkpoint is being written", "atr.reduction.checkpoints", "_before", 2, [1, 2]),
         ("the first one is out of the way, the second not there yet", "os", "fsync", 2, [1, 2]),
         ("the selector is written, the autoencoder is not", "atr.stages.pretrain", "whole_folder", 2, []),
         ("the results are written, and not yet logged", "selector", "", 0, []),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from atr.config import Distill, Evaluate
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.tokens import mask_of
 from atr.vlm import distillation
 from atr.vlm.answering import Answerer
@@ -178,7 +179,7 @@ def fit(answerer, folder, images, **recipe):
     module = taught(answerer, learning_rate=0.001, warmup=0.0, **recipe)
     data = AskedData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    assert train(module, data, folder / "last.ckpt", DummyLogger(), **quiet)
+    assert train(module, data, Checkpoints(folder), DummyLogger(), **quiet)
     return module
 
 
@@ -236,7 +237,7 @@ def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
 def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
     data = AskedData(Asked(), batch_size=10, validation=0.1, seed=0)
     with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
-        train(taught(answerer), data, tmp_path / "last.ckpt", DummyLogger())
+        train(taught(answerer), data, Checkpoints(tmp_path), DummyLogger())
 
 
 def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):
