@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from atr.config import Pretrain
 from atr.reduction.autoencoder import FeatureAutoencoder
@@ -275,3 +276,17 @@ def test_selector_trained_beside_is_guarded():
     module = SelectorTraining(FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"), SHORT, 0)
     with pytest.raises(DivergedError, match="loss is nan"):
         train_beside(module, Pages(features), 1, None, **QUIET)
+
+
+@pytest.mark.parametrize("kind", [SelectorTraining, ReconstructorTraining])
+def test_what_is_logged_is_of_all_ranks(monkeypatch, kind):
+    of_all, log = {}, kind.log
+
+    def watched(self, name, value, **options):
+        of_all[name] = bool(options.get("sync_dist")) or isinstance(value, Metric)
+        log(self, name, value, **options)
+
+    monkeypatch.setattr(kind, "log", watched)
+    train(SHORT, page(2 * 32, seed=0)[0], kind=kind)
+    assert sum(of_all.values()) >= 2
+    assert {name for name, is_of_all in of_all.items() if not is_of_all} <= {"train/learning_rate"}

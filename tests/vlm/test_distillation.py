@@ -1,6 +1,7 @@
 """A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
 
 import zlib
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -232,6 +233,38 @@ def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
     resumed = fit(answerer, tmp_path / "broken", Asked(), epochs=2)
     assert resumed.history == whole.history
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
+
+
+@pytest.fixture
+def step(module, monkeypatch):
+    """One step of a rank: what it logs, and the tokens that are left of sixteen alike."""
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    monkeypatch.setattr(Distillation, "trainer", SimpleNamespace(optimizers=[optimizer]))
+    monkeypatch.setattr(Distillation, "global_step", 0)
+
+    def step(rank=0):
+        logged, masks = {}, []
+        monkeypatch.setattr(Distillation, "global_rank", rank)
+        monkeypatch.setattr(Distillation, "log", lambda self, name, value, **how: logged.update({name: how}))
+        compared = [(torch.zeros(()), torch.zeros(()))]
+        monkeypatch.setattr(
+            module, "_compared", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
+        )
+        module.training_step(BATCH, 0)
+        return logged, masks[0].tolist()
+
+    return step
+
+
+def test_every_rank_draws_tokens_of_its_own(step):
+    (_, first), (_, second), (_, again) = step(0), step(1), step(0)
+    assert first == again and first != second
+
+
+def test_what_is_logged_of_a_step_is_of_all_ranks(step):
+    logged, _ = step()
+    assert {name for name, how in logged.items() if not how.get("sync_dist")} == {"train/learning_rate"}
+    assert "train/divergence" in logged
 
 
 def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
