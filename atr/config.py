@@ -176,10 +176,14 @@ STAGES = {
 """The parameters each stage declares to DVC, and the only ones it is given; a dotted one is a field alone."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
+# What every stage can run in. bf16-true and 16-true are left out, as a training needs weights that its small
+# steps do not vanish in; frozen models take the lower precision themselves under bf16-mixed and 16-mixed.
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", 16, 32, 64)
 # FSDP and DeepSpeed are left out, as they shard the weights: a part of a selector cannot be saved. So are the
-# spawn, fork and notebook variants: they train in children and leave the parent at step 0.
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+# spawn, fork and notebook variants: they train in children and leave the parent at step 0. Those that find
+# unused parameters or do not say in other words what ddp does: none of ours are unused, and Fabric, which
+# evaluate runs in, does not know them all.
+STRATEGIES = ("auto", "ddp")
 
 # org/name, and a branch, tag or commit behind it.
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
@@ -236,7 +240,7 @@ class Trainer:
     """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU. Each takes
     batches of its own: params.yaml has 1, so that its steps are as many on every machine."""
     strategy: str = "auto"
-    """Lightning's name of the way to use several devices: auto, or one of the ddp family."""
+    """Lightning's name of the way to use several devices: auto or ddp."""
     precision: int | str = "auto"
     """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
     CPU without them is ten times as slow in it as in float32), else 16-mixed on CUDA and 32-true else."""

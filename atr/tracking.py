@@ -18,10 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-import psutil
-
 import atr
-from atr import config
+from atr import config, lifetime
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -207,22 +205,11 @@ def _pipeline_id() -> str:
     given = os.environ.get("ATR_PIPELINE")
     if given:
         return given
-    for process in psutil.Process().parents():
-        if _is_dvc(process):
-            # By the minute: the start that the system reports moves by a second when its clock is set.
-            start = int(process.create_time() // 60)
-            return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
+    if process := lifetime.dvc_above():
+        # By the minute: the start that the system reports moves by a second when its clock is set.
+        start = int(process.create_time() // 60)
+        return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
     return uuid4().hex[:10]
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
-    try:
-        command = process.cmdline()
-    except psutil.Error:  # a process of another user, or one that has just ended
-        return False
-    is_dvc = any(Path(word).name == "dvc" for word in command[:3])
-    return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
 
 
 def _git_tags() -> dict[str, str]:

@@ -35,8 +35,9 @@ FLOORS = {
     "finite": 1,
     "fingerprint": 1,
     "hardware": 1,
-    "records": 1,
     "hub": 1,
+    "records": 1,
+    "lifetime": 0,
     "timing": 1,
     "tokens": 1,
     "tracking": 1,
@@ -47,6 +48,7 @@ HOMES = {
     "lightning": (
         "atr.features.datamodule",
         "atr.features.training",
+        "atr.reduction.checkpoints",
         "atr.reduction.training",
         "atr.vlm.distillation",
         "atr.vlm.lessons",

@@ -83,6 +83,12 @@ class Unfinished:
             # The line break before them ends a line that a stop has cut off.
             file.write("".join(f"\n{_line(row)}" for row in rows) + "\n")
 
+    def remove_others(self) -> None:
+        """Remove what other evaluations have left here; what is made of these rows may yet be lost."""
+        for file in self.path.parent.glob("*.jsonl"):
+            if not file.name.startswith(f"{self.path.name}."):
+                file.unlink()
+
 
 def _line(row: Row) -> str:
     return json.dumps(asdict(row), ensure_ascii=False)

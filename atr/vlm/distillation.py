@@ -8,7 +8,6 @@ tokens of a sequence, A answer tokens of a batch, V words.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.training import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.vlm.answering import Answerer
@@ -81,7 +81,8 @@ class Distillation(RecordedTraining):
                 f"the divergence is {divergence.item()} at step {self.global_step}: lower "
                 f"distill.learning_rate ({self.recipe.learning_rate}) or set trainer.precision: 32-true"
             )
-        self.log("train/divergence", divergence, prog_bar=True, on_epoch=True, batch_size=len(batch))
+        options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch)}
+        self.log("train/divergence", divergence, prog_bar=True, **options)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return divergence
 
@@ -153,7 +154,7 @@ class Distillation(RecordedTraining):
         ):
             visual_P = (tile_P != ROW_END).to(scores_P1.device)
             ones_P = torch.ones_like(scores_P1[:, 0])
-            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0])))
+            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0]).to(ones_P.dtype)))
         return torch.cat([weights[image] for image in prepared.image_of])
 
     def _words(self, whole: Mapping[str, Any], answers_BL: Tensor, weights: Tensor | None) -> Tensor:
@@ -271,12 +272,12 @@ class AskedData(lightning.LightningDataModule):
 
 
 def train(
-    module: Distillation, data: AskedData, checkpoint: Path, logger: Logger, **trainer_kwargs: Any
+    module: Distillation, data: AskedData, checkpoints: Checkpoints, logger: Logger, **trainer_kwargs: Any
 ) -> bool:
-    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
 
     Raises DivergedError, and ValueError for fewer images than one batch.
     """
     # One token may be all that an answer hangs on.
     kwargs = trainer_kwargs | {"gradient_clip_val": 1.0}
-    return fit(module, data, module.recipe.epochs, checkpoint, (), logger, **kwargs)
+    return fit(module, data, module.recipe.epochs, checkpoints, (), logger, **kwargs)

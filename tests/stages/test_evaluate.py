@@ -24,7 +24,16 @@ from atr.files import write_json
 from atr.hub import checkpoint_digest
 from atr.reduction import FeatureSelector
 from atr.reporting import results
-from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate, unfinished
+from atr.stages import (
+    EVALUATE,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    SELECTOR,
+    UNFINISHED,
+    Terminated,
+    evaluate,
+    unfinished,
+)
 from atr.vlm.answering import Answerer
 from atr.vlm.micro import build_model, build_processor
 
@@ -99,7 +108,9 @@ def write_params(**changed):
     OmegaConf.save(params, "params.yaml")
 
 
-def run(reducer):
+def run(reducer, anew=True):
+    if anew:
+        shutil.rmtree(UNFINISHED, ignore_errors=True)
     evaluate.main(config.load("evaluate"), reducer)
     lines = (EVALUATE / reducer / "results.jsonl").read_text().splitlines()
     summary, masks = (
@@ -260,7 +271,7 @@ class Watched:
     def run(self, most=None):
         self.seen, self.most = [], most
         with pytest.raises(KeyboardInterrupt) if most else nullcontext():
-            run("random")
+            run("random", anew=False)
         return self.seen
 
 
@@ -269,10 +280,39 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_bytes_of_one_without_a_stop(
     watched = Watched(monkeypatch)
     every = watched.run()
     whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
+    shutil.rmtree(UNFINISHED)
     assert watched.run(most=2) == every[:2]
     assert watched.run() == every[2:] != []
     assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
-    assert watched.run() == every
+
+
+@pytest.mark.parametrize("moment", ["evaluate.write_json", "evaluate.whole_folder", None])
+def test_answers_stay_until_their_results_cannot_be_lost_any_more(project, monkeypatch, moment):
+    """Stopped between the answers and its end, or by DVC's end after its own, it asks nothing again."""
+    watched = Watched(monkeypatch)
+    assert watched.run() != []
+    whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
+    shutil.rmtree(UNFINISHED)
+    with monkeypatch.context() as patch:
+        if moment:
+            patch.setattr(f"atr.stages.{moment}", lambda *_: (_ for _ in ()).throw(Terminated))
+        with pytest.raises(Terminated) if moment else nullcontext():
+            run("random", anew=False)
+    shutil.rmtree(EVALUATE, ignore_errors=True)  # as DVC does before it runs the stage again
+    assert watched.run() == []
+    assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
+
+
+def test_a_finished_evaluation_removes_what_others_of_its_reducer_have_left(project, monkeypatch):
+    write_params(batch_size=2)
+    watched = Watched(monkeypatch)
+    watched.run(most=1)
+    (former,) = (UNFINISHED / "random").iterdir()
+    write_params(batch_size=2, max_new_tokens=2)
+    watched.run(most=1)
+    assert former.exists()
+    watched.run()
+    assert not former.exists() and len(list((UNFINISHED / "random").iterdir())) == 1
 
 
 def test_a_stopped_evaluation_of_other_parameters_is_not_gone_on_with(project, monkeypatch):

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from atr.config import Distill, Evaluate
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.tokens import mask_of
 from atr.vlm import distillation
 from atr.vlm.answering import Answerer
@@ -219,7 +221,7 @@ def fit(answerer, folder, images, **recipe):
     module = taught(answerer, learning_rate=0.001, warmup=0.0, **recipe)
     data = AskedData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    assert train(module, data, folder / "last.ckpt", DummyLogger(), **quiet)
+    assert train(module, data, Checkpoints(folder), DummyLogger(), **quiet)
     return module
 
 
@@ -274,10 +276,42 @@ def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
 
 
+@pytest.fixture
+def step(module, monkeypatch):
+    """One step of a rank: what it logs, and the tokens that are left of sixteen alike."""
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    monkeypatch.setattr(Distillation, "trainer", SimpleNamespace(optimizers=[optimizer]))
+    monkeypatch.setattr(Distillation, "global_step", 0)
+
+    def step(rank=0):
+        logged, masks = {}, []
+        monkeypatch.setattr(Distillation, "global_rank", rank)
+        monkeypatch.setattr(Distillation, "log", lambda self, name, value, **how: logged.update({name: how}))
+        compared = [(torch.zeros(()), torch.zeros(()))]
+        monkeypatch.setattr(
+            module, "_compared", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
+        )
+        module.training_step(BATCH, 0)
+        return logged, masks[0].tolist()
+
+    return step
+
+
+def test_every_rank_draws_tokens_of_its_own(step):
+    (_, first), (_, second), (_, again) = step(0), step(1), step(0)
+    assert first == again and first != second
+
+
+def test_what_is_logged_of_a_step_is_of_all_ranks(step):
+    logged, _ = step()
+    assert {name for name, how in logged.items() if not how.get("sync_dist")} == {"train/learning_rate"}
+    assert "train/divergence" in logged
+
+
 def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
     data = AskedData(Asked(), batch_size=10, validation=0.1, seed=0)
     with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
-        train(taught(answerer), data, tmp_path / "last.ckpt", DummyLogger())
+        train(taught(answerer), data, Checkpoints(tmp_path), DummyLogger())
 
 
 def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):
