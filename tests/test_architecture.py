@@ -49,9 +49,10 @@ HOMES = {
         "atr.vlm.lessons",
         "atr.vlm.training",
         "atr.tracking",
+        "atr.tracking.training",
         "atr.stages.*",
     ),
-    "mlflow": ("atr.tracking",),
+    "mlflow": ("atr.tracking", "atr.tracking.*"),
     "lmms_eval": ("atr.lmms_eval.manifest", "atr.lmms_eval.model"),
     "onnx": ("atr.features.onnx_weights", "atr.features.pretrained"),
 }
@@ -201,7 +202,8 @@ def fields_of(keys: Iterable[str]) -> set[str]:
 
 def test_every_stage_module_is_run_and_has_declared_parameters():
     modules = {module for module in MODULES if module.startswith("atr.stages.")}
-    by_hand = set(re.findall(r"python -m (atr\.stages[.\w]*)", (ROOT / "Makefile").read_text()))
+    recipes = (ROOT / "Makefile").read_text()
+    by_hand = set(re.findall(r"^\tpython -m (atr\.stages\.\w+)", recipes, flags=re.MULTILINE))
     assert modules == {stage.module for stage in stages()} | by_hand
     assert modules == {f"atr.stages.{name}" for name in config.STAGES}
     assert not by_hand & {stage.module for stage in stages()}
