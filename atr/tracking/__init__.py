@@ -108,15 +108,15 @@ class _Tracked:
             self._send_again()
 
     def _send(self, what: str, call: unlogged.Call) -> None:
-        """Log it; once the log has failed, only keep it: to ask a dead server at each step would take hours."""
+        """Log it; once the log has failed, only keep it: a dead server asked at each step takes hours."""
         if not self._failed:
             try:
                 return unlogged.perform(self._client, call)
             except Exception as error:  # of MLflow, or of any library that its stores stand on
                 self._failed = True
                 self._say(
-                    f"{what} could not be logged ({reason(error)}); this and all that follows is kept in "
-                    f"{self._kept}, `python -m atr.tracking` sends it"
+                    f"{what} could not be logged ({store.reason(error)}); this and all that follows is kept "
+                    f"in {self._kept}, `python -m atr.tracking` sends it"
                 )
         try:
             unlogged.keep(self._kept, call)
@@ -126,6 +126,7 @@ class _Tracked:
     def _send_again(self) -> None:
         """What failed for a moment needs nobody's hand; for all else the line that was printed stands."""
         with suppress(Exception):
+            store.check_answer()
             unlogged.send(self._client, self._kept)
             self._say("all of it is logged after all")
 
@@ -154,12 +155,6 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-def reason(error: Exception) -> str:
-    """What an error says, in one line that is no page."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
-
-
 def _now() -> int:
     """Milliseconds, as MLflow counts."""
     return int(time.time() * 1000)
@@ -168,15 +163,11 @@ def _now() -> int:
 def _start(stage: str, params: config.Params, part: str) -> _Tracked:
     name = f"{stage}/{part}" if part else stage
     tags = {"pipeline": _pipeline_id(), **config.labels(params.path), **_git_tags()}
-    try:
+    with store.usable():
         client, experiment = store.connect()
         parent = _parent(client, experiment, tags, params)
         tags |= {"stage": stage, "mlflow.parentRunId": parent}
         run_id = _create(client, experiment, name, tags, params.flat())
-    except ValueError:
-        raise
-    except Exception as error:  # of MLflow, or of any library that its stores stand on
-        raise ValueError(f"the MLflow log {store.shown()} cannot be used: {reason(error)}") from error
     return _Tracked(client, run_id, parent, name)
 
 

@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own values hold a stage for over four minutes at each call that nobody answers.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 
@@ -51,6 +51,23 @@ def shown() -> str:
     return re.sub(r"//[^/@]*@", "//", uri())
 
 
+def reason(error: Exception) -> str:
+    """What an error says, in one line that is no page."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Raise a ValueError in place of what MLflow raises, or any library that its stores stand on."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"the MLflow log {shown()} cannot be used: {reason(error)}") from error
+
+
 def connect() -> tuple["MlflowClient", str]:
     """A client of the log and the id of our experiment in it; both are made where they are missing.
 
@@ -63,7 +80,7 @@ def connect() -> tuple["MlflowClient", str]:
     for name, level in (("alembic", logging.WARNING), ("mlflow.store.db.utils", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
     if not uri().startswith(_SQLITE):
-        _check_answer()
+        check_answer()
         return _open(None)
     database = Path(uri().removeprefix(_SQLITE))
     # Without a location of ours a file database would get its artifacts in ./mlruns; a server knows its own.
@@ -98,8 +115,8 @@ def _open(location: str | None) -> tuple["MlflowClient", str]:
     return client, found.experiment_id
 
 
-def _check_answer() -> None:
-    """One short request before all others: each of those is given more time, and is repeated."""
+def check_answer() -> None:
+    """One short request to a server, before others, which are given more time; raises ValueError."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
