@@ -106,7 +106,7 @@ def main(params):
     with tracking.run("report", params, part=sys.argv[1]) as run:
         open("result.json", "w").write("{}")
         run.artifact("result.json")
-        if params.raw()["report.keep"] == 0.1:
+        if params.report.examples == 1:
             raise ValueError("this one fails")
 
 entry("report", main)
@@ -157,9 +157,9 @@ def runs():
 
 @pytest.mark.slow
 def test_an_experiment_in_a_copy_logs_into_the_users_own_database(repository):
-    repository(*DVC, "exp", "run", "--temp", "-S", "report.keep=0.5")
+    repository(*DVC, "exp", "run", "--temp", "-S", "report.examples=5")
     assert runs() == [("pipeline", "FINISHED"), ("report/only", "FINISHED", "result.json")]
-    repository(*DVC, "exp", "run", "--temp", "-S", "report.keep=0.1", code=255)
+    repository(*DVC, "exp", "run", "--temp", "-S", "report.examples=1", code=255)
     assert runs()[:2] == [("pipeline", "FAILED"), ("pipeline", "FINISHED")]
     assert runs()[2:] == [
         ("report/only", "FAILED", "result.json"),
@@ -170,8 +170,8 @@ def test_an_experiment_in_a_copy_logs_into_the_users_own_database(repository):
 
 @pytest.mark.slow
 def test_two_workers_of_the_queue_make_the_database_together(repository):
-    for keep in (0.3, 0.5):
-        repository(*DVC, "exp", "run", "--queue", "-S", f"report.keep={keep}")
+    for examples in (2, 4):
+        repository(*DVC, "exp", "run", "--queue", "-S", f"report.examples={examples}")
     repository(*DVC, "queue", "start", "-j", "2")
     try:
         while "Queued" in (status := repository(*DVC, "queue", "status")) or "Running" in status:
