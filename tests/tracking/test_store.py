@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -175,7 +176,7 @@ def test_two_workers_of_the_queue_make_the_database_together(repository):
     repository(*DVC, "queue", "start", "-j", "2")
     try:
         while "Queued" in (status := repository(*DVC, "queue", "status")) or "Running" in status:
-            pass
+            time.sleep(1)
         assert status.count("Success") == 2, repository(*DVC, "queue", "logs", status.split()[5])
     finally:
         repository(*DVC, "queue", "stop", "--kill")
