@@ -1,4 +1,4 @@
-"""Stage micro, of data/micro/dvc.yaml: trains the micro world's vision-language model from nothing."""
+"""Stage micro, of `make micro`: trains the micro world's vision-language model from nothing."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

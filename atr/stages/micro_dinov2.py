@@ -1,4 +1,4 @@
-"""Stage micro_dinov2, of data/micro/dvc.yaml: trains the model that reads the frozen dinov2-small."""
+"""Stage micro_dinov2, of `make micro-dinov2`: trains the model that reads the frozen dinov2-small."""
 
 from functools import partial
 from typing import Any
