@@ -115,7 +115,7 @@ def load_measure(path: Path) -> Measure | None:
                 f"{path}: {name} has {len(values)} values, allowed: {len(wanted)}; stage measure makes it"
             )
         for value in values:
-            number(f"{path}: a value of {name}", value)
+            number(f"{path}: {name}", value)
     return measure
 
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from atr import config
-from atr.reporting import cases, figures, look
+from atr.reporting import cases, figures
+from atr.reporting.look import drawable
 from atr.reporting.results import Masks
 
 GREY = (158, 163, 168)
@@ -78,8 +79,8 @@ def test_every_two_reducers_there_are_look_different_whichever_is_the_best(best)
 
 
 def test_what_the_font_does_not_have_is_a_box_and_what_cannot_be_seen_its_number():
-    assert look.drawable("a\u6f22\u5b57\x07 é✓ \u202e") == "a□□\\x07 é✓ \\u202e"
-    assert len(look.drawable("w" * 10_000)) == 300
+    assert drawable("a\u6f22\u5b57\x07 é✓ \u202e") == "a□□\\x07 é✓ \\u202e"
+    assert len(drawable("w" * 10_000)) == 300
 
 
 def test_a_long_legend_stands_beside_the_panels_and_covers_none(crowd, measured):

@@ -26,7 +26,7 @@ class Two(Results):
 
 @pytest.fixture
 def two():
-    return Two({}, {})
+    return Two({"selector": None, "random": None}, {})
 
 
 def test_metrics_are_the_scores_and_what_follows_from_them(two):

@@ -58,7 +58,7 @@ def test_where_text_or_other_seeds_are_not_known_there_is_none(measure, change):
          "reducers.random.reconstruction has 8 values, allowed: 9"),
         (lambda content: content["reducers"].update({"../a": content["reducers"]["random"]}), "is no name"),
         (lambda content: content["overlap"]["names"].__setitem__(0, "a/b"), "is no name"),
-        (lambda content: content["overlap"]["iou"][0].__setitem__(0, "1"), "a value of overlap.iou of selector"),
+        (lambda content: content["overlap"]["iou"][0].__setitem__(0, "1"), "overlap.iou of selector is '1'"),
         (lambda content: content["reducers"]["random"]["reconstruction"].__setitem__(0, None), "is None"),
         (lambda content: content["overlap"]["iou"].pop(), "overlap.iou has 1 values, allowed: 2"),
         (lambda content: content["overlap"]["iou"][1].pop(), "overlap.iou of random has 1 values"),

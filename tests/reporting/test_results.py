@@ -265,7 +265,7 @@ def test_a_name_that_is_none_is_refused_wherever_it_comes_from(world, load, chan
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     spoilt = [row | {kind: name} if row[kind] == original else row for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in spoilt))
-    with pytest.raises(ValueError, match=rf"results.jsonl, line \d+: .* is no name, allowed: "):
+    with pytest.raises(ValueError, match=r"results.jsonl, line \d+: .* is no name, allowed: "):
         load(world)
 
     def renamed(content):
