@@ -444,7 +444,8 @@ class Evaluate:
     """Which reducers answer the questions, at which budgets."""
 
     reducers: list[str] = field(default_factory=lambda: ["full", "none", "random"])
-    """The reducers without training, one stage each."""
+    """The reducers without training, one stage each; full, of which all others keep a part, is always among
+    them. Without none or random the report leaves their lines out."""
     selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
     """Those made of the trained selector, one stage each; the selector itself is always among them."""
     distilled: list[str] = field(default_factory=lambda: ["distilled"])
@@ -553,8 +554,8 @@ class Report:
     """What the report compares and pictures."""
 
     best: str = "distilled"
-    """The reducer whose difference to each other one is reported: the project's best; one that takes a
-    budget."""
+    """The reducer whose difference to each other one is reported: the project's best; one that is evaluated
+    and takes a budget."""
     pages: int = 3
     """Held-out images of a benchmark whose kept patches are pictured at the kept fraction nearest to the 0.4
     of the paper's Figure 1; masks of three are stored."""

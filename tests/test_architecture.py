@@ -221,7 +221,7 @@ def test_a_stage_declares_to_dvc_the_parameters_it_is_given():
 
 def test_dvc_compares_by_nothing_but_a_few_flat_numbers():
     """A list is invisible to it, and a table of hundreds of columns to a person."""
-    tree: Any = OmegaConf.to_container(OmegaConf.load(PIPELINES[0]), resolve=False)
+    tree: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)
     metrics = {
         path for stage in tree["stages"].values() for each in stage.get("metrics", []) for path in each
     }
