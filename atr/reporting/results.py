@@ -1,5 +1,6 @@
 """What the stages before the report wrote: read from their JSON files, and checked against each other."""
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from atr import config
-from atr.files import read_json
+from atr.files import plain_name, read_json
 from atr.records import record, records
 
-REQUIRED = ("full", "none", "random", "selector")
-"""The lines of every plot of the paper; other reducers join them where they are named."""
+PAPER = ("full", "none", "random", "selector")
+"""The lines of the paper's plots, as far as they are evaluated; other reducers join them."""
+REQUIRED = ("full", "selector")
+"""Of PAPER, the ones without which nothing can be said; the parameters hold them to be evaluated."""
 UNBUDGETED = ("full", "none")
-"""Of REQUIRED, the ones that drop nothing or everything: lines without a kept fraction to choose."""
+"""Of PAPER, the ones that drop nothing or everything: lines without a kept fraction to choose."""
 ADAPTIVE = "-adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
 SETTINGS = tuple(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens"))
@@ -59,6 +62,10 @@ class Row:
     score: float | None
     unit: str = ""
     """Name shared by the questions that count as right only together; empty if it counts alone."""
+
+    def __post_init__(self) -> None:
+        plain_name(self.benchmark)
+        plain_name(self.group)
 
     @property
     def right(self) -> bool:
@@ -112,7 +119,8 @@ class Comparison:
     kind: str
     name: str
     full: Score
-    none: Score
+    none: Score | None
+    """None where it was not evaluated."""
     curves: dict[str, tuple[Score, ...]]
     adaptive: dict[str, Score] = field(default_factory=dict)
     benchmarks: tuple[str, ...] = ()
@@ -129,7 +137,7 @@ class Comparison:
 
     def at(self, reducer: str, keep: float) -> Score | None:
         """The score of a reducer at a kept fraction, None where it was not measured."""
-        return next((score for score in self.curves[reducer] if score.keep == keep), None)
+        return next((score for score in self.curves.get(reducer, ()) if score.keep == keep), None)
 
     def mean(self, reducer: str, keep: float) -> float | None:
         """The mean of that score."""
@@ -147,8 +155,13 @@ class Results:
     @property
     def budgeted(self) -> list[str]:
         """The reducers that take a budget: the selector and random first, then their peers by name."""
-        peers = sorted(set(self.evaluations) - set(REQUIRED) - set(self.adaptive))
-        return ["selector", "random", *peers]
+        peers = sorted(set(self.evaluations) - set(PAPER) - set(self.adaptive))
+        return [*self._leading, *peers]
+
+    @property
+    def _leading(self) -> list[str]:
+        """The selector, and random if it was evaluated."""
+        return [name for name in ("selector", "random") if name in self.evaluations]
 
     @property
     def adaptive(self) -> list[str]:
@@ -167,15 +180,19 @@ class Results:
 
     @cached_property
     def shared(self) -> list[float]:
-        """Kept fractions at which the selector and random were measured on everything, rising."""
+        """Kept fractions at which the selector, and random, were measured on everything, rising."""
         every = [*self.groups, *self.benchmarks]
-        curves = [comparison.curves[name] for comparison in every for name in ("selector", "random")]
+        curves = [comparison.curves[name] for comparison in every for name in self._leading]
         return sorted(set.intersection(*({score.keep for score in curve} for curve in curves)))
 
     @property
     def half(self) -> float:
         """The shared kept fraction nearest to one half, the lower of two."""
-        return min(self.shared, key=lambda keep: abs(keep - 0.5))
+        return self.nearest(0.5)
+
+    def nearest(self, keep: float) -> float:
+        """The shared kept fraction nearest to this one, the lower of two."""
+        return min(self.shared, key=lambda shared: abs(shared - keep))
 
     @property
     def unanswered(self) -> set[str]:
@@ -197,7 +214,7 @@ class Results:
                 kind=kind,
                 name=name,
                 full=every["full"].curves[kind, name][0],
-                none=every["none"].curves[kind, name][0],
+                none=every["none"].curves[kind, name][0] if "none" in every else None,
                 curves={reducer: every[reducer].curves[kind, name] for reducer in self.budgeted},
                 adaptive={reducer: every[reducer].curves[kind, name][0] for reducer in self.adaptive},
                 benchmarks=tuple(
@@ -244,16 +261,28 @@ def read(path: Path, stage: str) -> dict[str, Any]:
 def _pretraining(path: Path) -> dict[str, Any]:
     content = read(path, "pretrain")
     for key in ("final", "parameters", "provenance", "resolved"):
-        if key not in content:
+        if not isinstance(content.get(key), dict):
             raise ValueError(f"{path} lacks {key!r}; stage pretrain makes it")
+    for key, value in content["final"].items():
+        number(f"{path}: final.{key}", value)
     return content
+
+
+def number(name: str, value: object) -> float:
+    """The value as a finite number; raises ValueError that begins with its name if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, allowed: a finite number")
+    return value
 
 
 def _evaluation(reducer: str, folder: Path) -> Evaluation:
     stage = f"evaluate (reducer {reducer})"
-    summary = read(folder / "summary.json", stage)
+    path = folder / "summary.json"
+    summary = read(path, stage)
     with _made_by(stage):
-        record(_Summary, summary, str(folder / "summary.json"))
+        record(_Summary, summary, str(path))
+        if summary["reducer"] != reducer:
+            raise ValueError(f"{path} is of reducer {summary['reducer']!r}")
     return Evaluation(
         reducer=summary["reducer"],
         encoder=summary["encoder"],
@@ -285,6 +314,7 @@ class _Point:
 
     keep: float | None
     tokens: float
+    tokens_fed: float
     mean: float
     low: float
     high: float
@@ -295,8 +325,7 @@ class _Point:
     def __post_init__(self) -> None:
         if self.keep is None and self.tokens_full <= 0:
             raise ValueError(f"tokens_full: {self.tokens_full} is not allowed, allowed: above 0 without keep")
-        if not (self.group or self.benchmark):
-            raise ValueError("benchmark is missing, allowed: the name of one, or of a group")
+        plain_name(self.group or self.benchmark)
 
 
 @dataclass(frozen=True)
@@ -356,8 +385,8 @@ def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, 
     curves: dict[tuple[str, str], tuple[Score, ...]] = {}
     for entry in sorted(map(_kept, scores), key=lambda entry: entry["keep"]):
         kind = "group" if "group" in entry else "benchmark"
-        score = Score(*(entry[field.name] for field in fields(Score)))
-        curves[kind, entry[kind]] = (*curves.get((kind, entry[kind]), ()), score)
+        name, score = entry[kind], Score(*(entry[field.name] for field in fields(Score)))
+        curves[kind, name] = (*curves.get((kind, name), ()), score)
     return curves
 
 
@@ -370,8 +399,13 @@ def _kept(entry: dict[str, Any]) -> dict[str, Any]:
 def _rows(path: Path, stage: str) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; stage {stage} makes it")
+    rows: dict[tuple[str, float | None, int | None], Row] = {}
     with _made_by(stage):
-        return list(records(Row, path))
+        for number, row in enumerate(records(Row, path), start=1):
+            if (place := (row.id, row.keep, row.seed)) in rows:
+                raise ValueError(f"{path} line {number}: question {row.id} a second time")
+            rows[place] = row
+    return list(rows.values())
 
 
 def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) -> None:
