@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -143,10 +144,12 @@ def robustness(
             return asked, observe(changed, reducers, cells, described, size)
 
     reference = see(Variant())
-    found = {
-        name: compare(see(variant), reference, cells, questions, settings)
-        for name, variant in tqdm(variants.items(), "robustness")
-    }
+    found = []
+    for name, variant in tqdm(variants.items(), "robustness"):
+        seen = see(variant)
+        same = variant.is_of_images and seen[0].pixels.digest() == reference[0].pixels.digest()
+        changes = compare(seen, reference, cells, questions, settings)
+        found.append({"name": name, "no_pixel_changed": same, **changes})
     scores = {cell: mean_score(reference[0].scores[cell], questions) for cell in [FULL, *cells]}
     return {
         "keep": list(settings.keep),
@@ -158,6 +161,7 @@ def robustness(
     }
 
 
+@torch.inference_mode()
 def observe(
     answerer: Answerer,
     reducers: Mapping[str, Reducer],
@@ -209,16 +213,15 @@ def compare(
         line = {"iou": overlap, "photographs": photographs, "change": changes[cell]}
         for key, value in line.items():
             lines.setdefault(cell[0], {}).setdefault(key, []).append(value)
-    same = asked.pixels.digest() == own.pixels.digest()
-    return {"same_pixels": same, "full": changes[FULL], "reducers": lines}
+    return {"full": changes[FULL], "reducers": lines}
 
 
 def curves(found: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
     """For each kept fraction the mean overlaps that `robustness` found, named "reducer/variant"."""
     lines = {
-        f"{name}/{variant}": line["iou"]
-        for variant, changed in found["variants"].items()
-        for name, line in changed["reducers"].items()
+        f"{name}/{variant['name']}": line["iou"]
+        for variant in found["variants"]
+        for name, line in variant["reducers"].items()
     }
     for place, keep in enumerate(found["keep"]):
         yield keep, {name: line[place]["mean"] for name, line in lines.items() if line[place]}

@@ -38,6 +38,11 @@ class Variant:
     positions: str | None = None
     """As in `atr.vlm.reduce.reduce`."""
 
+    @property
+    def is_of_images(self) -> bool:
+        """Whether it is about the pixels that the tower is given."""
+        return self.image is not None or self.processor is not None
+
 
 @dataclass(frozen=True)
 class _Changed:
