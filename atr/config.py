@@ -525,7 +525,7 @@ class Cost:
 class Robustness:
     """How stable selections and answers are where deployment differs from training."""
 
-    questions: int = 40
+    questions: int = 20
     """Held-out questions of each benchmark, the first ones; all where there are fewer."""
     keep: list[float] = field(default_factory=lambda: [0.3, 0.5])
     """Kept fractions."""
