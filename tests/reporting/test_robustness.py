@@ -38,7 +38,7 @@ def test_what_was_measured_is_read(robustness):
         (lambda content: content["variants"][0]["reducers"].pop("selector"), "'selector'"),
         (lambda content: content["variants"][1]["reducers"]["selector"]["change"].pop(),
          "bilinear.selector.change has 1 values, allowed: 2"),
-        (lambda content: content["reference"]["selector"].pop(), "reference.selector has 1 values, allowed: 2"),
+        (lambda content: content["reference"]["selector"].pop(), "reference.selector has 1 values"),
         (lambda content: content["variants"][0]["reducers"]["selector"]["iou"][0].pop("lowest"), "'lowest'"),
     ],
 )  # fmt: skip
