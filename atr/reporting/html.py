@@ -17,6 +17,7 @@ from atr.reporting.report import (
     SCORES_NOTE,
     Report,
 )
+from atr.reporting.robustness import ROBUSTNESS_NOTE
 from atr.reporting.text import printable, shortened
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -42,6 +43,7 @@ def render(report: Report) -> str:
         scores_note=SCORES_NOTE,
         measure_note=MEASURE_NOTE,
         cost_note=COST_NOTE,
+        robustness_note=ROBUSTNESS_NOTE,
     )
 
 

@@ -32,6 +32,7 @@ UNFINISHED = Path("experiments/unfinished")
 """Outside of all outputs, which DVC removes before it runs a stage, and of what other stages depend on."""
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
+ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 
 
