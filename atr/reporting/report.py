@@ -233,7 +233,7 @@ def _measured(measure: Measure) -> Measured:
 def _robust(found: Robustness, best: str) -> Robust:
     caption = (
         "Overlap with the reference's tokens, and points of score with paired 95 % intervals. Where no pixel "
-        f"of the questions' images changes, hollow marks are the overlap on photographs. On {found.device}."
+        "of the questions' images changes, hollow marks are the overlap on photographs."
     )
     picture = Picture("robustness", caption, robustness.figure(found, best))
     return Robust(picture, robustness.tables(found))
