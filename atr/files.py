@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -72,6 +73,17 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def plain_name(name: object) -> str:
+    """The name itself, of which a file's or a metric's is made.
+
+    Raises ValueError for one that could leave its folder, or that a log refuses.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name)):
+        shown = repr(name)[:80]
+        raise ValueError(f"{shown} is no name, allowed: at most 64 small letters, digits and hyphens")
+    return name
 
 
 def digest(**depends_on: Any) -> str:

@@ -221,6 +221,15 @@ def test_a_stage_declares_to_dvc_the_parameters_it_is_given():
         assert fields_of(stage.params) == given - unread, stage.name
 
 
+def test_dvc_compares_by_nothing_but_a_few_flat_numbers():
+    """A list is invisible to it, and a table of hundreds of columns to a person."""
+    tree: Any = OmegaConf.to_container(OmegaConf.load(PIPELINES[0]), resolve=False)
+    metrics = {
+        path for stage in tree["stages"].values() for each in stage.get("metrics", []) for path in each
+    }
+    assert metrics == {f"experiments/report/{group}.json" for group in set(config.GROUPS.values())}
+
+
 def test_a_stage_depends_on_the_code_it_runs():
     missing = [
         f"{stage.name}: {MODULES[module].relative_to(ROOT)}"

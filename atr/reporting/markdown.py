@@ -12,14 +12,14 @@ from atr.reporting.report import (
     Picture,
     Report,
 )
-from atr.reporting.tables import Table, markdown
+from atr.reporting.tables import Table, escaped, markdown
 
 
 def render(report: Report) -> str:
     """Sections in the order of the HTML page."""
     sections = [
         "# Adaptive visual token reduction",
-        report.subtitle,
+        escaped(report.subtitle),
         _list(report.headlines),
         "## Groups",
         CURVES_NOTE,
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         *map(_picture, report.pages),
         "## Answers",
         _picture(report.examples) if report.examples else report.examples_note,
-        _table(report.agreement),
+        *([_table(report.agreement)] if report.agreement else ()),
         "## Scores",
         SCORES_NOTE,
         *map(_table, report.scores),
@@ -66,12 +66,12 @@ def _measured(measured: Measured) -> list[str]:
 
 
 def _list(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
 
 
 def _picture(picture: Picture) -> str:
-    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{picture.caption}*"
+    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{escaped(picture.caption)}*"
 
 
 def _table(table: Table) -> str:
-    return f"**{table.title}**\n\n{markdown(table)}"
+    return f"**{escaped(table.title)}**\n\n{markdown(table)}"

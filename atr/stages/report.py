@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main(params: config.Params) -> None:
-    """Write report.md, report.html, metrics.json and figures/ at once: all of them are new, or none is."""
+    """Write the pages, the numbers and figures/ at once: all of them are new, or none is."""
     from atr import tracking
 
     with tracking.run("report", params) as run:
@@ -48,7 +48,9 @@ def _write(folder: Path, report: "Report") -> None:
 
     write_text(folder / "report.md", markdown.render(report))
     write_text(folder / "report.html", html.render(report))
-    write_json(folder / "metrics.json", report.numbers)
+    write_json(folder / "numbers.json", report.numbers)
+    for group, scores in report.metrics.items():
+        write_json(folder / f"{group}.json", scores)
     for picture in report.pictures:
         write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
 

@@ -29,7 +29,7 @@ def world(made, tmp_path):
 
 @pytest.fixture(scope="session")
 def load():
-    def loaded(folder, names=results.REQUIRED):
+    def loaded(folder, names=results.PAPER):
         return results.load(folder / "evaluate", folder / "pretrain/metrics.json", names)
 
     return loaded
