@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
 from atr.datasets.questions import Question, save_questions
 from atr.features.preprocess import describe
 from atr.features.store import ShardWriter, write_manifest
-from atr.files import write_json
+from atr.files import sha256, write_json
 from atr.hub import checkpoint_digest
 from atr.reduction import FeatureSelector
 from atr.reporting import results
@@ -408,6 +409,53 @@ def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alon
         assert (score["unreadable"], score["failed"]) == here
         assert score["answered"] == score["questions"] - sum(here)
     assert {score["failed"] + score["unreadable"] for score in summary["scores"]} == {0}
+
+
+def spoil_store(folder, image):
+    """NaN into the stored features of an image, and a manifest that vouches for it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    number, place = divmod(image, 8)
+    shard = folder / manifest["shards"][number]["file"]
+    features_SND = load_file(shard)["features"]
+    features_SND[place, 5, 7] = torch.nan
+    ids = json.dumps(IMAGES[8 * number : 8 * number + 8])
+    save_file({"features": features_SND}, shard, {"ids": ids})
+    manifest["shards"][number]["sha256"] = sha256(shard)
+    write_json(folder / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("reducer", ["selector", "random", "full"])
+def test_a_question_about_features_that_are_not_finite_is_failed_and_says_why(project, trained, reducer):
+    rows = run(reducer)[0]
+    try:
+        spoil_store(trained / EVALUATE_FEATURES, 1)
+        spoilt = run(reducer)[0]
+    finally:
+        save_store(trained / EVALUATE_FEATURES)
+    about = [row for row in spoilt if row["image"] == IMAGES[1]]
+    name = {"selector": "SelectorReducer", "random": "Random", "full": "Full"}[reducer]
+    reason = f"ValueError: reducer {name}: features_BND of images [0] of 1 holds NaN or infinity"
+    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in about} == {
+        ("failed", None, reason)
+    }
+    assert [row for row in spoilt if row not in about] == [row for row in rows if row["image"] != IMAGES[1]]
+
+
+@pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled-ranking", "selector-mmr"])
+def test_a_selector_that_ranks_nothing_ends_the_stage_before_any_answer(
+    project, trained, monkeypatch, reducer
+):
+    broken = trained / "broken"
+    shutil.copytree(trained / SELECTOR, broken, dirs_exist_ok=True)
+    weights = load_file(broken / "model.safetensors")
+    weights["trunk.head.bias"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors")
+    for name in ("SELECTOR", "DISTILLED"):
+        monkeypatch.setattr(f"atr.stages.{name}", broken)
+    monkeypatch.setattr(Answerer, "prepare", lambda *_, **__: pytest.fail("a question is asked"))
+    with pytest.raises(ValueError, match=r"broken: no FeatureSelector .* NaN or infinity, first trunk.head"):
+        run(reducer)
+    assert not (EVALUATE / reducer).exists()
 
 
 def test_questions_about_several_images_or_none_are_asked_too(project, trained):

@@ -106,6 +106,17 @@ def test_weights_of_another_shape_are_refused(folder):
         load_vlm(str(folder), torch.float32)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("part", ["linear_1.weight", "lm_head.weight", "layers.0.mlp.fc1.bias"])
+def test_weights_that_are_not_finite_are_refused_by_name(folder, part, value):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith(part))
+    weights[name].flatten()[2:4] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"^{folder}: 1 of \d+ tensors hold NaN .*{part} \(2 of its"):
+        load_vlm(str(folder), torch.float32)
+
+
 def test_missing_weights_are_refused_and_not_made_up(folder):
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "linear_1" not in name}

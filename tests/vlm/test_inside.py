@@ -298,6 +298,18 @@ def test_attention_of_the_last_token_is_that_of_the_eager_layer(make_deep, proce
 
 
 @torch.no_grad()
+def test_attention_that_is_not_finite_ranks_nothing_and_is_named(make_deep, process):
+    model = make_deep()
+    model.model.language_model.layers[1].self_attn.q_proj.weight.data.fill_(torch.nan)
+    message = r"^layer 1: attention of images \[0, 1\] of 2 holds NaN or infinity"
+    with (
+        drop_inside(prepare(model, process("<image> a", "<image> b")), FastV(), 0.3) as inside,
+        pytest.raises(ValueError, match=message),
+    ):
+        model(**inside.whole)
+
+
+@torch.no_grad()
 def test_mistral_is_read_as_well(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
