@@ -41,7 +41,7 @@ def check_inputs(model: Any, processor: Any, inputs: Mapping[str, Any], images: 
 
 
 def _findings(processor: Any, given: Tensor, own: Tensor, images: Sequence[Any]) -> list[str]:
-    """What was done otherwise than by the processor: by the way to make pixels that fits the given ones best."""
+    """What was done otherwise than by the processor: by the way of making pixels that fits them best."""
     given = given.detach().float().cpu()
     fit = _Fit(processor, given, own.to(given.dtype))
     if fit.error <= TOLERATED:
