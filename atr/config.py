@@ -51,7 +51,8 @@ class VlmPreset:
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
-    """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
+    """Whether it is given stored features; if not, and always where it cuts images into tiles or preprocesses
+    them otherwise, the images."""
     tiles: int = 1
     """Most tiles that it is known to cut an image into, the base tile counted, as its processor says."""
 
