@@ -143,7 +143,7 @@ def test_each_prompt_is_answered_once(module, monkeypatch):
     module._conversations(BATCH[::-1])
     assert len(asked) == 1
     batch = module.answerer.prepare([["three"]], ["h"])
-    [(alone, _, _)] = answer(module.answerer, batch, Full(), 1.0)
+    [(alone, *_)] = answer(module.answerer, batch, Full(), 1.0)
     assert module._answered["three"][2] == alone
 
 
@@ -154,7 +154,7 @@ def test_every_image_counts_alike_however_long_its_answers():
 
 
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0)])
+    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
 
