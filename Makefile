@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test test-lmms-eval lint ui
+.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe
 
 # The stages that dvc starts are `python -m atr.stages.x`: that python must be ours.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-lmms-eval   those of the model for lmms-eval, with lmms-eval in an environment of its own'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
+	@echo 'make micro       trains data/micro/llava again, from nothing; make micro-dinov2 the second model'
 
 reproduce: $(STAMP)
 	dvc repro
@@ -51,9 +52,29 @@ lint: $(STAMP)
 	ruff format --check
 	mypy
 
+# The log is made, or mended where the project was moved, by the one process that may: ours.
 ui: $(STAMP)
-	mkdir -p experiments
+	env -u MLFLOW_TRACKING_URI python -m atr.tracking
 	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
+
+# The micro models are no stages of DVC: in every clone it would miss what they leave behind, whatever command is typed,
+# and would train for hours after every change of code. An interrupted training goes on behind its last epoch.
+TRAINING := data/micro/training
+micro: $(STAMP)
+	python -m atr.stages.micro
+	rm -rf data/micro/llava && cp -r $(TRAINING)/llava data/micro/llava
+
+micro-dinov2: $(STAMP) $(TRAINING)/features/manifest.json
+	python -m atr.stages.micro_dinov2
+	rm -rf data/micro/llava-dinov2 && cp -r $(TRAINING)/llava-dinov2 data/micro/llava-dinov2
+
+# The training refuses features of other parameters: then they are to be removed, and are made again.
+$(TRAINING)/features/manifest.json: | $(STAMP)
+	python -m atr.stages.micro_features
+
+# Which layer the preset dinov2-small of atr/config.py is to be read at, into data/micro/probe.json.
+micro-probe: $(STAMP)
+	python -m atr.stages.micro_probe
 
 # --compile: an environment without .pyc files doubles the time of every import where PYTHONDONTWRITEBYTECODE is set.
 $(STAMP):

@@ -5,16 +5,21 @@ written here and not read from their registries; tests hold the two to be the sa
 """
 
 import inspect
+import io
+import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Never, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 
 class ConfigError(ValueError):
@@ -32,6 +37,8 @@ class EncoderPreset:
     """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
     size: int | None = None
     """Side in pixels of the square that the whole image is resized to; None: as the image processor says."""
+    width: int | None = None
+    """Channels of its features, where they are known before it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +60,14 @@ Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
 ENCODERS = {
     preset.name: preset
     for preset in (
-        EncoderPreset(name="micro", path="data/micro/llava", layer=-1),
+        EncoderPreset(name="micro", path="data/micro/llava", layer=-1, width=192),
         # DINOv2's own processor cuts the margins off, and with them the text of a page.
         # Its middle layers are the best to read from, by the probe in data/micro/probe.json.
-        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=5, size=224),
-        EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224),
-        EncoderPreset(name="clip-vit-large-patch14-336", path="openai/clip-vit-large-patch14-336"),
+        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=5, size=224, width=384),
+        EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224, width=768),
+        EncoderPreset("clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336", width=1024),
         # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
-        EncoderPreset(name="siglip-so400m-patch14-384", path="google/siglip-so400m-patch14-384", layer=26),
+        EncoderPreset("siglip-so400m-patch14-384", "google/siglip-so400m-patch14-384", layer=26, width=1152),
     )
 }
 VLMS = {
@@ -161,37 +168,62 @@ GROUPS = BENCHMARKS | PAPER_BENCHMARKS
 STAGES = {
     "prepare": ("seed", "prepare"),
     "extract": ("encoder", "trainer", "extract"),
-    "pretrain": ("seed", "encoder", "trainer", "pretrain"),
-    "distill": ("seed", "encoder", "vlm", "trainer", "distill"),
+    "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),
+    "distill": ("seed", "encoder", "vlm", "trainer", "distill", "evaluate.positions"),
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
+    "robustness": ("seed", "encoder", "vlm", "trainer", "evaluate", "robustness"),
     "report": ("evaluate", "report"),
     "micro": ("seed", "trainer", "micro"),
     "micro_probe": ("seed", "micro_probe"),
     "micro_features": ("seed", "trainer", "micro_features"),
     "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
-"""The parameters each stage declares to DVC, and the only ones it is given."""
+"""The parameters each stage declares to DVC, and the only ones it is given; a dotted one is a field alone."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
+# What every stage can run in. bf16-true and 16-true are left out, as a training needs weights that its small
+# steps do not vanish in; frozen models take the lower precision themselves under bf16-mixed and 16-mixed.
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", 16, 32, 64)
 # FSDP and DeepSpeed are left out, as they shard the weights: a part of a selector cannot be saved. So are the
-# spawn, fork and notebook variants: they train in children and leave the parent at step 0.
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+# spawn, fork and notebook variants: they train in children and leave the parent at step 0. Those that find
+# unused parameters or do not say in other words what ddp does: none of ours are unused, and Fabric, which
+# evaluate runs in, does not know them all.
+STRATEGIES = ("auto", "ddp")
 
 # org/name, and a branch, tag or commit behind it.
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
+MANY = 2**31 - 1
+"""Most of anything that is counted: above it libraries overflow, each in its own way."""
+PROCESSES = 2**16
+"""Most of anything that takes a process or a device of its own."""
+LAYERS = 1024
+"""Most layers of a network, and heads of one of them: a misprint shall not fill the memory."""
 
 
 def _check(key: str, value: object, valid: bool, allowed: str) -> None:
     if not valid:
-        raise ConfigError(f"{key}: {value!r} is out of range, allowed: {allowed}")
+        raise ConfigError(f"{key}: {_short(value)} is out of range, allowed: {allowed}")
 
 
 def _check_choice(key: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
-        raise ConfigError(f"{key}: {value!r} is unknown, allowed: {_listed(choices)}")
+        raise ConfigError(f"{key}: {_short(value)} is unknown, allowed: {_listed(choices)}")
+
+
+def _check_counts(section: str, settings: object, *keys: str, least: int = 1, most: int = MANY) -> None:
+    """Refuse counts outside least..most; `keys` are fields of the settings."""
+    for key in keys:
+        value = getattr(settings, key)
+        _check(f"{section}.{key}", value, least <= value <= most, f"{key} >= {least}, at most {most}")
+
+
+def _check_fractions(key: str, name: str, values: list[float]) -> None:
+    """Refuse kept fractions that cannot be, or that a figure and a table cannot tell apart."""
+    told = _distinct([f"{value:g}" for value in values]) and len(values) <= 100
+    valid = told and all(0 < value <= 1 for value in values)
+    _check(key, values, valid, f"1 to 100 distinct fractions, 0 < {name} <= 1, of six digits")
 
 
 def _check_names(key: str, values: list[str], choices: Collection[str]) -> None:
@@ -235,7 +267,7 @@ class Trainer:
     """Number of processes, or the indices of devices; auto is all GPUs, or one process on a CPU. Each takes
     batches of its own: params.yaml has 1, so that its steps are as many on every machine."""
     strategy: str = "auto"
-    """Lightning's name of the way to use several devices: auto, or one of the ddp family."""
+    """Lightning's name of the way to use several devices: auto or ddp."""
     precision: int | str = "auto"
     """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
     CPU without them is ten times as slow in it as in float32), else 16-mixed on CUDA and 32-true else."""
@@ -246,8 +278,8 @@ class Trainer:
         _check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
         _check_choice("trainer.strategy", self.strategy, STRATEGIES)
         _check_choice("trainer.precision", self.precision, PRECISIONS)
-        _check("trainer.num_nodes", self.num_nodes, self.num_nodes >= 1, "num_nodes >= 1")
-        allowed = "auto, -1 for all, a count >= 1, or a list of distinct indices >= 0"
+        _check_counts("trainer", self, "num_nodes", most=PROCESSES)
+        allowed = f"auto, -1 for all, a count >= 1, or a list of distinct indices >= 0, below {PROCESSES}"
         _check("trainer.devices", self.devices, _are_devices(self.devices), allowed)
 
     def kwargs(self) -> dict[str, Any]:
@@ -257,9 +289,9 @@ class Trainer:
 
 def _are_devices(devices: object) -> bool:
     if isinstance(devices, list):
-        indices = all(type(index) is int and index >= 0 for index in devices)
+        indices = all(type(index) is int and 0 <= index < PROCESSES for index in devices)
         return indices and _distinct(devices)
-    return devices == "auto" or (type(devices) is int and (devices == -1 or devices >= 1))
+    return devices == "auto" or (type(devices) is int and (devices == -1 or 1 <= devices < PROCESSES))
 
 
 @dataclass(frozen=True)
@@ -283,15 +315,14 @@ class Prepare:
     """Where coco and the paper's benchmarks lie: hub, or a folder with each dataset under its hub id."""
 
     def __post_init__(self) -> None:
-        is_source = self.source in ("micro", "coco") or Path(self.source).is_dir()
+        is_source = self.source in ("micro", "coco") or os.path.isdir(self.source)
         _check("prepare.source", self.source, is_source, "micro, coco, or a folder that exists")
-        is_repository = self.repository == "hub" or Path(self.repository).is_dir()
+        is_repository = self.repository == "hub" or os.path.isdir(self.repository)
         _check("prepare.repository", self.repository, is_repository, "hub, or a folder that exists")
         _check_choice("prepare.split", self.split, ("evaluate", "validation"))
         asked = len(self.prompts) > 0 and all(prompt.strip() for prompt in self.prompts)
         _check("prepare.prompts", self.prompts, asked, "one or more texts")
-        _check("prepare.images", self.images, self.images >= 1, "images >= 1")
-        _check("prepare.questions", self.questions, self.questions >= 1, "questions >= 1")
+        _check_counts("prepare", self, "images", "questions")
         _check_names("prepare.benchmarks", self.benchmarks, GROUPS)
 
 
@@ -309,9 +340,10 @@ class Extract:
     """Processes that decode images; 0 decodes in the main process."""
 
     def __post_init__(self) -> None:
-        _check("extract.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
-        _check("extract.shard_images", self.shard_images, self.shard_images >= 1, "shard_images >= 1")
-        _check("extract.workers", self.workers, self.workers >= 0, "workers >= 0")
+        _check_counts("extract", self, "batch_size", "shard_images")
+        _check_counts("extract", self, "workers", least=0, most=PROCESSES)
+        deep = self.layer is None or abs(self.layer) <= LAYERS
+        _check("extract.layer", self.layer, deep, f"null, or -{LAYERS} <= layer <= {LAYERS}")
 
 
 @dataclass(frozen=True)
@@ -345,13 +377,14 @@ class SelectorTraining:
 
     def __post_init__(self) -> None:
         section, rate, ratio = self.SECTION, self.learning_rate, self.ffn_ratio
-        for key in ("layers", "heads", "epochs", "batch_size"):
-            _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check_counts(section, self, "layers", "heads", most=LAYERS)
+        _check_counts(section, self, "epochs", "batch_size")
         _check(f"{section}.validation", self.validation, 0 < self.validation < 1, "0 < validation < 1")
         for key in ("weight_decay", "warmup"):
             _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
         _check(f"{section}.learning_rate", rate, 0 < rate <= 1, "0 < learning_rate <= 1")
-        _check(f"{section}.ffn_ratio", ratio, 0 < ratio <= 16, "0 < ffn_ratio <= 16")
+        # Below it a narrow selector would have no hidden channel at all.
+        _check(f"{section}.ffn_ratio", ratio, 0.1 <= ratio <= 16, "0.1 <= ffn_ratio <= 16")
         _check_choice(f"{section}.position", self.position, ("none", "sine"))
 
 
@@ -377,10 +410,11 @@ class Pretrain(SelectorTraining):
         super().__post_init__()
         heat, after, bias = self.temperature, self.collapse_after, self.initial_bias
         _check("pretrain.keep", self.keep, 0 < self.keep < 1, "0 < keep < 1")
-        _check("pretrain.temperature", heat, 0 < heat <= 100, "0 < temperature <= 100")
+        # The logits are divided by it: far below it float32 overflows.
+        _check("pretrain.temperature", heat, 0.01 <= heat <= 100, "0.01 <= temperature <= 100")
         _check("pretrain.collapse_after", after, 0 < after <= 1, "0 < collapse_after <= 1")
         _check("pretrain.initial_bias", bias, abs(bias) <= 20, "-20 <= initial_bias <= 20")
-        _check("pretrain.mask_images", self.mask_images, self.mask_images >= 1, "mask_images >= 1")
+        _check_counts("pretrain", self, "mask_images")
         _check_choice("pretrain.normalise", self.normalise, ("none", "variance"))
 
 
@@ -403,12 +437,12 @@ class Distill(SelectorTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("images", "max_new_tokens"):
-            _check(f"distill.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        heat = self.temperature
+        _check_counts("distill", self, "images", "max_new_tokens")
         _check("distill.lowest", self.lowest, 0 < self.lowest < 1, "0 < lowest < 1")
         above = self.lowest <= self.highest <= 1
         _check("distill.highest", self.highest, above, f"distill.lowest, {self.lowest}, <= highest <= 1")
-        _check("distill.temperature", self.temperature, self.temperature >= 0, "temperature >= 0")
+        _check("distill.temperature", heat, 0 <= heat <= 100, "0 <= temperature <= 100")
 
 
 @dataclass(frozen=True)
@@ -416,7 +450,8 @@ class Evaluate:
     """Which reducers answer the questions, at which budgets."""
 
     reducers: list[str] = field(default_factory=lambda: ["full", "none", "random"])
-    """The reducers without training, one stage each."""
+    """The reducers without training, one stage each; full, of which all others keep a part, is always among
+    them. Without none or random the report leaves their lines out."""
     selectors: list[str] = field(default_factory=lambda: ["selector", "selector-adaptive"])
     """Those made of the trained selector, one stage each; the selector itself is always among them."""
     distilled: list[str] = field(default_factory=lambda: ["distilled"])
@@ -448,13 +483,13 @@ class Evaluate:
         _check_names("evaluate.reducers", self.reducers, REDUCERS)
         _check_names("evaluate.selectors", self.selectors, SELECTORS)
         _check_names("evaluate.distilled", self.distilled, DISTILLED)
-        _check(
-            "evaluate.selectors", self.selectors, "selector" in self.selectors, "a list with selector in it"
-        )
-        valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
-        _check("evaluate.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
-        for key in ("random_seeds", "batch_size", "max_new_tokens", "bootstrap"):
-            _check(f"evaluate.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        for key, name in (("reducers", "full"), ("selectors", "selector")):
+            names = getattr(self, key)
+            _check(f"evaluate.{key}", names, name in names, f"a list with {name} in it")
+        _check_fractions("evaluate.keep", "keep", self.keep)
+        _check_counts("evaluate", self, "random_seeds", most=1000)
+        _check_counts("evaluate", self, "batch_size", "max_new_tokens")
+        _check_counts("evaluate", self, "bootstrap", most=100_000)  # all of them lie in memory
         for key, choices in LAYOUT.items():
             _check_choice(f"evaluate.{key}", getattr(self, key), choices)
 
@@ -496,8 +531,8 @@ class Measure:
     """Selectors that are compared with each other, the trained one among them; each more is a training."""
 
     def __post_init__(self) -> None:
-        for key in ("images", "batch_size", "pretrain_images", "epochs", "training_seeds"):
-            _check(f"measure.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check_counts("measure", self, "images", "batch_size", "pretrain_images", "epochs")
+        _check_counts("measure", self, "training_seeds", most=1000)
         keep = self.overlap_keep
         _check("measure.overlap_keep", keep, 0 < keep <= 1, "0 < overlap_keep <= 1")
 
@@ -514,11 +549,25 @@ class Cost:
     """Time that each measurement takes at least, in seconds; its median is reported."""
 
     def __post_init__(self) -> None:
-        valid = _distinct(self.kept) and all(0 < keep <= 1 for keep in self.kept)
-        _check("cost.kept", self.kept, valid, "one or more distinct fractions, 0 < kept <= 1")
-        valid = _distinct(self.batches) and all(batch >= 1 for batch in self.batches)
-        _check("cost.batches", self.batches, valid, "one or more distinct counts >= 1")
+        _check_fractions("cost.kept", "kept", self.kept)
+        valid = _distinct(self.batches) and all(1 <= batch <= MANY for batch in self.batches)
+        _check("cost.batches", self.batches, valid, f"one or more distinct counts >= 1, at most {MANY}")
         _check("cost.seconds", self.seconds, 0 < self.seconds <= 60, "0 < seconds <= 60")
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """How stable selections and answers are where deployment differs from training."""
+
+    questions: int = 20
+    """Held-out questions of each benchmark, the first ones; all where there are fewer."""
+    keep: list[float] = field(default_factory=lambda: [0.3, 0.5])
+    """Kept fractions."""
+
+    def __post_init__(self) -> None:
+        _check("robustness.questions", self.questions, self.questions >= 1, "questions >= 1")
+        valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
+        _check("robustness.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
 
 
 @dataclass(frozen=True)
@@ -526,8 +575,8 @@ class Report:
     """What the report compares and pictures."""
 
     best: str = "distilled"
-    """The reducer whose difference to each other one is reported: the project's best; one that takes a
-    budget."""
+    """The reducer whose difference to each other one is reported: the project's best; one that is evaluated
+    and takes a budget."""
     pages: int = 3
     """Held-out images of a benchmark whose kept patches are pictured at the kept fraction nearest to the 0.4
     of the paper's Figure 1; masks of three are stored."""
@@ -537,7 +586,7 @@ class Report:
     def __post_init__(self) -> None:
         _check_choice("report.best", self.best, _budgeted((*SELECTORS, *DISTILLED, *REDUCERS)))
         _check("report.pages", self.pages, 1 <= self.pages <= 3, "1 <= pages <= 3")
-        _check("report.examples", self.examples, self.examples >= 1, "examples >= 1")
+        _check_counts("report", self, "examples", most=60)  # one picture holds them all
 
 
 @dataclass(frozen=True)
@@ -573,9 +622,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         section = self.SECTION
-        for key in ("steps", "batch_size", "warmup_steps", "epochs", "questions"):
-            _check(f"{section}.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
-        _check(f"{section}.workers", self.workers, self.workers >= 0, "workers >= 0")
+        _check_counts(section, self, "steps", "batch_size", "warmup_steps", "epochs", "questions")
+        _check_counts(section, self, "workers", least=0, most=PROCESSES)
         for key in ("reading", "reading_weight", "weight_decay", "constant"):
             _check(f"{section}.{key}", getattr(self, key), 0 <= getattr(self, key) < 1, f"0 <= {key} < 1")
         rate = self.learning_rate
@@ -603,13 +651,12 @@ class Micro(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("layers", "text_layers"):
-            _check(f"micro.{key}", getattr(self, key), getattr(self, key) >= 1, f"{key} >= 1")
+        _check_counts("micro", self, "layers", "text_layers", most=LAYERS)
         for key in ("reading_layer", "naming_layer"):
             layer = getattr(self, key)
             _check(f"micro.{key}", layer, 0 <= layer <= self.layers, f"0 <= {key} <= layers, {self.layers}")
-        wide = self.width >= 64 and self.width % 64 == 0
-        _check("micro.width", self.width, wide, "a multiple of 64")
+        wide = 64 <= self.width <= 8192 and self.width % 64 == 0
+        _check("micro.width", self.width, wide, "a multiple of 64, at most 8192")
 
 
 @dataclass(frozen=True)
@@ -631,7 +678,7 @@ class MicroDinov2(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("micro_dinov2.new_layers", self.new_layers, self.new_layers >= 0, "new_layers >= 0")
+        _check_counts("micro_dinov2", self, "new_layers", least=0, most=LAYERS)
 
 
 @dataclass(frozen=True)
@@ -644,10 +691,9 @@ class MicroProbe:
     """Sides in pixels to which images are resized, multiples of its patches' 14."""
 
     def __post_init__(self) -> None:
-        _check("micro_probe.images", self.images, self.images >= 4, "images >= 4")
-        valid = all(size >= 14 and size % 14 == 0 for size in self.sizes)
-        distinct = len(set(self.sizes)) == len(self.sizes) > 0
-        _check("micro_probe.sizes", self.sizes, valid and distinct, "one or more distinct multiples of 14")
+        _check_counts("micro_probe", self, "images", least=4)
+        valid = _distinct(self.sizes) and all(14 <= size <= 1400 and size % 14 == 0 for size in self.sizes)
+        _check("micro_probe.sizes", self.sizes, valid, "one or more distinct multiples of 14, at most 1400")
 
 
 @dataclass(frozen=True)
@@ -666,14 +712,14 @@ class MicroFeatures:
     """Processes that draw images; 0 draws in the main process."""
 
     def __post_init__(self) -> None:
-        _check("micro_features.images", self.images, self.images >= 2, "images >= 2")
-        both = 0 < self.reading_images < self.images
+        _check_counts("micro_features", self, "images", least=2)
+        both = 0 < self.reading < 1 and 0 < self.reading_images < self.images
         _check(
             "micro_features.reading", self.reading, both, "0 < reading < 1, an image of each kind at least"
         )
         _check("micro_features.charts", self.charts, 0 <= self.charts < 1, "0 <= charts < 1")
-        _check("micro_features.batch_size", self.batch_size, self.batch_size >= 1, "batch_size >= 1")
-        _check("micro_features.workers", self.workers, self.workers >= 0, "workers >= 0")
+        _check_counts("micro_features", self, "batch_size")
+        _check_counts("micro_features", self, "workers", least=0, most=PROCESSES)
 
     @property
     def reading_images(self) -> int:
@@ -690,6 +736,7 @@ _SECTIONS: dict[str, Any] = {
     "evaluate": Evaluate,
     "measure": Measure,
     "cost": Cost,
+    "robustness": Robustness,
     "report": Report,
     "micro": Micro,
     "micro_probe": MicroProbe,
@@ -713,6 +760,7 @@ class Params:
     evaluate: Evaluate
     measure: Measure
     cost: Cost
+    robustness: Robustness
     report: Report
     micro: Micro
     micro_probe: MicroProbe
@@ -722,7 +770,7 @@ class Params:
     """The file they come from, absolute; for tracking only."""
 
     def __init__(self, stage: str, path: str | Path = "params.yaml", **declared: Any) -> None:
-        assert set(declared) == set(STAGES[stage]), (
+        assert set(declared) == {key.partition(".")[0] for key in STAGES[stage]}, (
             f"stage {stage} declares {STAGES[stage]}, not {tuple(declared)}"
         )
         self.__dict__.update(stage=stage, path=Path(path).resolve(), declared=declared, **declared)
@@ -759,6 +807,8 @@ def _flatten(raw: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, EncoderPreset | VlmPreset):
         return value.name
+    if isinstance(value, SimpleNamespace):
+        return dict(vars(value))
     return value if isinstance(value, int) else asdict(value)
 
 
@@ -768,7 +818,19 @@ def load(stage: str, path: str | Path = "params.yaml") -> Params:
     Raises ConfigError, one line with key, value and what is allowed, for anything that cannot be used.
     """
     everything = _validated(path)
-    return Params(stage, path, **{key: everything[key] for key in STAGES[stage]})
+    return Params(stage, path, **_declared(STAGES[stage], everything))
+
+
+def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that the keys name; of one that is named by fields, these alone."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            setattr(found.setdefault(section, SimpleNamespace()), name, getattr(everything[section], name))
+        else:
+            found[section] = everything[section]
+    return found
 
 
 def load_or_exit(stage: str, path: str | Path = "params.yaml") -> Params:
@@ -804,25 +866,80 @@ def _validated(path: str | Path) -> dict[str, Any]:
     encoder = _encoder(common.encoder)
     vlm = _vlm(common.vlm, encoder)
     sections = {name: _build(kind, f"{name}.", tree[name]) for name, kind in _SECTIONS.items()}
+    _check_fit(encoder, sections)
+    _check_evaluated(vlm, sections["evaluate"], sections["report"])
     return {"seed": common.seed, "encoder": encoder, "vlm": vlm, **sections}
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The plain content of a parameter file, or of an overlay; only that it is a mapping is checked.
+def _check_fit(encoder: EncoderPreset, sections: Mapping[str, Any]) -> None:
+    """Refuse selectors that cannot be made for the encoder, where its width is known."""
+    if encoder.width is None:
+        return
+    for name in ("pretrain", "distill"):
+        heads, position = sections[name].heads, sections[name].position
+        fits = encoder.width % heads == 0
+        _check(f"{name}.heads", heads, fits, f"a divisor of {encoder.width}, the width of {encoder.name}")
+        fits = position == "none" or encoder.width % 4 == 0
+        _check(f"{name}.position", position, fits, f"none, as 4 does not divide {encoder.width}")
 
-    OmegaConf reads it, because it takes `3e-4` for a number where PyYAML takes it for a string. Raises
-    ConfigError, one line that names the file.
+
+def _check_evaluated(vlm: VlmPreset, evaluate: Evaluate, report: Report) -> None:
+    """Refuse a reducer that cannot serve the model, and a report on one that is not evaluated."""
+    for key in ("reducers", "selectors", "distilled"):
+        names = getattr(evaluate, key)
+        able = serving(names, vlm)
+        allowed = f"{_listed(able)}, as {vlm.name} cuts images into tiles"
+        _check(f"evaluate.{key}", names, able == names, allowed)
+    _check("report.best", report.best, report.best in evaluate.budgeted, _listed(evaluate.budgeted))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The plain content of a parameter file, or of an overlay; checked is that it is a mapping, and `parse`.
+
+    Raises ConfigError, one line that names the file.
     """
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        tree = parse(Path(path).read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file, allowed: a YAML file with {_listed(_KEYS)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: {reason}, allowed: a YAML file with {_listed(_KEYS)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}, allowed: a YAML file with {_listed(_KEYS)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: {_short(tree)} is no mapping, allowed: {_listed(_KEYS)}")
     return {str(key): value for key, value in tree.items()}
+
+
+def parse(text: str, source: str | Path) -> Any:
+    """The plain content of YAML 1.2, as which DVC reads it: what DVC records is what a stage runs with.
+
+    Raises ConfigError, one line that names the source, for text that is no YAML, and by its key for a value
+    that YAML 1.1 reads as another: `010` is ten in the one and eight in the other, and people know either.
+    """
+    try:
+        tree = YAML(typ="safe").load(text)
+        # OmegaConf reads 1.1, but for `3e-4`, a number as in 1.2.
+        other = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except (OSError, ValueError, RecursionError, YAMLError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{source}: {reason}, allowed: a YAML file with {_listed(_KEYS)}") from None
+    for key, value, misread in _ambiguous(tree, other) if isinstance(tree, dict) else ():
+        raise ConfigError(
+            f"{key}: {_short(value)} in YAML 1.2, which DVC reads, is {_short(misread)} in YAML 1.1, "
+            "allowed: what both read alike, or text in quotes"
+        )
+    return tree
+
+
+def _ambiguous(value: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What two readings of a file differ in, by dotted key; `off` is a word, as one of our choices."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        for name, item in value.items():
+            yield from _ambiguous(item, other.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list) and isinstance(other, list):
+        for item, twin in zip(value, other, strict=True):
+            yield from _ambiguous(item, twin, key)
+    elif repr(value) != repr(other) and value != "off":
+        yield key, value, other
 
 
 def _build(kind: Any, prefix: str, values: Any) -> Any:
@@ -833,22 +950,34 @@ def _build(kind: Any, prefix: str, values: Any) -> Any:
     for key, value in values.items():
         if key not in types:
             raise ConfigError(f"{prefix}{key}: {_short(value)} is an unknown key, allowed: {_listed(types)}")
-        # DVC compares the text of the file: it would not see an interpolated value change.
-        if "${" in str(value) or "???" in str(value):
+        if not _is_written_out(value):
             raise ConfigError(
                 f"{prefix}{key}: {_short(value)} is not a value, allowed: {types[key]}, written out"
             )
-    # A bare `off` is the word it is to DVC, which reads YAML 1.2, and false to OmegaConf, which reads 1.1.
-    values = {
-        key: "off" if value is False and types[key] == "str" else value for key, value in values.items()
-    }
+        if _is_nested(value):
+            raise _wrong_type(f"{prefix}{key}", value, types[key])
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
     except ValidationError as error:
         key = str(error.full_key).split("[")[0]
-        raise ConfigError(
-            f"{prefix}{key}: {_short(values[key])} has a wrong type, allowed: {types[key]}"
-        ) from None
+        raise _wrong_type(f"{prefix}{key}", values[key], types[key]) from None
+
+
+def _is_nested(value: object) -> bool:
+    """Whether it is deeper than a list: no key takes that, and OmegaConf lets it through or names no key."""
+    inner = value if isinstance(value, list) else []
+    return isinstance(value, Mapping) or any(isinstance(item, Mapping | list) for item in inner)
+
+
+def _wrong_type(key: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{key}: {_short(value)} has a wrong type, allowed: {allowed}")
+
+
+def _is_written_out(value: object) -> bool:
+    """Whether it is no interpolation, whose change DVC would not see, nor what OmegaConf calls missing."""
+    if isinstance(value, list):
+        return all(map(_is_written_out, value))
+    return "${" not in str(value) and value != "???"
 
 
 def _short(value: object) -> str:
@@ -904,7 +1033,7 @@ def _base(name: str) -> str:
 
 def _check_location(key: str, name: str, presets: Collection[str]) -> None:
     """Refuse what is no folder and cannot be a hub id: beside a folder `data`, `data/mirco` is misspelt."""
-    is_hub_id = _HUB_ID.fullmatch(name) and not Path(_base(name)).parent.is_dir()
-    if not (Path(name).is_dir() or is_hub_id):
+    is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(_base(name)))
+    if not (os.path.isdir(name) or is_hub_id):
         allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name or org/name@revision"
-        raise ConfigError(f"{key}: {name!r} is unknown, allowed: {allowed}")
+        raise ConfigError(f"{key}: {_short(name)} is unknown, allowed: {allowed}")

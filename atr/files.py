@@ -1,14 +1,18 @@
 """Files that appear whole or not at all: every output of a stage is written through here."""
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -18,33 +22,66 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises OSError naming `path` when the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with _beside(path) as temporary:
+            yield temporary
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that replaces it once the block has succeeded."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
+    with _beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
-        temporary.chmod(0o755)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield where to write what becomes `path`: in a folder beside it, locked as long as this process lives.
+
+    What killed processes have left there is cleared first, whatever it was to become: the system takes a lock
+    from a process that ends, however it ends, on another machine or in another container too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for part in path.parent.glob(".*.part"):
+        _clear(part)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        with open(part / "unlocked", "x") as lock:
+            with suppress(
+                OSError
+            ):  # a file system without locks: there nothing can be told dead, nor is cleared
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            os.replace(part / "unlocked", part / _LOCK)
+            yield part / path.name
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(part)
+
+
+def _clear(part: Path) -> None:
+    """Remove what a process has left that no longer runs."""
+    with suppress(OSError), open(part / _LOCK, "r+") as lock:  # locked, about to be, or gone by now
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    """The lock goes last, or what a kill leaves of the rest could not be told from what is being written."""
+    for content in part.iterdir():
+        if content.is_dir():
+            shutil.rmtree(content, ignore_errors=True)
+        elif content.name != _LOCK:
+            content.unlink(missing_ok=True)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -70,8 +107,19 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
         raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def plain_name(name: object) -> str:
+    """The name itself, of which a file's or a metric's is made.
+
+    Raises ValueError for one that could leave its folder, or that a log refuses.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", name)):
+        shown = repr(name)[:80]
+        raise ValueError(f"{shown} is no name, allowed: at most 64 small letters, digits and hyphens")
+    return name
 
 
 def digest(**depends_on: Any) -> str:

@@ -16,8 +16,12 @@ _FULL_NAMES = {16: "16-mixed", 32: "32-true", 64: "64-true"}
 def precision_of(trainer: config.Trainer) -> int | str:
     """Lightning's name of the arithmetic; auto is what the hardware has instructions for.
 
-    A CPU without bfloat16 instructions emulates them, ten times as slowly as it computes in float32.
+    A CPU without bfloat16 instructions emulates them, ten times as slowly as it computes in float32. Raises
+    ValueError for a mixed float16 on a CPU, in whose place Lightning would take bfloat16.
     """
+    if trainer.precision in (16, "16-mixed") and _is_cpu(trainer.accelerator):
+        allowed = "auto, bf16-mixed, 32-true, 64-true"
+        raise ValueError(f"trainer.precision: {trainer.precision} is of GPUs, allowed on a CPU: {allowed}")
     if trainer.precision != "auto":
         return trainer.precision
     if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -28,6 +32,11 @@ def precision_of(trainer: config.Trainer) -> int | str:
         return "32-true"
     has = torch.cpu.get_capabilities()
     return "bf16-mixed" if any(has.get(name) for name in BFLOAT16_INSTRUCTIONS) else "32-true"
+
+
+def _is_cpu(accelerator: str) -> bool:
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not found)
 
 
 def lightning_kwargs(trainer: config.Trainer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 DVC sees an edited file, so `dvc repro` and `dvc exp run` run what the new values concern.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,17 @@ def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = 
 
 
 def _merged(overlay: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    merged = OmegaConf.create(dict(overlay))
     for setting in settings:
-        if "=" not in setting:
+        key, given, text = setting.partition("=")
+        if not given or not re.fullmatch(r"[a-z_]\w*(\.\w+)?", key):
             raise config.ConfigError(f"--set: {setting!r} has no value, allowed: section.key=value")
-    try:
-        merged = OmegaConf.merge(OmegaConf.create(dict(overlay)), OmegaConf.from_dotlist(list(settings)))
-    except (pyyaml.YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise config.ConfigError(f"--set: {reason}, allowed: section.key=value") from None
+        (value,) = config.parse(f"{key}: {text}", "--set").values()
+        try:
+            OmegaConf.update(merged, key, value, force_add=True)
+        except OmegaConfBaseException as error:
+            reason = " ".join(str(error).split())
+            raise config.ConfigError(f"--set: {reason}, allowed: section.key=value") from None
     tree: Any = OmegaConf.to_container(merged, resolve=False)
     return {str(key): value for key, value in tree.items()}
 
@@ -99,7 +103,7 @@ def _styled(value: Any, old: Any) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """In quotes if OmegaConf, of YAML 1.1, would read another type (`off`); ruamel writes YAML 1.2."""
+    """In quotes if YAML 1.1 would read another type (`yes`); ruamel writes YAML 1.2."""
     return SingleQuotedScalarString(text) if pyyaml.safe_dump(text).startswith("'") else text
 
 

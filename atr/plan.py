@@ -303,9 +303,6 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"pretrain.position: 4 does not divide the encoder's width {plan.features.width}, as sine needs"
     if plan.vlm.encoder is None:
         yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
-    names = plan.evaluate.names
-    if refused := [name for name in names if name not in config.serving(names, plan.vlm)]:
-        yield f"evaluate: {plan.vlm.name} cuts images into tiles, which {', '.join(refused)} cannot serve"
     if source not in PIXELS:
         yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
     if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):

@@ -1,3 +1,5 @@
+import inspect
+import math
 import os
 import re
 import shutil
@@ -13,6 +15,8 @@ from omegaconf import OmegaConf
 from atr import config
 
 ROOT = Path(__file__).parents[1]
+ONE_HEAD = {"pretrain__heads": 1, "distill__heads": 1}
+"""A divisor of every encoder's width."""
 SHIPPED = ROOT / "params.yaml"
 HEAVY = {"torch", "lightning", "transformers", "mlflow", "pandas", "sklearn", "matplotlib"}
 
@@ -44,9 +48,10 @@ def test_the_shipped_file_states_every_parameter():
 @pytest.mark.parametrize("stage", config.STAGES)
 def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
     params = config.load(stage, SHIPPED)
-    assert tuple(params.raw()) == config.STAGES[stage]
+    declared = [key.partition(".")[0] for key in config.STAGES[stage]]
+    assert list(params.raw()) == declared
     for key in config._KEYS:
-        if key in config.STAGES[stage]:
+        if key in declared:
             getattr(params, key)
         else:
             with pytest.raises(AssertionError, match=key):
@@ -109,11 +114,13 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("extract.workers", -1, ">= 0"),
         ("pretrain.layers", 0, "layers >= 1"),
         ("pretrain.heads", 0, "heads >= 1"),
-        ("pretrain.ffn_ratio", 0.0, "0 < ffn_ratio"),
+        ("pretrain.heads", 5, "a divisor of 192, the width of micro"),
+        ("distill.heads", 7, "a divisor of 192, the width of micro"),
+        ("pretrain.ffn_ratio", 0.0001, "0.1 <= ffn_ratio"),
         ("pretrain.keep", 1.5, "0 < keep < 1"),
         ("pretrain.keep", 0.0, "0 < keep < 1"),
         ("pretrain.keep", float("nan"), "0 < keep < 1"),
-        ("pretrain.temperature", 0.0, "0 < temperature"),
+        ("pretrain.temperature", 0.0, "0.01 <= temperature <= 100"),
         ("pretrain.initial_bias", float("inf"), "initial_bias <= 20"),
         ("pretrain.learning_rate", 0.0, "0 < learning_rate"),
         ("pretrain.weight_decay", -0.1, "0 <= weight_decay"),
@@ -126,17 +133,24 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("evaluate.keep", [], "fractions"),
         ("evaluate.keep", [0.5, 0.5], "distinct"),
         ("evaluate.keep", [0.5, 0.0], "0 < keep <= 1"),
+        ("evaluate.keep", [0.5, 0.5000000001], "of six digits"),
+        ("evaluate.keep", [step / 200 for step in range(1, 201)], "1 to 100"),
         ("evaluate.random_seeds", 0, ">= 1"),
         ("evaluate.batch_size", 0, ">= 1"),
         ("evaluate.max_new_tokens", 0, ">= 1"),
         ("evaluate.bootstrap", 0, ">= 1"),
         ("report.best", "full", "selector"),
+        ("report.best", "divprune", "random, selector, distilled"),
+        ("report.best", "distilled-ranking", "random, selector, distilled"),
         ("report.best", "selector-adaptive", "selector"),
         ("measure.images", 0, "images >= 1"),
         ("measure.pretrain_images", 0, "pretrain_images >= 1"),
         ("measure.epochs", 0, "epochs >= 1"),
         ("measure.overlap_keep", 1.5, "overlap_keep <= 1"),
         ("measure.training_seeds", 0, "training_seeds >= 1"),
+        ("robustness.questions", 0, "questions >= 1"),
+        ("robustness.keep", [], "fractions"),
+        ("robustness.keep", [0.5, 1.5], "0 < keep <= 1"),
         ("cost.kept", [], "fractions"),
         ("cost.kept", [0.5, 1.5], "0 < kept <= 1"),
         ("cost.batches", [1, 1], "distinct"),
@@ -145,6 +159,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("distill.lowest", 0.0, "0 < lowest < 1"),
         ("distill.highest", 0.01, "distill.lowest, 0.05, <= highest <= 1"),
         ("distill.learning_rate", 0.0, "0 < learning_rate"),
+        ("distill.temperature", float("inf"), "temperature <= 100"),
         ("distill.position", "absolute", "none, sine"),
         ("distill.ffn_ratio", 17.0, "ffn_ratio <= 16"),
         ("prepare.split", "train", "evaluate, validation"),
@@ -154,6 +169,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("cost.seconds", 0.0, "0 < seconds"),
         ("report.pages", 4, "pages <= 3"),
         ("report.examples", 0, "examples >= 1"),
+        ("report.examples", 5000, "at most 60"),
         ("micro.steps", 0, "steps >= 1"),
         ("micro.reading", 1.0, "reading < 1"),
         ("micro.width", 100, "a multiple of 64"),
@@ -178,10 +194,13 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("micro_features.workers", -1, "workers >= 0"),
         # unknown names
         ("trainer.accelerator", "quantum", "cuda"),
-        ("trainer.strategy", "ddp_spawn", "auto, ddp, ddp_find_unused_parameters_false"),
-        ("trainer.strategy", "fsdp", "auto, ddp, ddp_find_unused_parameters_false"),
-        ("trainer.strategy", "deepspeed_stage_2", "auto, ddp, ddp_find_unused_parameters_false"),
+        ("trainer.strategy", "ddp_spawn", "auto, ddp"),
+        ("trainer.strategy", "fsdp", "auto, ddp"),
+        ("trainer.strategy", "ddp_find_unused_parameters_false", "auto, ddp"),
+        ("trainer.strategy", "deepspeed_stage_2", "auto, ddp"),
         ("trainer.precision", "int8", "bf16-mixed"),
+        ("trainer.precision", "bf16-true", "bf16-mixed"),
+        ("trainer.precision", "16-true", "bf16-mixed"),
         ("pretrain.position", "learned", "sine"),
         ("pretrain.normalise", "layer", "variance"),
         ("evaluate.positions", "gappy", "contiguous"),
@@ -190,6 +209,8 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
         ("evaluate.interpolation", "bilinear", "model, off"),
         ("evaluate.reducers", ["full", "best"], "random"),
         ("evaluate.reducers", ["selector"], "random"),
+        ("evaluate.reducers", ["random", "none"], "full"),
+        ("evaluate.selectors", ["selector-adaptive"], "selector"),
         ("prepare.benchmarks", ["docs", "docsvqa"], "docvqa"),
         ("encoder", "clip", "micro"),
         ("encoder", "tests/no-such-tower", "folder"),
@@ -220,6 +241,9 @@ def test_a_missing_key_is_named(tmp_path, key):
         "seed: [1",
         "- seed\n- encoder",
         "",
+        "just words",
+        "a: &a [*a]",
+        "date: 2024-13-45",
         "seed: 1\nseed: 2",
         "seed: 1\n\tencoder: micro",
         "a: ${",
@@ -232,14 +256,49 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, content):
     assert "params.yaml" in message(path)
 
 
-def test_words_alone_are_an_unknown_section(tmp_path):
-    (tmp_path / "params.yaml").write_text("just words")
-    assert message(tmp_path / "params.yaml").startswith("just words: None is an unknown section")
-
-
 def test_a_missing_file_and_a_folder_in_its_place_are_named(tmp_path):
     assert "params.yaml: no such file" in message(tmp_path / "params.yaml")
     assert str(tmp_path) in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("seed", "010"),
+        ("seed", "0o10"),
+        ("seed", "08"),
+        ("seed", "1:30"),
+        ("pretrain.epochs", "010"),
+        ("pretrain.learning_rate", "0:0.5"),
+        ("pretrain.position", "no"),
+        ("prepare.source", "2024-01-01"),
+        ("prepare.benchmarks", "[docs, on]"),
+        ("evaluate.keep", "[0.1, 00:0.5]"),
+        ("cost.batches", "[1, 010]"),
+        ("micro.compile", "yes"),
+        ("trainer.devices", "[010]"),
+    ],
+)
+def test_what_two_versions_of_yaml_read_differently_is_refused_by_name(tmp_path, key, text):
+    section, _, name = key.rpartition(".")
+    head, found, tail = SHIPPED.read_text().partition(f"\n{section}:" if section else "\n")
+    path = tmp_path / "params.yaml"
+    path.write_text(head + found + re.sub(rf"\b{name}: .*", f"{name}: {text}", tail, count=1))
+    told = message(path)
+    assert re.match(rf"{key}: .* in YAML 1.2, which DVC reads, is .* in YAML 1.1, allowed: ", told)
+
+
+@pytest.mark.parametrize("text", ["1_000", "1e3", "0x3e8", "'1000'", "+1000"])
+def test_a_stage_reads_a_number_as_dvc_does(tmp_path, text):
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("steps: 26000", f"steps: {text}", 1))
+    recorded = load_yaml(str(path))["micro"]["steps"]
+    if isinstance(recorded, float):
+        assert message(path).startswith("micro.steps: 1000.0 has a wrong type")
+    else:
+        assert config.load("micro", path).micro.steps == int(recorded) == 1000
 
 
 @pytest.mark.parametrize("text", ["off", "'off'"])
@@ -286,9 +345,12 @@ def test_an_impossible_pair_names_the_models_that_read_the_encoder(tmp_path, two
     ],
 )
 def test_encoders_have_their_models(tmp_path, encoder, readers):
-    assert config.labels(write(tmp_path, encoder=encoder))["vlm"] == readers[0]
+    assert config.labels(write(tmp_path, encoder=encoder, **ONE_HEAD))["vlm"] == readers[0]
     for name in readers:
-        assert config.load("evaluate", write(tmp_path, encoder=encoder, vlm=name)).vlm == config.VLMS[name]
+        assert (
+            config.load("evaluate", write(tmp_path, encoder=encoder, vlm=name, **ONE_HEAD)).vlm
+            == config.VLMS[name]
+        )
     refused = message(write(tmp_path, encoder=encoder, vlm="micro"))
     assert f"'micro' does not read encoder {encoder!r}, allowed: {', '.join(readers)}, a folder" in refused
 
@@ -296,7 +358,10 @@ def test_encoders_have_their_models(tmp_path, encoder, readers):
 @pytest.mark.parametrize("name", [name for name, preset in config.ENCODERS.items() if name != preset.path])
 def test_the_path_of_an_encoder_is_its_preset(tmp_path, name):
     preset = config.ENCODERS[name]
-    assert config.load("evaluate", write(tmp_path, encoder=preset.path, vlm=str(tmp_path))).encoder == preset
+    assert (
+        config.load("evaluate", write(tmp_path, encoder=preset.path, vlm=str(tmp_path), **ONE_HEAD)).encoder
+        == preset
+    )
 
 
 @pytest.mark.parametrize("name", config.VLMS)
@@ -304,7 +369,10 @@ def test_the_path_of_a_model_is_its_preset(tmp_path, name):
     preset = config.VLMS[name]
     assert preset.encoder
     for encoder in (preset.encoder, config.ENCODERS[preset.encoder].path):
-        assert config.load("evaluate", write(tmp_path, encoder=encoder, vlm=preset.path)).vlm == preset
+        assert (
+            config.load("evaluate", write(tmp_path, encoder=encoder, vlm=preset.path, **ONE_HEAD)).vlm
+            == preset
+        )
     refused = message(write(tmp_path, encoder="facebook/dinov2-base", vlm=preset.path))
     assert f"vlm: {preset.path!r} does not read encoder 'dinov2-base', allowed: no preset" in refused
     # Whether it reads a tower of the user's own, only the two can tell.
@@ -313,7 +381,7 @@ def test_the_path_of_a_model_is_its_preset(tmp_path, name):
 
 
 def test_auto_finds_the_model_by_the_path_of_the_encoder(tmp_path):
-    labels = config.labels(write(tmp_path, encoder="openai/clip-vit-large-patch14-336"))
+    labels = config.labels(write(tmp_path, encoder="openai/clip-vit-large-patch14-336", **ONE_HEAD))
     assert labels == {"encoder": "clip-vit-large-patch14-336", "vlm": "llava-next-7b"}
 
 
@@ -349,6 +417,108 @@ def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub(
     for name, preset in config.ENCODERS.items():
         assert preset.name == name
         assert (ROOT / preset.path).is_dir() or preset.path.count("/") == 1
+
+
+@pytest.mark.parametrize("prompt", ["What is this???", "???!", "Is it 50 $ {or more}?"])
+def test_a_prompt_may_hold_what_omegaconf_has_a_use_for(tmp_path, prompt):
+    assert config.load("prepare", write(tmp_path, prepare__prompts=[prompt])).prepare.prompts == [prompt]
+
+
+@pytest.mark.parametrize("prompts", [["???"], ["Which?", "${seed}"]])
+def test_a_prompt_that_omegaconf_would_not_read_as_text_is_named(tmp_path, prompts):
+    path = write(tmp_path)
+    path.write_text(path.read_text().replace("- Describe the image in detail.", f"- '{prompts[-1]}'"))
+    assert re.match(r"prepare.prompts: .* is not a value, allowed: list\[str\], written out", message(path))
+
+
+TREE = config.read(SHIPPED)
+INF, NAN = float("inf"), float("nan")
+NUMBERS = [0, -1, -(10**30), 10**30, 0.0, -0.5, 1e-300, 1e300, INF, -INF, NAN]
+NO_NUMBERS = [True, None, "", "x", "nan", "1e999", [], [[]], {}, {"a": 1}, "0" * 5000]
+NUMERIC = [
+    (name, key.name)
+    for name, kind in {"": config.Common, **config._SECTIONS}.items()
+    for key in fields(kind)
+    if re.search(r"int|float|Any", inspect.formatannotation(key.type))
+]
+
+
+def are_sane(value):
+    """Whether it is what a library can count or compute with, or no number at all."""
+    if isinstance(value, list):
+        return all(map(are_sane, value))
+    return not isinstance(value, int | float) or (math.isfinite(value) and abs(value) < 2**32)
+
+
+def built(section, key, value):
+    """The section with one value changed; None, after a look at the one line, where it is refused."""
+    kind = config._SECTIONS.get(section, config.Common)
+    values = TREE[section] if section else {each.name: TREE[each.name] for each in fields(kind)}
+    try:
+        return config._build(kind, f"{section}." if section else "", values | {key: value})
+    except config.ConfigError as error:
+        assert "\n" not in str(error) and "allowed: " in str(error) and len(str(error)) < 2000
+        assert str(error).startswith(f"{section}.".lstrip("."))
+        return None
+
+
+@pytest.mark.parametrize(("section", "key"), NUMERIC)
+def test_a_number_that_cannot_be_is_refused_in_one_line_whatever_the_key(section, key):
+    """For every numeric key: a value is refused by name, or it is one that libraries can take."""
+    for value in (*NUMBERS, *NO_NUMBERS):
+        for tried in (value, [value]):
+            made = built(section, key, tried)
+            assert made is None or are_sane(getattr(made, key)), tried
+            assert made is None or tried not in (INF, -INF, 10**30, -(10**30), 1e300), tried
+
+
+TEXTS = [
+    (name, key.name)
+    for name, kind in {"": config.Common, **config._SECTIONS}.items()
+    for key in fields(kind)
+    if "str" in inspect.formatannotation(key.type)
+]
+
+
+@pytest.mark.parametrize(("section", "key"), TEXTS)
+def test_text_that_names_nothing_is_refused_in_one_line_whatever_the_key(section, key):
+    free = (section, key) in {("", "encoder"), ("", "vlm"), ("prepare", "prompts")}
+    for value in ("", "x\0y", "a\nb", "a" * 5000, "../" * 2000, None, [], {}, INF, [None], [{}]):
+        made = built(section, key, value)
+        assert made is None or free, value
+
+
+@pytest.mark.parametrize("name", ["", "x\0y", "a" * 5000, "a/b\n", "a/" * 3000])
+@pytest.mark.parametrize("key", ["encoder", "vlm"])
+def test_a_name_that_no_folder_can_have_is_unknown(tmp_path, key, name):
+    text = message(write(tmp_path, **{key: name}))
+    assert text.startswith(f"{key}: ") and len(text) < 1000
+
+
+def test_the_width_of_a_preset_is_that_of_its_files():
+    from atr import plan
+
+    for preset in config.ENCODERS.values():
+        assert plan.features_of(str(ROOT / preset.path) if "data/" in preset.path else preset.path).width == (
+            preset.width
+        )
+
+
+@pytest.mark.parametrize(("key", "name"), [("reducers", "tome"), ("selectors", "selector-mmr")])
+def test_a_reducer_that_takes_no_tiles_is_refused_where_the_model_cuts_them(tmp_path, key, name):
+    asked = {"reducers": ["full", name], "selectors": ["selector", name]}[key]
+    changes = {f"evaluate__{key}": asked, **ONE_HEAD}
+    tiled = write(tmp_path, encoder="clip-vit-large-patch14-336", **changes)
+    text = message(tiled)
+    assert text.startswith(f"evaluate.{key}: ['{asked[0]}', '{name}'] is out of range, allowed: {asked[0]}, ")
+    assert "llava-next-7b cuts images into tiles" in text
+    whole = write(tmp_path, encoder="clip-vit-large-patch14-336", vlm="llava-1.5-7b", **changes)
+    assert name in config.load("evaluate", whole).evaluate.names
+
+
+@pytest.mark.parametrize("reducers", [["full"], ["full", "none"], ["full", "random"], ["full", "tome"]])
+def test_the_lines_of_the_paper_but_for_all_tokens_may_be_left_out(tmp_path, reducers):
+    assert config.load("report", write(tmp_path, evaluate__reducers=reducers)).evaluate.reducers == reducers
 
 
 def test_flat_names_every_parameter_once():

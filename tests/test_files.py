@@ -1,9 +1,16 @@
 import errno
 import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from atr import files
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_json_is_the_same_for_equal_content(tmp_path):
@@ -54,3 +61,84 @@ def test_broken_json_is_named(tmp_path, content):
         files.read_json(tmp_path / "a.json")
     with pytest.raises(ValueError, match=r"b.json is missing"):
         files.read_json(tmp_path / "b.json")
+
+
+WRITES = """
+import signal, sys
+from pathlib import Path
+from atr import files
+with files.{kind}(Path("out")) as temporary:
+    (temporary if "{kind}" == "whole_file" else temporary / "rows").write_text("half of")
+    print("writing", flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture(params=["whole_file", "whole_folder"])
+def writing(request, tmp_path):
+    """A process that is writing, and stays at it."""
+    script = WRITES.format(kind=request.param)
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){script}"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+
+
+def written(folder):
+    return [
+        path.read_text() for path in folder.glob(".*.part/**/*") if path.is_file() and path.name != ".lock"
+    ]
+
+
+def test_what_a_killed_process_has_left_is_cleared_by_the_next_write_beside_it(tmp_path, writing):
+    writing.send_signal(signal.SIGKILL)
+    writing.wait()
+    assert written(tmp_path) == ["half of"]
+    files.write_text(tmp_path / "other", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_what_is_being_written_is_left_alone(tmp_path, writing):
+    files.write_text(tmp_path / "other", "whole")
+    with files.whole_folder(tmp_path / "store"):
+        assert written(tmp_path) == ["half of"]
+    assert written(tmp_path) == ["half of"]
+
+
+def test_a_clearing_that_is_cut_off_is_gone_on_with(tmp_path, writing, monkeypatch):
+    writing.send_signal(signal.SIGKILL)
+    writing.wait()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(files.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        files.write_text(tmp_path / "other", "whole")
+    files.write_text(tmp_path / "other", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_without_locks_nothing_is_cleared_and_all_is_written(tmp_path, writing, monkeypatch):
+    writing.send_signal(signal.SIGKILL)
+    writing.wait()
+
+    def refused(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    files.write_text(tmp_path / "other", "whole")
+    assert (tmp_path / "other").read_text() == "whole"
+    assert written(tmp_path) == ["half of"]
+
+
+def test_a_folder_is_known_by_the_names_and_contents_of_its_files(tmp_path):
+    def known(pattern="*"):
+        return files.folder_digest(tmp_path, pattern)
+
+    digests = [known()]
+    for name, content in [("a/b.py", "1"), ("a/b.py", "2"), ("a/c.txt", "2"), ("b.py", "2")]:
+        files.write_text(tmp_path / name, content)
+        digests.append(known())
+    assert len({*digests}) == len(digests)
+    code = known("*.py")
+    files.write_text(tmp_path / "a/c.txt", "other")
+    assert known("*.py") == code and known() != digests[-1]

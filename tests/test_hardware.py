@@ -34,9 +34,20 @@ def test_an_auto_precision_is_what_the_hardware_has_instructions_for(
     assert precision_of(config.Trainer(accelerator=accelerator)) == precision
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true", 16])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true", 64])
 def test_a_precision_that_is_named_is_taken(monkeypatch, precision):
     machine(monkeypatch)
+    assert precision_of(config.Trainer(precision=precision)) == precision
+
+
+@pytest.mark.parametrize("precision", [16, "16-mixed"])
+def test_mixed_float16_is_refused_on_a_cpu(monkeypatch, precision):
+    """Lightning would take bfloat16 for it, and the records would say float16."""
+    for accelerator, parts in (("cpu", {"cuda": True}), ("auto", {})):
+        machine(monkeypatch, **parts)
+        with pytest.raises(ValueError, match=f"trainer.precision: {precision} is of GPUs, allowed on a CPU:"):
+            precision_of(config.Trainer(accelerator=accelerator, precision=precision))
+    machine(monkeypatch, cuda=True)
     assert precision_of(config.Trainer(precision=precision)) == precision
 
 

@@ -129,6 +129,12 @@ def test_a_setting_wins_over_the_file_and_has_the_type_it_has_in_yaml(params):
         ("seed: 1", ["trainer.device=8"], "trainer.device: 8 is an unknown key"),
         ("seed: 1", ["trainer.devices"], "--set: 'trainer.devices' has no value"),
         ("seed: 1", ["trainer.devices=[8"], "--set: "),
+        ("seed: 010", [], "seed: 10 in YAML 1.2, which DVC reads, is 8 in YAML 1.1"),
+        ("micro: {compile: yes}", [], "micro.compile: 'yes' in YAML 1.2"),
+        ("seed: 1", ["pretrain.epochs=010"], "pretrain.epochs: 10 in YAML 1.2"),
+        ("seed: 1", ["evaluate.keep=[.5,1:30]"], "evaluate.keep: '1:30' in YAML 1.2"),
+        ("report: {best: divprune}", [], "report.best: 'divprune' is out of range, allowed: random, "),
+        ("seed: 1", ["evaluate.reducers=[none]"], "evaluate.reducers: ['none'] is out of range"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_nothing_is_written(params, tmp_path, text, settings, named):
@@ -168,7 +174,7 @@ def test_a_list_in_block_style_keeps_its_style_and_the_comment_behind_it(params,
     assert comments(text) == comments(re.sub(r"  keep: \[.*\]\n", block, SHIPPED))
 
 
-@pytest.mark.parametrize("word", ["off", "1e3", "null", "a: b"])
+@pytest.mark.parametrize("word", ["off", "1e3", "null", "a: b", "010", "08", "1:30", "yes", "2024-01-01"])
 def test_a_word_that_yaml_takes_for_something_else_stays_a_word(params, tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
     Path(word).mkdir()

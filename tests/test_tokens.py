@@ -1,7 +1,11 @@
 """Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
 
+import cmath
 import math
+from decimal import Decimal
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -181,7 +185,55 @@ def test_budget_is_within_half_a_token(keep, tokens):
     assert abs(count - keep * tokens) <= 0.5 + 1e-9 or count == 1
 
 
-@pytest.mark.parametrize("keep", [-0.1, 1.1, math.nan, math.inf, -1, 11, True])
+COUNTS = (int, *(np.dtype(name).type for name in ("int8", "uint8", "int32", "int64")), np.array)
+COUNTS += tuple(partial(torch.tensor, dtype=kind) for kind in (torch.uint8, torch.int32, torch.int64))
+FRACTIONS = (float, np.float16, np.float32, np.float64, np.longdouble, np.array)
+FRACTIONS += tuple(
+    partial(torch.tensor, dtype=kind) for kind in (torch.float16, torch.float32, torch.float64)
+)
+
+
+@given(st.integers(0, 127), st.integers(0, 3000), st.sampled_from(COUNTS))
+def test_an_integer_of_any_library_is_a_count(count, more, kind):
+    assert budget(kind(count), count + more) == count
+    assert type(budget(kind(count), count + more)) is int
+
+
+@given(st.integers(0, 1000), st.integers(0, 3000), st.sampled_from(FRACTIONS))
+def test_a_float_of_any_library_is_the_fraction_that_it_prints_as(permille, tokens, kind):
+    """Thousandths are exact in print where a type is too coarse to hold them: 0.7 of float16 is .7002."""
+    assert budget(kind(permille / 1000), tokens) == budget(permille / 1000, tokens)
+
+
+def test_bfloat16_is_the_fraction_that_it_holds():
+    assert budget(torch.tensor(0.75, dtype=torch.bfloat16), 10) == 8
+    assert budget(torch.tensor(1.0, dtype=torch.bfloat16), 10) == 10
+
+
+@given(st.floats(0, 1))
+def test_of_no_token_a_fraction_is_none(keep):
+    assert budget(keep, 0) == 0
+
+
+WRONG = [-0.1, 1.1, math.nan, math.inf, -math.inf, -1, 11, True, "0.5", None, 1j, Decimal("0.5"), [1], b"1"]
+WRONG += [
+    np.int64(11),
+    np.float32("nan"),
+    np.float64("inf"),
+    np.float32(1.5),
+    np.bool_(True),
+    np.array([0.5]),
+]
+WRONG += [
+    torch.tensor(11),
+    torch.tensor(-0.5),
+    torch.tensor(math.nan),
+    torch.tensor(True),
+    torch.tensor([0.5]),
+]
+
+
+@pytest.mark.parametrize("keep", WRONG)
 def test_budget_refuses(keep):
     with pytest.raises(ValueError, match=r"keep: .* is out of range, allowed: "):
         budget(keep, 10)
@@ -219,6 +271,20 @@ def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
     assert torch.equal(table[0, 2, 8:], table[2, 2, 8:])  # columns in the second
     torch.testing.assert_close(table[2, 0, :1], torch.tensor([2.0]).sin())
     assert torch.equal(sine_positions((2, 5), 16), positions[:10])
+
+
+@pytest.mark.parametrize("grid, width", [((3, 5), 16), ((7, 2), 8), ((2, 3), 64)])
+def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, width):
+    """By complex exponentials, cell by cell."""
+    bands = width // 4
+    turns = [complex(0, 10_000 ** (-band / bands)) for band in range(bands)]
+    for place, row in enumerate(sine_positions(grid, width).tolist()):
+        waves = [cmath.exp(turn * cell) for cell in divmod(place, grid[1]) for turn in turns]
+        parts = [
+            [wave.imag for wave in half] + [wave.real for wave in half]
+            for half in (waves[:bands], waves[bands:])
+        ]
+        assert row == pytest.approx([*parts[0], *parts[1]], abs=1e-5)
 
 
 def test_sine_positions_refuse_a_width_they_cannot_fill():

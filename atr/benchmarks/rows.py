@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from atr.files import write_text
+from atr.records import record
 
 ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
 
@@ -70,7 +71,7 @@ class Unfinished:
         self.path, self._own = path, path.with_name(f"{path.name}.{rank}.jsonl")
 
     def rows(self, questions: Collection[str]) -> dict[tuple[Trial, str], Row]:
-        """What any process answered of the questions of these names."""
+        """What any process answered of the questions of these names; ValueError for a line that is no row."""
         files = self.path.parent.glob(f"{self.path.name}.*.jsonl")
         found = [row for file in files for row in _whole_lines(file) if row.id in questions]
         return {(Trial(row.keep, row.seed), row.id): row for row in found}
@@ -82,6 +83,12 @@ class Unfinished:
             # The line break before them ends a line that a stop has cut off.
             file.write("".join(f"\n{_line(row)}" for row in rows) + "\n")
 
+    def remove_others(self) -> None:
+        """Remove what other evaluations have left here; what is made of these rows may yet be lost."""
+        for file in self.path.parent.glob("*.jsonl"):
+            if not file.name.startswith(f"{self.path.name}."):
+                file.unlink()
+
 
 def _line(row: Row) -> str:
     return json.dumps(asdict(row), ensure_ascii=False)
@@ -89,10 +96,10 @@ def _line(row: Row) -> str:
 
 def _whole_lines(file: Path) -> Iterator[Row]:
     names = {field.name for field in fields(Row)}
-    for line in file.read_bytes().split(b"\n"):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         try:
             row = json.loads(line)
-        except ValueError:  # empty, or cut off
+        except (ValueError, RecursionError):  # empty, or cut off
             continue
-        if row.keys() == names:
-            yield Row(**row)
+        if not isinstance(row, dict) or row.keys() == names:
+            yield record(Row, row, f"{file} line {number}")

@@ -1,24 +1,67 @@
 """A folder of picture files as a source of pretraining images."""
 
+import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from atr.datasets.decoding import decode
+from atr.records import check_distinct
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def images(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
     """A seeded sample of `count` pictures below the folder, as (relative path, RGB image).
 
-    Raises ValueError naming the folder when it holds fewer, or the file of a picture that cannot be read.
+    Linked files and folders are read, a folder once however many links lead to it; hidden ones are left out.
+    In the name of an image, what of its path is no UTF-8 or a control character is escaped. Raises ValueError
+    naming the folder when it holds fewer, the file of a picture that cannot be read, or a link to nothing.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(_pictures(folder))
     if len(paths) < count:
         raise ValueError(f"{folder} holds {len(paths)} pictures, prepare.images asks for {count}")
-    for path in sorted(random.Random(seed).sample(paths, count)):
-        yield path.relative_to(folder).as_posix(), decode(path, str(path))
+    chosen = sorted(random.Random(seed).sample(paths, count))
+    names = [_printable(path.relative_to(folder)) for path in chosen]
+    check_distinct(f"{folder}: names of pictures", names)
+    for path, name in zip(chosen, names, strict=True):
+        yield name, decode(path, _printable(path))
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Every file below the folder that is named as a picture; raises OSError for a folder it may not read."""
+    seen: set[str] = set()
+    roots = [folder]
+    for root in roots:  # it grows by the links that are found: they come after what is really there
+        for at, folders, files in os.walk(root, onerror=_refuse):
+            real = os.path.realpath(at)
+            folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+            if real not in seen:
+                seen.add(real)
+                roots += [Path(at, name) for name in folders if os.path.islink(Path(at, name))]
+                yield from _in_folder(Path(at), files)
+
+
+def _in_folder(at: Path, files: Sequence[str]) -> Iterator[Path]:
+    for path in (at / name for name in files if not name.startswith(".")):
+        if path.suffix.lower() in SUFFIXES:
+            if path.is_symlink() and not path.exists():
+                raise ValueError(
+                    f"{_printable(path)} is a link to nothing, allowed: pictures or links to them"
+                )
+            if path.is_file():  # a pipe of such a name would be waited for
+                yield path
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _printable(path: Path) -> str:
+    """A path as text that can be written in UTF-8 and printed on one line."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], path.as_posix())

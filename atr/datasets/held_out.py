@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from atr.datasets import micro
 from atr.datasets.decoding import decode
 from atr.datasets.questions import Question
+from atr.records import check_distinct, record
 
 Drawn = tuple[Question, list[tuple[str, Image.Image]]]
 """A question, and its images by name."""
@@ -58,7 +60,7 @@ def text_centres(image: str, seed: int, split: str) -> list[tuple[float, float]]
     It is drawn again; nothing is known of an image from elsewhere.
     """
     benchmark, _, index = image.partition("/")
-    if benchmark not in micro.DRAW:
+    if benchmark not in micro.DRAW or not index.isdecimal():
         return []
     written = micro.sample(benchmark, split, int(index), seed).characters
     return [(character.x / micro.SIZE, character.y / micro.SIZE) for character in written]
@@ -70,7 +72,7 @@ def read_from(
     """A seeded sample of `count` units of a benchmark, in its order, or all if it has fewer.
 
     An image is named after its content, as many questions share one. A question whose images cannot be read
-    has none, and says why.
+    has none, and says why. Raises ValueError naming a question that comes twice, or whose texts are none.
     """
     for example in _sampled(examples, count, seed):
         pictures, unreadable = [], ""
@@ -89,11 +91,12 @@ def read_from(
             unit=example.unit and f"{benchmark}/{example.unit}",
             unreadable=unreadable,
         )
-        yield question, pictures
+        yield record(Question, asdict(question), f"question {question.id}"), pictures
 
 
 def _sampled(examples: Iterable[Example], count: int, seed: int) -> Iterator[Example]:
     everything = list(examples)
+    check_distinct("ids of questions", [example.id for example in everything])
     units = list(dict.fromkeys(example.unit or example.id for example in everything))
     chosen = set(random.Random(seed).sample(units, min(count, len(units))))
     return (example for example in everything if (example.unit or example.id) in chosen)

@@ -5,7 +5,7 @@ file in its cache, and a dozen dependencies.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,17 @@ import pyarrow.parquet as pq
 from atr.hub import split
 
 HUB = "hub"
+_HINT = "hint"
+"""The column of a question's hint, which not every question has."""
+_IMAGE = re.compile(r"image(_\d+)?")
+"""How columns of images are named in the benchmarks' datasets."""
+_BINARY = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_null,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,26 @@ class Cell:
         if not content:
             raise ValueError(f"{self} holds no image")
         return bytes(content)
+
+
+class Row(dict[str, Any]):
+    """The values of a row by column; by `[]` a column must be there, and have a value unless it is a hint.
+
+    ValueError names the file and the row where that is not so.
+    """
+
+    def __init__(self, path: Path, number: int, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._place = f"{path} row {number}"
+
+    def __getitem__(self, column: str) -> Any:
+        value = super().__getitem__(column)
+        if value is None and column != _HINT:
+            raise ValueError(f"{self._place}: {column} is null, allowed: a value")
+        return value
+
+    def __missing__(self, column: str) -> Any:
+        raise ValueError(f"{self._place}: there is no column {column}, there are {', '.join(self)}")
 
 
 def find(repository: str, dataset: str, pattern: str) -> list[Path]:
@@ -89,10 +120,11 @@ def _fetched(dataset: str, pattern: str) -> Path:
         ) from error
 
 
-def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[Row]:
     """Each row of the files in order: its values by column, a Cell for each column of images.
 
-    `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them.
+    `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them,
+    and a column named image, or image_1 and so on, that holds none.
     """
     for path in paths:
         schema = _metadata(path).schema.to_arrow_schema()
@@ -100,18 +132,24 @@ def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Itera
         if missing := [name for name in names if name not in schema.names]:
             raise ValueError(f"{path} has no column {missing[0]}, it has {', '.join(schema.names)}")
         images = [name for name in names if _holds_images(schema.field(name).type)]
+        if wrong := [name for name in names if _IMAGE.fullmatch(name) and name not in images]:
+            raise ValueError(
+                f"{path}: column {wrong[0]} is {schema.field(wrong[0]).type}, allowed: one image a row, as "
+                "binary or as a struct whose field bytes is binary"
+            )
         table = pq.read_table(path, columns=[name for name in names if name not in images])
-        for number, row in enumerate(table.to_pylist()):
-            yield row | {column: Cell(path, number, column) for column in images}
+        for number, values in enumerate(table.to_pylist()):
+            yield Row(path, number, values | {column: Cell(path, number, column) for column in images})
 
 
-def joined(unjoined: Iterable[dict[str, Any]], paths: Sequence[Path], key: str) -> Iterator[dict[str, Any]]:
+def joined(unjoined: Iterable[Row], paths: Sequence[Path], key: str) -> Iterator[Row]:
     """Rows that name their image by `key`, each with the `image` of that `id` in the files of images."""
     images = {row["id"]: row["image"] for row in rows(paths, ("id", "image"))}
     for row in unjoined:
         if row[key] not in images:
             raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, which a row's {key} names")
-        yield row | {"image": images[row[key]]}
+        row["image"] = images[row[key]]
+        yield row
 
 
 def _metadata(path: Path) -> pq.FileMetaData:
@@ -122,10 +160,16 @@ def _metadata(path: Path) -> pq.FileMetaData:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """The hub stores an image as its bytes and the path it came from, older datasets as bytes alone."""
+    """The hub stores an image as its bytes and the path it came from, older datasets as bytes alone.
+
+    Bytes are of any binary type, dictionary-encoded or not. A column of type null is one of empty cells.
+    """
     if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_images(kind.field(place).type)
+    if pa.types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
+    return any(is_kind(kind) for is_kind in _BINARY)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -13,16 +14,52 @@ from PIL import Image
 
 from atr.datasets.decoding import decode
 from atr.files import read_json, sha256, whole_file, write_json
+from atr.records import ListedFile, check_distinct, record
 
-MANIFEST = "manifest.json"
+MANIFEST, FORMAT = "manifest.json", 1
 FILE_IMAGES = 1024
 # Small row groups, so that one image costs the reading of a few.
 GROUP_IMAGES = 32
 SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 
+@dataclass(frozen=True)
+class _Prepare:
+    """What is read of the section `prepare` that the images were made by."""
+
+    source: str
+    prompts: list[str]
+    split: str
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What is read of the parameters that the images were made by."""
+
+    seed: int
+    prepare: _Prepare
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest has to say; raises ValueError naming the key that is not allowed."""
+
+    format: int
+    parameters: _Parameters
+    files: list[ListedFile]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format: {self.format} is not allowed, allowed: {FORMAT}")
+        check_distinct("files", [entry.file for entry in self.files])
+
+
 def save_images(folder: Path, images: Iterable[tuple[str, Image.Image]], parameters: dict[str, Any]) -> None:
-    """Write (id, image) pairs as parquet files and, last, the manifest that lists them."""
+    """Write (id, image) pairs as parquet files and, last, the manifest that lists them.
+
+    `parameters` are those of the stage prepare, or what is read of them: seed, prepare.source, .prompts and
+    .split.
+    """
     folder, rows = Path(folder), _encoded(images)
     files: list[dict[str, str | int]] = []
     while stretch := list(islice(rows, FILE_IMAGES)):
@@ -35,7 +72,7 @@ def save_images(folder: Path, images: Iterable[tuple[str, Image.Image]], paramet
                 compression="none",
             )
         files.append({"file": path.name, "images": len(stretch), "sha256": sha256(path)})
-    write_json(folder / MANIFEST, {"format": 1, "parameters": parameters, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, "parameters": parameters, "files": files})
 
 
 def _encoded(images: Iterable[tuple[str, Image.Image]]) -> Iterator[dict[str, str | bytes]]:
@@ -57,25 +94,28 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         self.folder = Path(folder)
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{self.folder / MANIFEST} is missing; the stage prepare writes it")
-        self.parameters = read_json(self.folder / MANIFEST)["parameters"]
-        listed = read_json(self.folder / MANIFEST)["files"]
-        self._places = [(entry["file"], row) for entry in listed for row in range(entry["images"])]
-        self._digests = {entry["file"]: entry["sha256"] for entry in listed}
+        content = read_json(self.folder / MANIFEST)
+        listed = record(_Manifest, content, str(self.folder / MANIFEST)).files
+        self.parameters: dict[str, Any] = content["parameters"]
+        self._digests = {entry.file: entry.sha256 for entry in listed}
         self.ids = [name for entry in listed for name in self._ids(entry, verify)]
+        check_distinct(f"{self.folder / MANIFEST}: image ids", self.ids)
+        self._places = [(entry.file, row) for entry in listed for row in range(entry.images)]
         self._indices = {name: index for index, name in enumerate(self.ids)}
 
-    def _ids(self, entry: dict[str, Any], verify: bool) -> list[str]:
-        path, manifest = self.folder / entry["file"], self.folder / MANIFEST
+    def _ids(self, entry: ListedFile, verify: bool) -> list[str]:
+        path, manifest = self.folder / entry.file, self.folder / MANIFEST
         if not path.is_file():
             raise ValueError(f"{path} is missing, though {manifest} lists it")
         other = f"{path} is not the file that {manifest} lists: it was changed or cut off"
-        if verify and sha256(path) != entry["sha256"]:
+        if verify and sha256(path) != entry.sha256:
             raise ValueError(other)
         try:
-            names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
+            is_ours = pq.read_schema(path).equals(SCHEMA)
+            names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist() if is_ours else []
         except (pa.ArrowException, OSError) as error:
             raise ValueError(other) from error
-        if len(names) != entry["images"]:
+        if len(names) != entry.images or None in names:
             raise ValueError(other)
         return names
 

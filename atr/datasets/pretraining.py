@@ -10,6 +10,7 @@ from PIL import Image
 from atr.config import BENCHMARKS, Prepare
 from atr.datasets import folder, micro, parquet
 from atr.datasets.decoding import decode
+from atr.records import short
 
 COCO = ("detection-datasets/coco", "data/train-*.parquet")
 """The 117,266 training images of COCO 2017 (Lin et al., 2014), 19 GB, with their `image_id`."""
@@ -36,6 +37,9 @@ def prompts(image: str, prepared: Mapping[str, Any]) -> list[str]:
     if prepared["prepare"]["source"] != "micro":
         return list(prepared["prepare"]["prompts"])
     benchmark, _, index = image.partition("/")
+    if benchmark not in micro.DRAW or not index.isdecimal():
+        allowed = f"a number after one of {', '.join(micro.DRAW)}"
+        raise ValueError(f"image {short(image)} is none of the micro world, allowed: {allowed}")
     return [
         question for question, _ in micro.sample(benchmark, "pretrain", int(index), prepared["seed"]).turns
     ]

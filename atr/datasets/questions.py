@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from atr.config import GROUPS
 from atr.files import write_text
+from atr.records import records, short
 
 FILE = "questions.jsonl"
 
@@ -29,6 +31,15 @@ class Question:
     unreadable: str = ""
     """Why its images could not be read; it is counted, and not asked."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the key that is not allowed."""
+        if not self.id:
+            raise ValueError("id: '' is not allowed, allowed: a name of its own")
+        if self.benchmark not in GROUPS:
+            raise ValueError(f"benchmark: {short(self.benchmark)} is unknown, allowed: {', '.join(GROUPS)}")
+        if not self.answers:
+            raise ValueError("answers: [] is not allowed, allowed: one text or more")
+
 
 def save_questions(folder: Path, questions: Iterable[Question]) -> None:
     """Write `questions.jsonl` into the folder, whole or not at all."""
@@ -37,21 +48,15 @@ def save_questions(folder: Path, questions: Iterable[Question]) -> None:
 
 
 def load_questions(folder: Path) -> list[Question]:
-    """Read the folder's questions; raises ValueError naming file and line of what is no question."""
+    """Read the folder's questions; raises ValueError naming file, line and key of what is no question."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage prepare writes it")
-    # Not splitlines(): it breaks a question at the line separators that Unicode allows inside a JSON string.
-    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    return [_parse(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _parse(path: Path, number: int, line: bytes) -> Question:
-    wanted = {key.name for key in fields(Question)}
-    try:
-        row = json.loads(line)
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path} line {number} is not valid JSON: {error}") from None
-    if not isinstance(row, dict) or set(row) != wanted or not row["answers"]:
-        raise ValueError(f"{path} line {number} is no question with {', '.join(sorted(wanted))}")
-    return Question(**row)
+    lines: dict[str, int] = {}
+    questions = list(records(Question, path, exact=True))
+    for number, question in enumerate(questions, start=1):
+        if (first := lines.setdefault(question.id, number)) != number:
+            raise ValueError(
+                f"{path} line {number}: id: {short(question.id)} is that of line {first} as well"
+            )
+    return questions

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from atr.features.attention import CLASS_TOKENS, leading_tokens, observing
+from atr.finite import check_finite_weights
 from atr.hub import located, split
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
@@ -64,7 +65,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         tower: PreTrainedModel,
-        preprocess: Preprocess,
+        image_processor: Any,
         layout: Layout,
         name: str,
         layer: int,
@@ -73,7 +74,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.eval()
-        self.preprocess = preprocess
+        self.image_processor = image_processor
+        self.preprocess: Preprocess = partial(_pixel_values, image_processor)
         self.layout = layout
         self.name = name
         self.layer = layer
@@ -90,18 +92,18 @@ class Encoder(nn.Module):
         `size` in pixels, one side or (height, width), resizes the whole image to it and interpolates the
         tower's positions; None leaves both to the folder's image processor. Layers behind `layer` are neither
         loaded nor run. Raises ValueError naming the folder or file for anything that is not there, is
-        damaged, or has weights missing or misshapen; and before any weight is read, for a tower of a type
-        that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
+        damaged, or has weights missing, misshapen or not finite; and before any weight is read, for a tower
+        of a type that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
         """
         config, prefix = _vision_config(path)
         _check_type(path, config)
         config.num_hidden_layers = layers_to_run(path, layer, config.num_hidden_layers)
-        preprocess = partial(_pixel_values, load_image_processor(path, size))
+        processor = load_image_processor(path, size)
         resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
         options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        layout = _measure(path, config, preprocess, options)
+        layout = _measure(path, config, partial(_pixel_values, processor), options)
         tower = _load_tower(path, config, prefix)
-        return cls(tower, preprocess, layout, name or path, layer, options)
+        return cls(tower, processor, layout, name or path, layer, options)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -235,6 +237,8 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{weights}: no readable weights: {first_line(error)}") from error
     _refuse_incomplete(str(weights), report)
+    read = {key: weight for key, weight in tower.state_dict().items() if not key.startswith(_UNREAD)}
+    check_finite_weights(read, str(weights))
     return tower
 
 

@@ -10,6 +10,7 @@ import errno
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -22,14 +23,51 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from atr.files import read_json, sha256, whole_file, write_json
+from atr.fingerprint import check_fingerprint
+from atr.records import ListedFile, check_distinct, record, short, value_of
 
 FORMAT = "atr-features-1"
 MANIFEST = "manifest.json"
 DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_OF_FEATURES = ("encoder", "layer", "fingerprint", "dtype", "tokens", "grid", "width")
-_MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "resolved", "shards"}
+_DTYPE_NAME = str(DTYPE).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What a manifest has to say; raises ValueError naming the key that is not allowed."""
+
+    format: str
+    encoder: str
+    layer: int
+    fingerprint: str | None
+    preprocess: dict[str, Any] | None
+    dtype: str
+    tokens: int
+    grid: tuple[int, int]
+    width: int
+    images: int
+    parameters: dict[str, Any]
+    resolved: dict[str, Any]
+    shards: list[ListedFile]
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {FORMAT}")
+        if self.dtype != _DTYPE_NAME:
+            raise ValueError(f"dtype: {short(self.dtype)} is not allowed, allowed: {_DTYPE_NAME}")
+        check_fingerprint(self.fingerprint)
+        if min(*self.grid, self.width) < 1:
+            raise ValueError(f"grid, width: {self.grid}, {self.width} are not allowed, allowed: 1 and more")
+        if self.tokens != self.grid[0] * self.grid[1]:
+            raise ValueError(f"tokens: {self.tokens} is not allowed, allowed: the cells of grid {self.grid}")
+        check_distinct("shards", [shard.file for shard in self.shards])
+        sizes = [shard.images for shard in self.shards]
+        if sum(sizes) != self.images or not sizes:
+            raise ValueError(f"the shards do not add up to {self.images} images")
+        if set(sizes[:-1]) - {sizes[0]} or sizes[-1] > sizes[0]:
+            raise ValueError(f"shards: {short(sizes)} images, allowed: equally many, in the last no more")
 
 
 def clear(folder: Path) -> None:
@@ -63,6 +101,8 @@ class ShardWriter:
         number, offset = divmod(first, self.shard_images)
         end = offset + len(ids)
         assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
+        # As they are stored: what float32 holds may be more than bfloat16 does.
+        features_BND = features_BND.to(DTYPE)
         finite_B = features_BND.isfinite().flatten(1).all(1)
         if not finite_B.all():
             broken = ids[int(finite_B.int().argmin())]
@@ -93,13 +133,15 @@ def write_manifest(
     grid: tuple[int, int],
     width: int,
     fingerprint: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
     resolved: Mapping[str, Any] | None = None,
 ) -> None:
     """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
 
-    `fingerprint` says of which weights the encoder is, where that is known; `resolved` what the features were
+    `fingerprint` says of which weights the encoder is, and `preprocess` what was made of the images before,
+    as `atr.features.preprocess.describe` has it, where these are known; `resolved` what the features were
     computed in, and by which checkpoint.
     """
     write_json(
@@ -108,11 +150,12 @@ def write_manifest(
             "format": FORMAT,
             "encoder": encoder,
             "layer": layer,
-            "dtype": str(DTYPE).removeprefix("torch."),
+            "dtype": _DTYPE_NAME,
             "tokens": grid[0] * grid[1],
             "grid": list(grid),
             "width": width,
             "fingerprint": fingerprint,
+            "preprocess": None if preprocess is None else dict(preprocess),
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
             "resolved": dict(resolved or {}),
@@ -134,8 +177,8 @@ class FeatureStore(Dataset[Tensor]):
         """Open the store in `folder`; `expect` names parameters and the values they must have been made with.
 
         Raises ValueError naming what is wrong: the manifest missing or invalid, a parameter other than asked,
-        a shard missing, truncated or of another shape, or (with `verify`, which reads every file once) edited
-        since. Of the processes that share a store it is enough that one verifies it.
+        a shard missing, truncated, of another shape or without its ids, or (with `verify`, which reads every
+        file once) edited since. Of the processes that share a store it is enough that one verifies it.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
@@ -144,12 +187,12 @@ class FeatureStore(Dataset[Tensor]):
             if found != asked:
                 raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
         _check_present(folder, manifest["shards"])
-        store = cls(folder, manifest)
         if verify:
             _verify(folder, manifest["shards"])
-        else:
-            for number in range(len(manifest["shards"])):
-                store._map(number)
+        store = cls(folder, manifest)
+        for number in range(len(manifest["shards"])):
+            store._map(number)
+        check_distinct(f"{folder / MANIFEST}: image ids", store.ids)
         return store
 
     @property
@@ -212,9 +255,10 @@ class FeatureStore(Dataset[Tensor]):
         path, images = self._shard(number)
         try:
             with safe_open(path, framework="pt") as file:
-                ids: list[str] = json.loads(file.metadata()["ids"])
-        except (OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+                written = json.loads(file.metadata()["ids"])
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a readable shard: {error}") from error
+        ids: list[str] = value_of(list[str], written, f"{path}: ids")
         if len(ids) != images:
             raise ValueError(f"{path}: names {len(ids)} images, the manifest says {images}")
         return ids
@@ -227,13 +271,8 @@ class FeatureStore(Dataset[Tensor]):
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a feature store's manifest of format {FORMAT}")
-    if missing := sorted(_MANIFEST_KEYS - manifest.keys()):
-        raise ValueError(f"{path}: {missing[0]} is missing")
-    if sum(shard["images"] for shard in manifest["shards"]) != manifest["images"] or not manifest["shards"]:
-        raise ValueError(f"{path}: the shards do not add up to {manifest['images']} images")
+    manifest: dict[str, Any] = read_json(path)
+    record(_Manifest, manifest, str(path))
     return manifest
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from atr.hub import located
 from atr.lmms_eval.arguments import DTYPES, Arguments
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_selector, load_vlm
+from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
 from atr.vlm.hosts import host_of
 from atr.vlm.reduce import Kept, reduce
 
@@ -57,6 +57,7 @@ class ReducedVlm:
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         host_of(unloaded)
         check_selector(unloaded, selector)
+        warn_of_positions(selector, arguments.positions)
         dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32
         model, processor = load_vlm(arguments.pretrained, dtype, arguments.attn_implementation)
         check_selector(model, selector)

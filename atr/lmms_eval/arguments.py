@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 
-from atr.vlm.choice import Policy, check_choice
+from atr.vlm.choice import POSITIONS, Policy, check_choice
 
 DTYPES = {
     "auto": None,
@@ -29,7 +29,7 @@ class Arguments:
     pretrained: str
     selector: str
     keep: float | str
-    positions: str = "contiguous"
+    positions: str = POSITIONS
     budget: str = "image"
     newline: str = "keep"
     interpolation: str = "model"

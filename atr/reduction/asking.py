@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from atr.finite import check_finite
 from atr.reduction import NEEDS
-from atr.reduction.encoded import Encoded, Merger, Reducer
+from atr.reduction.encoded import Encoded, Merger, Reducer, Scorer
 from atr.reduction.floors import NoImage
 
 
@@ -20,15 +21,15 @@ def ask(reducer: Reducer, encoded: Encoded, budget: int) -> Tensor:
 
 
 def ask_merged(merger: Merger, encoded: Encoded, budget: int) -> tuple[Tensor, Tensor]:
-    """As `ask`, and the features (B, K, D) that a merger puts there, finite as well."""
+    """As `ask`, and the features (B, K, D) that a merger puts there; ValueError if they are not finite."""
     check(merger, encoded)
     _check_budget(merger, encoded, budget)
     keep_BK, merged_BKD = merger.merge(encoded, budget)
+    check_finite(merged_BKD, f"reducer {type(merger).__name__}: merged features")
     features_BND = encoded.features_BND
     shape = (len(features_BND), budget, features_BND.shape[2])
     assert merged_BKD.shape == shape, f"{merger} merged to {tuple(merged_BKD.shape)}, asked for {shape}"
     assert merged_BKD.dtype == features_BND.dtype, f"{merger} made {merged_BKD.dtype} of {features_BND.dtype}"
-    assert merged_BKD.isfinite().all(), f"{merger} made features that are not finite"
     return _exact(merger, encoded, budget, keep_BK), merged_BKD
 
 
@@ -41,7 +42,16 @@ def check(reducer: Reducer, encoded: Encoded) -> None:
             f"reducer {name} needs {', '.join(absent)}, which was not encoded, allowed: {', '.join(able)}"
         )
     for field in ("features_BND", *sorted(reducer.needs)):
-        _check_finite(name, field, getattr(encoded, field))
+        if isinstance(value := getattr(encoded, field), Tensor):
+            check_finite(value, f"reducer {name}: {field}")
+
+
+def ask_scores(scorer: Scorer, encoded: Encoded) -> Tensor:
+    """A reducer's scores of all tokens, scores_BN; raises ValueError as `check` and unless all are finite."""
+    check(scorer, encoded)
+    scores_BN = scorer.scores(encoded)
+    check_finite(scores_BN, f"reducer {type(scorer).__name__}: scores")
+    return scores_BN
 
 
 def _missing(needs: frozenset[str], encoded: Encoded) -> list[str]:
@@ -54,16 +64,6 @@ def _check_budget(reducer: Reducer, encoded: Encoded, budget: int) -> None:
         raise ValueError(
             f"reducer {type(reducer).__name__}: budget {budget} is out of range, allowed: {least} to "
             f"{encoded.tokens} tokens"
-        )
-
-
-def _check_finite(name: str, field: str, value: object) -> None:
-    # NaN is the smallest and the largest of values that it is among; isfinite of all takes ten times as long.
-    if isinstance(value, Tensor) and not torch.stack(value.aminmax()).isfinite().all():
-        images = (~value.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
-        raise ValueError(
-            f"reducer {name}: {field} of images {images} of {len(value)} holds NaN or infinity, "
-            "allowed: finite values"
         )
 
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from atr.finite import check_finite
 from atr.reduction.encoded import Encoded
 from atr.tokens import top_k_BK
 
@@ -98,6 +99,7 @@ class L2Norm:
     def scores(self, encoded: Encoded) -> Tensor:
         """||x||, float32; scores_BN."""
         norms_BN: Tensor = torch.linalg.vector_norm(encoded.features_BND, dim=-1, dtype=torch.float32)
+        check_finite(norms_BN, "reducer L2Norm: scores")  # squares of finite features may overflow
         return norms_BN
 
 
@@ -120,6 +122,7 @@ class PixelVariance:
         # (B, channels, R, height, C, width)
         patches = pixels_BCHW.reshape(*pixels_BCHW.shape[:2], rows, height, columns, width)
         variance_BN: Tensor = patches.var(dim=(3, 5), correction=0).mean(dim=1).flatten(1)
+        check_finite(variance_BN, "reducer PixelVariance: scores")
         return variance_BN.to(encoded.features_BND.device)
 
 

@@ -1,20 +1,26 @@
 """The building blocks that selector and reconstructor share."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import safe_open
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from atr.finite import check_finite_weights
 from atr.hub import located
+from atr.records import value_of
 from atr.tokens import sine_positions
 
 _SMALLEST_VARIANCE = 1e-10
-_FILES = ("config.json", "model.safetensors")
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_MOST_TOKENS = 2**16
+"""Of a grid: four times those of an image of 2,048 pixels a side in patches of 16, and a bound of memory."""
 
 
 class Block(nn.Module):
@@ -25,7 +31,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, ffn_ratio: float) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads: {heads} is not allowed, it must divide the feature width {width}")
         hidden = round(ffn_ratio * width)
         self.heads = heads
@@ -82,6 +88,8 @@ class Trunk(nn.Module):
         super().__init__()
         if position not in ("none", "sine"):
             raise ValueError(f"position: {position!r} is unknown, allowed: none, sine")
+        if min(grid) < 1 or grid[0] * grid[1] > _MOST_TOKENS:
+            raise ValueError(f"grid: {tuple(grid)} is not allowed, allowed: 1 to {_MOST_TOKENS} tokens")
         self.width, self.grid, self.position = width, (grid[0], grid[1]), position
         self.blocks = nn.Sequential(*(Block(width, heads, ffn_ratio) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
@@ -164,15 +172,71 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:  # type: ignore[override]
         """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit.
 
-        A revision of the hub's may stand behind the id: `org/name@revision`.
+        The configuration is held against the shapes in the weights' header before anything is built, and the
+        weights must be usable: finite, every deviation positive. A revision of the hub may stand behind its
+        id: `org/name@revision`.
         """
         folder = Path(name)
-        missing = [file for file in _FILES if not (folder / file).is_file()]
+        missing = [file for file in (_CONFIG, _WEIGHTS) if not (folder / file).is_file()]
         if folder.is_dir() and missing:
             raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
         try:
-            return super().from_pretrained(**located(str(name)) | kwargs, strict=True)
+            return super().from_pretrained(**located(str(name)) | kwargs)
         # Each layer below has its own way of failing; all of them mean the same thing to the caller.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{name}: no {cls.__name__} could be loaded from it: {reason}") from error
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, force_download: bool, map_location: str = "cpu", **kwargs: Any
+    ) -> Self:
+        """Build and load, as the mixin asks with the content of config.json; pickled weights are not read."""
+        hub = {key: kwargs.pop(key) for key in ("revision", "cache_dir", "local_files_only", "token")}
+        weights = Path(model_id, _WEIGHTS)
+        if not weights.is_file():
+            weights = Path(hf_hub_download(model_id, _WEIGHTS, force_download=force_download, **hub))
+        _check_config(cls, kwargs, weights)
+        module = cls(**kwargs)
+        load_model(module, weights, device=map_location)
+        module.check_usable(_WEIGHTS)
+        return module.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the mixin saves by; raises ValueError, before a file is written, for weights of no use."""
+        self.check_usable(type(self).__name__)
+        super()._save_pretrained(save_directory)
+
+    def check_usable(self, where: str) -> None:
+        """Raise ValueError, `where` and a tensor's name, unless weights are finite, deviations positive."""
+        check_finite_weights(self.state_dict(), where)
+        for name, part in self.named_modules():
+            if isinstance(part, Standardise) and not (part.deviation_D > 0).all():
+                channels = int((part.deviation_D <= 0).sum())
+                raise ValueError(
+                    f"{where}: {name}.deviation_D is zero or negative in {channels} of "
+                    f"{len(part.deviation_D)} channels, allowed: positive values"
+                )
+
+
+def _check_config(kind: type[HubModule], config: Mapping[str, Any], weights: Path) -> None:
+    """Raise ValueError unless a module's arguments have their types and give it the shapes of the weights."""
+    hints = get_type_hints(kind.__init__)
+    for key, value in config.items():
+        value_of(hints.get(key, Any), value, f"{_CONFIG}: {key}")
+    with safe_open(weights, framework="pt") as file:
+        stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    # On the meta device a tensor of any size is free, a module is not.
+    if (layers := config.get("layers", 0)) > len(stored):
+        raise ValueError(f"{_CONFIG}: layers: {layers}, though {_WEIGHTS} has {len(stored)} tensors in all")
+    try:
+        with torch.device("meta"):
+            wanted = {key: tuple(value.shape) for key, value in kind(**config).state_dict().items()}
+    except RuntimeError as error:  # a size that no integer holds
+        raise ValueError(f"{_CONFIG}: {error}") from error
+    for key in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(key) != stored.get(key):
+            raise ValueError(
+                f"{key} is {stored.get(key, 'missing')} in {_WEIGHTS}, {_CONFIG} asks for "
+                f"{wanted.get(key, 'none')}"
+            )

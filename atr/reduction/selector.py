@@ -6,6 +6,8 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor
 
+from atr.fingerprint import check_fingerprint
+from atr.finite import check_finite
 from atr.reduction import card
 from atr.reduction.encoded import Encoded
 from atr.reduction.layers import HubModule, Standardise, Trunk
@@ -23,7 +25,8 @@ class FeatureSelector(
 
     A token is kept where its logit is positive (the mode of the Gumbel-softmax mask), or among the top K.
     `encoder`, `layer`, `keep` (p of Eq. 7) and `record` say what it was trained on and change nothing here.
-    Raises ValueError for heads that do not divide the width or an unknown position.
+    Raises ValueError for heads that do not divide the width, an unknown position, a grid without tokens or of
+    too many, and a record whose fingerprint is none.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class FeatureSelector(
         super().__init__()
         self.encoder, self.layer, self.keep = encoder, layer, keep
         self.record = dict(record or {})
+        check_fingerprint(self.record.get("fingerprint"))
         self.standardise = Standardise(width)
         self.trunk = Trunk(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
 
@@ -59,7 +63,8 @@ class FeatureSelector(
     def note(self, **facts: Any) -> None:
         """Add to the record, and so to the config.json and the model card that are saved.
 
-        The card shows `data`, `images`, `seed`, the encoder's `fingerprint` and a dict of `scores`.
+        The card shows `data`, `images`, `seed`, the encoder's `fingerprint`, the `positions` that kept tokens
+        had when it was taught and evaluated, and a dict of `scores`.
         """
         self.record |= facts
         assert isinstance(self._hub_mixin_config, dict)
@@ -89,9 +94,13 @@ class FeatureSelector(
 
     @torch.no_grad()
     def rank(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Keep logits (B, N) of features of any precision and device, computed in the selector's own."""
+        """Keep logits (B, N) of features of any precision and device, computed in the selector's own.
+
+        Raises ValueError naming the images whose logits are not finite: they would rank nothing.
+        """
         mean_D = self.standardise.mean_D
         logits_BN: Tensor = self(features_BND.to(mean_D.device, mean_D.dtype), grid)
+        check_finite(logits_BN, f"{type(self).__name__}: scores")
         return logits_BN
 
 

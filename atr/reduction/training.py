@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
@@ -18,6 +17,7 @@ from torchmetrics import ExplainedVariance
 from atr import config
 from atr.reduction import losses
 from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 from atr.reduction.pictures import mask_picture
 from atr.tokens import budget, mask_of, random_mask_BN, top_k_BK
 
@@ -137,7 +137,7 @@ class ReconstructorTraining(LightningModule):
     def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch under random masks."""
         loss = self._loss(features_BND)
-        self.log("random_masks/train/loss_reconstruction", loss)
+        self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
         return loss
 
     def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
@@ -297,38 +297,36 @@ def new_autoencoder(
 def train(
     module: SelectorTraining,
     data: LightningDataModule,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     pictures: MaskPictures,
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
 
     Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
     """
     callbacks = [CollapseGuard(module.pretrain), pictures]
     kwargs = trainer_kwargs | {"deterministic": True}
-    return fit(module, data, module.pretrain.epochs, checkpoint, callbacks, logger, **kwargs)
+    return fit(module, data, module.pretrain.epochs, checkpoints, callbacks, logger, **kwargs)
 
 
 def fit(
     module: LightningModule,
     data: LightningDataModule,
     epochs: int,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     callbacks: Sequence[Callback],
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
 
     `data` deals out the images to the devices itself.
     """
-    each_epoch = ModelCheckpoint(
-        checkpoint.parent, checkpoint.stem, save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    trainer = _trainer(epochs, [*callbacks, each_epoch], logger, **trainer_kwargs)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None)
+    kwargs = trainer_kwargs | {"plugins": WholeCheckpoints()}
+    trainer = _trainer(epochs, [*callbacks, checkpoints], logger, **kwargs)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoints.last(trainer), weights_only=True)
     return trainer.is_global_zero
 
 

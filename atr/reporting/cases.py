@@ -28,7 +28,12 @@ class Case:
 
 
 def answered(results: Results) -> list[Case]:
-    """The questions that all tokens answer rightly, in the file's order, with the answers at half of them."""
+    """The questions that all tokens answer rightly, in the file's order, with the answers at half of them.
+
+    There are none where random was not evaluated.
+    """
+    if not set(LINES) <= set(results.evaluations):
+        return []
     full = results.answers("full", results.groups[0].full.keep)
     selector, random = (results.answers(name, results.half) for name in ("selector", "random"))
     return [

@@ -82,15 +82,10 @@ def versus(results: Results, best: str) -> list[Versus]:
 
     A unit's difference is that of its scores, each a mean over seeds; only units that both answered count.
     The interval is a bootstrap over them within each benchmark; a group's is that of its benchmarks' mean.
-    Raises ValueError for a reducer that was not evaluated at the kept fractions of the selector and random.
+    Raises ValueError for a reducer that was not evaluated; the parameters hold it to be.
     """
-    curves = results.groups[0].curves
-    allowed = [name for name, curve in curves.items() if results.half in {score.keep for score in curve}]
-    if best not in allowed:
-        raise ValueError(
-            f"report.best: {best!r} was not evaluated at kept fraction {results.half:g}, "
-            f"allowed: {', '.join(allowed)}"
-        )
+    if best not in results.budgeted:
+        raise ValueError(f"report.best: {best!r} is not evaluated, allowed: {', '.join(results.budgeted)}")
     reference = results.evaluations[best]
     others = [name for name in results.budgeted if name != best]
     asked = {name: _asked(results.evaluations[name]) for name in others}

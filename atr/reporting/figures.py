@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from atr.reporting.cases import LINES, Case
-from atr.reporting.look import INK, RULE, png, theme
+from atr.reporting.look import INK, RULE, drawable, png, theme
 from atr.reporting.results import ADAPTIVE, Comparison, Masks, Score
 
 ImageOf = Callable[[str], Image.Image]
@@ -42,7 +42,7 @@ BEST = "#e6550d"
 PEERS = tuple(
     (color, line, marker)
     for line, (color, marker) in product(
-        ("-", (0, (4, 1.5)), (0, (1, 1.2))),
+        ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (9, 2))),
         zip(
             ("#44aa99", "#aa4499", "#999933", "#332288", "#dda833", "#117733", "#66b5dd"),
             ("^", "D", "v", "P", "X", "<", ">"),
@@ -50,7 +50,7 @@ PEERS = tuple(
         ),
     )
 )
-"""Muted colours, lines and markers of the other reducers, by turns."""
+"""Muted colours, lines and markers of the other reducers, more than there are of these."""
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _DROPPED = (0.62, 0.64, 0.66, 1.0)
 
@@ -84,7 +84,7 @@ def pages(images: Sequence[str], image: ImageOf, masks: dict[str, Masks]) -> byt
         for line, name in zip(grid, images, strict=True):
             picture = image(name)
             _patches(line[0], picture, next(iter(masks.values())).grid, kept=None)
-            line[0].set_ylabel(name, fontsize=7.5)
+            line[0].set_ylabel(drawable(name)[:40], fontsize=7.5)
             for axes, mask in zip(line[1:], masks.values(), strict=True):
                 _patches(axes, picture, mask.grid, mask.kept[name])
         for axes, title in zip(grid[0], ["image", *map(_column, masks.items())], strict=True):
@@ -116,7 +116,7 @@ def styles(reducers: Sequence[str], best: str) -> dict[str, Style]:
 def _legend(comparisons: Sequence[Comparison]) -> list[str]:
     """The names of all that is drawn, by their mean level, where there are many, else in the usual order."""
     first = comparisons[0]
-    names = [*first.curves, *first.adaptive, "full", "none"]
+    names = [*first.curves, *first.adaptive, *_levels(first)]
 
     def level(name: str) -> float:
         return fmean(fmean(score.mean for score in _points(each, name)) for each in comparisons)
@@ -124,8 +124,13 @@ def _legend(comparisons: Sequence[Comparison]) -> list[str]:
     return names if len(names) <= 6 else sorted(names, key=level, reverse=True)
 
 
+def _levels(comparison: Comparison) -> dict[str, Score]:
+    """The scores that are drawn as level lines."""
+    return {"full": comparison.full} | ({"none": comparison.none} if comparison.none else {})
+
+
 def _points(comparison: Comparison, name: str) -> Sequence[Score]:
-    single = {"full": comparison.full, "none": comparison.none, **comparison.adaptive}
+    single = _levels(comparison) | comparison.adaptive
     return (single[name],) if name in single else comparison.curves[name]
 
 
@@ -144,8 +149,8 @@ def _curves(axes: Axes, comparison: Comparison, best: str) -> dict[str, Any]:
     for name, score in comparison.adaptive.items():
         look = looks.get(name.removesuffix(ADAPTIVE), Style(name, INK))
         drawn[name] = _star(axes, score, look)
-    for name in ("full", "none"):
-        look, (level,) = looks[name], _points(comparison, name)
+    for name, level in _levels(comparison).items():
+        look = looks[name]
         drawn[name] = axes.axhline(
             100 * level.mean, color=look.color, linestyle=look.line, linewidth=1.2, zorder=1
         )
@@ -222,8 +227,8 @@ def _example(axes: Axes, case: Case, picture: Image.Image) -> None:
         place: dict[str, Any] = {"transform": axes.transAxes, "va": "top", "fontsize": 8}
         axes.text(0, height, STYLES[name].label, **place)
         axes.text(0.33, height, mark, color=color, **place)
-        axes.text(0.41, height, _wrapped(row.prediction or "(no answer)", 22, 1), color=color, **place)
+        axes.text(0.41, height, _wrapped(row.prediction, 22, 1) or "(no answer)", color=color, **place)
 
 
 def _wrapped(text: str, width: int, lines: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
+    return "\n".join(textwrap.wrap(drawable(text), width, max_lines=lines, placeholder=" …"))

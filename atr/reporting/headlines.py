@@ -5,14 +5,36 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from atr import config
 from atr.reporting.differences import LOSS, OUTCOMES, TIE, WIN, Match, Versus
 from atr.reporting.measurements import Measure
 from atr.reporting.results import Comparison, Results
+
+GROUPS = tuple(dict.fromkeys(config.GROUPS.values()))
+"""All groups of benchmarks, each a file of DVC's metrics."""
 
 
 def metrics(results: Results) -> dict[str, dict[str, float]]:
     """Scores of each group at half of the tokens, in 0..1; `relative` is the selector's over full."""
     return {comparison.name: _group(comparison, results.half) for comparison in results.groups}
+
+
+def scores(results: Results, best: str) -> dict[str, dict[str, float]]:
+    """The few numbers of each group that a person follows from one run to the next, for `dvc metrics show`.
+
+    In 0..1: of all tokens; of the best reducer and the selector near .3 and .5; of random near .5. Of a
+    group that was not asked there is none.
+    """
+    names = [(name, keep) for keep in (0.3, 0.5) for name in dict.fromkeys((best, "selector"))]
+    found: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
+    for comparison in results.groups:
+        numbers = found.setdefault(comparison.name, {})
+        numbers["full"] = comparison.full.mean
+        for name, keep in [*names, ("random", 0.5)]:
+            near = results.nearest(keep)
+            if (mean := comparison.mean(name, near)) is not None:
+                numbers[f"{name}@{f'{near:g}'.removeprefix('0')}"] = mean
+    return found
 
 
 def sentences(results: Results) -> list[str]:
@@ -68,30 +90,32 @@ def relative(score: float, full: float) -> float:
 
 def _group(comparison: Comparison, keep: float) -> dict[str, float]:
     means = {name: score.mean for name in comparison.curves if (score := comparison.at(name, keep))}
-    return {
-        "full": comparison.full.mean,
-        "none": comparison.none.mean,
-        **{f"{name}@{keep:g}": mean for name, mean in means.items()},
-        f"relative@{keep:g}": relative(means["selector"], comparison.full.mean),
-        f"difference@{keep:g}": means["selector"] - means["random"],
-    }
+    numbers = {"full": comparison.full.mean}
+    if comparison.none:
+        numbers["none"] = comparison.none.mean
+    numbers |= {f"{name}@{keep:g}": mean for name, mean in means.items()}
+    numbers[f"relative@{keep:g}"] = relative(means["selector"], comparison.full.mean)
+    if "random" in means:
+        numbers[f"difference@{keep:g}"] = means["selector"] - means["random"]
+    return numbers
 
 
 def _sentence(comparison: Comparison, keep: float) -> str:
-    selector, random = comparison.at("selector", keep), comparison.at("random", keep)
-    assert selector is not None and random is not None, f"{comparison.name}: {keep} is not shared"
+    selector = comparison.at("selector", keep)
+    assert selector is not None, f"{comparison.name}: {keep} is not shared"
     held = relative(selector.mean, comparison.full.mean)
-    points = 100 * (selector.mean - random.mean)
-    side = "above" if points >= 0 else "below"
     newlines = selector.tokens_fed != selector.tokens
     fed = f", {selector.tokens_fed:g} fed with newlines" if newlines else ""
     scores = f"{selector.mean:.1%} of {comparison.full.mean:.1%}"
-    return (
+    sentence = (
         f"On the {comparison.title}, with {keep:.0%} of the visual tokens kept "
-        f"({selector.tokens:g} a question{fed}), "
-        f"the selector holds {held:.1%} of the full score ({scores}) "
-        f"and is {abs(points):.1f} points {side} random selection ({random.mean:.1%})."
-    ).replace("%", "\N{NO-BREAK SPACE}%")
+        f"({selector.tokens:g} a question{fed}), the selector holds {held:.1%} of the full score ({scores})"
+    )
+    if (random := comparison.mean("random", keep)) is not None:
+        points = 100 * (selector.mean - random)
+        side = "above" if points >= 0 else "below"
+        sentence += f" and is {abs(points):.1f} points {side} random selection ({random:.1%})"
+    return f"{sentence}.".replace("%", "\N{NO-BREAK SPACE}%")
 
 
 def _verdict(versus: Versus, counts: Counter[str], keeps: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,20 +17,23 @@ from atr.reporting.report import (
     SCORES_NOTE,
     Report,
 )
+from atr.reporting.robustness import ROBUSTNESS_NOTE
+from atr.reporting.text import printable, shortened
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 def render(report: Report) -> str:
-    """Fill the template; every value is escaped by jinja2, so no text of the data becomes markup."""
+    """Fill the template; every value is printable, and escaped by jinja2: no text of the data is markup."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_finalized,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["inlined"] = _inlined
+    environment.filters |= {"inlined": _inlined, "shortened": shortened}
     return environment.get_template(TEMPLATE.name).render(
         report=report,
         lines=[(name, STYLES[name].label) for name in LINES],
@@ -39,7 +43,13 @@ def render(report: Report) -> str:
         scores_note=SCORES_NOTE,
         measure_note=MEASURE_NOTE,
         cost_note=COST_NOTE,
+        robustness_note=ROBUSTNESS_NOTE,
     )
+
+
+def _finalized(value: Any) -> Any:
+    """Text as it may be shown; markup is the template's own."""
+    return printable(value) if type(value) is str else value
 
 
 def _inlined(png: bytes) -> str:

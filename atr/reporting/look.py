@@ -3,16 +3,22 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+from atr.reporting.text import shortened
 
 INK, RULE = "#222222", "#d9d9d9"
 """Colours of text and of grid lines."""
+FONT = "DejaVu Sans"
+"""Comes with matplotlib, so that a picture is the same on every machine."""
 _LOOK: Any = {
     "figure.dpi": 200,
-    "font.family": "DejaVu Sans",
+    "font.family": FONT,
     "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a dollar sign in an answer is a dollar sign
@@ -40,6 +46,18 @@ def theme() -> Iterator[None]:
         mpl.rcdefaults()
         mpl.rcParams.update(_LOOK)
         yield
+
+
+def drawable(text: str) -> str:
+    """Text of the data as a figure can draw it; a box is a character that the font does not have."""
+    return "".join(character if ord(character) in _glyphs() else "□" for character in shortened(text))
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The characters that the font has in both of the weights that are used."""
+    fonts = [findfont(FontProperties(family=FONT, weight=weight)) for weight in ("normal", "bold")]
+    return frozenset.intersection(*(frozenset(get_font(font).get_charmap()) for font in fonts))
 
 
 def png(figure: Figure, **crop: Any) -> bytes:

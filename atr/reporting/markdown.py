@@ -11,15 +11,17 @@ from atr.reporting.report import (
     Measured,
     Picture,
     Report,
+    Robust,
 )
-from atr.reporting.tables import Table, markdown
+from atr.reporting.robustness import ROBUSTNESS_NOTE
+from atr.reporting.tables import Table, escaped, markdown
 
 
 def render(report: Report) -> str:
     """Sections in the order of the HTML page."""
     sections = [
         "# Adaptive visual token reduction",
-        report.subtitle,
+        escaped(report.subtitle),
         _list(report.headlines),
         "## Groups",
         CURVES_NOTE,
@@ -31,12 +33,13 @@ def render(report: Report) -> str:
         *map(_picture, report.pages),
         "## Answers",
         _picture(report.examples) if report.examples else report.examples_note,
-        _table(report.agreement),
+        *([_table(report.agreement)] if report.agreement else ()),
         "## Scores",
         SCORES_NOTE,
         *map(_table, report.scores),
         *(_measured(report.measured) if report.measured else ()),
         *(("## Cost", COST_NOTE, _table(report.cost)) if report.cost else ()),
+        *(_robust(report.robust) if report.robust else ()),
         "## Encoder",
         _picture(report.components),
         "## Pretraining",
@@ -65,13 +68,18 @@ def _measured(measured: Measured) -> list[str]:
     return ["## Without a language model", MEASURE_NOTE, *pages]
 
 
+def _robust(robust: Robust) -> list[str]:
+    pages = [_picture(robust.picture), *map(_table, robust.tables)]
+    return ["## Where deployment differs", ROBUSTNESS_NOTE, *pages]
+
+
 def _list(sentences: list[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)
+    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
 
 
 def _picture(picture: Picture) -> str:
-    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{picture.caption}*"
+    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{escaped(picture.caption)}*"
 
 
 def _table(table: Table) -> str:
-    return f"**{table.title}**\n\n{markdown(table)}"
+    return f"**{escaped(table.title)}**\n\n{markdown(table)}"

@@ -1,11 +1,12 @@
 """What is measured beside the answers, where it was: selection without a language model, and its cost."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atr.reporting.results import read
+from atr.files import plain_name
+from atr.reporting.results import number, read
 
 Line = list[float]
 """A value for each kept fraction."""
@@ -106,13 +107,17 @@ def load_measure(path: Path) -> Measure | None:
     content = read(path, "measure")
     try:
         measure = Measure(**content | _parts(content))
-    except (AttributeError, KeyError, TypeError) as error:
+        for name in (*measure.reducers, *measure.overlap.names):
+            plain_name(name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; stage measure makes it") from None
     for name, values, wanted in _lists(measure):
         if len(values) != len(wanted):
             raise ValueError(
                 f"{path}: {name} has {len(values)} values, allowed: {len(wanted)}; stage measure makes it"
             )
+        for value in values:
+            number(f"{path}: {name}", value)
     return measure
 
 
@@ -127,8 +132,11 @@ def load_cost(path: Path) -> Cost | None:
     try:
         entries = [Spent(**entry) for entry in content["entries"]]
         prefill = [Prefill(**entry) for entry in content["prefill"]]
-        return Cost(**content | {"entries": entries, "prefill": prefill})
-    except (KeyError, TypeError) as error:
+        for spent in (*entries, *prefill):
+            for key, value in vars(spent).items():
+                plain_name(value) if key == "reducer" else number(key, value)
+        return Cost(**content | {"entries": entries, "prefill": prefill, "device": str(content["device"])})
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; stage cost makes it") from None
 
 
@@ -141,15 +149,17 @@ def _parts(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _lists(measure: Measure) -> Iterator[tuple[str, Sized, Sized]]:
+def _lists(measure: Measure) -> Iterator[tuple[str, Line, Sequence[object]]]:
     """Each list by its name in the file, with the list that it must be as long as."""
     for name, selection in measure.reducers.items():
         for key, values in vars(selection).items():
             if values is not None:
                 yield f"reducers.{name}.{key}", values, measure.keep
     overlap, stability = measure.overlap, measure.stability
-    yield "overlap.iou", overlap.iou, overlap.names
+    yield "keep", measure.keep, measure.keep
+    yield "overlap.iou", [len(line) for line in overlap.iou], overlap.names
     for name, line in zip(overlap.names, overlap.iou, strict=False):
         yield f"overlap.iou of {name}", line, overlap.names
     if stability:
+        yield "stability.keep", stability.keep, stability.keep
         yield "stability.iou", stability.iou, stability.keep

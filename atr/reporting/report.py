@@ -7,12 +7,13 @@ from typing import Any
 
 from PIL import Image
 
-from atr.reporting import cases, figures, headlines, matrices, tables
+from atr.reporting import cases, figures, headlines, matrices, robustness, tables
 from atr.reporting.cases import Case
 from atr.reporting.differences import Match, Versus, matches, versus
 from atr.reporting.figures import ImageOf
 from atr.reporting.measurements import Cost, Measure
 from atr.reporting.results import Comparison, Masks, Results
+from atr.reporting.robustness import Robustness
 from atr.reporting.tables import Table
 
 CURVES_NOTE = (
@@ -46,6 +47,7 @@ COST_NOTE = (
     "Medians. Selection is the time to choose the tokens, with the attention a method needs; the prefill "
     "saved is that of all tokens less that of the kept ones, and net is what remains of it."
 )
+NO_RANDOM = "Examples are questions on which the selector and random differ, and random was not evaluated."
 NO_EXAMPLES = "There is no question that all tokens answer rightly and only one of selector and random does."
 
 
@@ -85,6 +87,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Robust:
+    """What changes where deployment differs from training."""
+
+    picture: Picture
+    tables: list[Table]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the pages show."""
 
@@ -98,22 +108,26 @@ class Report:
     examples: Picture | None
     examples_note: str
     cards: list[Card]
-    agreement: Table
+    agreement: Table | None
     components: Picture
     scores: list[Table]
     measured: Measured | None
     cost: Table | None
+    robust: Robust | None
     pretraining: Table
     parameters: Table
     provenance: Table
     numbers: dict[str, Any]
     """All that was found, for programs to read: no times, so equal results give equal numbers."""
+    metrics: dict[str, dict[str, float]]
+    """A few of them by group, for `dvc metrics show`."""
 
     @property
     def pictures(self) -> list[Picture]:
         """All pictures that lie beside the pages as files."""
         groups = [self.both_groups, *self.groups, *self.compared.pictures]
         rest = [self.examples, self.components, self.measured.overlap if self.measured else None]
+        rest += [self.robust.picture] if self.robust else []
         return [*groups, *self.benchmarks, *self.pages, *(picture for picture in rest if picture)]
 
 
@@ -124,57 +138,67 @@ def build(
     components: bytes,
     measure: Measure | None = None,
     cost: Cost | None = None,
+    robust: Robustness | None = None,
 ) -> Report:
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
     `components` is the PNG that the stage extract made with the encoder.
-    Raises ValueError when `best` was not evaluated at kept fractions, or an image is missing.
+    Raises ValueError when `best` was not evaluated at kept fractions, or an image is missing. What needs a
+    reducer that was not evaluated, random or none, is left out.
     """
     answered = cases.answered(results)
     chosen = cases.choose(answered, settings["examples"])
     best = settings["best"]
     compared, found = versus(results, best), matches(results)
     groups = compared[: len(results.groups)]
-    sources = _sources(results, measure, cost)
+    sources = _sources(results, measure, cost, robust)
     parameters = {
         stage: source["parameters"] | {"resolved": source["resolved"]} for stage, source in sources.items()
     }
     return Report(
         subtitle=_subtitle(results),
-        headlines=headlines.sentences(results) + [headlines.verdict(each, results.half) for each in groups],
+        headlines=headlines.sentences(results)
+        + [headlines.verdict(each, results.half) for each in groups if results.half in each.keeps],
         both_groups=_curves("groups", results.groups, best),
         groups=[_curves(f"group-{group.name}", [group], best) for group in results.groups],
-        compared=_compared(groups, found),
+        compared=_compared([each for each in groups if each.keeps], found),
         benchmarks=[
             _curves(f"benchmark-{benchmark.name}", [benchmark], best) for benchmark in results.benchmarks
         ],
         pages=list(_pages(results, image, settings)),
         examples=_examples(results, chosen, image) if chosen else None,
-        examples_note=_examples_note(results) if chosen else NO_EXAMPLES,
+        examples_note=_examples_note(results) if chosen else _why_none(results),
         cards=[Card(case, _png(image(case.row.image))) for case in chosen],
-        agreement=tables.agreement(results, answered),
+        agreement=tables.agreement(results, answered) if "random" in results.evaluations else None,
         components=_components(results, components),
         scores=[
             *(
                 table
                 for each in compared
-                for table in (tables.scores(each.comparison), tables.differences(each))
+                for table in (
+                    tables.scores(each.comparison),
+                    *([tables.differences(each)] if each.keeps else ()),
+                )
             ),
             *map(tables.tokens, results.groups),
         ],
         measured=_measured(measure) if measure else None,
         cost=tables.cost(cost) if cost else None,
+        robust=_robust(robust, best) if robust else None,
         pretraining=tables.pretraining(results),
         parameters=tables.parameters(parameters | {"report": {"report": settings}}),
         provenance=tables.provenance({stage: source["provenance"] for stage, source in sources.items()}),
         numbers=headlines.numbers(results, compared, found, measure),
+        metrics=headlines.scores(results, best),
     )
 
 
-def _sources(results: Results, measure: Measure | None, cost: Cost | None) -> dict[str, dict[str, Any]]:
+def _sources(
+    results: Results, measure: Measure | None, cost: Cost | None, robust: Robustness | None
+) -> dict[str, dict[str, Any]]:
     """What each stage left, by its name."""
     evaluations = {f"evaluate {name}": vars(each) for name, each in results.evaluations.items()}
-    optional = {"measure": measure, "cost": cost}
+    optional = {"measure": measure, "cost": cost, "robustness": robust}
     return (
         {"pretrain": results.pretraining}
         | evaluations
@@ -204,6 +228,15 @@ def _measured(measure: Measure) -> Measured:
     every = [tables.reconstruction(measure), tables.coverage(measure), tables.stability(measure)]
     picture = Picture("overlap", caption, matrices.overlap(measure.overlap))
     return Measured([table for table in every if table], picture)
+
+
+def _robust(found: Robustness, best: str) -> Robust:
+    caption = (
+        "Overlap with the reference's tokens, and points of score with paired 95 % intervals. Where no pixel "
+        "of the questions' images changes, hollow marks are the overlap on photographs."
+    )
+    picture = Picture("robustness", caption, robustness.figure(found, best))
+    return Robust(picture, robustness.tables(found))
 
 
 def _subtitle(results: Results) -> str:
@@ -240,7 +273,9 @@ def _curves(name: str, comparisons: list[Comparison], best: str) -> Picture:
 
 def _pages(results: Results, image: ImageOf, settings: dict[str, Any]) -> Iterator[Picture]:
     """One picture for each benchmark that has masks: the kept patches of its first images (Figure 1)."""
-    masks = _masks(results, ("random", "selector", settings["best"]))
+    masks = _masks(results, dict.fromkeys(("random", "selector", settings["best"])))
+    if not masks:
+        return
     benchmark_of = {row.image: row.benchmark for row in results.evaluations["full"].rows}
     stored = sorted(set.intersection(*(set(mask.kept) for mask in masks.values())) & set(benchmark_of))
     for benchmark in results.benchmarks:
@@ -255,7 +290,7 @@ def _pages(results: Results, image: ImageOf, settings: dict[str, Any]) -> Iterat
 
 def _masks(results: Results, reducers: Iterable[str]) -> dict[str, Masks]:
     """Those that are stored: what merges tokens keeps none."""
-    found = {name: results.evaluations[name].masks for name in reducers}
+    found = {name: results.evaluations[name].masks for name in reducers if name in results.evaluations}
     return {name: masks for name, masks in found.items() if masks is not None}
 
 
@@ -272,6 +307,10 @@ def _examples_note(results: Results) -> str:
         "rightly and exactly one of the two does; cases that random wins are among them wherever there "
         "are any."
     )
+
+
+def _why_none(results: Results) -> str:
+    return NO_EXAMPLES if "random" in results.evaluations else NO_RANDOM
 
 
 def _components(results: Results, png: bytes) -> Picture:

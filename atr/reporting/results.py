@@ -1,19 +1,23 @@
 """What the stages before the report wrote: read from their JSON files, and checked against each other."""
 
-import json
+import math
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from atr import config
-from atr.files import read_json
+from atr.files import plain_name, read_json
+from atr.records import record, records
 
-REQUIRED = ("full", "none", "random", "selector")
-"""The lines of every plot of the paper; other reducers join them where they are named."""
+PAPER = ("full", "none", "random", "selector")
+"""The lines of the paper's plots, as far as they are evaluated; other reducers join them."""
+REQUIRED = ("full", "selector")
+"""Of PAPER, the ones without which nothing can be said; the parameters hold them to be evaluated."""
 UNBUDGETED = ("full", "none")
-"""Of REQUIRED, the ones that drop nothing or everything: lines without a kept fraction to choose."""
+"""Of PAPER, the ones that drop nothing or everything: lines without a kept fraction to choose."""
 ADAPTIVE = "-adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
 SETTINGS = tuple(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens"))
@@ -58,6 +62,10 @@ class Row:
     score: float | None
     unit: str = ""
     """Name shared by the questions that count as right only together; empty if it counts alone."""
+
+    def __post_init__(self) -> None:
+        plain_name(self.benchmark)
+        plain_name(self.group)
 
     @property
     def right(self) -> bool:
@@ -111,7 +119,8 @@ class Comparison:
     kind: str
     name: str
     full: Score
-    none: Score
+    none: Score | None
+    """None where it was not evaluated."""
     curves: dict[str, tuple[Score, ...]]
     adaptive: dict[str, Score] = field(default_factory=dict)
     benchmarks: tuple[str, ...] = ()
@@ -128,7 +137,7 @@ class Comparison:
 
     def at(self, reducer: str, keep: float) -> Score | None:
         """The score of a reducer at a kept fraction, None where it was not measured."""
-        return next((score for score in self.curves[reducer] if score.keep == keep), None)
+        return next((score for score in self.curves.get(reducer, ()) if score.keep == keep), None)
 
     def mean(self, reducer: str, keep: float) -> float | None:
         """The mean of that score."""
@@ -146,8 +155,13 @@ class Results:
     @property
     def budgeted(self) -> list[str]:
         """The reducers that take a budget: the selector and random first, then their peers by name."""
-        peers = sorted(set(self.evaluations) - set(REQUIRED) - set(self.adaptive))
-        return ["selector", "random", *peers]
+        peers = sorted(set(self.evaluations) - set(PAPER) - set(self.adaptive))
+        return [*self._leading, *peers]
+
+    @property
+    def _leading(self) -> list[str]:
+        """The selector, and random if it was evaluated."""
+        return [name for name in ("selector", "random") if name in self.evaluations]
 
     @property
     def adaptive(self) -> list[str]:
@@ -166,15 +180,19 @@ class Results:
 
     @cached_property
     def shared(self) -> list[float]:
-        """Kept fractions at which the selector and random were measured on everything, rising."""
+        """Kept fractions at which the selector, and random, were measured on everything, rising."""
         every = [*self.groups, *self.benchmarks]
-        curves = [comparison.curves[name] for comparison in every for name in ("selector", "random")]
+        curves = [comparison.curves[name] for comparison in every for name in self._leading]
         return sorted(set.intersection(*({score.keep for score in curve} for curve in curves)))
 
     @property
     def half(self) -> float:
         """The shared kept fraction nearest to one half, the lower of two."""
-        return min(self.shared, key=lambda keep: abs(keep - 0.5))
+        return self.nearest(0.5)
+
+    def nearest(self, keep: float) -> float:
+        """The shared kept fraction nearest to this one, the lower of two."""
+        return min(self.shared, key=lambda shared: abs(shared - keep))
 
     @property
     def unanswered(self) -> set[str]:
@@ -196,7 +214,7 @@ class Results:
                 kind=kind,
                 name=name,
                 full=every["full"].curves[kind, name][0],
-                none=every["none"].curves[kind, name][0],
+                none=every["none"].curves[kind, name][0] if "none" in every else None,
                 curves={reducer: every[reducer].curves[kind, name] for reducer in self.budgeted},
                 adaptive={reducer: every[reducer].curves[kind, name][0] for reducer in self.adaptive},
                 benchmarks=tuple(
@@ -243,44 +261,124 @@ def read(path: Path, stage: str) -> dict[str, Any]:
 def _pretraining(path: Path) -> dict[str, Any]:
     content = read(path, "pretrain")
     for key in ("final", "parameters", "provenance", "resolved"):
-        if key not in content:
+        if not isinstance(content.get(key), dict):
             raise ValueError(f"{path} lacks {key!r}; stage pretrain makes it")
+    for key, value in content["final"].items():
+        number(f"{path}: final.{key}", value)
     return content
+
+
+def number(name: str, value: object) -> float:
+    """The value as a finite number; raises ValueError that begins with its name if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, allowed: a finite number")
+    return value
 
 
 def _evaluation(reducer: str, folder: Path) -> Evaluation:
     stage = f"evaluate (reducer {reducer})"
-    summary = read(folder / "summary.json", stage)
+    path = folder / "summary.json"
+    summary = read(path, stage)
+    with _made_by(stage):
+        record(_Summary, summary, str(path))
+        if summary["reducer"] != reducer:
+            raise ValueError(f"{path} is of reducer {summary['reducer']!r}")
+    return Evaluation(
+        reducer=summary["reducer"],
+        encoder=summary["encoder"],
+        vlm=summary["vlm"],
+        tokens_full=summary["tokens_full"],
+        curves=_curves(summary["scores"]),
+        rows=_rows(folder / "results.jsonl", stage),
+        masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
+        resamples=summary["parameters"]["evaluate"]["bootstrap"],
+        seed=summary["parameters"]["seed"],
+        parameters=summary["parameters"],
+        provenance=summary["provenance"],
+        resolved=summary["resolved"],
+    )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The content of masks.json."""
+
+    grid: tuple[int, int]
+    keep: float | None
+    masks: dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is read of each entry of a summary's scores."""
+
+    keep: float | None
+    tokens: float
+    tokens_fed: float
+    mean: float
+    low: float
+    high: float
+    tokens_full: float = 0.0
+    group: str = ""
+    benchmark: str = ""
+
+    def __post_init__(self) -> None:
+        if self.keep is None and self.tokens_full <= 0:
+            raise ValueError(f"tokens_full: {self.tokens_full} is not allowed, allowed: above 0 without keep")
+        plain_name(self.group or self.benchmark)
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """What is read of the section `evaluate`."""
+
+    bootstrap: int
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """What is read of the parameters that an evaluation was made by."""
+
+    seed: int
+    evaluate: _Resampled
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """The content of summary.json."""
+
+    reducer: str
+    encoder: str
+    vlm: str
+    tokens_full: float
+    scores: list[_Point]
+    parameters: _Parameters
+    provenance: dict[str, Any]
+    resolved: dict[str, Any]
+
+
+@contextmanager
+def _made_by(stage: str) -> Iterator[None]:
+    """Say of what is wrong with a file by which stage it is made."""
     try:
-        return Evaluation(
-            reducer=summary["reducer"],
-            encoder=summary["encoder"],
-            vlm=summary["vlm"],
-            tokens_full=summary["tokens_full"],
-            curves=_curves(summary["scores"]),
-            rows=list(_rows(folder / "results.jsonl", stage)),
-            masks=_masks(folder / "masks.json", stage) if reducer not in UNBUDGETED else None,
-            resamples=summary["parameters"]["evaluate"]["bootstrap"],
-            seed=summary["parameters"]["seed"],
-            parameters=summary["parameters"],
-            provenance=summary["provenance"],
-            resolved=summary["resolved"],
-        )
-    except KeyError as error:
-        raise ValueError(f"{folder / 'summary.json'} lacks {error}; stage {stage} makes it") from None
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; stage {stage} makes it") from None
 
 
-def _masks(path: Path, stage: str) -> Masks:
+def _masks(path: Path, stage: str) -> Masks | None:
+    """The masks, None where no question was answered that pictures would be of."""
     content = read(path, stage)
-    try:
-        rows, columns = content["grid"]
-        masks = Masks((rows, columns), content["keep"], content["masks"])
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}; stage {stage} makes it") from None
-    for image, kept in masks.kept.items():
+    if content.get("grid") is None and not content.get("masks"):
+        return None
+    with _made_by(stage):
+        written = record(_Written, content, str(path))
+    rows, columns = written.grid
+    for image, kept in written.masks.items():
         if not all(0 <= index < rows * columns for index in kept):
             raise ValueError(f"{path}: image {image} keeps patches outside the grid {rows} x {columns}")
-    return masks
+    return Masks(written.grid, written.keep, written.masks)
 
 
 def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, ...]]:
@@ -288,8 +386,8 @@ def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, 
     curves: dict[tuple[str, str], tuple[Score, ...]] = {}
     for entry in sorted(map(_kept, scores), key=lambda entry: entry["keep"]):
         kind = "group" if "group" in entry else "benchmark"
-        score = Score(*(entry[field.name] for field in fields(Score)))
-        curves[kind, entry[kind]] = (*curves.get((kind, entry[kind]), ()), score)
+        name, score = entry[kind], Score(*(entry[field.name] for field in fields(Score)))
+        curves[kind, name] = (*curves.get((kind, name), ()), score)
     return curves
 
 
@@ -299,17 +397,16 @@ def _kept(entry: dict[str, Any]) -> dict[str, Any]:
     return entry | {"keep": entry["tokens"] / entry["tokens_full"]} if adaptive else entry
 
 
-def _rows(path: Path, stage: str) -> Iterator[Row]:
+def _rows(path: Path, stage: str) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; stage {stage} makes it")
-    names = [field.name for field in fields(Row)]
-    # Not splitlines(), which would break a row at the line separators Unicode allows inside a JSON string.
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            row = json.loads(line)
-            yield Row(*(row[name] for name in names))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}; stage {stage} makes it") from None
+    rows: dict[tuple[str, float | None, int | None], Row] = {}
+    with _made_by(stage):
+        for number, row in enumerate(records(Row, path), start=1):
+            if (place := (row.id, row.keep, row.seed)) in rows:
+                raise ValueError(f"{path} line {number}: question {row.id} a second time")
+            rows[place] = row
+    return list(rows.values())
 
 
 def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) -> None:

@@ -10,9 +10,10 @@ from atr.reporting.differences import OUTCOMES, Difference, Match, Versus
 from atr.reporting.headlines import relative
 from atr.reporting.measurements import Cost, Line, Measure, Spent
 from atr.reporting.results import Comparison, Results, Score, flat
+from atr.reporting.text import printable
 
 MISSING = "—"
-_ESCAPES = str.maketrans({"|": r"\|", "<": "&lt;", ">": "&gt;", "\n": " "})
+_ESCAPES = str.maketrans({"|": r"\|", "<": "&lt;", ">": "&gt;"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ def scores(comparison: Comparison) -> Table:
         [f"{name}, % of full", *(_percent(None if mean is None else relative(mean, full)) for mean in line)]
         for name, line in means.items()
     ]
-    title = f"{comparison.title}: all tokens {_percent(full)}, no image {_percent(comparison.none.mean)}"
+    title = f"{comparison.title}: all tokens {_percent(full)}"
+    if comparison.none:
+        title += f", no image {_percent(comparison.none.mean)}"
     return Table(title, _kept(keeps), [absolute, held])
 
 
@@ -168,11 +171,16 @@ def provenance(sources: dict[str, dict[str, Any]]) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """The table as GitHub writes it, without its title; bars and angle brackets in a cell are escaped."""
+    """The table as GitHub writes it, without its title."""
     rule = ["---", *["---:" if table.numeric else "---"] * (len(table.header) - 1)]
     rows = [table.header, *(row for block in table.blocks for row in block)]
-    lines = [[cell.translate(_ESCAPES) for cell in row] for row in rows]
+    lines = [[escaped(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def escaped(text: str) -> str:
+    """The text on one line of Markdown: no bar ends a cell, and nothing in it is markup, link or picture."""
+    return printable(text).translate(_ESCAPES).replace("](", "]\\(")
 
 
 def _percent(value: float | None) -> str:

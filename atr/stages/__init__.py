@@ -4,11 +4,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any, Never
 
-from atr import config
+from atr import config, lifetime
 from atr.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
@@ -27,8 +28,11 @@ SELECTOR = PRETRAIN / "selector"
 DISTILL = Path("experiments/distill")
 DISTILLED = DISTILL / "selector"
 EVALUATE = Path("experiments/evaluate")
+UNFINISHED = Path("experiments/unfinished")
+"""Outside of all outputs, which DVC removes before it runs a stage, and of what other stages depend on."""
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
+ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 
 
@@ -37,20 +41,33 @@ def weights_of(reducer: str) -> Path:
     return DISTILLED if reducer in config.DISTILLED else SELECTOR
 
 
-def unfinished(params: config.Params, reducer: str, **depends_on: Any) -> Path:
-    """Where the answers of a stopped evaluation lie, without suffix; gone as soon as there are results.
+def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
+    """What a stage's work depends on, for the name of what it goes on from: that of another is not its own.
 
-    The name says all that an answer depends on: what the caller knows of versions and of the machine, the
-    parameters, this code, and all that earlier stages left to be read.
+    Parameters, the files and folders it reads, libraries, and our code: DVC runs a stage again for a change
+    that is not committed too, and what the former code has come to must not pass for its result.
     """
-    folders = (EVALUATE_IMAGES, EVALUATE_FEATURES)
-    files = [EVALUATE_IMAGES / "questions.jsonl", *(folder / "manifest.json" for folder in folders)]
-    read = {str(file): sha256(file) for file in files if file.is_file()}
+    return {
+        "params": params.raw(),
+        "read": {
+            str(path): sha256(path) if path.is_file() else folder_digest(path) for path in map(Path, read)
+        },
+        "versions": [version(library) for library in ("torch", "transformers", "lightning")],
+        "code": folder_digest(Path(config.__file__).parent, "*.py"),
+    }
+
+
+def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
+    """Where the answers of a stopped evaluation lie, without suffix; they stay until another one ends.
+
+    The name says all that an answer depends on: what the caller knows of commits and of the machine, and what
+    `depends_on` tells.
+    """
+    manifests = [folder / "manifest.json" for folder in (EVALUATE_IMAGES, EVALUATE_FEATURES)]
+    read = [file for file in (EVALUATE_IMAGES / "questions.jsonl", *manifests) if file.is_file()]
     if reducer in (*config.SELECTORS, *config.DISTILLED):
-        read["selector"] = folder_digest(weights_of(reducer))
-    code = folder_digest(Path(__file__).parents[1], "*.py")
-    name = digest(params=params.raw(), code=code, read=read, **depends_on)
-    return EVALUATE / reducer / "unfinished" / name
+        read.append(weights_of(reducer))
+    return UNFINISHED / reducer / digest(**known, **depends_on(params, *read))
 
 
 class Terminated(BaseException):
@@ -64,12 +81,13 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def entry(stage: str, main: Callable[[config.Params], None]) -> None:
     """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
 
-    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM. An unexpected exception
-    keeps its traceback.
+    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
+    started it. An unexpected exception keeps its traceback.
     """
     params = config.load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        lifetime.follow()
         main(params)
     except (ValueError, OSError) as error:
         if os.environ.get("ATR_TRACEBACK"):

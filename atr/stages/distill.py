@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from atr import config
-from atr.files import digest, sha256, whole_folder, write_json
-from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, entry
+from atr.files import sha256, whole_folder, write_json
+from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, depends_on, entry
 from atr.stages.pretrain import STATISTICS, STORE
 
 CHECKPOINTS = DISTILL / "checkpoints"
@@ -23,9 +23,12 @@ def main(params: config.Params) -> None:
         from atr.datasets.pretraining import AskedImages
         from atr.features.store import FeatureStore
         from atr.hardware import lightning_kwargs
+        from atr.hub import checkpoint_digest
         from atr.reduction import card
+        from atr.reduction.checkpoints import Checkpoints
         from atr.vlm import distillation
 
+        kwargs = lightning_kwargs(params.trainer)
         expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
@@ -37,15 +40,14 @@ def main(params: config.Params) -> None:
         about = (store.manifest["encoder"], store.manifest["layer"])
         selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
         module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
-        checkpoint = CHECKPOINTS / f"{digest(params=params.raw(), store=sha256(STORE))}.ckpt"
-        kwargs = lightning_kwargs(params.trainer)
-        if distillation.train(module, data, checkpoint, run.logger(), **kwargs):
+        known = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
+        checkpoints = Checkpoints(CHECKPOINTS, teacher=checkpoint_digest(params.vlm.path), **known)
+        if distillation.train(module, data, checkpoints, run.logger(), **kwargs):
             noted = card.record(store.manifest, images.parameters, seed, module.history[-1])
-            selector.note(**noted, taught_by=params.vlm.name)
+            selector.note(**noted, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(DISTILLED, folder="selector")
-            checkpoint.unlink(missing_ok=True)
 
 
 def _answerer(params: config.Params, images: Any, store: Any) -> Any:
@@ -56,7 +58,8 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
 
-    settings = config.Evaluate(max_new_tokens=params.distill.max_new_tokens)
+    positions, words = params.evaluate.positions, params.distill.max_new_tokens
+    settings = config.Evaluate(positions=positions, max_new_tokens=words)
     precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer has one
     opened, tower = (lambda: images, lambda: store), partial(locate, folder=ENCODERS)
     return Answerer.load(params.vlm, precision, device, *opened, settings, tower)

@@ -53,6 +53,7 @@ def main(params: config.Params, reducer: str) -> None:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
             write_json(folder / "masks.json", reduced.masks(*pictured(questions, trials, rows)))
+        stopped.remove_others()
         for score in scores:
             kept = score["keep"] or score["tokens"] / score["tokens_full"]
             run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))

@@ -50,8 +50,8 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
     from atr.hardware import lightning_kwargs
     from atr.reduction import training
 
-    pretrain, about = params.pretrain, (store.manifest["encoder"], store.manifest["layer"])
     kwargs, seed = lightning_kwargs(params.trainer), (params.seed + number) % 2**32
+    pretrain, about = params.pretrain, (store.manifest["encoder"], store.manifest["layer"])
     seed_everything(seed, verbose=False)
     data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
     sample = (store[place] for place in data.training[:STATISTICS])

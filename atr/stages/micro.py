@@ -1,4 +1,4 @@
-"""Stage micro, of data/micro/dvc.yaml: trains the micro world's vision-language model from nothing."""
+"""Stage micro, of `make micro`: trains the micro world's vision-language model from nothing."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,10 +7,10 @@ from typing import Any
 
 from atr import config
 from atr.files import whole_folder, write_text
-from atr.stages import entry
+from atr.stages import depends_on, entry
 
 TRAINING = Path("data/micro/training")
-MODEL, CHECKPOINT = TRAINING / "llava", TRAINING / "checkpoints" / "last.ckpt"
+MODEL, CHECKPOINTS = TRAINING / "llava", TRAINING / "checkpoints" / "llava"
 VALIDATION_QUESTIONS = 64
 
 
@@ -21,13 +21,14 @@ def main(params: config.Params) -> None:
     from atr import tracking
     from atr.datasets import micro
     from atr.hardware import lightning_kwargs
+    from atr.reduction.checkpoints import Checkpoints
     from atr.vlm.card import card
     from atr.vlm.checkpoint import load_vlm
     from atr.vlm.lessons import LessonDataset
     from atr.vlm.micro import build_model, build_processor
     from atr.vlm.training import MicroTraining, tower_states, train
 
-    recipe, seed = params.micro, params.seed
+    recipe, seed, checkpoints = params.micro, params.seed, Checkpoints(CHECKPOINTS, **depends_on(params))
     with tracking.run("micro", params) as run:
         seed_everything(seed, workers=True, verbose=False)
         processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), micro.SIZE)
@@ -36,12 +37,11 @@ def main(params: config.Params) -> None:
         see = partial(tower_states, model, recipe.reading_layer, recipe.naming_layer)
         module = MicroTraining(model, recipe, examine, see)
         lessons = LessonDataset(partial(micro.lesson, seed=seed), recipe)
-        train(module, lessons, processor, CHECKPOINT, run.logger(), lightning_kwargs(params.trainer))
+        train(module, lessons, processor, checkpoints, run.logger(), lightning_kwargs(params.trainer))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
         save, text = model.bfloat16().save_pretrained, partial(card, params, minutes=module.seconds / 60)
         run.metrics(write(MODEL, processor, save, load_vlm, held_out, text))
         run.artifact(MODEL, folder="model")
-        CHECKPOINT.unlink(missing_ok=True)
 
 
 def write(

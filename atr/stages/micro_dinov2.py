@@ -1,18 +1,17 @@
-"""Stage micro_dinov2, of data/micro/dvc.yaml: trains the model that reads the frozen dinov2-small."""
+"""Stage micro_dinov2, of `make micro-dinov2`: trains the model that reads the frozen dinov2-small."""
 
 from functools import partial
 from typing import Any
 
 from atr import config
 from atr.files import read_json
-from atr.stages import ENCODERS, entry
+from atr.stages import ENCODERS, depends_on, entry
 from atr.stages.micro import TRAINING, VALIDATION_QUESTIONS, score, write
 from atr.stages.micro_features import ENCODER, FEATURES, parameters
 from atr.stages.micro_probe import PROBE
 
-MODEL, CHECKPOINT = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "dinov2.ckpt"
-MEASURED_IMAGES = 512
-"""Of the store, evenly spread: enough for the mean and deviation of each channel."""
+MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
+MEASURED_IMAGES = 512  # of the store, evenly spread: enough for the mean and deviation of each channel
 
 
 def main(params: config.Params) -> None:
@@ -23,8 +22,9 @@ def main(params: config.Params) -> None:
     from atr import tracking
     from atr.datasets import micro
     from atr.features.pretrained import locate
-    from atr.features.store import FeatureStore
+    from atr.features.store import MANIFEST, FeatureStore
     from atr.hardware import lightning_kwargs
+    from atr.reduction.checkpoints import Checkpoints
     from atr.reduction.layers import Standardise
     from atr.vlm.card import card_dinov2
     from atr.vlm.checkpoint import load_vlm
@@ -51,13 +51,13 @@ def main(params: config.Params) -> None:
         wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
         draw = partial(micro.lesson, seed=seed, charts=wanted.charts)
         lessons = StoredLessons(draw, store, wanted.reading_images, recipe)
-        train(module, lessons, processor, CHECKPOINT, run.logger(), kwargs)
+        known = depends_on(params, FEATURES / MANIFEST, config.VLMS["micro"].path)
+        train(module, lessons, processor, Checkpoints(CHECKPOINTS, **known), run.logger(), kwargs)
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
         text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)
         run.metrics(write(MODEL, processor, save, partial(load_vlm, locate=at), held_out, text))
         run.artifact(MODEL, folder="model")
-        CHECKPOINT.unlink(missing_ok=True)
 
 
 def _build(path: str, new_layers: int) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Stage micro_features, of data/micro/dvc.yaml: the lessons' images through the frozen dinov2-small, once."""
+"""Stage micro_features, of `make micro-dinov2`: the lessons' images through the frozen dinov2-small, once."""
 
 import time
 from pathlib import Path

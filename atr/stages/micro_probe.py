@@ -1,4 +1,4 @@
-"""Stage micro_probe, of data/micro/dvc.yaml: which layer of dinov2-small can be read, at which size."""
+"""Stage micro_probe, of `make micro-probe`: which layer of dinov2-small can be read, at which size."""
 
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import digest, read_json, sha256, whole_folder, write_json
-from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry
+from atr.files import read_json, sha256, whole_folder, write_json
+from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, depends_on, entry
 
 if TYPE_CHECKING:
     from atr.reduction.training import SelectorTraining
@@ -31,7 +31,9 @@ def main(params: config.Params) -> None:
         from atr.features.store import FeatureStore
         from atr.hardware import lightning_kwargs
         from atr.reduction import card, training
+        from atr.reduction.checkpoints import Checkpoints
 
+        kwargs = lightning_kwargs(params.trainer)
         expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, pretrain = PreparedImages(PRETRAIN_IMAGES, verify=first), params.pretrain
@@ -45,11 +47,10 @@ def main(params: config.Params) -> None:
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
         publish = partial(run.artifact, folder="masks")
         pictures = training.MaskPictures(pictured, Path(folder), publish)
-        checkpoint = CHECKPOINTS / f"{digest(params=params.raw(), store=sha256(STORE))}.ckpt"
-        kwargs = lightning_kwargs(params.trainer)
-        if training.train(module, data, checkpoint, pictures, run.logger(), **kwargs):
+        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, STORE))
+        if training.train(module, data, checkpoints, pictures, run.logger(), **kwargs):
             about = card.record(manifest, images.parameters, params.seed, module.history[-1])
-            autoencoder.selector.note(**about)
+            autoencoder.selector.note(**about, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(SELECTOR, folder="selector")
@@ -72,9 +73,6 @@ def _write(params: config.Params, module: "SelectorTraining") -> None:
         "store": sha256(STORE),
     }
     write_json(PRETRAIN / "metrics.json", results)
-    # With whole outputs a checkpoint is of no use any more: run again, the stage trains again.
-    for checkpoint in CHECKPOINTS.glob("*.ckpt"):
-        checkpoint.unlink()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from atr.stages import (
     PRETRAIN,
     PRETRAIN_FEATURES,
     REPORT,
+    ROBUSTNESS,
     entry,
 )
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def main(params: config.Params) -> None:
-    """Write report.md, report.html, metrics.json and figures/ at once: all of them are new, or none is."""
+    """Write the pages, the numbers and figures/ at once: all of them are new, or none is."""
     from atr import tracking
 
     with tracking.run("report", params) as run:
@@ -32,11 +33,13 @@ def main(params: config.Params) -> None:
         from atr.reporting import results
         from atr.reporting.measurements import load_cost, load_measure
         from atr.reporting.report import build
+        from atr.reporting.robustness import load_robustness
 
         evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json", params.evaluate.names)
         measure, cost = load_measure(MEASURE / "metrics.json"), load_cost(COST / "cost.json")
+        robust = load_robustness(ROBUSTNESS / "metrics.json")
         images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
-        report = build(evaluated, images.image, asdict(params.report), components, measure, cost)
+        report = build(evaluated, images.image, asdict(params.report), components, measure, cost, robust)
         with whole_folder(REPORT) as folder:
             _write(folder, report)
         _log(run, report.numbers)
@@ -48,7 +51,9 @@ def _write(folder: Path, report: "Report") -> None:
 
     write_text(folder / "report.md", markdown.render(report))
     write_text(folder / "report.html", html.render(report))
-    write_json(folder / "metrics.json", report.numbers)
+    write_json(folder / "numbers.json", report.numbers)
+    for group, scores in report.metrics.items():
+        write_json(folder / f"{group}.json", scores)
     for picture in report.pictures:
         write_bytes(folder / "figures" / f"{picture.name}.png", picture.png)
 

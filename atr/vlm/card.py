@@ -24,7 +24,7 @@ is the frozen model whose input `atr` shortens in its embedded default; it knows
   fonts are DejaVu.
 - **Recipe**: `atr/vlm/training.py`. First tower and projector learn what is in each patch (its characters,
   the question its line answers, its word, the thing it shows), then all of it learns to answer. Trained again
-  from nothing by `dvc repro data/micro/dvc.yaml:ship`.
+  from nothing by `make micro`.
 - **Seed**: {seed}. **Time**: {minutes:.0f} minutes on the machine that trained it.
 - **Format**: bfloat16 safetensors, loaded by `from_pretrained` on this folder.
 
@@ -61,7 +61,7 @@ config.json.
   scikit-image and scikit-learn, handwriting from scikit-learn's digits; the fonts are DejaVu.
 - **Recipe**: `atr/vlm/training.py`. First the projector and the new layers learn what is in each patch (its
   characters, the question its line answers, its word, the digits before it, the thing it shows), then
-  projector and Llama learn to answer. Trained again by `dvc repro data/micro/dvc.yaml:ship-dinov2`.
+  projector and Llama learn to answer. Trained again by `make micro-dinov2`.
 - **Layer**: chosen by two-layer probes on the frozen features of {probe_images} lessons; the fraction of
   held-out characters they name right, by image size in pixels and layer:
 

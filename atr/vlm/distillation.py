@@ -8,7 +8,6 @@ tokens of a sequence, A answer tokens of a batch, V words.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.training import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.vlm.answering import Answerer
@@ -51,8 +51,9 @@ class AskedImages(Protocol):
 class Distillation(RecordedTraining):
     """Minimises the divergence of the model's answers from those it gives with all tokens.
 
-    Tokens are dropped by attention that leaves them out, and keep their positions. The budget of each image
-    is drawn anew at every step. The model learns nothing and is no part of the checkpoint.
+    Tokens are dropped by attention that leaves them out; the others have the positions of the answerer's
+    settings. The budget of each image is drawn anew at every step. The model learns nothing and is no part of
+    the checkpoint.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Distillation(RecordedTraining):
                 f"the divergence is {divergence.item()} at step {self.global_step}: lower "
                 f"distill.learning_rate ({self.recipe.learning_rate}) or set trainer.precision: 32-true"
             )
-        self.log("train/divergence", divergence, prog_bar=True, on_epoch=True, batch_size=len(batch))
+        options: Any = {"on_epoch": True, "sync_dist": True, "batch_size": len(batch)}
+        self.log("train/divergence", divergence, prog_bar=True, **options)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return divergence
 
@@ -152,18 +154,20 @@ class Distillation(RecordedTraining):
         ):
             visual_P = (tile_P != ROW_END).to(scores_P1.device)
             ones_P = torch.ones_like(scores_P1[:, 0])
-            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0])))
+            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0]).to(ones_P.dtype)))
         return torch.cat([weights[image] for image in prepared.image_of])
 
     def _words(self, whole: Mapping[str, Any], answers_BL: Tensor, weights: Tensor | None) -> Tensor:
         """Log probabilities (A, V) of the answers' tokens, all visual tokens attended to by their weights."""
         model, inputs = self.answerer.model, dict(whole)
-        real_BL = inputs["attention_mask"]
+        real_BL = counted_BL = inputs["attention_mask"]
         if weights is not None:
             image_BL = inputs["input_ids"] == model.config.image_token_id
             weights_BL = torch.ones_like(real_BL, dtype=torch.float32).masked_scatter(image_BL, weights)
             inputs["attention_mask"] = _attention(weights_BL, real_BL).to(model.dtype)
-        inputs["position_ids"] = (real_BL.long().cumsum(1) - 1).clamp(min=0)
+            if self.answerer.settings.positions == "contiguous":
+                counted_BL = real_BL * (weights_BL > 0.5)  # masks are 0 or 1; what is dropped closes up
+        inputs["position_ids"] = (counted_BL.long().cumsum(1) - 1).clamp(min=0)
         # The words of a token are told by the one before it.
         first = int((answers_BL.cumsum(1).amax(0) == 0).sum())
         kept = answers_BL.shape[1] - first + 1
@@ -268,12 +272,12 @@ class AskedData(lightning.LightningDataModule):
 
 
 def train(
-    module: Distillation, data: AskedData, checkpoint: Path, logger: Logger, **trainer_kwargs: Any
+    module: Distillation, data: AskedData, checkpoints: Checkpoints, logger: Logger, **trainer_kwargs: Any
 ) -> bool:
-    """Train, resuming from `checkpoint` (written after each epoch) where it exists; whether this is rank 0.
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
 
     Raises DivergedError, and ValueError for fewer images than one batch.
     """
     # One token may be all that an answer hangs on.
     kwargs = trainer_kwargs | {"gradient_clip_val": 1.0}
-    return fit(module, data, module.recipe.epochs, checkpoint, (), logger, **kwargs)
+    return fit(module, data, module.recipe.epochs, checkpoints, (), logger, **kwargs)

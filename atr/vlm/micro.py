@@ -147,7 +147,7 @@ def build_model_on(
     if text.vocab_size != len(processor.tokenizer):
         raise ValueError(
             f"{learned.name_or_path}: it knows {text.vocab_size} tokens, the micro world has "
-            f"{len(processor.tokenizer)}: train it again by data/micro/dvc.yaml"
+            f"{len(processor.tokenizer)}: train it again by `make micro`"
         )
     vision = cut_off(Encoder.load(path, layer, size=image_size), image_size)
     # The layer is counted from the front, as the whole tower has it.

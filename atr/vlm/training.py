@@ -3,12 +3,10 @@
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from transformers import (
 )
 
 from atr import config
+from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 from atr.vlm.lessons import (
     BLANK,
     CHARACTERS,
@@ -282,11 +281,11 @@ def train(
     module: MicroTraining,
     lessons: LessonDataset | StoredLessons,
     processor: LlavaProcessor,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
     logger: Logger,
     trainer_kwargs: dict[str, Any],
 ) -> None:
-    """Train, or resume from `checkpoint`, which each epoch leaves.
+    """Train, going on from the last of `checkpoints` if there is one.
 
     On one device: a model this small gains nothing from more, and phases and lessons are counted in steps.
     """
@@ -295,16 +294,9 @@ def train(
         **trainer_kwargs | {"devices": 1, "num_nodes": 1, "strategy": "auto"},
         max_epochs=module.recipe.epochs,
         logger=logger,
-        callbacks=[
-            ModelCheckpoint(
-                checkpoint.parent,
-                checkpoint.stem,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        ],
+        callbacks=[checkpoints],
+        plugins=WholeCheckpoints(),
         num_sanity_val_steps=0,
     )
     data = LessonDataModule(lessons, Collator(processor.tokenizer, size, TURN_TOKENS), module.recipe)
-    resume = checkpoint if checkpoint.exists() else None
-    trainer.fit(module, data, ckpt_path=resume)
+    trainer.fit(module, data, ckpt_path=checkpoints.last(trainer), weights_only=True)

@@ -197,6 +197,26 @@ def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda row: row | {"tokens": "3"}, "tokens: '3' is not allowed, allowed: int"),
+        (lambda row: row | {"images": "docs/1"}, "images: 'docs/1' is not allowed, allowed: "),
+        (lambda row: row | {"score": float("nan")}, "score: nan is not allowed"),
+        (lambda row: [row], r"\[\{.* is not allowed, allowed: a JSON object"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_and_not_resumed_from(tmp_path, spoil, message):
+    path = tmp_path / "abc"
+    interrupted(BATCHES, Unfinished(path), after=2)
+    file = tmp_path / "abc.0.jsonl"
+    lines = file.read_text().split("\n")
+    lines[1] = json.dumps(spoil(json.loads(lines[1])))
+    file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=rf"abc\.0\.jsonl line 2: {message}"):
+        resumed(BATCHES, Unfinished(path))
+
+
 def test_answers_of_another_name_are_not_taken(tmp_path):
     interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
     assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)

@@ -146,6 +146,17 @@ def test_metrics_start_again_and_travel_between_processes():
         metric.compute()
 
 
+def test_processes_that_answered_different_numbers_of_questions_have_the_mean_of_all():
+    whole, parts = ExactMatch(), [ExactMatch() for _ in range(3)]
+    said, answers = list("abcdef"), [["a"], ["x"], ["x"], ["d"], ["e"], ["x"]]
+    for metric, part in zip(parts, (slice(0, 1), slice(1, 3), slice(3, 6)), strict=True):
+        metric.update(said[part], answers[part])
+    whole.update(said, answers)
+    for metric in parts[1:]:
+        parts[0].merge_state(metric)  # as torchmetrics reduces over processes
+    assert parts[0].compute() == whole.compute() == 0.5
+
+
 def test_what_cannot_be_scored_is_refused():
     for function in (anls, exact_match, exact_words, relaxed_accuracy):
         with pytest.raises(ValueError, match="one or more strings"):

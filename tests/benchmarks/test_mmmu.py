@@ -28,6 +28,13 @@ def test_the_letter_an_answer_gives(answer, letter):
     assert parse_choice(answer, CHOICES) == letter
 
 
+def test_the_text_of_a_choice_counts_only_in_an_answer_of_more_than_five_words():
+    turned = [CHOICES[turn:] + CHOICES[:turn] for turn in range(4)]
+    assert [parse_choice("it would then be a badger", choices) for choices in turned] == ["D", "C", "B", "A"]
+    # Of five it is a guess, wherever the choice stands.
+    assert len({parse_choice("it would be a badger", choices) for choices in turned}) == 1
+
+
 def test_an_answer_that_gives_none_is_the_same_guess_each_time():
     guesses = [parse_choice(f"no idea {n}", CHOICES) for n in range(400)]
     assert guesses == [parse_choice(f"no idea {n}", CHOICES) for n in range(400)]

@@ -103,3 +103,27 @@ def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark, s
 
 def test_nothing_is_known_of_the_text_of_other_images():
     assert held_out.text_centres("docvqa/0123456789abcdef", 3, "evaluate") == []
+
+
+def test_a_question_that_comes_twice_is_refused_before_any_picture_is_read():
+    with pytest.raises(ValueError, match=r"^ids of questions: 'a' comes twice, allowed: distinct names$"):
+        read([Row("a", ["no cell"]), Row("b", []), Row("a", [])])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"question": None}, "question: None is not allowed, allowed: str"),
+        ({"answers": ["it", None]}, r"answers\[1\]: None is not allowed, allowed: str"),
+        ({"answers": []}, r"answers: \[\] is not allowed"),
+        ({"choices": ["one", float("nan")]}, r"choices\[1\]: nan is not allowed, allowed: str"),
+    ],
+)
+def test_texts_that_are_none_are_named_by_question(broken, message):
+    with pytest.raises(ValueError, match=f"^(question chartqa/b: )?{message}"):
+        read([Row("a", []), Row("b", [], **broken)])
+
+
+@pytest.mark.parametrize("image", ["docs/x", "docs/-1", "docs", "elsewhere/0001", ""])
+def test_nothing_is_known_of_an_image_that_micro_did_not_draw(image):
+    assert held_out.text_centres(image, 0, "evaluate") == []

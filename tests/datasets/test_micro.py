@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -68,30 +70,130 @@ def test_seed_split_and_index_each_change_the_sample(place):
     assert micro.sample(*place).turns != micro.sample("docs", "train", 0, 0).turns
 
 
-def test_held_out_photograph_regions_are_disjoint_and_whole():
+class Windowed:
+    """A photograph that knows which part of the whole it is, and notes what is read when it is resized."""
+
+    def __init__(self, name, box, noted):
+        self.name, self.box, self.noted = name, box, noted
+        self.width, self.height = self.size = box[2] - box[0], box[3] - box[1]
+
+    def crop(self, box):
+        left, top = self.box[:2]
+        inside = (left + box[0], top + box[1], left + box[2], top + box[3])
+        return Windowed(self.name, inside, self.noted)
+
+    def resize(self, size, resample, box):
+        assert 0 <= box[0] < box[2] <= self.width and 0 <= box[1] < box[3] <= self.height
+        # Pillow reads beyond the box, but not the image: in a bilinear one by a pixel of the result.
+        reach = [-(-(end - start) // side) for start, end, side in zip(box, box[2:], size, strict=False)]
+        left, top = max(0, box[0] - reach[0]), max(0, box[1] - reach[1])
+        right, bottom = min(self.width, box[2] + reach[0]), min(self.height, box[3] + reach[1])
+        self.noted.append((self.name, self.crop((left, top, right, bottom)).box))
+        return Image.new("RGB", size, (90, 120, 150))
+
+
+class Noting:
+    """Items that note which of them are taken."""
+
+    def __init__(self, items, noted):
+        self.items, self.noted = items, noted
+
+    def __getitem__(self, index):
+        self.noted.append(index)
+        return self.items[index]
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """What each split and the lessons are drawn from: boxes of photographs, digits, fonts."""
+    noted = {"photographs": [], "digits": [], "fonts": []}
+    sizes = {name: micro.photograph(name).size for name in micro.PHOTOGRAPHS}
+    (pixels, digits), font = micro._handwriting(), micro._font
+
+    def photograph(name):
+        return Windowed(name, (0, 0, *sizes[name]), noted["photographs"])
+
+    def named(name, size):
+        noted["fonts"].append(name)
+        return font(name, size)
+
+    draws = {
+        split: [(micro.sample, (name, split, index, 0)) for name in BENCHMARKS for index in range(100)]
+        for split in micro.SPLITS
+    }
+    draws["lessons"] = [(micro.lesson, (index, 0, index % 2 == 0, 0.0)) for index in range(300)]
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(micro, "photograph", photograph)
+        patch.setattr(micro, "_photograph", micro._photograph.__wrapped__)
+        patch.setattr(micro, "_handwriting", lambda: (Noting(pixels, noted["digits"]), digits))
+        patch.setattr(micro, "_font", named)
+        for split, calls in draws.items():
+            for of in noted.values():
+                of.clear()
+            for call, place in calls:
+                call(*place)
+            found[split] = {key: set(of) for key, of in noted.items()}
+    return found
+
+
+def seen(drawn, key, but):
+    return set().union(*(found[key] for split, found in drawn.items() if split != but))
+
+
+def test_no_pixel_of_a_photograph_is_drawn_in_evaluation_and_elsewhere(drawn):
+    held_out, others = drawn["evaluate"]["photographs"], seen(drawn, "photographs", "evaluate")
     for name in micro.PHOTOGRAPHS:
-        seen, held_out = micro._photograph(name, False), micro._photograph(name, True)
-        assert min(*seen.size, *held_out.size) >= micro.SMALLEST_CROP
-        together = np.concatenate([np.asarray(seen), np.asarray(held_out)], axis=1)
-        assert together.shape[1] == seen.width + held_out.width
+        width, height = micro.photograph(name).size
+        read = [np.zeros((height, width), bool) for _ in range(2)]
+        for mask, boxes in zip(read, (held_out, others), strict=True):
+            for _, (left, top, right, bottom) in (each for each in boxes if each[0] == name):
+                mask[top:bottom, left:right] = True
+        assert not (read[0] & read[1]).any(), name
+        # Both are drawn from, and between them hardly anything of the photograph is not.
+        assert min(mask.mean() for mask in read) > 0.2 and (read[0] | read[1]).mean() > 0.8, name
+
+
+def test_the_parts_of_a_photograph_are_cut_from_it_pixel_by_pixel():
+    for name in micro.PHOTOGRAPHS:
+        shown, held_out = micro._photograph(name, False), micro._photograph(name, True)
+        assert min(*shown.size, *held_out.size) >= micro.SMALLEST_CROP
+        together = np.concatenate([np.asarray(shown), np.asarray(held_out)], axis=1)
+        np.testing.assert_array_equal(together, np.asarray(micro.photograph(name)))
     assert len(micro.PHOTOGRAPHS) == 12
 
 
-def test_held_out_handwriting_is_disjoint():
-    train, validation, evaluate = (
-        set(range(*micro.HANDWRITING[s])) for s in ("train", "validation", "evaluate")
-    )
-    assert not train & evaluate and not train & validation and not validation & evaluate
-    assert max(evaluate) < len(micro._handwriting()[1])
+def test_no_handwriting_is_drawn_in_evaluation_or_validation_and_elsewhere(drawn):
+    for split in ("evaluate", "validation"):
+        assert len(drawn[split]["digits"]) > 50
+        assert not drawn[split]["digits"] & seen(drawn, "digits", split)
+    assert all(found["digits"] < set(range(1797)) for found in drawn.values())
 
 
-def test_one_font_occurs_in_evaluation_only():
-    def fonts(split):
+def test_the_first_and_the_last_handwriting_of_each_split_are_its_own(monkeypatch):
+    """The ends of its range, which samples seldom hit."""
+    ground, written, spans = Image.new("RGB", (micro.SIZE, micro.SIZE)), [], {}
+    pixels, digits = micro._handwriting()
+    monkeypatch.setattr(micro, "_handwriting", lambda: (Noting(pixels, written), digits))
+    for split in micro.SPLITS:
         scene = micro._Scene(np.random.default_rng(0), split)
-        return {scene.font(13, 13).path.stem for _ in range(200)}
+        for end in (min, max):
+            monkeypatch.setattr(micro._Scene, "integer", lambda scene, *bounds, end=end: end(bounds))
+            micro._digit(scene, ground, (0, 0), micro.SIZE)
+        spans[split] = set(range(written[-2], written[-1] + 1))
+    assert spans["train"] == spans["pretrain"] and all(spans.values())
+    separate = [spans[split] for split in ("train", "validation", "evaluate")]
+    assert not any(one & other for one, other in itertools.combinations(separate, 2))
 
-    assert fonts("evaluate") - fonts("train") == {micro.HELD_OUT_FONT}
-    assert fonts("pretrain") == fonts("train") == set(micro.FONTS)
+
+def test_the_handwriting_holds_no_sample_twice():
+    pixels, digits = micro._handwriting()
+    assert len({sample.tobytes() for sample in pixels}) == len(pixels) == len(digits) == 1797
+
+
+def test_one_font_is_written_with_in_evaluation_only(drawn):
+    assert drawn["evaluate"]["fonts"] - seen(drawn, "fonts", "evaluate") == {micro.HELD_OUT_FONT}
+    assert all(drawn[split]["fonts"] == set(micro.FONTS) for split in drawn if split != "evaluate")
 
 
 def test_characters_lie_where_the_text_is_drawn():

@@ -115,3 +115,81 @@ def test_rows_of_one_group_are_read_together(tmp_path, monkeypatch):
     parquet._cells.cache_clear()
     assert [cell.read() for cell in cells] == [bytes([n]) for n in range(64)]
     assert parquet._cells.cache_info().misses == 4
+
+
+STRUCT = [("bytes", pa.binary()), ("path", pa.string())]
+PNG = b"\x89PNG and more"
+READ = {
+    "binary": pa.array([PNG, None], pa.binary()),
+    "large_binary": pa.array([PNG, None], pa.large_binary()),
+    "binary_view": pa.array([PNG, None], pa.binary_view()),
+    "fixed_size_binary": pa.array([PNG, None], pa.binary(len(PNG))),
+    "dictionary": pa.array([PNG, None], pa.binary()).dictionary_encode(),
+    "struct": pa.array([{"bytes": PNG, "path": "a.png"}, None], pa.struct(STRUCT)),
+    "struct of large": pa.array([{"bytes": PNG}, None], pa.struct([("bytes", pa.large_binary())])),
+    "struct of views": pa.array([{"bytes": PNG}, None], pa.struct([("bytes", pa.binary_view())])),
+    "struct of fixed": pa.array([{"bytes": PNG}, None], pa.struct([("bytes", pa.binary(len(PNG)))])),
+}
+REFUSED = {
+    "string": pa.array(["a.png"]),
+    "dictionary of strings": pa.array(["a.png"]).dictionary_encode(),
+    "list of structs": pa.array([[{"bytes": PNG, "path": "a.png"}]], pa.list_(pa.struct(STRUCT))),
+    "list of bytes": pa.array([[PNG]], pa.list_(pa.binary())),
+    "struct of a path": pa.array([{"path": "a.png"}], pa.struct([("path", pa.string())])),
+    "struct of text": pa.array([{"bytes": "a"}], pa.struct([("bytes", pa.string())])),
+    "pixels": pa.array([[[0, 255]]], pa.list_(pa.list_(pa.uint8()))),
+    "number": pa.array([7]),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("column", ["image", "scan"])
+def test_bytes_of_every_kind_are_read(tmp_path, kind, column):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": [0, 1], column: READ[kind]}), path)
+    one, none = parquet.rows([path])
+    assert (one["n"], one[column].read()) == (0, PNG)
+    with pytest.raises(ValueError, match=rf"a\.parquet row 1 column {column} holds no image"):
+        none[column].read()
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("column", ["image", "image_3"])
+def test_an_image_column_of_another_kind_is_refused_by_type(tmp_path, kind, column):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"n": [0], column: REFUSED[kind]}), path)
+    with pytest.raises(
+        ValueError, match=rf"a\.parquet: column {column} is .*, allowed: one image a row"
+    ) as caught:
+        next(parquet.rows([path]))
+    assert str(pq.read_schema(path).field(column).type) in str(caught.value)
+    assert [row["n"] for row in parquet.rows([path], ["n"])] == [0]
+
+
+def test_other_columns_are_of_any_kind(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"images": REFUSED["list of structs"], "image_id": [7]}), path)
+    assert [dict(row) for row in parquet.rows([path])] == [
+        {"images": [{"bytes": PNG, "path": "a.png"}], "image_id": 7}
+    ]
+
+
+def test_a_column_of_no_type_is_one_of_empty_cells(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image_2": pa.nulls(1)}), path)
+    [row] = parquet.rows([path])
+    with pytest.raises(ValueError, match="row 0 column image_2 holds no image"):
+        row["image_2"].read()
+
+
+def test_a_null_and_a_column_that_is_not_there_are_named_by_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"question": ["what?", None], "hint": pa.nulls(2, pa.string())}), path)
+    whole, null = parquet.rows([path])
+    assert (whole["question"], whole["hint"], whole.get("B")) == ("what?", None, None)
+    with pytest.raises(ValueError, match=r"a\.parquet row 1: question is null, allowed: a value"):
+        null["question"]
+    with pytest.raises(
+        ValueError, match=r"a\.parquet row 0: there is no column answer, there are question, hint"
+    ):
+        whole["answer"]

@@ -77,3 +77,9 @@ def test_a_folder_of_pictures(tmp_path):
     Image.new("L", (9, 9), 7).save(tmp_path / "a.png")
     [(name, image)] = pretraining.images(Prepare(source=str(tmp_path), images=1), 0)
     assert (name, image.getpixel((0, 0))) == ("a.png", (7, 7, 7))
+
+
+@pytest.mark.parametrize("name", ["docs/x", "docs", "elsewhere/000001", "../docs/1"])
+def test_an_image_that_the_micro_world_did_not_draw_is_named(name):
+    with pytest.raises(ValueError, match=f"^image '{name}' is none of the micro world, allowed: a number"):
+        pretraining.prompts(name, {"seed": 0, "prepare": {"source": "micro", "prompts": []}})

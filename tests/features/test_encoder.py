@@ -355,6 +355,13 @@ def test_weights_of_layers_that_are_not_read_may_be_missing(folder):
     refused(folder, "first encoder.layers.2", layer=-1)
 
 
+def test_weights_that_are_not_finite_are_named_and_those_that_are_not_read_may_be_so(folder):
+    edit(folder, lambda weights: weights["vision_tower.encoder.layers.2.mlp.fc1.bias"].fill_(torch.nan))
+    assert Encoder.load(str(folder), -2).layer == -2
+    name = r"first encoder\.layers\.2\.mlp\.fc1\.bias"
+    refused(folder, rf"llava/model.safetensors: 1 of \d+ tensors hold NaN or infinity, {name}", layer=-1)
+
+
 def test_misshapen_weights_are_named(folder):
     key = "embeddings.position_embedding.weight"
     edit(folder, lambda weights: weights.update({f"vision_tower.{key}": torch.zeros(3, 24)}))

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 
 from atr.features import store as module
 from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
+from atr.files import sha256
 
 IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
 PARAMETERS = {"encoder": "tiny", "layer": -2}
+GONE = object()
 
 
 def features(images=IMAGES):
@@ -39,6 +41,7 @@ def write(folder, batch=2, finish=True):
 
 def finish_store(folder, shards):
     about = {"encoder": "tiny", "layer": -2, "grid": (2, 3), "width": WIDTH, "fingerprint": "0f"}
+    about["preprocess"] = {"pixels": "ab"}
     write_manifest(folder, **about, parameters=PARAMETERS, shards=shards)
 
 
@@ -87,6 +90,7 @@ def test_the_manifest_describes_the_store(folder):
         "grid": [2, 3],
         "width": WIDTH,
         "fingerprint": "0f",
+        "preprocess": {"pixels": "ab"},
         "images": IMAGES,
         "parameters": PARAMETERS,
         "resolved": {},
@@ -130,15 +134,110 @@ def test_a_new_extraction_takes_the_former_store_away(folder):
     ("content", "pattern"),
     [
         ("{", r"manifest\.json is not valid JSON"),
-        ("[]", r"manifest\.json: not a feature store's manifest"),
-        ('{"format": "atr-features-0"}', r"manifest\.json: not a feature store's manifest of format"),
-        ('{"format": "atr-features-1"}', r"manifest\.json: dtype is missing"),
+        ("[" * 100_000, r"manifest\.json is not valid JSON"),
+        ("[]", r"manifest\.json: \[\] is not allowed, allowed: a JSON object"),
+        ('{"format": "atr-features-1"}', r"manifest\.json: encoder is missing, allowed: str"),
     ],
 )
 def test_an_invalid_manifest_is_refused(content, pattern, folder):
     (folder / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=pattern):
         FeatureStore.open(folder)
+
+
+def rewrite(folder, place, value):
+    """Put a value at a place of the manifest, or take away what is there."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    part = manifest
+    for key in place[:-1]:
+        part = part[key]
+    if value is GONE:
+        del part[place[-1]]
+    else:
+        part[place[-1]] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("format",), "atr-features-0", "format: 'atr-features-0' is not allowed, allowed: atr-features-1"),
+        (("encoder",), None, "encoder: None is not allowed, allowed: str"),
+        (("layer",), "last", "layer: 'last' is not allowed, allowed: int"),
+        (("dtype",), "float32", "dtype: 'float32' is not allowed, allowed: bfloat16"),
+        (("fingerprint",), "no hex", "fingerprint: 'no hex' is not allowed, allowed: up to 64 hex digits"),
+        (("tokens",), 5, r"tokens: 5 is not allowed, allowed: the cells of grid \(2, 3\)"),
+        (("tokens",), 6.0, "tokens: 6.0 is not allowed, allowed: int"),
+        (("grid",), [6], r"grid: \[6\] is not allowed, allowed: tuple\[int, int\]"),
+        (("grid",), [-2, -3], r"grid, width: \(-2, -3\), 8 are not allowed"),
+        (("width",), 0, r"grid, width: \(2, 3\), 0 are not allowed"),
+        (("parameters",), [], r"parameters: \[\] is not allowed, allowed: dict"),
+        (("shards",), {}, r"shards: \{\} is not allowed, allowed: list"),
+        (("shards",), [], "the shards do not add up to 10 images"),
+        (("shards", 1), "shard-00001.safetensors", r"shards\[1\]: 'shard.* allowed: a JSON object"),
+        (("shards", 1, "file"), "../other/shard", r"shards\[1\]: file: '\.\./other/.* allowed: a plain file"),
+        (("shards", 1, "file"), "/etc/hostname", r"shards\[1\]: file: '/etc/hostname' is not allowed"),
+        (("shards", 1, "file"), "..", r"shards\[1\]: file: '\.\.' is not allowed"),
+        (("shards", 1, "file"), "sub\\shard", r"shards\[1\]: file: .* is not allowed"),
+        (("shards", 1, "file"), "", r"shards\[1\]: file: '' is not allowed"),
+        (("shards", 1, "file"), 5, r"shards\[1\]: file: 5 is not allowed, allowed: str"),
+        (("shards", 1, "file"), "shard-00000.safetensors", "shards: 'shard-00000.safetensors' comes twice"),
+        (("shards", 1, "images"), "4", r"shards\[1\]: images: '4' is not allowed, allowed: int"),
+        (("shards", 1, "images"), True, r"shards\[1\]: images: True is not allowed, allowed: int"),
+        (("shards", 1, "images"), -4, r"shards\[1\]: images: -4 is not allowed, allowed: 1 and more"),
+        (("shards", 1, "images"), 5, "the shards do not add up to 10 images"),
+        (("shards", 1, "sha256"), "abc", r"shards\[1\]: sha256: 'abc' is not allowed"),
+        (("shards", 1, "sha256"), GONE, r"shards\[1\]: sha256 is missing"),
+        *(
+            ((key,), GONE, f"{key} is missing")
+            for key in ("format", "layer", "fingerprint", "grid", "shards")
+        ),
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_manifest_that_is_mistyped_or_leads_out_is_refused_by_key(folder, place, value, message, verify):
+    rewrite(folder, place, value)
+    with pytest.raises(ValueError, match=rf"manifest\.json: {message}"):
+        FeatureStore.open(folder, verify=verify)
+
+
+def test_shards_whose_places_cannot_be_told_are_refused(folder):
+    for number, images in enumerate((4, 2, 4)):
+        rewrite(folder, ("shards", number, "images"), images)
+    with pytest.raises(
+        ValueError, match=r"manifest\.json: shards: \[4, 2, 4\] images, allowed: equally many"
+    ):
+        FeatureStore.open(folder)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"ids": '["a", "b"]'}, r"shard-00001\.safetensors: names 2 images"),
+        ({"ids": '"ab"'}, r"shard-00001\.safetensors: ids: 'ab' is not allowed, allowed: list"),
+        (
+            {"ids": '["a", 5, "c", "d"]'},
+            r"shard-00001\.safetensors: ids\[1\]: 5 is not allowed, allowed: str",
+        ),
+        ({"ids": json.dumps(["a", "b", "docs/000000", "d"])}, "image ids: 'docs/000000' comes twice"),
+        ({"ids": "{"}, r"shard-00001\.safetensors: not a readable shard"),
+        (None, r"shard-00001\.safetensors: not a readable shard"),
+    ],
+)
+def test_ids_that_are_none_are_refused_before_anything_is_read(folder, written, message, verify):
+    shard = folder / "shard-00001.safetensors"
+    save_file({"features": features(4)}, shard, written)
+    rewrite(folder, ("shards", 1, "sha256"), sha256(shard))
+    with pytest.raises(ValueError, match=message):
+        FeatureStore.open(folder, verify=verify)
+
+
+def test_a_linked_shard_is_read_as_caches_are_made_of_links(folder, tmp_path):
+    shard = folder / "shard-00001.safetensors"
+    shard.rename(tmp_path / "cached")
+    shard.symlink_to(tmp_path / "cached")
+    assert torch.equal(FeatureStore.open(folder)[5], features()[5])
 
 
 def test_a_manifest_whose_shards_do_not_add_up_is_refused(folder):
@@ -200,7 +299,7 @@ def test_a_shard_truncated_after_opening_is_named_when_read(size, folder):
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: not a readable shard"):
         store[9]
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: not a readable shard"):
-        store.ids  # noqa: B018
+        pickle.loads(pickle.dumps(store)).ids  # noqa: B018
 
 
 def test_a_shard_of_another_shape_is_named_when_read(folder):
@@ -210,12 +309,13 @@ def test_a_shard_of_another_shape_is_named_when_read(folder):
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: features are \(2, 5, 8\)"):
         store[9]
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: names 1 images"):
-        store.ids  # noqa: B018
+        pickle.loads(pickle.dumps(store)).ids  # noqa: B018
 
 
-def test_features_that_are_not_finite_are_refused_by_image(tmp_path):
-    broken = features(3)
-    broken[1, 2, 3] = torch.nan
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.finfo(torch.float32).max])
+def test_features_that_are_not_finite_as_they_are_stored_are_refused_by_image(tmp_path, value):
+    broken = features(3).float()
+    broken[1, 2, 3] = value
     with pytest.raises(ValueError, match="image docs/000001: the encoder's features are not finite"):
         ShardWriter(tmp_path, 3, SHARD).add(0, ids(3), broken)
 

@@ -105,7 +105,6 @@ def evaluate(folder, *options, **changes):
         "pretrained": folder / "llava",
         "selector": folder / "selector",
         "keep": 0.5,
-        "positions": "contiguous",
     } | changes
     command = [
         COMMAND, "--model", "atr_llava",
@@ -167,4 +166,4 @@ def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
     (tmp_path / "llava/model.safetensors").unlink()  # it must not come to reading it
     code, log = evaluate(tmp_path, "--verbosity", "DEBUG", positions="gappy")
     assert code != 0
-    assert "positions: 'gappy' is unknown, allowed: contiguous, original" in log
+    assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log

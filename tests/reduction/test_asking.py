@@ -1,13 +1,14 @@
 """What a reducer is asked for and what it answers is checked in one place."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from atr.reduction import NEEDS, Encoded, Full, NoImage, Random
-from atr.reduction.asking import ask, ask_merged
-from atr.reduction.floors import L2Norm, Uniform
+from atr.reduction.asking import ask, ask_merged, ask_scores
+from atr.reduction.floors import L2Norm, PixelVariance, Uniform
 from atr.reduction.merging import AveragePooling, ToMe
 
 
@@ -105,9 +106,32 @@ def test_a_reducer_that_is_wrong_is_caught(batch, keep, message):
     [
         (torch.zeros(3, 3, 4), r"merged to \(3, 3, 4\), asked for \(3, 2, 4\)"),
         (torch.zeros(3, 2, 4).double(), "made torch.float64 of torch.float32"),
-        (torch.full((3, 2, 4), float("nan")), "not finite"),
     ],
 )
 def test_a_merger_that_is_wrong_is_caught(batch, merged, message):
     with pytest.raises(AssertionError, match=message):
         ask_merged(Given([[0, 1]] * 3, merged), batch, 2)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_merged_features_that_are_not_finite_are_refused_by_image(batch, wrong):
+    merged = torch.zeros(3, 2, 4)
+    merged[1, 1, 3] = wrong
+    with pytest.raises(ValueError, match=r"^reducer Given: merged features of images \[1\] of 3 holds NaN"):
+        ask_merged(Given([[0, 1]] * 3, merged), batch, 2)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_refused_by_image(batch, wrong):
+    scores = torch.zeros(3, 6)
+    scores[2, 5] = wrong
+    scorer = SimpleNamespace(needs=frozenset(), scores=lambda encoded: scores)
+    with pytest.raises(ValueError, match=r"^reducer SimpleNamespace: scores of images \[2\] of 3 holds NaN"):
+        ask_scores(scorer, batch)
+
+
+@pytest.mark.parametrize("reducer", [L2Norm(), PixelVariance()])
+def test_finite_values_whose_squares_overflow_rank_nothing(batch, reducer):
+    huge = Encoded(batch.features_BND * 1e30, (2, 3), pixels_BCHW=torch.randn(3, 1, 4, 6) * 1e30)
+    with pytest.raises(ValueError, match=rf"^reducer {type(reducer).__name__}: scores of images"):
+        ask(reducer, huge, 2)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from atr.reduction import REDUCERS, Encoded, FeatureSelector, SelectorReducer
 from atr.reduction.autoencoder import FeatureAutoencoder
@@ -42,6 +43,8 @@ def test_starts_by_keeping_most():
 def test_block_equals_torchs_layer():
     torch.manual_seed(0)
     ours = Block(16, 4, 2.0)
+    for norm in (ours.norm_attention, ours.norm_feedforward):
+        torch.nn.init.normal_(norm.weight)
     theirs = torch.nn.TransformerEncoderLayer(
         16, 4, 32, dropout=0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -183,6 +186,131 @@ def test_standardise_measures_and_inverts():
     torch.testing.assert_close(standardise.variance, features.var((0, 1)).mean(), atol=0, rtol=0.01)
 
 
+def test_a_channel_far_from_zero_loses_nothing_of_its_deviation():
+    """As vision towers have some, a thousand deviations from zero; in float32 its variance would be noise."""
+    features = 0.1 * torch.randn(200, 12, 16, generator=torch.Generator().manual_seed(0)) + 100
+    standardise = Standardise(16)
+    standardise.measure(features)
+    expected = torch.from_numpy(features.double().numpy().std((0, 1))).float()
+    torch.testing.assert_close(standardise.deviation_D, expected, rtol=1e-4, atol=0)
+
+
 def test_standardise_refuses_features_that_are_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         Standardise(4).measure(torch.full((2, 3, 4), float("nan")))
+
+
+def damaged(module, folder, name, change):
+    """A saved folder of a module, one of whose tensors was changed afterwards."""
+    module.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights[name])
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+BROKEN = [
+    (
+        "trunk.blocks.1.out.weight",
+        lambda weight: weight[0, :3].fill_(torch.nan),
+        r"model.safetensors: 1 of \d+ tensors hold NaN or infinity, first {}trunk.blocks.1.out.weight "
+        r"\(3 of its 256 values\)",
+    ),
+    (
+        "trunk.norm.bias",
+        lambda weight: weight.fill_(-torch.inf),
+        r"first {}trunk.norm.bias \(16 of its 16 values\)",
+    ),
+    (
+        "standardise.deviation_D",
+        lambda weight: weight[4:].fill_(torch.inf),
+        r"first {}standardise.deviat",
+    ),
+    (
+        "standardise.deviation_D",
+        lambda weight: weight[:2].fill_(0),
+        r"{}standardise.deviation_D is zero or negative in 2 of 16 channels",
+    ),
+    (
+        "standardise.deviation_D",
+        lambda weight: weight[5:6].fill_(-1),
+        r"is zero or negative in 1 of 16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), BROKEN)
+@pytest.mark.parametrize(("kind", "prefix"), [(FeatureSelector, ""), (FeatureAutoencoder, "selector.")])
+def test_weights_that_rank_nothing_are_refused_at_load(tmp_path, kind, prefix, name, change, message):
+    folder = damaged(kind(**KWARGS), tmp_path, prefix + name, change)
+    with pytest.raises(ValueError, match=f"^{folder}: no {kind.__name__} .*{message.format(prefix)}"):
+        kind.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["trunk.head.bias", "standardise.mean_D"])
+def test_a_selector_that_ends_with_nan_is_never_written(selector, tmp_path, name):
+    selector.state_dict()[name].fill_(torch.nan)
+    with pytest.raises(ValueError, match=f"^FeatureSelector: 1 of .* NaN or infinity, first {name}"):
+        selector.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_logits_that_are_not_finite_rank_nothing(selector):
+    features = torch.zeros(3, 12, 16)
+    features[1, 7] = torch.finfo(torch.float32).max
+    for rank in (selector.rank, lambda each: selector.select(each, 2)):
+        with pytest.raises(ValueError, match=r"FeatureSelector: scores of images \[1\] of 3 holds NaN"):
+            rank(features)
+
+
+@pytest.mark.parametrize("kind", [FeatureSelector, FeatureAutoencoder])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**9}, "config.json: Storage size calculation overflowed"),
+        ({"width": 10**6}, "config.json asks for"),
+        ({"layers": 10**6}, r"layers: 1000000, though model.safetensors has \d+ tensors"),
+        ({"layers": 1}, "config.json asks for none"),
+        ({"layers": 3}, "is missing in model.safetensors"),
+        ({"ffn_ratio": 1e12}, "config.json asks for"),
+        ({"grid": [10**6, 10**6]}, r"grid: \(1000000, 1000000\) is not allowed, allowed: 1 to 65536 tokens"),
+        ({"grid": [0, 4]}, r"grid: \(0, 4\) is not allowed"),
+        ({"grid": [3]}, r"config.json: grid: \[3\] is not allowed, allowed: tuple\[int, int\]"),
+        ({"grid": "3x4"}, "config.json: grid: '3x4' is not allowed"),
+        ({"width": "16"}, "config.json: width: '16' is not allowed, allowed: int"),
+        ({"width": 16.0}, "config.json: width: 16.0 is not allowed, allowed: int"),
+        ({"layers": True}, "config.json: layers: True is not allowed, allowed: int"),
+        ({"heads": 0}, "heads: 0 is not allowed"),
+        ({"heads": -2}, "heads: -2 is not allowed"),
+        ({"initial_bias": torch.nan}, "config.json: initial_bias: nan is not allowed, allowed: float"),
+        ({"keep": "half"}, "config.json: keep: 'half' is not allowed, allowed: float | None"),
+        ({"encoder": ["micro"]}, "config.json: encoder"),
+        ({"layer": "last"}, "config.json: layer: 'last' is not allowed"),
+        ({"width": None}, "config.json: width: None is not allowed"),
+    ],
+)
+def test_a_configuration_that_is_not_that_of_the_weights_is_refused_unbuilt(tmp_path, kind, change, message):
+    kind(**KWARGS).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: no {kind.__name__} could be loaded .*{message}"):
+        kind.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["width", "grid"])
+def test_a_configuration_that_lacks_a_key_is_refused(selector, tmp_path, missing):
+    selector.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[missing]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"^{tmp_path}: no FeatureSelector could be loaded .*'{missing}'"):
+        FeatureSelector.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("record", [[], "x", {"fingerprint": 5}, {"fingerprint": "no hex"}])
+def test_a_record_that_cannot_be_compared_is_refused(selector, tmp_path, record):
+    selector.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"record": record}))
+    with pytest.raises(ValueError, match=f"^{tmp_path}: no FeatureSelector .*(record|fingerprint): "):
+        FeatureSelector.from_pretrained(tmp_path)

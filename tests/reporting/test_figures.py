@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atr import config
 from atr.reporting import cases, figures
+from atr.reporting.look import drawable
 from atr.reporting.results import Masks
 
 GREY = (158, 163, 168)
@@ -64,6 +66,21 @@ def test_twenty_reducers_look_different_from_each_other():
     assert looks["random"] == figures.STYLES["random"] == figures.styles(names, "random")["random"]
     assert [name for name in names if not looks[name].muted] == ["selector", "random", "ours"]
     assert looks == figures.styles(names, "ours")
+
+
+EVERY = [*config._budgeted((*config.REDUCERS, *config.SELECTORS, *config.DISTILLED))]
+
+
+@pytest.mark.parametrize("best", EVERY)
+def test_every_two_reducers_there_are_look_different_whichever_is_the_best(best):
+    looks = figures.styles(EVERY, best)
+    assert len({(look.color, str(look.line), look.marker) for look in looks.values()}) == len(EVERY) + 2
+    assert len(looks) == len(EVERY) + 2, "and full, and none"
+
+
+def test_what_the_font_does_not_have_is_a_box_and_what_cannot_be_seen_its_number():
+    assert drawable("a\u6f22\u5b57\x07 é✓ \u202e") == "a□□\\x07 é✓ \\u202e"
+    assert len(drawable("w" * 10_000)) == 300
 
 
 def test_a_long_legend_stands_beside_the_panels_and_covers_none(crowd, measured):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from atr.reporting import headlines
@@ -24,7 +26,7 @@ class Two(Results):
 
 @pytest.fixture
 def two():
-    return Two({}, {})
+    return Two({"selector": None, "random": None}, {})
 
 
 def test_metrics_are_the_scores_and_what_follows_from_them(two):
@@ -36,6 +38,32 @@ def test_metrics_are_the_scores_and_what_follows_from_them(two):
         "relative@0.5": pytest.approx(0.95),
         "difference@0.5": pytest.approx(0.46),
     }
+
+
+def test_the_metrics_are_a_dozen_of_a_person(two):
+    curves = {
+        name: tuple(score(keep, level + keep / 10) for keep in (0.3, 0.5))
+        for name, level in (("selector", 0.6), ("random", 0.2), ("distilled", 0.7), ("dart", 0.5))
+    }
+    object.__setattr__(two, "evaluations", dict.fromkeys(curves))
+    object.__setattr__(two, "groups", tuple(replace(each, curves=curves) for each in two.groups))
+    made = headlines.scores(two, "distilled")
+    assert list(made) == ["text", "general"]
+    assert made["text"] == pytest.approx(
+        {
+            "full": 0.8, "distilled@.3": 0.73, "selector@.3": 0.63, "distilled@.5": 0.75,
+            "selector@.5": 0.65, "random@.5": 0.25,
+        }
+    )  # fmt: skip
+
+
+def test_a_group_that_was_not_asked_has_no_metrics_and_random_none_where_it_was_not_evaluated():
+    class One(Results):
+        groups = (replace(group("text", 0.6, 0.2), curves={"selector": (score(0.4, 0.6),)}),)
+        benchmarks = ()
+
+    made = headlines.scores(One({"selector": None}, {}), "selector")
+    assert made == {"text": {"full": 0.8, "selector@.4": 0.6}, "general": {}}
 
 
 def test_sentences_say_above_and_below(two):

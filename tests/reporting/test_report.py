@@ -1,9 +1,13 @@
 import io
+import json
+import re
+import warnings
 from dataclasses import replace
 
+import pytest
 from PIL import Image
 
-from atr.reporting import report
+from atr.reporting import html, markdown, report
 
 
 def test_there_is_a_curve_for_each_benchmark_and_group_and_pages_where_masks_are(built, synthetic):
@@ -103,7 +107,7 @@ def test_the_best_reducer_is_compared_with_every_other_one(everything):
 
 def test_what_was_measured_beside_the_answers_is_in_provenance_but_no_time_is_in_the_numbers(everything):
     stages = [row[0] for row in everything.provenance.blocks[0]]
-    assert stages[-2:] == ["measure", "cost"]
+    assert stages[-3:] == ["measure", "cost", "robustness"]
     assert ["cost.repeats", "5", "cost"] in everything.parameters.blocks[0]
     assert set(everything.numbers) == {"text", "general", "differences", "adaptive", "measure", "overlap"}
 
@@ -131,3 +135,118 @@ def test_a_reducer_of_fewer_budgets_is_compared_at_those_alone(measured, synthet
     assert outcomes["fastv"] == ["—"] * 6 + ["tie"] * 3
     told = made.numbers["differences"]
     assert [keep for keep in told if "selector minus fastv" in told[keep]["text"]] == ["0.7", "0.8", "0.9"]
+
+
+OPTIONAL = ("none", "random", "distilled", "selector-adaptive", "tome")
+
+
+@pytest.fixture(scope="module")
+def many(synthetic, tmp_path_factory):
+    """Results of every reducer of the lists below."""
+    return synthetic.write(tmp_path_factory.mktemp("many"), 6, ("full", "selector", *OPTIONAL))
+
+
+@pytest.mark.parametrize(
+    ("best", "left_out"),
+    [
+        ("random", set()),
+        ("distilled", {"none"}),
+        ("selector", {"random"}),
+        ("distilled", {"none", "random"}),
+        ("selector", set(OPTIONAL) - {"distilled"}),
+    ],
+)
+def test_whatever_reducers_the_parameters_allow_there_is_a_report(many, load, synthetic, best, left_out):
+    """The lines and pictures of a reducer that was not evaluated are left out, and nothing else."""
+    results = load(many, ["full", "selector", *(name for name in OPTIONAL if name not in left_out)])
+    made = report.build(results, synthetic.image, synthetic.SETTINGS | {"best": best}, synthetic.picture())
+    pages = html.render(made) + markdown.render(made)
+    assert (made.agreement is None) == ("random" in left_out)
+    assert (made.examples_note == report.NO_RANDOM) == ("random" in left_out)
+    assert ("no image" in made.scores[0].title) == ("none" not in left_out)
+    assert ("random selection (" in pages) == ("random" not in left_out)
+    assert set(made.metrics["text"]) >= {"full", "selector@.3", f"{best}@.5"}
+    for name in left_out - {"none", "random"}:
+        assert f">{name}<" not in pages
+    assert {"none", "random"} - set(made.numbers["text"]) >= left_out & {"none"}
+
+
+def test_the_selector_alone_has_a_report_though_there_is_nothing_to_compare_it_with(load, many, synthetic):
+    made = report.build(
+        load(many, ["full", "selector"]), synthetic.image, synthetic.SETTINGS, synthetic.picture()
+    )
+    assert made.compared.pictures == [] == made.compared.tables
+    assert markdown.render(made) and html.render(made)
+
+
+def test_a_best_reducer_that_cannot_keep_half_is_compared_where_it_can(many, load, synthetic):
+    results = load(many, ["full", "selector", "random", "distilled"])
+    whole = results.evaluations["distilled"]
+    curves = {name: tuple(each for each in curve if each.keep >= 0.7) for name, curve in whole.curves.items()}
+    short = replace(whole, curves=curves, rows=[row for row in whole.rows if row.keep >= 0.7])
+    results = replace(results, evaluations=results.evaluations | {"distilled": short})
+    settings = synthetic.SETTINGS | {"best": "distilled"}
+    made = report.build(results, synthetic.image, settings, synthetic.picture())
+    assert made.compared.tables[0].header == ["kept", "0.7", "0.8", "0.9"]
+    assert not any("distilled wins" in line and " at 0.5" in line for line in made.headlines)
+    assert "distilled@.5" not in made.metrics["text"]
+
+
+ANSWERS = [
+    r"$\frac$",
+    "$x^2$ costs $5",
+    r"\alpha_{",
+    "a" * 10_000,
+    "word " * 2_000,
+    "\x00\x07\x1b[31mred\x1b[0m\x7f",
+    "one\ntwo\r\nthree\tfour\x0b\x0c\x85\u2028five",
+    "\u202egnp.exe\u202c \u2066x\u2069 \u200f",
+    "\ud800 lone \udfff",
+    "\ufdd0\uffff\U0010ffff\ue000",
+    "\u6f22\u5b57 \u0627\u0644\u0639\u0631 \u0e44\u0e17\u0e22 \U0001f469\u200d\U0001f680",
+    "Z\u0351\u036b\u0343" * 50,
+    "<script>document.title = 'attacked'</script>",
+    "| a | b |\n|---|---|",
+    "![x](http://127.0.0.1/x.png) [y](javascript:alert(1))",
+    "{{ 7 * 7 }} {% raw %}",
+    "",
+    "   ",
+    "%s %(x)s {0}",
+]
+"""What a model may answer, and a dataset ask."""
+
+
+@pytest.fixture(scope="module")
+def hostile(synthetic, load, tmp_path_factory):
+    """Results whose texts are ANSWERS by turns, under an encoder of a hostile name."""
+    folder = synthetic.write(tmp_path_factory.mktemp("hostile"), 40)
+    for path in folder.glob("evaluate/*/results.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for place, row in enumerate(rows):
+            text = ANSWERS[int(row["answer"]) % len(ANSWERS)]
+            row |= {"question": text, "answer": text, "prediction": ANSWERS[place % len(ANSWERS)]}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in folder.glob("evaluate/*/summary.json"):
+        content = json.loads(path.read_text())
+        content["encoder"] = f"x<b>|\x07{ANSWERS[-5]}"
+        path.write_text(json.dumps(content))
+    return load(folder)
+
+
+def test_whatever_is_asked_and_answered_the_report_shows_it_as_text(hostile, synthetic):
+    settings = synthetic.SETTINGS | {"examples": 60}
+    with warnings.catch_warnings(action="error"):
+        made = report.build(hostile, synthetic.image, settings, synthetic.picture())
+    assert len(made.cards) > len(ANSWERS)
+    width, height = Image.open(io.BytesIO(made.examples.png)).size
+    assert width < 2000 and height < 1000 * len(made.cards) / 3 + 1000, "no answer stretches the picture"
+    page, text = html.render(made), markdown.render(made)
+    for content in (page, text):
+        assert content.encode(), "no lone surrogate"
+        lines = content.replace("\N{NO-BREAK SPACE}", " ").split("\n")
+        assert all(line.isprintable() for line in lines)
+    shown = re.sub(r"base64,[^\"]*", "", page)
+    assert "<script" not in shown and "a" * 301 not in shown and "word " * 61 not in shown
+    assert "\\x07\\x1b[31mred" in shown and "\\u202egnp.exe" in shown and "\\ud800 lone" in shown
+    assert "{{ 7 * 7 }} {% raw %}" in shown and "(no answer)" in shown
+    assert "<b>" not in text and "](http" not in text

@@ -34,7 +34,7 @@ def test_a_mean_is_the_one_of_its_rows(measured):
 
 def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
     synthetic.write(world, reducers=("divprune", "attention"))
-    made = load(world, ["divprune", "attention", *results.REQUIRED])
+    made = load(world, ["divprune", "attention", *results.PAPER])
     assert made.budgeted == ["selector", "random", "attention", "divprune"]
 
 
@@ -42,12 +42,12 @@ def test_results_of_a_reducer_that_is_not_named_stay_out_whatever_they_are(world
     synthetic.write(world, reducers=("divprune", "attention", "selector-adaptive"))
     change(world / "evaluate/divprune/summary.json", lambda content: content.update(vlm="another"))
     (world / "evaluate/attention/summary.json").unlink()
-    assert set(load(world).evaluations) == set(results.REQUIRED)
+    assert set(load(world).evaluations) == set(results.PAPER)
 
 
 @pytest.mark.parametrize("name", results.REQUIRED)
 def test_a_reducer_that_every_plot_draws_must_be_named_though_its_results_are_there(world, load, name):
-    others = [other for other in results.REQUIRED if other != name]
+    others = [other for other in results.PAPER if other != name]
     with pytest.raises(ValueError, match=f"evaluate.reducers: the report needs {name} among them"):
         load(world, others)
 
@@ -115,7 +115,7 @@ def test_a_missing_file_is_named_with_the_stage_that_makes_it(world, load, file,
 
 def test_a_whole_missing_reducer_is_named(world, load):
     with pytest.raises(ValueError, match=r"other/summary.json is missing; stage evaluate \(reducer other\)"):
-        load(world, [*results.REQUIRED, "other"])
+        load(world, [*results.PAPER, "other"])
     shutil.rmtree(world / "evaluate")
     with pytest.raises(ValueError, match=r"full/summary.json is missing"):
         load(world)
@@ -240,15 +240,15 @@ def test_results_that_do_not_say_what_they_were_computed_in_name_the_stage_to_ru
 
 
 def test_results_that_are_older_than_a_setting_are_comparable_with_each_other_alone(world, load, change):
-    for name in results.REQUIRED:
+    for name in results.PAPER:
         change(
             world / f"evaluate/{name}/summary.json",
             lambda content: content["parameters"]["evaluate"].pop("newline"),
         )
-        if name != results.REQUIRED[-1]:
+        if name != results.PAPER[-1]:
             with pytest.raises(ValueError, match=r"differ in evaluate.newline, None and 'keep'"):
                 load(world)
-    assert set(load(world).evaluations) == set(results.REQUIRED)
+    assert set(load(world).evaluations) == set(results.PAPER)
 
 
 def test_visual_tokens_compare_over_the_same_questions_only(world, load, change):
@@ -281,3 +281,125 @@ def test_a_patch_outside_the_grid_is_refused(world, load, change):
     )
     with pytest.raises(ValueError, match=r"image docs/000001 keeps patches outside the grid 12 x 12"):
         load(world)
+
+
+@pytest.mark.parametrize("left_out", [{"none"}, {"random"}, {"none", "random"}])
+def test_lines_that_were_not_evaluated_are_not_there(world, load, left_out):
+    made = load(world, [name for name in results.PAPER if name not in left_out])
+    assert made.budgeted == (["selector"] if "random" in left_out else ["selector", "random"])
+    assert [comparison.none is None for comparison in made.groups] == ["none" in left_out] * 2
+    assert made.half == 0.5
+
+
+HOSTILE = [
+    "../../outside",
+    "/tmp/outside",
+    "a/b",
+    "..",
+    "",
+    ".hidden",
+    "a@b",
+    "a\x00b",
+    "A",
+    "x" * 65,
+    None,
+    7,
+    ["a"],
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("kind", ["benchmark", "group"])
+def test_a_name_that_is_none_is_refused_wherever_it_comes_from(world, load, change, kind, name):
+    original = {"benchmark": "docs", "group": "text"}[kind]
+    path = world / "evaluate/selector/results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    spoilt = [row | {kind: name} if row[kind] == original else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in spoilt))
+    with pytest.raises(ValueError, match=r"results.jsonl, line \d+: .* is no name, allowed: "):
+        load(world)
+
+    def renamed(content):
+        content["scores"] = [
+            entry | {kind: name} if entry.get(kind) == original else entry for entry in content["scores"]
+        ]
+
+    change(world / "evaluate/selector/summary.json", renamed)
+    with pytest.raises(ValueError, match=rf"summary.json: {kind} .* is no name, allowed: "):
+        load(world)
+
+
+def test_results_under_another_reducers_name_are_refused(world, load, change):
+    change(world / "evaluate/selector/summary.json", lambda content: content.update(reducer="../random"))
+    with pytest.raises(ValueError, match=r"selector/summary.json is of reducer '../random'"):
+        load(world)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("prediction", None, "prediction is None"),
+        ("question", ["?"], "question is"),
+        ("image", 3, "image is 3"),
+        ("score", "1", "score is '1'"),
+        ("score", float("nan"), "score is nan"),
+        ("keep", True, "keep is True"),
+        ("id", "docs/000000#0", "a second time"),
+    ],
+)
+def test_a_row_of_wrong_types_or_a_second_time_is_named_by_its_line(world, load, key, value, reason):
+    path = world / "evaluate/selector/results.jsonl"
+    lines = path.read_text().splitlines()
+    lines[4] = json.dumps(json.loads(lines[4]) | {key: value})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=rf"results.jsonl, line 5: .*{re.escape(reason)}"):
+        load(world)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "reason"),
+    [
+        ("evaluate/full/summary.json", lambda content: content.update(scores={"a": 1}), "summary.json: "),
+        ("evaluate/full/summary.json", lambda content: content["scores"][0].update(mean="1"), "mean of docs"),
+        ("evaluate/full/summary.json", lambda content: content["scores"][0].update(low=1e999), "low of docs"),
+        (
+            "evaluate/full/summary.json",
+            lambda content: content.update(tokens_full=None),
+            "tokens_full is None",
+        ),
+        ("evaluate/full/summary.json", lambda content: content.update(parameters=[]), "summary.json: "),
+        ("evaluate/random/masks.json", lambda content: content.update(grid=12), "masks.json: "),
+        ("evaluate/random/masks.json", lambda content: content.update(masks=[3]), "masks.json: "),
+        ("evaluate/random/masks.json", lambda content: content["masks"].update(a=["1"]), "masks.json: "),
+        ("pretrain/metrics.json", lambda content: content.update(final=3), "lacks 'final'"),
+        ("pretrain/metrics.json", lambda content: content["final"].update(kept="much"), "final.kept is"),
+    ],
+)
+def test_a_file_of_wrong_types_is_named(world, load, change, file, spoil, reason):
+    change(world / file, spoil)
+    with pytest.raises(ValueError, match=f"{re.escape(str(world / file))}.*{reason}|{reason}") as caught:
+        load(world)
+    assert str(world / file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("grid", [4], r"grid: \[4\] is not allowed, allowed: tuple\[int, int\]"),
+        ("grid", None, "grid: None is not allowed"),
+        ("keep", "half", "keep: 'half' is not allowed"),
+        ("masks", [], r"masks: \[\] is not allowed, allowed: dict"),
+        ("masks", {"docs/000000": "01"}, r"masks\['docs/000000'\]: '01' is not allowed, allowed: list"),
+        ("masks", {"docs/000000": [0, 1.5]}, r"masks\['docs/000000'\]\[1\]: 1.5 is not allowed"),
+    ],
+)
+def test_mistyped_masks_are_named_by_key(world, load, change, key, value, message):
+    change(world / "evaluate/random/masks.json", lambda content: content.update({key: value}))
+    with pytest.raises(ValueError, match=rf"random/masks\.json: {message}.*; stage evaluate"):
+        load(world)
+
+
+def test_where_nothing_was_answered_there_are_no_masks(world, load, change):
+    path = world / "evaluate/random/masks.json"
+    change(path, lambda content: content.update(grid=None, masks={}))
+    assert load(world).evaluations["random"].masks is None

@@ -14,16 +14,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
 from atr.datasets.questions import Question, save_questions
+from atr.features.preprocess import describe
 from atr.features.store import ShardWriter, write_manifest
-from atr.files import write_json
+from atr.files import sha256, write_json
 from atr.hub import checkpoint_digest
 from atr.reduction import FeatureSelector
 from atr.reporting import results
-from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate, unfinished
+from atr.stages import (
+    EVALUATE,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    SELECTOR,
+    UNFINISHED,
+    Terminated,
+    evaluate,
+    unfinished,
+)
 from atr.vlm.answering import Answerer
 from atr.vlm.micro import build_model, build_processor
 
@@ -70,6 +81,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
+        preprocess=describe(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
         resolved=COMPUTED,
@@ -97,7 +109,9 @@ def write_params(**changed):
     OmegaConf.save(params, "params.yaml")
 
 
-def run(reducer):
+def run(reducer, anew=True):
+    if anew:
+        shutil.rmtree(UNFINISHED, ignore_errors=True)
     evaluate.main(config.load("evaluate"), reducer)
     lines = (EVALUATE / reducer / "results.jsonl").read_text().splitlines()
     summary, masks = (
@@ -258,7 +272,7 @@ class Watched:
     def run(self, most=None):
         self.seen, self.most = [], most
         with pytest.raises(KeyboardInterrupt) if most else nullcontext():
-            run("random")
+            run("random", anew=False)
         return self.seen
 
 
@@ -267,10 +281,39 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_bytes_of_one_without_a_stop(
     watched = Watched(monkeypatch)
     every = watched.run()
     whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
+    shutil.rmtree(UNFINISHED)
     assert watched.run(most=2) == every[:2]
     assert watched.run() == every[2:] != []
     assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
-    assert watched.run() == every
+
+
+@pytest.mark.parametrize("moment", ["evaluate.write_json", "evaluate.whole_folder", None])
+def test_answers_stay_until_their_results_cannot_be_lost_any_more(project, monkeypatch, moment):
+    """Stopped between the answers and its end, or by DVC's end after its own, it asks nothing again."""
+    watched = Watched(monkeypatch)
+    assert watched.run() != []
+    whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
+    shutil.rmtree(UNFINISHED)
+    with monkeypatch.context() as patch:
+        if moment:
+            patch.setattr(f"atr.stages.{moment}", lambda *_: (_ for _ in ()).throw(Terminated))
+        with pytest.raises(Terminated) if moment else nullcontext():
+            run("random", anew=False)
+    shutil.rmtree(EVALUATE, ignore_errors=True)  # as DVC does before it runs the stage again
+    assert watched.run() == []
+    assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
+
+
+def test_a_finished_evaluation_removes_what_others_of_its_reducer_have_left(project, monkeypatch):
+    write_params(batch_size=2)
+    watched = Watched(monkeypatch)
+    watched.run(most=1)
+    (former,) = (UNFINISHED / "random").iterdir()
+    write_params(batch_size=2, max_new_tokens=2)
+    watched.run(most=1)
+    assert former.exists()
+    watched.run()
+    assert not former.exists() and len(list((UNFINISHED / "random").iterdir())) == 1
 
 
 def test_a_stopped_evaluation_of_other_parameters_is_not_gone_on_with(project, monkeypatch):
@@ -366,6 +409,53 @@ def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alon
         assert (score["unreadable"], score["failed"]) == here
         assert score["answered"] == score["questions"] - sum(here)
     assert {score["failed"] + score["unreadable"] for score in summary["scores"]} == {0}
+
+
+def spoil_store(folder, image):
+    """NaN into the stored features of an image, and a manifest that vouches for it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    number, place = divmod(image, 8)
+    shard = folder / manifest["shards"][number]["file"]
+    features_SND = load_file(shard)["features"]
+    features_SND[place, 5, 7] = torch.nan
+    ids = json.dumps(IMAGES[8 * number : 8 * number + 8])
+    save_file({"features": features_SND}, shard, {"ids": ids})
+    manifest["shards"][number]["sha256"] = sha256(shard)
+    write_json(folder / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("reducer", ["selector", "random", "full"])
+def test_a_question_about_features_that_are_not_finite_is_failed_and_says_why(project, trained, reducer):
+    rows = run(reducer)[0]
+    try:
+        spoil_store(trained / EVALUATE_FEATURES, 1)
+        spoilt = run(reducer)[0]
+    finally:
+        save_store(trained / EVALUATE_FEATURES)
+    about = [row for row in spoilt if row["image"] == IMAGES[1]]
+    name = {"selector": "SelectorReducer", "random": "Random", "full": "Full"}[reducer]
+    reason = f"ValueError: reducer {name}: features_BND of images [0] of 1 holds NaN or infinity"
+    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in about} == {
+        ("failed", None, reason)
+    }
+    assert [row for row in spoilt if row not in about] == [row for row in rows if row["image"] != IMAGES[1]]
+
+
+@pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled-ranking", "selector-mmr"])
+def test_a_selector_that_ranks_nothing_ends_the_stage_before_any_answer(
+    project, trained, monkeypatch, reducer
+):
+    broken = trained / "broken"
+    shutil.copytree(trained / SELECTOR, broken, dirs_exist_ok=True)
+    weights = load_file(broken / "model.safetensors")
+    weights["trunk.head.bias"][0] = torch.nan
+    save_file(weights, broken / "model.safetensors")
+    for name in ("SELECTOR", "DISTILLED"):
+        monkeypatch.setattr(f"atr.stages.{name}", broken)
+    monkeypatch.setattr(Answerer, "prepare", lambda *_, **__: pytest.fail("a question is asked"))
+    with pytest.raises(ValueError, match=r"broken: no FeatureSelector .* NaN or infinity, first trunk.head"):
+        run(reducer)
+    assert not (EVALUATE / reducer).exists()
 
 
 def test_questions_about_several_images_or_none_are_asked_too(project, trained):

@@ -35,6 +35,7 @@ from atr.stages import extract
 ROOT = Path(__file__).parents[2]
 PRESET = config.ENCODERS["micro"]
 MICRO = Path(PRESET.path)
+PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 
 
 def pictures(count=7):
@@ -166,7 +167,7 @@ def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
 def test_a_folder_with_a_dinov2_goes_through_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_params(encoder=tiny_dinov2(tmp_path / "tower"), vlm=tmp_path)
-    save_images(Path("data/prepared/evaluate"), pictures(), {})
+    save_images(Path("data/prepared/evaluate"), pictures(), PREPARED)
     with python("-m", "atr.stages.extract", "evaluate", stderr=subprocess.PIPE) as process:
         _, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors

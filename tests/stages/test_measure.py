@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = [0.25, 0.5]
 SEED = 3  # of the prepared images; the stage's own is another
-PREPARED = {"seed": SEED, "prepare": {"split": "evaluate"}}
+PREPARED = {"seed": SEED, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 IMAGES = [f"{benchmark}/{number:06d}" for benchmark in ("docs", "shapes") for number in range(6)]
 COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 

@@ -1,6 +1,7 @@
 """The micro stage on a model of a size for a test: trained, saved, examined, and loaded again."""
 
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,4 +52,9 @@ def test_what_it_leaves_is_loaded_and_scores_as_its_card_says(logged):
         right = [exact_match(a, [s.turns[0][1]]) for a, s in zip(said, drawn, strict=True)]
         assert score == pytest.approx(sum(right) / 3)
         assert f"| {benchmark} | {score:.3f} |" in card
-    assert not micro.CHECKPOINT.exists()
+    weights = (micro.MODEL / "model.safetensors").read_bytes()
+    shutil.rmtree(micro.MODEL)
+    with pytest.MonkeyPatch.context() as patch:  # and is made again from its last checkpoint
+        patch.setattr("atr.vlm.training.MicroTraining.training_step", None)
+        micro.main(config.load("micro"))
+    assert (micro.MODEL / "model.safetensors").read_bytes() == weights

@@ -1,11 +1,13 @@
 """The pretrain stage in a folder of its own: what it writes, twice the same, and what a signal leaves."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -128,17 +130,17 @@ def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
     assert metrics["final"] == metrics["history"][-1] == log.values
     assert metrics["final"]["step"] == 3 * (IMAGES - 8) // 4
     assert metrics["parameters"] == config.load("pretrain").raw()
-    assert checkpoints() == []
 
 
 def test_the_selector_says_what_it_was_trained_on(log):
     final = json.loads(run())["final"]
     record = FeatureSelector.from_pretrained(SELECTOR).record
-    assert {key: record[key] for key in ("data", "images", "fingerprint", "seed")} == {
+    assert {key: record[key] for key in ("data", "images", "fingerprint", "seed", "positions")} == {
         "data": "a_folder/of|pages",
         "images": IMAGES,
         "fingerprint": "0f" * 32,
         "seed": 0,
+        "positions": "original",
     }
     assert {f"validation/{name}": score for name, score in record["scores"].items()}.items() <= final.items()
     assert "kept" in record["scores"] and "loss_reconstruction_top_0.5" in record["scores"]
@@ -167,43 +169,67 @@ def test_twice_gives_the_same_bytes(log):
     assert set(first[1]) == {"config.json", "model.safetensors", "README.md"}
 
 
-def interrupt(log, picture="epoch-001.png"):
+def interrupt(log, picture="epoch-001.png", others=()):
     log.stop_at = picture
     with pytest.raises(SystemExit):  # what Lightning makes of Ctrl-C
         run()
     log.stop_at, log.pictures = None, []
     assert not METRICS.exists() and not SELECTOR.exists()
-    assert len(checkpoints()) == 1
+    assert {*others} < {*checkpoints()} and len(checkpoints()) == len(others) + 1
 
 
 def test_interrupted_run_is_resumed_and_ends_as_the_unbroken_one(log):
     unbroken, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
-    for path in sorted(METRICS.parent.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
+    shutil.rmtree(METRICS.parent)
     interrupt(log)
     assert run() == unbroken
     assert (SELECTOR / "model.safetensors").read_bytes() == weights
     assert log.pictures == ["epoch-001.png", "epoch-002.png"]  # the first epoch was not made again
 
 
-@pytest.mark.parametrize("change", ["params", "store"])
-def test_checkpoint_of_another_training_is_left_alone(log, change):
+CHANGES = {
+    "params": lambda patch: write_params(learning_rate=1e-3),
+    "store": lambda patch: write_store(seed=1),
+    "code": lambda patch: patch.setattr("atr.stages.folder_digest", lambda *_: "other"),
+    "libraries": lambda patch: patch.setattr("atr.stages.version", lambda library: f"{library} 99"),
+    "precision": lambda patch: patch.setattr("atr.hardware.precision_of", lambda trainer: "bf16-mixed"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_checkpoint_of_another_training_is_not_gone_on_with(log, change, monkeypatch):
+    """It is left alone as long as this training may be broken off too, and removed at its end."""
     interrupt(log)
-    write_params(learning_rate=1e-3) if change == "params" else write_store(seed=1)
+    (former,) = checkpoints()
+    CHANGES[change](monkeypatch)
+    interrupt(log, others=[former])
     run()
-    assert len(log.pictures) == 3
-    assert checkpoints() == []
+    assert former not in checkpoints() != []
 
 
-def test_run_cut_off_after_training_writes_without_training_again(log, monkeypatch):
-    unbroken = run()
-    METRICS.unlink()
-    with monkeypatch.context() as full:
-        full.setattr("atr.stages.pretrain.write_json", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        with pytest.raises(OSError, match="disk full"):
+def remove_outputs():
+    """As DVC does before it runs the stage again."""
+    for folder in (SELECTOR, pretrain.AUTOENCODER):
+        shutil.rmtree(folder, ignore_errors=True)
+    METRICS.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("stopped_at", ["atr.stages.pretrain.write_json", "nothing, DVC was stopped"])
+def test_a_finished_training_is_not_made_again(log, monkeypatch, stopped_at):
+    unbroken, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
+    shutil.rmtree(METRICS.parent)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if stopped_at.startswith("atr"):
+            patch.setattr(stopped_at, full)
+        with pytest.raises(OSError, match="No space") if stopped_at.startswith("atr") else nullcontext():
             run()
+    remove_outputs()
     log.pictures = []
-    assert run() == unbroken
+    assert run() == unbroken and (SELECTOR / "model.safetensors").read_bytes() == weights
     assert log.pictures == []
 
 
@@ -289,3 +315,50 @@ def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
 def test_the_metrics_say_what_was_computed_in(log):
     resolved = json.loads(run())["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["features"]) == ("32-true", "cpu", {})
+
+
+KILLED = """
+import os, runpy, signal, sys
+from importlib import import_module
+toy = runpy.run_path({path!r})
+import atr.datasets, atr.tracking
+atr.datasets.PreparedImages = toy["Prepared"]
+class Log(toy["Log"]):
+    def artifact(self, path, folder):
+        if folder == {owner!r}:
+            os.kill(os.getpid(), signal.SIGKILL)
+atr.tracking.run = Log()
+if {name!r}:
+    owner, real = import_module({owner!r}), getattr(import_module({owner!r}), {name!r})
+    calls = []
+    def killing(*given, **named):
+        calls.append(given)
+        if len(calls) == {call}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **named)
+    setattr(owner, {name!r}, killing)
+toy["run"]()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "owner", "name", "call", "made"),
+    [
+        ("the second checkpoint is being written", "atr.reduction.checkpoints", "_before", 2, [1, 2]),
+        ("the first one is out of the way, the second not there yet", "os", "fsync", 2, [1, 2]),
+        ("the selector is written, the autoencoder is not", "atr.stages.pretrain", "whole_folder", 2, []),
+        ("the results are written, and not yet logged", "selector", "", 0, []),
+    ],
+)
+def test_a_kill_costs_no_more_than_an_epoch(log, moment, owner, name, call, made):
+    unbroken, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
+    shutil.rmtree(METRICS.parent)
+    script = KILLED.format(path=__file__, owner=owner, name=name, call=call)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == -signal.SIGKILL
+    remove_outputs()
+    log.pictures = []
+    assert run() == unbroken and (SELECTOR / "model.safetensors").read_bytes() == weights
+    assert log.pictures == [f"epoch-00{epoch}.png" for epoch in made]
+    assert not list(METRICS.parent.rglob("*.part"))

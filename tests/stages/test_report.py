@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from atr import config
 from atr.datasets.prepared import save_images
@@ -16,6 +18,7 @@ from atr.stages import report
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = SimpleNamespace(**runpy.run_path(str(ROOT / "tests/reporting/synthetic.py")))
 QUESTIONS = 12
+PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def workspace(tmp_path, monkeypatch):
     names = ("full", "none", "random", "selector", "distilled")
     SYNTHETIC.write(Path("experiments"), QUESTIONS, names, benchmarks=("docs", "shapes"))
     names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
-    save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), {})
+    save_images(Path("data/prepared/evaluate"), ((name, SYNTHETIC.image(name)) for name in names), PREPARED)
     Path("data/features/pretrain").mkdir(parents=True)
     Path("data/features/pretrain/components.png").write_bytes(SYNTHETIC.picture())
     logged = {}
@@ -49,7 +52,9 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
     assert {name.removeprefix("experiments/report/") for name in first} == {
         "report.md",
         "report.html",
-        "metrics.json",
+        "numbers.json",
+        "text.json",
+        "general.json",
         "figures/groups.png",
         *(
             f"figures/{name}.png"
@@ -58,7 +63,7 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
         *(f"figures/differences-{name}.png" for name in ("text", "general")),
         *(f"figures/{name}.png" for name in ("pages-docs", "pages-shapes", "examples", "components")),
     }
-    numbers = json.loads(first["experiments/report/metrics.json"])
+    numbers = json.loads(first["experiments/report/numbers.json"])
     assert set(numbers) == {"text", "general", "differences"}
     assert {"full", "selector@0.5", "random@0.5", "relative@0.5"} <= set(numbers["text"])
     assert workspace.pop("artifact") == Path("experiments/report")
@@ -68,11 +73,77 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
     assert run() == first
 
 
+def test_what_dvc_is_told_of_is_what_is_written(workspace):
+    declared = OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)["stages"]["report"]
+    entries = [*declared["outs"], *declared["metrics"]]
+    assert {Path(path) for entry in entries for path in entry} == {
+        path for path in map(Path, {name.replace("figures/", "figures|").split("|")[0] for name in run()})
+    }
+    settings = [setting for entry in entries for setting in entry.values()]
+    assert settings == [{"cache": False, "persist": True}] * len(entries), "a refused report keeps the former"
+
+
+def test_dvc_shows_and_compares_a_dozen_numbers_in_the_width_of_a_terminal(workspace):
+    run()
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    for who in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{who}_NAME": "atr", f"GIT_{who}_EMAIL": "atr@localhost"}
+
+    def call(*command):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return [line.rstrip() for line in done.stdout.splitlines()]
+
+    dvc = (sys.executable, "-m", "dvc")
+    Path("dvc.yaml").write_text(
+        f"metrics: [{', '.join(f'experiments/report/{group}.json' for group in ('text', 'general'))}]"
+    )
+    call("git", "init", "-q")
+    call(*dvc, "init", "-q")
+    call("git", "add", "dvc.yaml", "experiments/report")
+    call("git", "commit", "-qm", "before")
+    head, *rows = call(*dvc, "metrics", "show")
+    groups = {"text", "general"}
+    assert {row.split()[0] for row in rows} == {f"experiments/report/{group}.json" for group in groups}
+    assert head.split()[1:] == [
+        "distilled@.3",
+        "distilled@.5",
+        "full",
+        "random@.5",
+        "selector@.3",
+        "selector@.5",
+    ]
+    for group in ("text", "general"):
+        path = Path(f"experiments/report/{group}.json")
+        path.write_text(json.dumps({key: value / 2 for key, value in json.loads(path.read_text()).items()}))
+    changed = call(*dvc, "metrics", "diff")
+    assert len(changed) == 1 + 12
+    assert max(map(len, [head, *rows, *changed])) <= 120
+
+
+HOSTILE = ("../../outside", "/tmp/outside-of-the-report", "a/b", "a@b")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("reducer", ["full", "selector", None])
+def test_nothing_is_written_outside_the_report_whatever_a_benchmark_is_called(workspace, name, reducer):
+    before = run()
+    everything = {path for path in Path.cwd().parent.rglob("*")}
+    for path in Path("experiments/evaluate").glob(f"{reducer or '*'}/*.json*"):
+        path.write_text(path.read_text().replace('"docs"', json.dumps(name)))
+    with pytest.raises(ValueError, match="is no name, allowed"):
+        run()
+    assert {path for path in Path.cwd().parent.rglob("*")} == everything
+    assert {path: Path(path).read_bytes() for path in before} == before
+
+
 def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_there(workspace):
     SYNTHETIC.write_measure(Path("experiments/measure/metrics.json"), ("selector", "random"))
     content = SYNTHETIC.write_cost(Path("experiments/cost/cost.json"), ("selector", "random"))
+    SYNTHETIC.write_robustness(Path("experiments/robustness/metrics.json"), ("selector", "distilled"))
     first = run()
-    assert "experiments/report/figures/overlap.png" in first
+    assert all(f"experiments/report/figures/{name}.png" in first for name in ("overlap", "robustness"))
+    assert b"## Where deployment differs" in first["experiments/report/report.md"]
     assert b"## Cost" in first["experiments/report/report.md"]
     assert {"measure/selector/reconstruction", "measure/stability"} <= set(workspace[10])
     names = [name for key, values in workspace.items() if key != "artifact" for name in values]
@@ -81,7 +152,7 @@ def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_th
         entry["milliseconds"] *= 1.1
     Path("experiments/cost/cost.json").write_text(json.dumps(content))
     second = run()
-    metrics, page = "experiments/report/metrics.json", "experiments/report/report.md"
+    metrics, page = "experiments/report/numbers.json", "experiments/report/report.md"
     assert (second[metrics] == first[metrics], second[page] == first[page]) == (True, False)
 
 
@@ -107,7 +178,7 @@ def test_a_failure_leaves_the_report_of_before(workspace):
 
 
 def test_an_image_that_the_results_name_must_be_prepared(workspace):
-    save_images(Path("data/prepared/evaluate"), [("docs/000000", SYNTHETIC.image("docs/000000"))], {})
+    save_images(Path("data/prepared/evaluate"), [("docs/000000", SYNTHETIC.image("docs/000000"))], PREPARED)
     with pytest.raises(ValueError, match="data/prepared/evaluate has no image docs/000001"):
         run()
     assert not Path("experiments/report").exists()

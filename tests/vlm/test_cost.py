@@ -56,6 +56,25 @@ def test_attention_is_paid_for_by_those_who_need_it(make_model, clock):
     assert sum(run is cost.encoded for run, _ in clock) == 2  # once with, once without
 
 
+@pytest.mark.parametrize("with_attention, extra", [(14.0, 4.0), (10.0, 0.0), (7.0, 0.0)])
+def test_a_tower_that_seems_faster_with_attention_makes_no_time_negative(
+    make_model, monkeypatch, with_attention, extra
+):
+    """On a noisy machine the forward that does more may be measured as the shorter one."""
+
+    def read(run, seconds):
+        run()
+        if run.func is cost.encoded:
+            return with_attention if run.args[2] else 10.0
+        return 1.0
+
+    monkeypatch.setattr(cost, "milliseconds", read)
+    pixels = cost.noise(make_model(), 2, 0)
+    reducers = {"random": Random(), "attentive": Attentive()}
+    spent = [each["milliseconds"] for each in cost.selection(make_model(), reducers, [0.5], pixels, 0.1)]
+    assert spent == [0.5, pytest.approx((1 + extra) / 2)]
+
+
 def test_a_selector_is_asked_anew_each_time(make_model, monkeypatch):
     model = make_model()
     seen = cost.encoded(model, cost.noise(model, 2, 0), frozenset())

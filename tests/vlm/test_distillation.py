@@ -1,6 +1,8 @@
 """A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
 
 import zlib
+from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from atr.config import Distill, Evaluate
 from atr.reduction import FeatureSelector, Full
+from atr.reduction.checkpoints import Checkpoints
 from atr.tokens import mask_of
 from atr.vlm import distillation
 from atr.vlm.answering import Answerer
@@ -67,9 +70,11 @@ def test_with_every_token_the_model_answers_as_it_is(module):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, monkeypatch):
-    """Compared with the words that the model has for the shorter sequence, at the positions it had."""
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_tokens_of_no_weight_are_as_good_as_gone(answerer, make_model, attention, positions, monkeypatch):
+    """Compared with the words that the model has for the shorter sequence, at the positions asked for."""
     monkeypatch.setattr(distillation, "FLOOR", 1e-12)
+    module = taught(replace(answerer, settings=Evaluate(positions=positions, max_new_tokens=3)))
     module.answerer.model.set_attn_implementation(attention)
     prepared, answers = module._conversations(BATCH)
     whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.packing.lengths
@@ -78,7 +83,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, 
     found = module._words(whole, answers, torch.cat(stay).float())
 
     keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
-    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, "original")
+    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, positions)
     logits = module.answerer.model(**shorter).logits
     expected = []
     for row, answers_L in enumerate(answers):
@@ -125,6 +130,7 @@ def test_the_gradient_of_a_weight_is_what_it_changes(module):
         with torch.no_grad():
             slope = (loss(weights + step) - loss(weights - step)) / 2**-13
         assert weights.grad[token] == pytest.approx(slope.item(), rel=0.05, abs=1e-3), token
+    assert (weights.grad != 0).all()  # what is gone can come back
 
 
 def test_answers_are_marked_and_nothing_else(module):
@@ -153,6 +159,43 @@ def test_every_image_counts_alike_however_long_its_answers():
     assert distillation._mean_of_rows(values, answers) == 4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_newlines_are_no_tokens_to_be_dropped(module):
+    prepared, _ = module._conversations(BATCH)
+    scored = []
+    weights = module._weights(prepared, lambda scores_P: scored.append(len(scores_P)) or scores_P * 0)
+    ends = torch.cat([tile_P == ROW_END for tile_P in prepared.packing.tile_of])
+    assert torch.equal(weights, ends.float())
+    assert scored == prepared.packing.sizes
+
+
+@torch.no_grad()
+def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_without_some(module):
+    """KL(all || some), the sum over words, by `torch.distributions`, a mean over answers and then images."""
+    prepared, answers = module._conversations(BATCH)
+    whole = prepared.reduce(Full(), Policy(1.0))
+    half = (torch.arange(16) % 2).float()
+    every, some = (module._words(whole, answers, weights) for weights in (None, half.repeat(3)))
+    categorical = torch.distributions.Categorical
+    kl_A = torch.distributions.kl_divergence(categorical(logits=every), categorical(logits=some))
+    counts = answers.sum(1).tolist()
+    expected = sum(part.mean() for part in kl_A.split(counts)) / len(counts)
+    same = (every.argmax(1) == some.argmax(1)).float().mean()
+    [(found, agreement)] = module._compared(BATCH, [lambda _: half])
+    torch.testing.assert_close(found, expected)
+    assert agreement == same
+
+
+def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer):
+    module = taught(answerer, lowest=0.25, highest=0.5)
+    generator = torch.Generator().manual_seed(0)
+    masks = [module._sampled(torch.zeros(16), generator) for _ in range(1000)]
+    counts = [int(mask_P.sum()) for mask_P in masks]
+    assert set(counts) == {4, 5, 6, 7, 8}
+    assert all(150 < counts.count(count) < 250 for count in range(4, 9))
+
+
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
     monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
@@ -178,7 +221,7 @@ def fit(answerer, folder, images, **recipe):
     module = taught(answerer, learning_rate=0.001, warmup=0.0, **recipe)
     data = AskedData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    assert train(module, data, folder / "last.ckpt", DummyLogger(), **quiet)
+    assert train(module, data, Checkpoints(folder), DummyLogger(), **quiet)
     return module
 
 
@@ -233,10 +276,42 @@ def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
 
 
+@pytest.fixture
+def step(module, monkeypatch):
+    """One step of a rank: what it logs, and the tokens that are left of sixteen alike."""
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    monkeypatch.setattr(Distillation, "trainer", SimpleNamespace(optimizers=[optimizer]))
+    monkeypatch.setattr(Distillation, "global_step", 0)
+
+    def step(rank=0):
+        logged, masks = {}, []
+        monkeypatch.setattr(Distillation, "global_rank", rank)
+        monkeypatch.setattr(Distillation, "log", lambda self, name, value, **how: logged.update({name: how}))
+        compared = [(torch.zeros(()), torch.zeros(()))]
+        monkeypatch.setattr(
+            module, "_compared", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
+        )
+        module.training_step(BATCH, 0)
+        return logged, masks[0].tolist()
+
+    return step
+
+
+def test_every_rank_draws_tokens_of_its_own(step):
+    (_, first), (_, second), (_, again) = step(0), step(1), step(0)
+    assert first == again and first != second
+
+
+def test_what_is_logged_of_a_step_is_of_all_ranks(step):
+    logged, _ = step()
+    assert {name for name, how in logged.items() if not how.get("sync_dist")} == {"train/learning_rate"}
+    assert "train/divergence" in logged
+
+
 def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
     data = AskedData(Asked(), batch_size=10, validation=0.1, seed=0)
     with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
-        train(taught(answerer), data, tmp_path / "last.ckpt", DummyLogger())
+        train(taught(answerer), data, Checkpoints(tmp_path), DummyLogger())
 
 
 def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):

@@ -125,6 +125,36 @@ def test_attention_and_keys_are_those_of_the_layer_that_is_read(model, process):
     assert encode(model, inputs, tiling).attention_BN is None
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+@pytest.mark.parametrize("layers", [[1, -2], [-2, 1], [-1, 2, -3]])
+@torch.no_grad()
+def test_of_several_layers_the_last_that_is_named_gives_attention_and_keys(make_model, process, layers):
+    model, inputs = make_model(vision_feature_layer=layers), process("<image> a", "b <image> c <image>")
+    tiling = host_of(model).tiling(model, inputs)
+    needs = {"attention_BN", "keys_BND", "first_attention_BN", "pixels_BCHW"}
+    encoded = encode(model, inputs, tiling, needs)
+    tower, depth = model.model.vision_tower, 3
+    tower.set_attn_implementation("eager")
+    seen = tower(encoded.pixels_BCHW, output_attentions=True, output_hidden_states=True)
+    # `hidden_states` begins with the embeddings, attentions and layers with what comes out of the first one.
+    number = range(depth + 1)[layers[-1]] - 1
+    class_tokens = int(tower.config.model_type == "clip_vision_model")
+    queries = slice(0, 1) if class_tokens else slice(None)
+    for found_BN, weights_BHTT in (
+        (encoded.attention_BN, seen.attentions[number]),
+        (encoded.first_attention_BN, seen.attentions[0]),
+    ):
+        torch.testing.assert_close(found_BN, weights_BHTT[:, :, queries].mean((1, 2))[:, class_tokens:])
+    others = [seen.attentions[other][:, :, queries].mean((1, 2)) for other in range(depth) if other != number]
+    assert not any(torch.allclose(encoded.attention_BN, other[:, class_tokens:]) for other in others)
+    layer = tower.encoder.layers[number]
+    keys_BTD = layer.self_attn.k_proj(layer.layer_norm1(seen.hidden_states[number]))
+    heads = tower.config.num_attention_heads
+    torch.testing.assert_close(
+        encoded.keys_BND, torch.stack(keys_BTD.chunk(heads, dim=-1)).mean(0)[:, class_tokens:]
+    )
+
+
 @pytest.mark.parametrize("family", ["llava"])
 @torch.no_grad()
 def test_attention_of_an_untrained_class_token_tells_nothing_and_is_not_taken(model, process):

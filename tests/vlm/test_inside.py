@@ -2,6 +2,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -297,6 +298,18 @@ def test_attention_of_the_last_token_is_that_of_the_eager_layer(make_deep, proce
 
 
 @torch.no_grad()
+def test_attention_that_is_not_finite_ranks_nothing_and_is_named(make_deep, process):
+    model = make_deep()
+    model.model.language_model.layers[1].self_attn.q_proj.weight.data.fill_(torch.nan)
+    message = r"^layer 1: attention of images \[0, 1\] of 2 holds NaN or infinity"
+    with (
+        drop_inside(prepare(model, process("<image> a", "<image> b")), FastV(), 0.3) as inside,
+        pytest.raises(ValueError, match=message),
+    ):
+        model(**inside.whole)
+
+
+@torch.no_grad()
 def test_mistral_is_read_as_well(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
@@ -426,6 +439,8 @@ def test_a_mean_is_reached_from_one_token_up():
         (lambda: Schedule(5, {0: 0.5}, own=True), "layer: 0 is out of range, allowed: 1 <= layer < 5"),
         (lambda: Schedule(5, {5: 0.5}, own=False), "layer: 5 is out of range"),
         (lambda: Schedule(5, {1: 1.5}, own=False), r"keep: 1\.5 is out of range, allowed: 0 <= keep <= 1"),
+        (lambda: Schedule(5, {1: np.int64(1)}, own=False), r"keep: 1 is .*, a fraction and no count"),
+        (lambda: Schedule(5, {1: float("nan")}, own=False), r"keep: nan is out of range"),
         (lambda: Schedule(5, {3: 0.5, 1: 0.2}, own=False), r"keep: 0\.5 is .* allowed: 0 <= keep <= 0\.2"),
         (lambda: Schedule(5, {1: math.nan}, own=False), "keep: nan is out of range"),
     ],

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr import config
 from atr.datasets import micro
+from atr.reduction.checkpoints import Checkpoints
 from atr.vlm.lessons import BLANK, IGNORE, TURN_TOKENS, Collator, LessonDataset, StoredLessons
 from atr.vlm.micro import build_model, build_processor
 from atr.vlm.training import (
@@ -198,7 +199,7 @@ class Store:
         return features
 
 
-def fit(module, processor, checkpoint):
+def fit(module, processor, folder):
     seen = []
 
     def watched(index, reading, transcribe, again=0):
@@ -210,7 +211,7 @@ def fit(module, processor, checkpoint):
     else:
         lessons = StoredLessons(watched, Store(), 2, module.recipe)
     options = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    train(module, lessons, processor, checkpoint, DummyLogger(), options)
+    train(module, lessons, processor, Checkpoints(folder), DummyLogger(), options)
     return seen
 
 
@@ -219,7 +220,7 @@ def test_only_tower_and_projector_learn_in_the_reading_phase(processor, tmp_path
     llava = module.model.model
     layers, *learning = llava.language_model.layers, llava.vision_tower, llava.multi_modal_projector
     before = [copy.deepcopy(part.state_dict()) for part in (layers, *learning)]
-    fit(module, processor, tmp_path / "last.ckpt")
+    fit(module, processor, tmp_path)
     unlike = [
         any(not torch.equal(old[name], new) for name, new in part.state_dict().items())
         for old, part in zip(before, (layers, *learning), strict=True)
@@ -232,7 +233,7 @@ def test_before_a_frozen_tower_projector_and_first_layers_learn_to_read(processo
     llava = module.model.model
     parts = (*llava.language_model.layers, llava.vision_tower, llava.multi_modal_projector)
     before = [copy.deepcopy(part.state_dict()) for part in parts]
-    fit(module, processor, tmp_path / "last.ckpt")
+    fit(module, processor, tmp_path)
     unlike = [
         any(not torch.equal(old[name], new) for name, new in part.state_dict().items())
         for old, part in zip(before, parts, strict=True)
@@ -249,12 +250,12 @@ def test_a_resumed_training_is_the_unbroken_one(processor, tmp_path, make, rest,
 
     broken = make(processor, interrupted, workers=workers)
     with pytest.raises(RuntimeError, match="power cut"):
-        fit(broken, processor, tmp_path / "a.ckpt")
+        fit(broken, processor, tmp_path / "a")
     resumed, unbroken = make(processor, workers=workers), make(processor, workers=workers)
-    seen = fit(resumed, processor, tmp_path / "a.ckpt")
-    whole = fit(unbroken, processor, tmp_path / "b.ckpt")
+    seen = fit(resumed, processor, tmp_path / "a")
+    whole = fit(unbroken, processor, tmp_path / "b")
     if not workers:  # what they draw is not seen here
         assert len(whole) == 8 and seen == whole[4:] and rest in (seen, None)
-    assert resumed.seconds > torch.load(tmp_path / "a.ckpt", weights_only=False)["seconds"] > 0
+    assert resumed.seconds > torch.load(next((tmp_path / "a").glob("*.ckpt")))["seconds"] > 0
     for name, weight in unbroken.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weight, rtol=0, atol=0)

@@ -1,51 +1,16 @@
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from mlflow import MlflowClient
 
 from atr import config, tracking
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A working folder with parameters; its database, which takes seconds to make, is shared by the tests."""
-    folder = tmp_path_factory.mktemp("tracking")
-    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def inside(folder, monkeypatch, request):
-    """Each test is a pipeline of its own in that folder."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("ATR_PIPELINE", request.node.name)
-    for rank in RANKS:
-        monkeypatch.delenv(rank, raising=False)
-
-
-@pytest.fixture
-def find(folder, request):
-    """Looks up the one run of the test's pipeline by its name."""
-
-    def find(name):
-        client = MlflowClient(f"sqlite:///{folder}/experiments/mlflow.db")
-        experiment = client.get_experiment_by_name("atr")
-        assert experiment.artifact_location == f"file://{folder}/experiments/mlartifacts"
-        where = f"tags.pipeline = '{request.node.name}' and attributes.run_name = '{name}'"
-        (run,) = client.search_runs([experiment.experiment_id], where)
-        return run
-
-    return find
 
 
 def test_the_stages_of_a_pipeline_share_one_parent_that_carries_all_parameters(find, request):
@@ -140,60 +105,6 @@ def test_the_other_processes_of_a_stage_log_nothing(tmp_path, monkeypatch, rank)
         run.artifact("params.yaml")
         run.logger().log_metrics({"loss": 1.0}, step=1)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", ["folder in its place", "file above it", "no database"])
-def test_a_log_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch, kind):
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    monkeypatch.chdir(tmp_path)
-    database = tmp_path / "experiments" / "mlflow.db"
-    if kind == "folder in its place":
-        database.mkdir(parents=True)
-    elif kind == "file above it":
-        database.parent.write_text("")
-    else:
-        database.parent.mkdir()
-        database.write_bytes(b"not a database" * 1000)
-    with pytest.raises(ValueError, match=f"MLflow file {database} cannot be written"):
-        tracking.run("prepare", config.load("prepare")).__enter__()
-
-
-@pytest.fixture
-def read_only():
-    """A database that the running user, for root an ordinary one for the time being, may read only."""
-    with TemporaryDirectory() as folder:
-        database = Path(folder) / "mlflow.db"
-        with closing(sqlite3.connect(database)) as connection:
-            connection.execute("CREATE TABLE runs (a)")
-        database.chmod(0o444)
-        database.parent.chmod(0o755)
-        user = os.geteuid()
-        if user == 0:
-            os.seteuid(65534)
-        yield database
-        os.seteuid(user)
-
-
-def test_a_read_only_log_is_named(read_only):
-    with pytest.raises(ValueError, match=f"{read_only} cannot be written: .*readonly"):
-        tracking._check_writable(read_only)
-
-
-def test_the_check_leaves_no_trace(tmp_path):
-    tracking._check_writable(tmp_path / "mlflow.db")
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
-
-
-def test_the_uri_of_the_environment_wins(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/folder/../mlflow.db")
-    (tmp_path / "no").write_text("a file")
-    with pytest.raises(ValueError, match=r"no/folder/\.\./mlflow\.db cannot be written"):
-        tracking.run("prepare", config.load("prepare")).__enter__()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
-    with pytest.raises(ValueError, match=f"MLflow log file:{tmp_path}/mlruns cannot be used"):
-        tracking.run("prepare", config.load("prepare")).__enter__()
 
 
 PRINT_ID = "from atr import tracking; print(tracking._pipeline_id())"

@@ -1,35 +1,30 @@
 """The log of executions: every stage that runs is one MLflow run under the run of its pipeline.
 
-MLflow is a log and nothing else: no stage reads it, DVC owns what the stages produce. This is the only file
-that imports mlflow, and only once a run starts: the import takes more than a second.
+MLflow is a log and nothing else: no stage reads it, DVC owns what the stages produce, and a log that fails
+costs no result. This is the only package that imports mlflow, and only once a run starts: the import takes
+more than a second.
 """
 
-import logging
 import os
 import socket
-import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-import psutil
-
 import atr
-from atr import config
+from atr import config, lifetime
+from atr.tracking import store, unlogged
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from mlflow import MlflowClient
-
-EXPERIMENT = "atr"
-DATABASE = Path("experiments/mlflow.db")
-_SQLITE = "sqlite:///"
 
 
 class Run(Protocol):
@@ -51,7 +46,7 @@ def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
 
     The run ends as FINISHED, FAILED after an exception, or KILLED after Ctrl-C or SIGTERM. Only the
     first process of a distributed stage logs. Raises ValueError, before anything is computed, when the log
-    cannot be written.
+    cannot be written; when it fails later, one line says so, and what is not logged is kept to be sent.
     """
     if not is_first_process():
         yield _Silent()
@@ -83,6 +78,8 @@ class _Tracked:
         self._run_id = run_id
         self._parent_id = parent_id
         self._name = name
+        self._kept = unlogged.folder(run_id)
+        self._failed = False
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         self._log(self._run_id, values, step or 0)
@@ -90,25 +87,49 @@ class _Tracked:
             self._log(self._parent_id, {f"{self._name}/{key}": value for key, value in values.items()}, 0)
 
     def _log(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            run_id, [Metric(key, float(value), now, step) for key, value in values.items()]
-        )
+        now = _now()
+        points = [(key, float(value), now, step) for key, value in values.items()]
+        self._send(f"the metrics {', '.join(values)}", {"run": run_id, "metrics": points})
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
-        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
-        log(self._run_id, str(path), folder)
+        self._send(str(path), {"run": self._run_id, "artifact": str(path), "folder": folder})
 
     def logger(self) -> "Logger":
-        from lightning.pytorch.loggers import MLFlowLogger
+        from atr.tracking.training import TrainingLogger
 
-        return MLFlowLogger(EXPERIMENT, tracking_uri=self._client.tracking_uri, run_id=self._run_id)
+        return TrainingLogger(self._run_id, self.metrics)
 
     def end(self, status: str) -> None:
         for run_id in (self._run_id, self._parent_id):
-            self._client.set_terminated(run_id, status)
+            self._send("the end of the run", {"run": run_id, "status": status, "ended": _now()})
+        if self._failed and status == "FINISHED":
+            self._send_again()
+
+    def _send(self, what: str, call: unlogged.Call) -> None:
+        """Log it; once the log has failed, only keep it: a dead server asked at each step takes hours."""
+        if not self._failed:
+            try:
+                return unlogged.perform(self._client, call)
+            except Exception as error:  # of MLflow, or of any library that its stores stand on
+                self._failed = True
+                self._say(
+                    f"{what} could not be logged ({store.reason(error)}); this and all that follows is kept "
+                    f"in {self._kept}, `python -m atr.tracking` sends it"
+                )
+        try:
+            unlogged.keep(self._kept, call)
+        except OSError as error:
+            self._say(f"{what} is not logged, and could not be kept: {error}")
+
+    def _send_again(self) -> None:
+        """What failed for a moment needs nobody's hand; for all else the line that was printed stands."""
+        with suppress(Exception):
+            store.check_answer()
+            unlogged.send(self._client, self._kept)
+            self._say("all of it is logged after all")
+
+    def _say(self, text: str) -> None:
+        print(f"atr {self._name}: {text}", file=sys.stderr)
 
 
 class _Silent:
@@ -132,13 +153,19 @@ def is_first_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
+def _now() -> int:
+    """Milliseconds, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
 def _start(stage: str, params: config.Params, part: str) -> _Tracked:
     name = f"{stage}/{part}" if part else stage
     tags = {"pipeline": _pipeline_id(), **config.labels(params.path), **_git_tags()}
-    client, experiment = _open()
-    parent = _parent(client, experiment, tags, params)
-    tags |= {"stage": stage, "mlflow.parentRunId": parent}
-    run_id = _create(client, experiment, name, tags, params.flat())
+    with store.usable():
+        client, experiment = store.connect()
+        parent = _parent(client, experiment, tags, params)
+        tags |= {"stage": stage, "mlflow.parentRunId": parent}
+        run_id = _create(client, experiment, name, tags, params.flat())
     return _Tracked(client, run_id, parent, name)
 
 
@@ -166,63 +193,16 @@ def _create(
     return run_id
 
 
-def _open() -> tuple["MlflowClient", str]:
-    """A client of the log and the id of our experiment in it; both are made where they are missing."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE.resolve()}"
-    database = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-    if database:
-        _check_writable(database)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    logging.getLogger("alembic").setLevel(
-        logging.WARNING
-    )  # it tells of each of the many steps of a new schema
-    # Without a location of ours a file database would get its artifacts in ./mlruns; a server knows its own.
-    location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
-    try:
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment:
-            return client, experiment.experiment_id
-        return client, client.create_experiment(EXPERIMENT, location)
-    except MlflowException as error:
-        raise ValueError(f"the MLflow log {uri} cannot be used: {error}") from error
-
-
-def _check_writable(database: Path) -> None:
-    """Write a table and take it back: MLflow itself retries for minutes on a file it cannot write."""
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as connection:
-            for statement in ("BEGIN IMMEDIATE", "CREATE TABLE atr_can_write (a)", "ROLLBACK"):
-                connection.execute(statement)
-    except (OSError, sqlite3.Error) as error:
-        raise ValueError(f"the MLflow file {database} cannot be written: {error}") from error
-
-
 def _pipeline_id() -> str:
     """The same for all stages of one `dvc repro`: ATR_PIPELINE, or a digest of the dvc process above us."""
     given = os.environ.get("ATR_PIPELINE")
     if given:
         return given
-    for process in psutil.Process().parents():
-        if _is_dvc(process):
-            # By the minute: the start that the system reports moves by a second when its clock is set.
-            start = int(process.create_time() // 60)
-            return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
+    if process := lifetime.dvc_above():
+        # By the minute: the start that the system reports moves by a second when its clock is set.
+        start = int(process.create_time() // 60)
+        return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
     return uuid4().hex[:10]
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
-    try:
-        command = process.cmdline()
-    except psutil.Error:  # a process of another user, or one that has just ended
-        return False
-    is_dvc = any(Path(word).name == "dvc" for word in command[:3])
-    return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
 
 
 def _git_tags() -> dict[str, str]:

@@ -1,0 +1,67 @@
+"""A stage lives no longer than the process it works for: `dvc`, or the first process of a distributed stage.
+
+Killed, these can tell nobody: what they started would go on, beside what is started next.
+"""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+FIRST = "ATR_FIRST_PROCESS"
+"""Variable that a stage's first process leaves its id in, for the ranks that it starts."""
+POLL = 1.0
+"""Seconds between two looks."""
+GRACE = 10.0
+"""Seconds to end in order; a collective operation that waits for a rank that is gone takes no signal."""
+
+
+def follow() -> None:
+    """End this process with SIGTERM, after GRACE by force, soon after the one it works for has ended.
+
+    For a rank that is the stage's first process, which started it; for that one the dvc above it, if any.
+    """
+    first = int(os.environ.setdefault(FIRST, str(os.getpid())))
+    is_first = first == os.getpid()
+    followed = dvc_above() if is_first else _parent(first)
+    if followed or not is_first:
+        threading.Thread(target=_end_after, args=(followed,), daemon=True, name="lifetime").start()
+
+
+def dvc_above() -> psutil.Process | None:
+    """The dvc process that this one works for, if there is one."""
+    return next(filter(_is_dvc, psutil.Process().parents()), None)
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
+    try:
+        command = process.cmdline()
+    except psutil.Error:  # a process of another user, or one that has just ended
+        return False
+    is_dvc = any(Path(word).name == "dvc" for word in command[:3])
+    return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
+
+
+def _parent(number: int) -> psutil.Process | None:
+    """The process of that number above this one; None if it has ended already."""
+    return next((process for process in psutil.Process().parents() if process.pid == number), None)
+
+
+def _end_after(followed: psutil.Process | None) -> None:
+    while followed and _runs(followed):
+        time.sleep(POLL)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(128 + signal.SIGTERM)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is not over; nobody may have asked for its exit code yet."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,162 @@
+"""Every stage that computes, in every precision and strategy that trainer may name, on a tiny model."""
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from atr import config
+from atr.datasets.micro import ANSWERS, QUESTIONS
+from atr.files import read_json
+from atr.stages import (
+    COST,
+    DISTILL,
+    DISTILLED,
+    EVALUATE,
+    EVALUATE_FEATURES,
+    MEASURE,
+    PRETRAIN,
+    PRETRAIN_FEATURES,
+    SELECTOR,
+    cost,
+    distill,
+    evaluate,
+    extract,
+    measure,
+    prepare,
+    pretrain,
+)
+from atr.vlm.micro import build_model, build_processor
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {
+    "accelerator": "cpu",
+    "images": 12,
+    "questions": 1,
+    "epochs": 1,
+    "batch_size": 2,
+    "layers": 1,
+    "heads": 1,
+    "mask_images": 1,
+    "collapse_after": 1.0,
+    "random_seeds": 1,
+    "pretrain_images": 4,
+    "training_seeds": 1,
+    "seconds": 0.001,
+    "bootstrap": 2,
+    "max_new_tokens": 2,
+    "batches": "[1]",
+}
+STAGES = {
+    "extract": lambda: [extract.main(config.load("extract"), split) for split in extract.SPLITS],
+    "pretrain": lambda: pretrain.main(config.load("pretrain")),
+    "distill": lambda: distill.main(config.load("distill")),
+    "evaluate": lambda: evaluate.main(config.load("evaluate"), "selector"),
+    "measure": lambda: measure.main(config.load("measure")),
+    "cost": lambda: cost.main(config.load("cost")),
+}
+RESULTS = (
+    EVALUATE_FEATURES / "manifest.json",
+    PRETRAIN_FEATURES / "manifest.json",
+    PRETRAIN / "metrics.json",
+    DISTILL / "metrics.json",
+    EVALUATE / "selector" / "summary.json",
+    MEASURE / "metrics.json",
+    COST / "cost.json",
+)
+
+
+def unlogged(*_, **__):
+    log = SimpleNamespace(metrics=lambda *_: None, artifact=lambda *_, **__: None, logger=DummyLogger)
+    return nullcontext(log)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A tiny model in the place of the shipped one, and a few images and questions of the micro world."""
+    folder = tmp_path_factory.mktemp("prepared")
+    torch.manual_seed(0)
+    processor = build_processor((*QUESTIONS, *ANSWERS), 56)
+    model = folder / config.VLMS["micro"].path
+    build_model(processor, 56, width=64, layers=2, text_layers=1).save_pretrained(model)
+    processor.save_pretrained(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_params()
+        patch.setattr("atr.tracking.run", unlogged)
+        prepare.main(config.load("prepare"))
+    return folder
+
+
+def write_params(**trainer):
+    text, micro = (ROOT / "params.yaml").read_text().split("\nmicro:")
+    for key, value in (CHANGES | trainer).items():
+        text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert count, key
+    text = re.sub(r"^  keep: \[.*\]$", "  keep: [0.5]", text, flags=re.MULTILINE)
+    Path("params.yaml").write_text(f"{text}\nmicro:{micro}")
+
+
+@pytest.fixture
+def project(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("atr.tracking.run", unlogged)
+    Path("data").mkdir()
+    for part in ("data/micro", "data/prepared"):
+        Path(part).symlink_to(prepared / part)
+    yield tmp_path
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def check_results():
+    for file in RESULTS:
+        assert read_json(file)
+    for folder in (SELECTOR, DISTILLED):
+        assert (folder / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [name for name in config.PRECISIONS if "16-mixed" != name != 16])
+def test_every_stage_runs_in_every_precision(project, precision):
+    write_params(precision=precision)
+    for run in STAGES.values():
+        run()
+    check_results()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, stage, monkeypatch):
+    monkeypatch.setattr("atr.features.store.FeatureStore.open", lambda *_, **__: None)
+    monkeypatch.setattr("atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained", lambda *_: None)
+    write_params(precision="16-mixed")
+    with pytest.raises(ValueError, match=r"^trainer\.precision: 16-mixed is of GPUs"):
+        STAGES[stage]()
+    assert not any(file.exists() for file in RESULTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # twelve times the imports, on a machine that may be busy
+@pytest.mark.parametrize("strategy", config.STRATEGIES)
+def test_every_stage_runs_in_two_processes_under_every_strategy(project, strategy):
+    write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
+    for stage in ("extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector"):
+        start(stage)
+    for stage in ("measure", "cost"):
+        start(stage)
+    check_results()
+
+
+def start(stage):
+    name, *arguments = stage.split()
+    subprocess.run(
+        [sys.executable, "-m", f"atr.stages.{name}", *arguments],
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
