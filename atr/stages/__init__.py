@@ -57,10 +57,6 @@ def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
     }
 
 
-def _content(path: Path) -> str:
-    return sha256(path) if path.is_file() else folder_digest(path)
-
-
 def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
     """Where the answers of a stopped evaluation lie, without suffix; they stay until another one ends.
 

@@ -67,9 +67,9 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
 
 def _write(params: config.Params, module: Any) -> None:
     from atr import tracking
-    from atr.hardware import precision_of, resolved
+    from atr.hardware import resolved
 
-    computed = resolved(precision_of(params.trainer), module.trainer.strategy.root_device)
+    computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}

@@ -16,12 +16,12 @@ def main(params: config.Params) -> None:
     with tracking.run("measure", params) as run:
         from atr.features.observed import GIVEN
         from atr.features.store import FeatureStore
-        from atr.hardware import precision_of, resolved
+        from atr.hardware import resolved
         from atr.reduction import autoencoder, measures
 
         asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
         trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
-        first, precision = tracking.is_first_process(), precision_of(params.trainer)
+        first = tracking.is_first_process()
         held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect, verify=first)
         store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect, verify=first)
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
@@ -33,9 +33,9 @@ def main(params: config.Params) -> None:
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
-        provenance, computed = tracking.provenance() | {"left_out": left_out}, resolved(precision, device)
-        computed["features"] = held_out.manifest["resolved"]
-        about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
+        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        features = {"features": held_out.manifest["resolved"]}
+        about["resolved"] = resolved(random.trainer.precision, device) | features
         write_json(stages.MEASURE / "metrics.json", results | about)
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))

@@ -58,9 +58,9 @@ def main(params: config.Params) -> None:
 
 def _write(params: config.Params, module: "SelectorTraining") -> None:
     from atr import tracking
-    from atr.hardware import precision_of, resolved
+    from atr.hardware import resolved
 
-    computed = resolved(precision_of(params.trainer), module.trainer.strategy.root_device)
+    computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     for path, trained in ((SELECTOR, module.autoencoder.selector), (AUTOENCODER, module.autoencoder)):
         with whole_folder(path) as temporary:
             trained.save_pretrained(temporary)

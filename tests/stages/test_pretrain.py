@@ -312,6 +312,11 @@ def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
     assert len(checkpoints()) == 1
 
 
+def test_the_metrics_say_what_was_computed_in(log):
+    resolved = json.loads(run())["resolved"]
+    assert (resolved["precision"], resolved["device"], resolved["features"]) == ("32-true", "cpu", {})
+
+
 KILLED = """
 import os, runpy, signal, sys
 from importlib import import_module

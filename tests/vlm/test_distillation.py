@@ -149,7 +149,7 @@ def test_each_prompt_is_answered_once(module, monkeypatch):
     module._conversations(BATCH[::-1])
     assert len(asked) == 1
     batch = module.answerer.prepare([["three"]], ["h"])
-    [(alone, _, _)] = answer(module.answerer, batch, Full(), 1.0)
+    [(alone, *_)] = answer(module.answerer, batch, Full(), 1.0)
     assert module._answered["three"][2] == alone
 
 
@@ -197,7 +197,7 @@ def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer
 
 
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0)])
+    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
 
