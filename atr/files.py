@@ -75,7 +75,7 @@ def _clear(part: Path) -> None:
 
 def _remove(part: Path) -> None:
     """The lock goes last, or what a kill leaves of the rest could not be told from what is being written."""
-    for content in part.iterdir():
+    for content in part.glob("*"):
         if content.is_dir():
             shutil.rmtree(content, ignore_errors=True)
         elif content.name != _LOCK:
