@@ -56,9 +56,7 @@ def _beside(path: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with open(part / "unlocked", "x") as lock:
-            with suppress(
-                OSError
-            ):  # a file system without locks: there nothing can be told dead, nor is cleared
+            with suppress(OSError):  # a file system without locks: nothing is told dead there, nor cleared
                 fcntl.flock(lock, fcntl.LOCK_EX)
             os.replace(part / "unlocked", part / _LOCK)
             yield part / path.name
