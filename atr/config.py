@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Never, TypeVar
 
@@ -31,7 +31,7 @@ class EncoderPreset:
 
     name: str
     path: str
-    """Folder or hub id of the weights and of their image processor."""
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their image processor."""
     layer: int = -2
     """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
     size: int | None = None
@@ -46,7 +46,7 @@ class VlmPreset:
 
     name: str
     path: str
-    """Folder or hub id of the weights and of their processor."""
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
@@ -193,7 +193,8 @@ PROCESSES = 2**16
 LAYERS = 1024
 """Most layers of a network, and heads of one of them: a misprint shall not fill the memory."""
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# org/name, and a branch, tag or commit behind it.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
 
 
 def _check(key: str, value: object, valid: bool, allowed: str) -> None:
@@ -243,7 +244,7 @@ class Common:
     """Of the data, the trainings, the bootstrap and the noise that is timed; 0 <= seed < 2**32. The random
     reducer has seeds of its own, 0 and up: see `evaluate.random_seeds`."""
     encoder: str = "micro"
-    """Name of a preset, a folder, or a hub id."""
+    """Name of a preset, a folder, or a hub id; the first and the last may have a revision: name@revision."""
     vlm: str = "auto"
     """Name of a preset, a folder, a hub id, or auto: the preset that reads the encoder."""
 
@@ -961,7 +962,8 @@ def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
 
     Whether a model reads an encoder of the user's own shows when both are loaded.
     """
-    readers = [preset for preset in VLMS.values() if preset.encoder == encoder.name]
+    read, model = _base(encoder.name), _base(name)
+    readers = [preset for preset in VLMS.values() if preset.encoder == read]
     allowed = f"{_listed([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
     if name == "auto" and readers:
         return readers[0]
@@ -970,22 +972,32 @@ def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
             f"vlm: 'auto' finds no model that reads encoder {encoder.name!r}, allowed: {allowed}"
         )
     preset = _preset(VLMS, name)
-    if preset in readers:
+    if preset and preset.encoder == read:
         return preset
-    if preset and (name in VLMS or encoder.name in ENCODERS):
+    if preset and (model in VLMS or read in ENCODERS):
         raise ConfigError(f"vlm: {name!r} does not read encoder {encoder.name!r}, allowed: {allowed}")
     _check_location("vlm", name, ("auto", *VLMS))
     return VlmPreset(name=name, path=name, encoder=None)
 
 
 def _preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
-    """The preset of that name, or whose folder or hub id it is."""
-    return next((preset for preset in presets.values() if name in (preset.name, preset.path)), None)
+    """The preset of that name, or whose folder or hub id it is; at the revision that stands behind it."""
+    found = next((preset for preset in presets.values() if _base(name) in (preset.name, preset.path)), None)
+    if found is None or _base(name) == name:
+        return found
+    revision = name.removeprefix(_base(name))
+    at = replace(found, name=found.name + revision, path=found.path + revision)
+    return at if _HUB_ID.fullmatch(at.path) else None
+
+
+def _base(name: str) -> str:
+    """A name without the revision behind it."""
+    return name.partition("@")[0]
 
 
 def _check_location(key: str, name: str, presets: Collection[str]) -> None:
     """Refuse what is no folder and cannot be a hub id: beside a folder `data`, `data/mirco` is misspelt."""
-    is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(name))
+    is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(_base(name)))
     if not (os.path.isdir(name) or is_hub_id):
-        allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name"
+        allowed = f"{_listed(presets)}, a folder that exists, or a hub id org/name or org/name@revision"
         raise ConfigError(f"{key}: {_short(name)} is unknown, allowed: {allowed}")

@@ -95,3 +95,9 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, pattern: str = "*") -> str:
+    """Hex digest of the names and contents of all files under a folder that match `pattern`."""
+    files = sorted(path for path in Path(folder).rglob(pattern) if path.is_file())
+    return digest(files={path.relative_to(folder).as_posix(): sha256(path) for path in files})

@@ -1,5 +1,6 @@
-"""What the machine computes in: the one place where an `auto` precision is decided."""
+"""What the machine computes in: where an `auto` precision is decided, and what results record."""
 
+import platform
 from typing import Any
 
 import torch
@@ -8,6 +9,8 @@ from atr import config
 
 BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 """Names in `torch.cpu.get_capabilities()`, on x86 and on Arm."""
+
+_FULL_NAMES = {16: "16-mixed", 32: "32-true", 64: "64-true"}
 
 
 def precision_of(trainer: config.Trainer) -> int | str:
@@ -30,3 +33,17 @@ def precision_of(trainer: config.Trainer) -> int | str:
 def lightning_kwargs(trainer: config.Trainer) -> dict[str, Any]:
     """The keyword arguments of `lightning.Trainer` and of `lightning.Fabric` on this machine."""
     return trainer.kwargs() | {"precision": precision_of(trainer)}
+
+
+def resolved(precision: int | str, device: torch.device) -> dict[str, Any]:
+    """What a result depends on and its parameters may leave to the machine: arithmetic, device, its model."""
+    name = _FULL_NAMES.get(precision, str(precision)) if isinstance(precision, int) else precision
+    return {"precision": name, "device": device.type, "processor": _processor(device)}
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return platform.machine()

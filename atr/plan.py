@@ -65,8 +65,9 @@ KNOWN = {
 
 def features_of(path: str) -> Features | None:
     """Tokens and width of an encoder by its hub id or from the files of its folder; None if unknown."""
-    if path in KNOWN or not Path(path).is_dir():
-        return KNOWN.get(path)
+    name = path.partition("@")[0]  # a revision does not change the shape
+    if name in KNOWN or not Path(path).is_dir():
+        return KNOWN.get(name)
     try:
         tree = read_json(Path(path, "config.json"))
         vision = tree.get("vision_config", tree)

@@ -1,9 +1,13 @@
 """The datasets of the paper's benchmarks in miniature: parquet files in their schemas, under their hub ids.
 
+And a cache of the hub's, which models and selectors are loaded from as if they had been downloaded.
 Loaded with runpy, as tests are no package: see conftest.py beside it.
 """
 
+import hashlib
 import io
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +141,20 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]] | None = None, fil
         pq.write_table(pa.Table.from_pylist(share, pa.schema(columns)), path, row_group_size=2)
         paths.append(path)
     return paths
+
+
+def cache(home: Path, name: str, folders: Mapping[str, Path]) -> dict[str, str]:
+    """Lay out the hub's cache under `home`, one commit of a model a revision, and return the commits."""
+    repository, commits = home / f"models--{name.replace('/', '--')}", {}
+    (repository / "refs").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for revision, folder in folders.items():
+        commits[revision] = commit = hashlib.sha1(revision.encode()).hexdigest()
+        (repository / "refs" / revision).write_text(commit)
+        for file in (file for file in folder.rglob("*") if file.is_file()):
+            blob = repository / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+            blob.write_bytes(file.read_bytes())
+            link = repository / "snapshots" / commit / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    return commits

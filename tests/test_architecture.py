@@ -34,6 +34,7 @@ FLOORS = {
     "files": 1,
     "fingerprint": 1,
     "hardware": 1,
+    "hub": 1,
     "timing": 1,
     "tokens": 1,
     "tracking": 1,
@@ -116,7 +117,7 @@ def part(module: str) -> str:
 def goes_down(module: str, imported: str) -> bool:
     """Whether an import stays in its part or goes to a lower floor, as atr/'s architecture has it."""
     upper, lower = part(module), part(imported)
-    if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config")}:
+    if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config"), ("hub", "files")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
         return lower == "reduction" or imported in ("atr.features.encoder", "atr.features.attention")

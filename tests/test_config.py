@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +384,25 @@ def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):
     assert params.encoder == config.EncoderPreset(name="org/tower", path="org/tower", layer=-2)
     assert params.vlm == config.VlmPreset(name=str(tmp_path), path=str(tmp_path), encoder=None)
     assert params.raw()["vlm"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"])
+def test_a_revision_stands_behind_a_preset_or_a_hub_id(tmp_path, name):
+    path = write(tmp_path, encoder="clip-vit-large-patch14-336@v1", vlm=f"{name}@refs/pr/7")
+    params = config.load("evaluate", path)
+    preset = config.ENCODERS["clip-vit-large-patch14-336"]
+    assert params.encoder == replace(preset, name=f"{preset.name}@v1", path=f"{preset.path}@v1")
+    assert params.vlm.path == "llava-hf/llava-1.5-7b-hf@refs/pr/7" and not params.vlm.stored
+    assert params.raw()["vlm"] == "llava-1.5-7b@refs/pr/7", "results say which revision was asked for"
+    assert config.load("evaluate", write(tmp_path, encoder="org/tower@v2", vlm="org/model")).encoder == (
+        config.EncoderPreset("org/tower@v2", "org/tower@v2")
+    )
+
+
+@pytest.mark.parametrize("name", ["micro@v1", "data/micro/llava@v1", "org/name@", "org/name@a b"])
+def test_only_what_is_on_the_hub_has_revisions(tmp_path, name):
+    refused = message(write(tmp_path, encoder=name, vlm="org/model"))
+    assert f"encoder: {name!r} is unknown, allowed: " in refused and "org/name@revision" in refused
 
 
 def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub():

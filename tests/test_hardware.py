@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from atr import config
-from atr.hardware import lightning_kwargs, precision_of
+from atr.hardware import lightning_kwargs, precision_of, resolved
 
 
 def machine(monkeypatch, cuda=None, mps=False, **instructions):
@@ -50,3 +50,14 @@ def test_this_torch_knows_the_instructions_by_their_names():
     assert {"amx_bf16", "avx512_bf16"} <= set(torch.cpu.get_capabilities()) or not any(
         name.startswith("avx") for name in torch.cpu.get_capabilities()
     )
+
+
+@pytest.mark.parametrize(
+    "precision, name", [(16, "16-mixed"), (32, "32-true"), (64, "64-true"), ("bf16-true", "bf16-true")]
+)
+def test_a_record_has_the_full_name_of_the_precision_and_no_place_of_the_device(monkeypatch, precision, name):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert resolved(precision, torch.device("cuda:3")) == {
+        "precision": name, "device": "cuda", "processor": "NVIDIA H200",
+    }  # fmt: skip
+    assert resolved(precision, torch.device("cpu")).keys() == {"precision", "device", "processor"}

@@ -1,7 +1,7 @@
 """DocVQA (Mathew et al., 2021, arXiv 2007.00398), validation: 5,349 questions on scanned pages.
 
-Dataset, prompt and score as task docvqa_val of lmms-eval 0.3.5, but for an answer at a distance of exactly
-one half: see `anls`.
+Dataset, prompt and score as task docvqa_val of lmms-eval 0.3.5, but for a distance of exactly one half and
+for texts with repeated blanks: see `anls`.
 """
 
 from collections.abc import Iterable, Iterator

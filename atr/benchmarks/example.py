@@ -19,7 +19,7 @@ class Asked(Protocol):
 
     @property
     def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice in the order of their letters; none if the question is open."""
+        """The texts of a multiple choice by letter, empty for a letter without one; none if it is open."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Source:
     """Where the dataset lies: parquet files of a split in a repository of datasets, on the hub by this id."""
 
     hub: str
+    """org/name, or org/name@revision."""
     files: str
     """Glob pattern of the rows' files."""
     images: str = ""

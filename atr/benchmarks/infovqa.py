@@ -1,7 +1,7 @@
 """InfographicVQA (Mathew et al., 2022, arXiv 2104.12756), validation: 2,801 questions on infographics.
 
-Dataset, prompt and score as task infovqa_val of lmms-eval 0.3.5, but for an answer at a distance of exactly
-one half: see `anls`. It lies in DocVQA's repository.
+Dataset, prompt and score as task infovqa_val of lmms-eval 0.3.5, but for a distance of exactly one half and
+for texts with repeated blanks: see `anls`. It lies in DocVQA's repository.
 """
 
 from collections.abc import Iterable, Iterator

@@ -58,8 +58,8 @@ class Question(Protocol):
         """Why its images could not be read, empty if they could."""
 
 
-Reply = tuple[str, int, int]
-"""The prediction for a question, the number of visual tokens it was given from, and how many there are."""
+Reply = tuple[str, int, int, int]
+"""The prediction for a question, its visual tokens that were kept, those fed with newlines, and all."""
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
@@ -245,10 +245,10 @@ def pictured(
 
 def _scored(question: Question, reply: Reply, trial: Trial) -> Row:
     """Score one prediction by its benchmark's own score and by ANLS."""
-    prediction, tokens, tokens_full = reply
+    prediction, tokens, tokens_fed, tokens_full = reply
     score = BENCHMARKS[question.benchmark].score(prediction, question)
     similarity = anls(prediction, question.answers)
-    return _row(question, trial, tokens, tokens_full, prediction, score, similarity)
+    return _row(question, trial, (tokens, tokens_fed, tokens_full), prediction, score, similarity)
 
 
 def _unread(question: Question, trial: Trial) -> Row:
@@ -258,8 +258,7 @@ def _unread(question: Question, trial: Trial) -> Row:
 def _row(
     question: Question,
     trial: Trial,
-    tokens: int = 0,
-    tokens_full: int = 0,
+    tokens: tuple[int, int, int] = (0, 0, 0),
     prediction: str = "",
     score: float | None = None,
     anls: float | None = None,
@@ -275,8 +274,9 @@ def _row(
         answer=question.answers[0],
         keep=trial.keep,
         seed=trial.seed,
-        tokens=tokens,
-        tokens_full=tokens_full,
+        tokens=tokens[0],
+        tokens_fed=tokens[1],
+        tokens_full=tokens[2],
         prediction=prediction,
         score=score,
         anls=anls,

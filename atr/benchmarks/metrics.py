@@ -34,13 +34,18 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     """Normalised Levenshtein similarity to the nearest answer, 0.0 if the distance is `threshold` or more.
 
     DocVQA's score (Biten et al., 2019), up to case and spacing: 1 - edits / length of the longer string. Its
-    mean over questions is the ANLS. A distance of exactly one half scores nothing, as the paper has it;
-    lmms-eval gives it one half. Raises ValueError if there are no answers.
+    mean over questions is the ANLS. Raises ValueError if there are no answers.
+
+    lmms-eval's formula differs in two things. A distance of exactly one half scores nothing here, as in the
+    paper, and one half there. Runs of blanks are one blank when edits are counted, as here, but the length
+    that it divides by is the one before: there, repeated blanks make two texts more alike.
 
     >>> anls("iglo", ["igloo"])
     0.8
     >>> anls("ig", ["igloo"]), anls("no", ["nose"])
     (0.0, 0.0)
+    >>> anls("an  igloo", ["an iglo"])  # lmms-eval: 8 / 9
+    0.875
     """
     check_answers(answers)
     words = normalise(prediction)

@@ -6,9 +6,8 @@ in an answer by the toolkit's rules; where these find none it asks a GPT, and he
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from string import ascii_uppercase
 
-from atr.benchmarks.example import LETTER, Asked, Example, Row, Source, lettered
+from atr.benchmarks.example import LETTER, Asked, Example, Row, Source
 
 SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000
@@ -22,11 +21,15 @@ WRITTEN = [
 
 
 def examples(rows: Iterable[Row]) -> Iterator[Example]:
-    """One question a row, named after its index, and its rotations a unit."""
+    """One question a row, named after its index, and its rotations a unit.
+
+    A choice keeps its letter where the one before it is empty, as rotations leave it.
+    """
     for row in rows:
-        choices = [row[letter] for letter in LETTERS if _given(row.get(letter))]
+        choices = [str(row[letter]) if _given(row.get(letter)) else "" for letter in LETTERS]
+        lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=True) if text]
         hint = f"{row['hint']} " if _given(row["hint"]) else ""
-        options = f"There are several options:\n{lettered(choices)}"
+        options = "\n".join(["There are several options:", *lines])
         question = f"{hint}{row['question']} {options}\n{LETTER}"
         index = int(row["index"])
         yield Example(
@@ -57,9 +60,8 @@ def letter_in(prediction: str) -> str | None:
 def choice_in(prediction: str, choices: Sequence[str]) -> str | None:
     """The letter of the only choice whose text is part of an answer, up to case."""
     text = prediction.lower()
-    found = [
-        letter for letter, choice in zip(ascii_uppercase, choices, strict=False) if choice.lower() in text
-    ]
+    lettered = zip(LETTERS, choices, strict=False)
+    found = [letter for letter, choice in lettered if choice and choice.lower() in text]
     return found[0] if len(found) == 1 else None
 
 

@@ -23,8 +23,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Row:
-    """One question under one trial, a line of results.jsonl; `tokens` of `tokens_full` visual ones were seen.
+    """One question under one trial, a line of results.jsonl; `tokens` of `tokens_full` visual ones were kept.
 
+    With the newlines at the ends of rows, which do not count, the language model was fed `tokens_fed`. Inside
+    the language model both are means over its layers.
     Where there is no answer the status says why, `error` in words, and there is no score.
     """
 
@@ -39,6 +41,7 @@ class Row:
     keep: float | None
     seed: int | None
     tokens: int
+    tokens_fed: int
     tokens_full: int
     prediction: str
     score: float | None

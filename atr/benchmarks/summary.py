@@ -9,6 +9,9 @@ import numpy as np
 from atr.benchmarks.rows import ANSWERED, STATUSES, Row
 from atr.bootstrap import Floats, by_unit, interval, resampled
 
+TOKENS = ("tokens", "tokens_fed", "tokens_full")
+"""Visual tokens of a row, and of an entry their mean."""
+
 
 @dataclass(frozen=True)
 class _Point:
@@ -18,6 +21,8 @@ class _Point:
     score_SU: Floats
     anls_SU: Floats
     mean_R: Floats
+    tokens: dict[str, float]
+    """Means over the answered units, by their key in an entry."""
     counts: dict[str, int]
     """Units by status; the ones that are answered under every seed have it so."""
 
@@ -27,8 +32,9 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
 
     Of an adaptive count `keep` is None, and `tokens` of `tokens_full` say what it kept on average.
     A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
-    group's the mean of its benchmarks. `tokens` and `tokens_full` are the mean visual tokens of a question,
-    kept and in all. `questions` counts units, and of these `answered`, `unreadable` and `failed`; only the
+    group's the mean of its benchmarks. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (in all) are
+    means of the same questions, weighed as their scores are. `questions` counts units, and of these
+    `answered`, `unreadable` and `failed`; only the
     answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a bootstrap over the
     answered units within each benchmark; it draws the same ones at every kept fraction and for every reducer
     that answered as many, so differences between curves are paired. `seed_means` has the mean of each seed.
@@ -64,7 +70,9 @@ def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
         )
     score_SU, anls_SU = _lowest(answered, "score"), _lowest(answered, "anls")
     mean_R = resampled(score_SU.mean(axis=0), rows[0].benchmark, resamples, seed)
-    return _Point(rows, score_SU, anls_SU, mean_R, {status: statuses.count(status) for status in STATUSES})
+    tokens = {key: _mean(answered, key) for key in TOKENS}
+    counts = {status: statuses.count(status) for status in STATUSES}
+    return _Point(rows, score_SU, anls_SU, mean_R, tokens, counts)
 
 
 def _status(rows: Iterable[Row]) -> str:
@@ -78,15 +86,18 @@ def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
     return np.array(lowest_US, dtype=np.float64).T.copy()
 
 
+def _mean(units: list[list[list[Row]]], key: str) -> float:
+    """Mean over units of the mean over a unit's rows."""
+    return float(np.mean([np.mean([getattr(row, key) for line in lines for row in line]) for lines in units]))
+
+
 def _entry(kind: str, name: str, keep: float | None, points: list[_Point]) -> dict[str, Any]:
     low, high = interval(np.mean([point.mean_R for point in points], axis=0))
     seed_means_S = np.mean([point.score_SU.mean(axis=1) for point in points], axis=0)
-    answered = [row.tokens for point in points for row in point.rows if row.status == ANSWERED]
     return {
         kind: name,
         "keep": keep,
-        "tokens": float(np.mean(answered)),
-        "tokens_full": tokens_full(row for point in points for row in point.rows),
+        **{key: float(np.mean([point.tokens[key] for point in points])) for key in TOKENS},
         "mean": float(np.mean([point.score_SU.mean() for point in points])),
         "low": low,
         "high": high,

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from atr.hub import split
+
 HUB = "hub"
 
 
@@ -42,10 +44,11 @@ class Cell:
 def find(repository: str, dataset: str, pattern: str) -> list[Path]:
     """The parquet files of a dataset that match a glob pattern, in order, fetched first if on the hub.
 
-    `repository` is "hub", or a folder that holds the dataset under its hub id, as `hf download --repo-type
-    dataset ID --local-dir FOLDER/ID` leaves it. Raises ValueError naming what is missing.
+    `repository` is "hub", where a revision may stand behind the id (`org/name@revision`), or a folder that
+    holds the dataset under its hub id, as `hf download --repo-type dataset ID --local-dir FOLDER/ID` leaves
+    it. Raises ValueError naming what is missing.
     """
-    folder = _fetched(dataset, pattern) if repository == HUB else Path(repository) / dataset
+    folder = _fetched(dataset, pattern) if repository == HUB else Path(repository) / split(dataset)[0]
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise ValueError(f"{folder / pattern}: no such parquet files of dataset {dataset}")
@@ -57,12 +60,28 @@ def find(repository: str, dataset: str, pattern: str) -> list[Path]:
     return paths
 
 
+def commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
+    """The commit by which each of these datasets was read from the hub; none of a folder, which has none."""
+    from huggingface_hub import snapshot_download
+
+    if repository != HUB:
+        return {}
+    named = {dataset: split(dataset) for dataset in datasets}
+    return {
+        dataset: Path(
+            snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
+        ).name
+        for dataset, (name, revision) in named.items()
+    }
+
+
 def _fetched(dataset: str, pattern: str) -> Path:
     """The folder of the hub's cache with the files; what is there already is not fetched again."""
     from huggingface_hub import snapshot_download
 
+    name, revision = split(dataset)
     try:
-        return Path(snapshot_download(dataset, repo_type="dataset", allow_patterns=pattern))
+        return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except Exception as error:  # the errors of the hub, of its transport and of being offline share no base
         raise ValueError(
             f"dataset {dataset} cannot be read from the hub, download it to FOLDER/{dataset} and set "

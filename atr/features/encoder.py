@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from atr.features.attention import CLASS_TOKENS, leading_tokens, observing
+from atr.hub import located, split
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -84,6 +85,8 @@ class Encoder(nn.Module):
     ) -> Self:
         """Load the tower of a folder or hub id: a vision model, or one that holds one (LLaVA, CLIP, SigLIP).
 
+        Behind a hub id there may be a revision: `org/name@revision`.
+
         `size` in pixels, one side or (height, width), resizes the whole image to it and interpolates the
         tower's positions; None leaves both to the folder's image processor. Layers behind `layer` are neither
         loaded nor run. Raises ValueError naming the folder or file for anything that is not there, is
@@ -133,10 +136,10 @@ class Encoder(nn.Module):
 
 def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
     """The tower's own configuration, and the prefix of its weights where the checkpoint holds more."""
-    if path.count("/") > 1 and not Path(path).is_dir():
+    if split(path)[0].count("/") > 1 and not Path(path).is_dir():
         raise ValueError(f"{path}: there is no such folder, and no hub id has two slashes")
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(**located(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if hasattr(config, "vision_config"):
@@ -222,7 +225,7 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
         with quiet():
             # Misshapen weights are reported rather than raised, so that the message can name them.
             tower, report = AutoModel.from_pretrained(
-                path,
+                **located(path),
                 config=config,
                 key_mapping={prefix: ""} if prefix else None,
                 dtype=torch.float32,
@@ -252,7 +255,7 @@ def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
         resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(path, backend="pil", **resized)
+            processor = AutoImageProcessor.from_pretrained(**located(path), backend="pil", **resized)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {first_line(error)}") from error
     tell_substitute(path, processor)
@@ -261,7 +264,8 @@ def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
 
 def tell_substitute(path: str, processor: Any) -> None:
     """Say so where another image processor was taken than the one that the folder asks torchvision for."""
-    asked = type(processor).get_image_processor_dict(path)[0].get("image_processor_type", "")
+    written, _ = type(processor).get_image_processor_dict(**located(path))
+    asked = written.get("image_processor_type", "")
     used = type(processor).__name__
     # The name without `Fast` is written for both: it asks for neither.
     if asked.endswith("Fast") and used.endswith("Pil"):

@@ -29,7 +29,7 @@ DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
 _OF_FEATURES = ("encoder", "layer", "fingerprint", "dtype", "tokens", "grid", "width")
-_MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "shards"}
+_MANIFEST_KEYS = {"format", *_OF_FEATURES, "images", "parameters", "resolved", "shards"}
 
 
 def clear(folder: Path) -> None:
@@ -95,10 +95,12 @@ def write_manifest(
     fingerprint: str | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
+    resolved: Mapping[str, Any] | None = None,
 ) -> None:
     """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
 
-    `fingerprint` says of which weights the encoder is, where that is known.
+    `fingerprint` says of which weights the encoder is, where that is known; `resolved` what the features were
+    computed in, and by which checkpoint.
     """
     write_json(
         folder / MANIFEST,
@@ -113,6 +115,7 @@ def write_manifest(
             "fingerprint": fingerprint,
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
+            "resolved": dict(resolved or {}),
             "shards": sorted(shards, key=lambda shard: shard["file"]),
         },
     )

@@ -12,6 +12,7 @@ from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
 from atr.fingerprint import fingerprint
+from atr.hardware import resolved
 
 
 class FeatureExtraction(LightningModule):
@@ -54,7 +55,13 @@ class StoreWriter(Callback):
         first, ids, _ = batch
         self.writer.add(first, ids, outputs.cpu())
 
-    def finish(self, trainer: Trainer, encoder: Encoder, parameters: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        trainer: Trainer,
+        encoder: Encoder,
+        parameters: Mapping[str, Any],
+        version: Mapping[str, str | None],
+    ) -> None:
         """Write the manifest once every rank has written its shards; every rank must call this after predict.
 
         Not a hook of the predict loop: Lightning skips those on a rank that has no batches.
@@ -74,6 +81,7 @@ class StoreWriter(Callback):
                 fingerprint=fingerprint(encoder.tower),
                 parameters=parameters,
                 shards=shards,
+                resolved={**resolved(trainer.precision, trainer.strategy.root_device), **version},
             )
         trainer.strategy.barrier("manifest written")
 
@@ -84,8 +92,12 @@ def fill_store(
     folder: Path,
     parameters: Mapping[str, Any],
     trainer_kwargs: Mapping[str, Any],
+    version: Mapping[str, str | None],
 ) -> None:
-    """Encode all images of `data` into the store `folder`; the manifest, written last, ends it."""
+    """Encode all images of `data` into the store `folder`; the manifest, written last, ends it.
+
+    `version` says which checkpoint of the encoder came, as `atr.hub.version_of` does.
+    """
     writer = StoreWriter(folder, len(data.batches.images), data.batches.shard_images)
     trainer = Trainer(
         **trainer_kwargs,
@@ -94,4 +106,4 @@ def fill_store(
         use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
     )
     trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
-    writer.finish(trainer, encoder, parameters)
+    writer.finish(trainer, encoder, parameters, version)

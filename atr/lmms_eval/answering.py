@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from atr.hub import located
 from atr.lmms_eval.arguments import DTYPES, Arguments
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import check_selector, load_vlm
@@ -126,7 +127,7 @@ class ReducedVlm:
 
 def _config(path: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(**located(path))
     except OSError as error:
         raise ValueError(f"pretrained: {path!r} is no model: {error}, allowed: a folder or hub id") from error
 

@@ -110,10 +110,10 @@ def _report(answers: Sequence[Answer], seconds: float) -> None:
     images = [image for answer in answers for image in answer.kept]
     written = sum(answer.written for answer in answers)
     kept, of = sum(image.tokens for image in images), sum(image.of for image in images)
+    fed = kept + sum(image.newlines for image in images)
     logger.info(
         f"atr_llava: {len(answers)} questions, {len(images)} images, visual tokens kept: {kept} of {of}"
     )
-    per_image = (
-        {"visual_tokens_kept": kept / len(images), "visual_tokens": of / len(images)} if images else {}
-    )
+    totals = {"visual_tokens_kept": kept, "visual_tokens_fed": fed, "visual_tokens": of}
+    per_image = {name: total / len(images) for name, total in totals.items()} if images else {}
     log_metrics(seconds, written, written / seconds, per_image)

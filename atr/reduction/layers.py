@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from atr.hub import located
 from atr.tokens import sine_positions
 
 _SMALLEST_VARIANCE = 1e-10
@@ -161,13 +162,16 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit."""
+        """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit.
+
+        A revision of the hub's may stand behind the id: `org/name@revision`.
+        """
         folder = Path(name)
         missing = [file for file in _FILES if not (folder / file).is_file()]
         if folder.is_dir() and missing:
             raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
         try:
-            return super().from_pretrained(str(name), strict=True, **kwargs)
+            return super().from_pretrained(**located(str(name)) | kwargs, strict=True)
         # Each layer below has its own way of failing; all of them mean the same thing to the caller.
         except Exception as error:
             reason = " ".join(str(error).split())

@@ -104,10 +104,12 @@ def _sentence(comparison: Comparison, keep: float) -> str:
     selector = comparison.at("selector", keep)
     assert selector is not None, f"{comparison.name}: {keep} is not shared"
     held = relative(selector.mean, comparison.full.mean)
+    newlines = selector.tokens_fed != selector.tokens
+    fed = f", {selector.tokens_fed:g} fed with newlines" if newlines else ""
     scores = f"{selector.mean:.1%} of {comparison.full.mean:.1%}"
     sentence = (
         f"On the {comparison.title}, with {keep:.0%} of the visual tokens kept "
-        f"({selector.tokens:g} an image), the selector holds {held:.1%} of the full score ({scores})"
+        f"({selector.tokens:g} a question{fed}), the selector holds {held:.1%} of the full score ({scores})"
     )
     if (random := comparison.mean("random", keep)) is not None:
         points = 100 * (selector.mean - random)

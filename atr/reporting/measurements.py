@@ -55,6 +55,7 @@ class Measure:
     stability: Stability | None
     parameters: dict[str, Any]
     provenance: dict[str, Any]
+    resolved: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Cost:
     prefill: list[Prefill]
     parameters: dict[str, Any]
     provenance: dict[str, Any]
+    resolved: dict[str, Any]
 
     def saved(self, entry: Spent) -> float | None:
         """Milliseconds of prefill that the tokens left out would take, None where it was not measured."""

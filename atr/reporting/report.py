@@ -24,7 +24,9 @@ CURVES_NOTE = (
 )
 SCORES_NOTE = (
     "In %, differences in points with their paired 95 % intervals; the intervals of the scores are in the "
-    "figures and in the summary.json of each reducer."
+    "figures and in the summary.json of each reducer. Tokens are means of a question, weighed as its score "
+    "is; those fed to the language model include the newlines at the ends of an image's rows, which do not "
+    "count as kept. Inside the language model both are means over its layers."
 )
 DIFFERENCES_NOTE = (
     "Differences are of the same questions, their 95 % intervals a paired bootstrap over them within each "
@@ -138,7 +140,9 @@ def build(
     compared, found = versus(results, best), matches(results)
     groups = compared[: len(results.groups)]
     sources = _sources(results, measure, cost)
-    parameters = {stage: source["parameters"] for stage, source in sources.items()}
+    parameters = {
+        stage: source["parameters"] | {"resolved": source["resolved"]} for stage, source in sources.items()
+    }
     return Report(
         subtitle=_subtitle(results),
         headlines=headlines.sentences(results)
@@ -156,9 +160,15 @@ def build(
         agreement=tables.agreement(results, answered) if "random" in results.evaluations else None,
         components=_components(results, components),
         scores=[
-            table
-            for each in compared
-            for table in (tables.scores(each.comparison), *([tables.differences(each)] if each.keeps else ()))
+            *(
+                table
+                for each in compared
+                for table in (
+                    tables.scores(each.comparison),
+                    *([tables.differences(each)] if each.keeps else ()),
+                )
+            ),
+            *map(tables.tokens, results.groups),
         ],
         measured=_measured(measure) if measure else None,
         cost=tables.cost(cost) if cost else None,
@@ -209,9 +219,27 @@ def _subtitle(results: Results) -> str:
     full, unanswered = results.evaluations["full"], len(results.unanswered)
     missing = f" {unanswered} of them could not be answered everywhere and are left out there."
     return (
-        f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens a question, "
-        f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
-    ) + (missing if unanswered else "")
+        (
+            f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens a question, "
+            f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
+        )
+        + (missing if unanswered else "")
+        + _computed(results)
+    )
+
+
+def _computed(results: Results) -> str:
+    """What the answers were computed in, which all reducers share but for the machine."""
+    machines: dict[str, list[str]] = {}
+    for name, each in results.evaluations.items():
+        machine = f"{each.resolved['device']} ({each.resolved['processor']})"
+        machines.setdefault(machine, []).append(name)
+    where = "; ".join(f"{place}: {', '.join(names)}" for place, names in machines.items())
+    place = next(iter(machines)) if len(machines) == 1 else f"several machines, {where}"
+    shared = results.evaluations["full"].resolved
+    stored = shared["features"]
+    features = f", from features in {stored['precision']} on {stored['device']}" if stored else ""
+    return f" Answered in {shared['precision']} by {shared['attention']} attention on {place}{features}."
 
 
 def _curves(name: str, comparisons: list[Comparison], best: str) -> Picture:

@@ -19,19 +19,24 @@ UNBUDGETED = ("full", "none")
 """Of PAPER, the ones that drop nothing or everything: lines without a kept fraction to choose."""
 ADAPTIVE = "-adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
-SETTINGS = (*(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens")), ("trainer", "precision"))
+SETTINGS = tuple(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens"))
 """Section and key of the parameters that change the answers of any reducer: all that are shown share them."""
+MACHINE = ("device", "processor")
+"""Of what a result was computed in, the keys that results may differ in: only rounding depends on them."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean score at one kept fraction, in 0..1, with its 95 % interval and the tokens kept of an image.
+    """Mean score at one kept fraction, in 0..1, with its 95 % interval and the mean tokens of a question.
 
     The kept fraction of an adaptive count is the mean one.
     """
 
     keep: float
     tokens: float
+    """That were kept."""
+    tokens_fed: float
+    """These, and the newlines that the language model was fed with them."""
     mean: float
     low: float
     high: float
@@ -94,6 +99,9 @@ class Evaluation:
     """Of the resamples."""
     parameters: dict[str, Any]
     provenance: dict[str, Any]
+    resolved: dict[str, Any]
+    """What the answers were computed in: precision, machine, attention kernel, versions of model and
+    features."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,8 @@ def load(evaluate: Path, pretrain: Path, reducers: Collection[str]) -> Results:
     Folders of other names are results of parameters that are no longer asked for, and are left alone.
     Raises ValueError when one of REQUIRED is not among the reducers; naming the file and the stage that makes
     it when one is missing or broken, or a name in it is none; and when two reducers were asked different
-    questions, of another model or under other SETTINGS, or miss a benchmark that the other has.
+    questions, of another model, under other SETTINGS or in another precision, or miss a benchmark that the
+    other has.
     """
     if lacking := [name for name in REQUIRED if name not in reducers]:
         raise ValueError(f"evaluate.reducers: the report needs {', '.join(lacking)} among them")
@@ -247,7 +256,7 @@ def read(path: Path, stage: str) -> dict[str, Any]:
 
 def _pretraining(path: Path) -> dict[str, Any]:
     content = read(path, "pretrain")
-    for key in ("final", "parameters", "provenance"):
+    for key in ("final", "parameters", "provenance", "resolved"):
         if not isinstance(content.get(key), dict):
             raise ValueError(f"{path} lacks {key!r}; stage pretrain makes it")
     for key, value in content["final"].items():
@@ -281,6 +290,7 @@ def _evaluation(reducer: str, folder: Path) -> Evaluation:
             seed=summary["parameters"]["seed"],
             parameters=summary["parameters"],
             provenance=summary["provenance"],
+            resolved=summary["resolved"],
         )
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}; stage {stage} makes it") from None
@@ -361,11 +371,10 @@ def _check_comparable(reference: Evaluation, other: Evaluation, folder: Path) ->
     # Images differ in their tokens, so that means compare only over the same questions.
     same = _lost(reference) == _lost(other)
     wanted, found = (_conditions(each, with_tokens=same) for each in (reference, other))
-    for key, ours in wanted.items():
-        if ours != found[key]:
-            raise ValueError(
-                f"{pair} differ in {key}, {ours!r} and {found[key]!r}; run stage evaluate for both"
-            )
+    for key in wanted | found:
+        if wanted.get(key) != found.get(key):
+            values = f"{wanted.get(key)!r} and {found.get(key)!r}"
+            raise ValueError(f"{pair} differ in {key}, {values}; run stage evaluate for both")
     if set(reference.curves) != set(other.curves):
         names = ", ".join(sorted(name for _, name in set(reference.curves) ^ set(other.curves)))
         raise ValueError(f"{pair} differ in what they were scored on: {names}; run stage evaluate for both")
@@ -384,9 +393,20 @@ def _conditions(evaluation: Evaluation, with_tokens: bool) -> dict[str, Any]:
     """What two results must share, by name; a setting that one is older than is None."""
     asked = evaluation.parameters
     settings = {f"{section}.{key}": asked.get(section, {}).get(key) for section, key in SETTINGS}
+    resolved = {
+        f"resolved.{key}": value for key, value in flat(evaluation.resolved).items() if key not in MACHINE
+    }
     # Last, as the settings change it: where both differ, the setting is the reason.
     tokens = {"tokens_full": evaluation.tokens_full} if with_tokens else {}
-    return {"encoder": evaluation.encoder, "vlm": evaluation.vlm} | settings | tokens
+    return {"encoder": evaluation.encoder, "vlm": evaluation.vlm} | settings | resolved | tokens
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested dicts by dotted key."""
+    values: dict[str, Any] = {}
+    for key, value in nested.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
 
 
 def _lost(evaluation: Evaluation) -> set[str]:

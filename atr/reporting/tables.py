@@ -1,7 +1,7 @@
 """The tables of the report, and how they are written in Markdown."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from atr.reporting import cases
 from atr.reporting.differences import OUTCOMES, Difference, Match, Versus
 from atr.reporting.headlines import relative
 from atr.reporting.measurements import Cost, Line, Measure, Spent
-from atr.reporting.results import Comparison, Results
+from atr.reporting.results import Comparison, Results, Score, flat
 from atr.reporting.text import printable
 
 MISSING = "—"
@@ -41,6 +41,16 @@ def scores(comparison: Comparison) -> Table:
     return Table(title, _kept(keeps), [absolute, held])
 
 
+def tokens(comparison: Comparison) -> Table:
+    """Mean visual tokens of a question at each kept fraction; reducers with equal ones share a row."""
+    lines: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in comparison.curves:
+        lines[tuple(_tokens(comparison.at(name, keep)) for keep in comparison.keeps)].append(name)
+    rows = [[", ".join(names), *line] for line, names in lines.items()]
+    title = f"{comparison.title}: visual tokens of a question, in all {_tokens(comparison.full)}"
+    return Table(title, _kept(comparison.keeps), [rows])
+
+
 def differences(versus: Versus) -> Table:
     """Points by which the best reducer leads each other one, with the paired interval in brackets."""
     rows = [
@@ -70,7 +80,7 @@ def matches(found: Sequence[Match]) -> Table:
         blocks[match.comparison.title].append(
             [
                 f"{match.comparison.title}: {match.adaptive}",
-                f"{score.tokens:.1f}",
+                _tokens(score),
                 f"{score.keep:.2f}",
                 _percent(score.mean),
                 _percent(match.fixed),
@@ -140,7 +150,7 @@ def parameters(sources: dict[str, dict[str, Any]]) -> Table:
     """What the stages ran with; a parameter with two values has two rows, and these say whose they are."""
     stages: dict[tuple[str, str], list[str]] = defaultdict(list)
     for stage, nested in sources.items():
-        for key, value in _flat(nested):
+        for key, value in flat(nested).items():
             stages[key, str(value)].append(stage)
     values = Counter(key for key, _ in stages)
     rows = []
@@ -177,6 +187,14 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
+def _tokens(score: Score | None) -> str:
+    """Those kept, and those fed where newlines were beside them."""
+    if score is None:
+        return MISSING
+    fed = f" ({score.tokens_fed:.1f} fed)" if score.tokens_fed != score.tokens else ""
+    return f"{score.tokens:.1f}{fed}"
+
+
 def _difference(difference: Difference | None) -> str:
     """In points, with the interval."""
     if difference is None:
@@ -197,12 +215,3 @@ def _cost(entry: Spent, saved: float | None) -> list[str]:
     counts = [str(count) for count in (entry.batch, entry.tokens, entry.kept)]
     gain = [MISSING, MISSING] if saved is None else [f"{saved:.2f}", f"{saved - entry.milliseconds:+.2f}"]
     return [entry.reducer, *counts, f"{entry.milliseconds:.2f}", *gain]
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested dicts."""
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any, Never
 
 from atr import config
-from atr.files import digest, sha256
+from atr.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
@@ -37,12 +37,19 @@ def weights_of(reducer: str) -> Path:
     return DISTILLED if reducer in config.DISTILLED else SELECTOR
 
 
-def unfinished(params: config.Params, reducer: str, provenance: dict[str, Any]) -> Path:
-    """Where the answers of a stopped evaluation lie, without suffix; gone as soon as there are results."""
-    read = [EVALUATE_IMAGES / "questions.jsonl", EVALUATE_FEATURES / "manifest.json"]
-    read += [*weights_of(reducer).glob("*"), Path(params.vlm.path, "model.safetensors")]
-    hashes = [sha256(file) for file in read if file.is_file()]
-    name = digest(params=params.raw(), provenance=provenance, read=hashes)
+def unfinished(params: config.Params, reducer: str, **depends_on: Any) -> Path:
+    """Where the answers of a stopped evaluation lie, without suffix; gone as soon as there are results.
+
+    The name says all that an answer depends on: what the caller knows of versions and of the machine, the
+    parameters, this code, and all that earlier stages left to be read.
+    """
+    folders = (EVALUATE_IMAGES, EVALUATE_FEATURES)
+    files = [EVALUATE_IMAGES / "questions.jsonl", *(folder / "manifest.json" for folder in folders)]
+    read = {str(file): sha256(file) for file in files if file.is_file()}
+    if reducer in (*config.SELECTORS, *config.DISTILLED):
+        read["selector"] = folder_digest(weights_of(reducer))
+    code = folder_digest(Path(__file__).parents[1], "*.py")
+    name = digest(params=params.raw(), code=code, read=read, **depends_on)
     return EVALUATE / reducer / "unfinished" / name
 
 

@@ -16,16 +16,17 @@ def main(params: config.Params) -> None:
         from lightning.fabric import Fabric
 
         from atr.features.pretrained import locate
-        from atr.hardware import precision_of
+        from atr.hardware import precision_of, resolved
         from atr.timing import device_name
-        from atr.vlm.checkpoint import load_vlm, weight_dtype
+        from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 
         precision = precision_of(params.trainer)
         device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
         tower = partial(locate, folder=ENCODERS)
         model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
         times = _times(params, model.to(device))
-        about = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
+        about = {"parameters": params.raw(), "provenance": tracking.provenance(), "resolved": computed}
         write_json(COST / "cost.json", {"device": f"{device_name(device)}, {precision}", **times, **about})
         for spent in times["entries"]:
             name = f"{spent['reducer']}/batch {spent['batch']}"

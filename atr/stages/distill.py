@@ -64,13 +64,14 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
 
 def _write(params: config.Params, module: Any) -> None:
     from atr import tracking
+    from atr.hardware import resolved
 
+    computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    write_json(
-        DISTILL / "metrics.json", results | {"provenance": tracking.provenance(), "store": sha256(STORE)}
-    )
+    about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}
+    write_json(DISTILL / "metrics.json", results | about | {"store": sha256(STORE)})
 
 
 if __name__ == "__main__":

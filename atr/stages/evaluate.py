@@ -26,13 +26,14 @@ def main(params: config.Params, reducer: str) -> None:
         from atr.benchmarks.rows import Unfinished, save_rows
         from atr.benchmarks.summary import summarise, tokens_full
         from atr.datasets import load_questions
-        from atr.hardware import lightning_kwargs
+        from atr.hardware import lightning_kwargs, precision_of, resolved
         from atr.vlm.answering import Reduced
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
         asked, questions, provenance = params.evaluate, load_questions(EVALUATE_IMAGES), tracking.provenance()
         answerer = _answerer(params, fabric)
+        computed = {**resolved(precision_of(params.trainer), fabric.device), **answerer.resolved}
         keep = answerer.reachable(reducer, asked.keep)
         if below := [f"{fraction:g}" for fraction in asked.keep if fraction not in keep]:
             fabric.print(f"{reducer} cannot keep as few as {', '.join(below)}: left out", file=sys.stderr)
@@ -40,13 +41,14 @@ def main(params: config.Params, reducer: str) -> None:
         reduced = Reduced.by(answerer, reducer, {trial.seed for trial in trials}, weights_of(reducer))
         batches = answerer.batches(questions, asked.batch_size)
         share = fabric.global_rank, fabric.world_size
-        stopped = Unfinished(unfinished(params, reducer, provenance), fabric.global_rank)
+        name = unfinished(params, reducer, provenance=provenance, resolved=computed)
+        stopped = Unfinished(name, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         scores, full = summarise(rows, asked.bootstrap, params.seed), tokens_full(rows)
-        about = {"parameters": params.raw(), "provenance": provenance}
+        about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)

@@ -25,6 +25,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.features.store import MANIFEST
         from atr.features.training import fill_store
         from atr.hardware import lightning_kwargs
+        from atr.hub import version_of
 
         extract, (source, folder) = params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
@@ -38,7 +39,8 @@ def main(params: config.Params, split: str) -> None:
             pictured = [micro.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
-        fill_store(encoder, data, folder, _parameters(params, layer), lightning_kwargs(params.trainer))
+        kwargs = lightning_kwargs(params.trainer)
+        fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version_of(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
         for name in (MANIFEST, COMPONENTS):
             run.artifact(folder / name, folder=f"features/{split}")

@@ -16,6 +16,7 @@ def main(params: config.Params) -> None:
     with tracking.run("measure", params) as run:
         from atr.features.observed import GIVEN
         from atr.features.store import FeatureStore
+        from atr.hardware import resolved
         from atr.reduction import autoencoder, measures
 
         asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
@@ -33,6 +34,8 @@ def main(params: config.Params) -> None:
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
         about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        features = {"features": held_out.manifest["resolved"]}
+        about["resolved"] = resolved(random.trainer.precision, device) | features
         write_json(stages.MEASURE / "metrics.json", results | about)
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))

@@ -22,13 +22,16 @@ def main(params: config.Params) -> None:
         from atr.features.pretrained import locate
         from atr.features.training import fill_store
         from atr.hardware import lightning_kwargs
+        from atr.hub import version_of
 
         wanted = params.micro_features
-        encoder = Encoder.load(locate(ENCODER.path, ENCODERS), ENCODER.layer, ENCODER.name, ENCODER.size)
+        path = locate(ENCODER.path, ENCODERS)
+        encoder = Encoder.load(path, ENCODER.layer, ENCODER.name, ENCODER.size)
         images = LessonImages(wanted.images, wanted.reading_images, params.seed, wanted.charts)
         data = ImageDataModule(images, encoder.preprocess, wanted.batch_size, SHARD_IMAGES, wanted.workers)
         started = time.monotonic()
-        fill_store(encoder, data, FEATURES, parameters(params), lightning_kwargs(params.trainer))
+        kwargs = lightning_kwargs(params.trainer)
+        fill_store(encoder, data, FEATURES, parameters(params), kwargs, version_of(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
 
 

@@ -23,9 +23,10 @@ def main(params: config.Params) -> None:
     from atr.files import whole_folder
 
     with tracking.run("prepare", params) as run:
-        parameters, count = params.raw(), params.prepare.images
+        count = params.prepare.images
         streams = [_questions(benchmark, params) for benchmark in params.prepare.benchmarks]
         images = pretraining.images(params.prepare, params.seed)
+        parameters = params.raw() | {"commits": _commits(params.prepare)}
         with whole_folder(PRETRAIN_IMAGES) as folder:
             save_images(folder, tqdm(images, "pretraining images", count, mininterval=1), parameters)
         questions: list[Question] = []
@@ -58,6 +59,18 @@ def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
         images = parquet.find(prepare.repository, source.hub, source.images)
         rows = parquet.joined(rows, images, source.image_key)
     return held_out.read_from(*about, examples(rows), prepare.questions, params.seed)
+
+
+def _commits(prepare: config.Prepare) -> dict[str, str]:
+    """The commits of the hub's datasets that were read."""
+    from atr.datasets import parquet, pretraining
+
+    datasets = [pretraining.COCO[0]] if prepare.source == "coco" else []
+    if paper := [name for name in prepare.benchmarks if name not in config.BENCHMARKS]:
+        from atr.benchmarks import BENCHMARKS
+
+        datasets += [source.hub for name in paper if (source := BENCHMARKS[name].source)]
+    return parquet.commits(prepare.repository, dict.fromkeys(datasets))
 
 
 if __name__ == "__main__":

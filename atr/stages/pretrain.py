@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import digest, sha256, whole_folder, write_json
+from atr.files import digest, read_json, sha256, whole_folder, write_json
 from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, entry
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def main(params: config.Params) -> None:
 
 def _write(params: config.Params, module: "SelectorTraining") -> None:
     from atr import tracking
+    from atr.hardware import resolved
 
+    computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     for path, trained in ((SELECTOR, module.autoencoder.selector), (AUTOENCODER, module.autoencoder)):
         with whole_folder(path) as temporary:
             trained.save_pretrained(temporary)
@@ -66,6 +68,7 @@ def _write(params: config.Params, module: "SelectorTraining") -> None:
         "history": module.history,
         "parameters": params.raw(),
         "provenance": tracking.provenance(),
+        "resolved": computed | {"features": read_json(STORE)["resolved"]},
         "store": sha256(STORE),
     }
     write_json(PRETRAIN / "metrics.json", results)

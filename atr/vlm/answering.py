@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -13,14 +13,21 @@ from torch import Tensor
 
 from atr.config import ONE_TILE, Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
-from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.checkpoint import (
+    check_features,
+    check_selector,
+    cuts_images,
+    load_vlm,
+    version_of,
+    weight_dtype,
+)
 from atr.vlm.choice import ADAPTIVE, Policy
 from atr.vlm.inside import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
 from atr.vlm.reduce import Prepared, shorten
 from atr.vlm.sources import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 
-Reply = tuple[str, int, int]
-"""The answer, the number of visual tokens that the language model saw, and of how many these were kept."""
+Reply = tuple[str, int, int, int]
+"""The answer, the visual tokens that were kept, those fed to the language model with newlines, and all."""
 
 
 class Asked(Protocol):
@@ -67,6 +74,9 @@ class Answerer:
     processor: Any
     source: Source
     settings: Evaluate
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    """What answers depend on beside settings and precision, for results to record: the attention kernel, the
+    model's version, and what the stored features were computed in (None where the images are read)."""
 
     @classmethod
     def load(
@@ -89,11 +99,18 @@ class Answerer:
         model = model.to(device)
         if cuts_images(model) or not vlm.stored:
             source: Source = WholeInputs(model, processor, images(), settings.interpolation)
+            computed = None
         else:
             store = features()
             check_features(model, store.manifest)
             source = StoredFeatures(model, processor, store, cache(images))
-        return cls(model, processor, source, settings)
+            computed = store.manifest["resolved"]
+        resolved = {
+            "attention": str(model.config.get_text_config()._attn_implementation),
+            "vlm": version_of(vlm.path, model, locate),
+            "features": computed,
+        }
+        return cls(model, processor, source, settings, resolved)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
         """One of REDUCERS, its weights where the model is, or of INSIDE.
@@ -158,28 +175,31 @@ class Answerer:
 
     @torch.inference_mode()
     def answer(self, batch: Batch, reducer: Reducer | LayerReducer, keep: float | None) -> list[Reply]:
-        """The answer to each question, with the visual tokens that the language model saw, newlines left out.
+        """The answer to each question, with its visual tokens: kept, fed with newlines, and in all.
 
         Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a
         prompt without image: its placeholder is left out, and no reducer is asked. Inside the language model
-        `keep` and the tokens seen are means over the layers; raises ValueError for one that is not reachable.
+        `keep` and both counts are means over the layers; raises ValueError for one that is not reachable.
         """
         if batch.whole is None:
-            return [(answer, 0, 0) for answer in self._generate(batch.blind)]
+            return [(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
         sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
         of = _by_question(sizes, batch.images)
         if keep == 0:
-            return [(answer, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)]
+            return [
+                (answer, 0, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)
+            ]
         if isinstance(reducer, LayerReducer):
             with self._dropping(batch.whole, reducer, keep) as inside:
                 answers = self._generate(inside.whole)
-            return list(zip(answers, _by_question(inside.tokens, batch.images), of, strict=True))
+            counts = [_by_question(each, batch.images) for each in (inside.tokens, inside.fed)]
+            return list(zip(answers, *counts, of, strict=True))
         shorter = batch.whole.reduce(reducer, self._policy(keep))
         tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
-        newlines = _by_question([kept.newlines for kept in shorter.kept], batch.images)
-        fed_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
-        assert fed_B == [sum(row) for row in zip(tokens, newlines, strict=True)], "fed is what was kept"
-        return list(zip(self._generate(shorter), tokens, of, strict=True))
+        fed = _by_question([kept.tokens + kept.newlines for kept in shorter.kept], batch.images)
+        placeholders_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
+        assert fed == placeholders_B, "fed is what was kept, and newlines"
+        return list(zip(self._generate(shorter), tokens, fed, of, strict=True))
 
     @torch.inference_mode()
     def masks(

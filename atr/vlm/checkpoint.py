@@ -15,8 +15,10 @@ from transformers import (
     ProcessorMixin,
 )
 
+from atr import hub
 from atr.features.encoder import first_line, quiet, tell_substitute
 from atr.fingerprint import fingerprint, is_same
+from atr.hub import checkpoint_digest, located
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
 from atr.vlm.tower import PREFIX, fetch_tower, tower_of
@@ -71,14 +73,14 @@ def load_vlm(
     cover the model, and a tower that cannot be had.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(**located(path))
         family, is_fetched = config.model_type, tower_of(config) is not None
         if family not in HOSTS:
             raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
         processor = _load_processor(path, family)
         with quiet() if is_fetched else nullcontext():  # its report of a missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+                **located(path), dtype=dtype, attn_implementation=attention, output_loading_info=True
             )
     # transformers has an exception of its own for every file that is missing, cut off or of another shape.
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -93,10 +95,16 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
+def version_of(path: str, model: Any, locate: Callable[[str], str] = str) -> dict[str, str | None]:
+    """Commit and digest of what `load_vlm` loaded; with the digest of a tower that the folder leaves out."""
+    tower = tower_of(model.config)
+    return hub.version_of(path) | ({"tower": checkpoint_digest(locate(tower))} if tower else {})
+
+
 def _load_processor(path: str, family: str) -> Any:
     """The processor of texts and images in a folder or of a hub id; errors as in `load_vlm`."""
     try:
-        processor: Any = PROCESSORS.get(family, AutoProcessor).from_pretrained(path)
+        processor: Any = PROCESSORS.get(family, AutoProcessor).from_pretrained(**located(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
     # Without processor_config.json transformers takes a processor that fails at the first image.

@@ -139,7 +139,7 @@ class Distillation(RecordedTraining):
             replies = self.answerer.answer(self.answerer.prepare(images, questions), Full(), 1.0)
             # A placeholder that the model spells out would stand for one more image.
             placeholder = self.answerer.processor.image_token
-            for (name, _), (answer, _, _) in zip(asked, replies, strict=True):
+            for (name, _), (answer, *_) in zip(asked, replies, strict=True):
                 self._answered.setdefault(name, []).append(answer.replace(placeholder, ""))
 
     def _weights(self, prepared: Prepared, mask: Callable[[Tensor], Tensor]) -> Tensor:

@@ -198,6 +198,17 @@ class Inside:
         """Visual tokens of each image that a layer reads on average, in the order of the placeholders."""
         return [self.schedule.mean(size) for size in self._packing.sizes]
 
+    @property
+    def fed(self) -> list[float]:
+        """The same with newlines, by the last prefill."""
+        layers = range(self.schedule.layers)
+        return [sum(counts) / len(layers) for counts in zip(*map(self._read_by, layers), strict=True)]
+
+    def _read_by(self, layer: int) -> list[int]:
+        """Tokens of each image, newlines among them, that a layer reads in the prefill."""
+        passed = [drop for drop in self.kept if drop <= layer]
+        return [len(kept.indices_K) for kept in self.kept[max(passed)]] if passed else self._packing.lengths
+
     def start(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the language model: a pass without cached tokens is a prefill, any other decodes.
 

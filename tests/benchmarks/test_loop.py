@@ -34,7 +34,8 @@ def prepare(images, texts):
 
 
 def answer(images, trial):
-    return [(f"{image} at {trial.keep}", round(10 * trial.keep), 10) for image in images]
+    kept = round(10 * trial.keep)
+    return [(f"{image} at {trial.keep}", kept, kept + 2, 10) for image in images]
 
 
 def test_the_names_of_the_config_are_the_registry():
@@ -47,7 +48,9 @@ def test_every_question_is_answered_once_under_every_trial_and_comes_in_order():
         (trial.keep, trial.seed, question.id) for trial in TRIALS for question in QUESTIONS
     ]
     assert all(row.prediction == f"{row.image} at {row.keep}" for row in rows)
-    assert {(row.keep, row.tokens, row.tokens_full) for row in rows} == {(0.2, 2, 10), (0.5, 5, 10)}
+    assert {(row.keep, row.tokens, row.tokens_fed, row.tokens_full) for row in rows} == {
+        (0.2, 2, 4, 10), (0.5, 5, 7, 10),
+    }  # fmt: skip
 
 
 def test_a_batch_is_made_ready_once_for_all_trials():
@@ -76,7 +79,7 @@ def test_rows_carry_the_benchmarks_score_and_anls():
     asked = [Asked("docs/0#0", answers=["4078", "4079"])]
     said = {0.1: "4078", 0.5: "407", 0.9: "no"}
     trials = [Trial(keep) for keep in said]
-    rows = answer_all(asked, [[0]], trials, prepare, lambda _, trial: [(said[trial.keep], 1, 9)])
+    rows = answer_all(asked, [[0]], trials, prepare, lambda _, trial: [(said[trial.keep], 1, 1, 9)])
     assert [(row.score, row.anls) for row in rows] == [(1.0, 1.0), (0.0, 0.75), (0.0, 0.0)]
     assert rows[0].answer == "4078"
 
@@ -259,7 +262,7 @@ def test_an_unreadable_question_is_never_asked():
 
 
 def test_an_empty_answer_is_an_answer_and_scored():
-    rows = answer_all(QUESTIONS[:1], [[0]], TRIALS[:1], prepare, lambda images, _: [("", 0, 9)])
+    rows = answer_all(QUESTIONS[:1], [[0]], TRIALS[:1], prepare, lambda images, _: [("", 0, 0, 9)])
     assert [(row.status, row.score) for row in rows] == [("answered", 0.0)]
 
 
@@ -277,7 +280,7 @@ def test_a_question_comes_with_all_of_its_images_or_none():
     several, none = replace(QUESTIONS[0], images=["docs/0", "docs/9"]), replace(QUESTIONS[1], images=[])
     rows = answer_all(
         [several, none], [[0], [1]], TRIALS, lambda images, _: images,
-        lambda batch, _: [("+".join(names), len(names), 2) for names in batch],
+        lambda batch, _: [("+".join(names), len(names), len(names), 2) for names in batch],
     )  # fmt: skip
     assert {(row.image, row.prediction, tuple(row.images)) for row in rows} == {
         ("docs/0", "docs/0+docs/9", ("docs/0", "docs/9")), ("", "", ()),
@@ -286,7 +289,7 @@ def test_a_question_comes_with_all_of_its_images_or_none():
 
 def test_rows_hold_what_scoring_again_needs():
     asked = Asked("mmmu/1", benchmark="mmmu", answers=["B"], choices=["cat", "dog"], unit="mmmu/u")
-    [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1, 9)])
+    [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1, 1, 9)])
     assert (row.score, row.answers, row.choices, row.unit, row.images) == (
         1.0, ["B"], ["cat", "dog"], "mmmu/u", ["docs/1"],
     )  # fmt: skip
@@ -353,7 +356,7 @@ def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
 
     def deciding(images, trial):
         asked.append(trial.keep)
-        return [("17", int(image[-1]), 10) for image in images]
+        return [("17", int(image[-1]), 7, 10) for image in images]
 
     rows = answer_all(QUESTIONS, BATCHES, [Trial(None)], prepare, deciding)
     assert set(asked) == {None}
@@ -364,7 +367,7 @@ def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
 
 def test_saved_rows_are_one_object_a_line(tmp_path):
     rows = answer_all(
-        QUESTIONS, BATCHES, TRIALS, prepare, lambda images, _: [('\u2028\n"é', 1, 9)] * len(images)
+        QUESTIONS, BATCHES, TRIALS, prepare, lambda images, _: [('\u2028\n"é', 1, 2, 9)] * len(images)
     )
     save_rows(tmp_path / "results.jsonl", rows)
     lines = (tmp_path / "results.jsonl").read_bytes().removesuffix(b"\n").split(b"\n")

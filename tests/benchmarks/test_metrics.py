@@ -30,6 +30,28 @@ def test_anls_is_that_of_the_anls_package(prediction, answers):
     assert anls(prediction, answers) == pytest.approx(anls_score(prediction, answers), abs=1e-12)
 
 
+def lmms_eval_anls(prediction, answers):
+    """As lmms-eval 0.3.5 and 0.7.3 compute it, with edits of the package `anls`."""
+    values = []
+    for answer in answers:
+        truth, said = (" ".join(text.strip().lower().split()) for text in (answer, prediction))
+        length = max(len(answer.upper()), len(prediction.upper()))
+        edits = round((1 - anls_score(said, [truth], threshold=2)) * max(len(truth), len(said)))
+        values.append(edits / length if length else 0.0)
+    similarity = 1 - min(values)
+    return similarity if similarity >= 0.5 else 0.0
+
+
+@given(TEXT, ANSWERS)
+@example("ab  iglo", ["ab igloo"])
+@example("ab", ["abcd"])
+def test_anls_differs_from_lmms_evals_at_one_half_and_in_blanks_alone(prediction, answers):
+    theirs, texts = lmms_eval_anls(prediction, answers), [prediction, *answers]
+    assert anls(prediction, answers) <= theirs + 1e-12
+    if all(text == " ".join(text.split()) for text in texts) and theirs != 0.5:
+        assert anls(prediction, answers) == pytest.approx(theirs, abs=1e-12)
+
+
 @given(TEXT, ANSWERS, st.sampled_from([0.2, 0.5, 0.7, 1.0]))
 def test_anls_has_the_packages_threshold(prediction, answers, threshold):
     assert anls(prediction, answers, threshold) == pytest.approx(
@@ -135,5 +157,5 @@ def test_what_cannot_be_scored_is_refused():
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(metrics).attempted >= 13
+    assert doctest.testmod(metrics).attempted >= 14
     assert doctest.testmod(metrics).failed == 0

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.benchmarks.mmbench import choice_in, letter_in, score
+from atr.benchmarks.mmbench import choice_in, examples, letter_in, score
 
 CHOICES = ["Apple", "pear", "plum pudding", "plum"]
 
@@ -44,3 +44,14 @@ def test_the_only_choice_whose_text_is_there(answer, letter):
 )
 def test_the_letter_goes_before_the_text(answer, expected):
     assert score(answer, SimpleNamespace(answers=["B"], choices=CHOICES)) == expected
+
+
+@pytest.mark.parametrize("empty", ["", "nan", None])
+def test_a_choice_behind_an_empty_one_keeps_its_letter(empty):
+    """As `create_options_prompt` of lmms-eval 0.3.5 shows it, and as the dataset's answer names it."""
+    row = {"index": 7, "question": "How many?", "hint": "nan", "answer": "D", "image": None}
+    [asked] = examples([row | {"A": "Two", "B": "One", "C": empty, "D": "Three"}])
+    shown = asked.question.removeprefix("How many? There are several options:\n").split("\n\n")[0]
+    assert shown == "A. Two\nB. One\nD. Three"
+    assert [score(said, asked) for said in ("D", "three", "C", "two", "")] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert choice_in("nothing", asked.choices) is None

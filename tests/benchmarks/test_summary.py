@@ -19,6 +19,7 @@ def row(benchmark, number, keep, seed, score, group="text"):
         keep=keep,
         seed=seed,
         tokens=round(144 * keep),
+        tokens_fed=round(144 * keep) + 12,
         tokens_full=144,
         prediction="17",
         score=score,
@@ -47,7 +48,7 @@ def test_means_are_over_questions_then_seeds_then_benchmarks():
     scores = summarise(table, 100, seed=0)
     docs = entry(scores, benchmark="docs")
     assert (docs["mean"], docs["anls"], docs["seed_means"]) == (0.375, 0.1875, [0.5, 0.25])
-    assert (docs["tokens"], docs["questions"], docs["seeds"]) == (72, 4, 2)
+    assert (docs["tokens"], docs["tokens_fed"], docs["questions"], docs["seeds"]) == (72, 84, 4, 2)
     text = entry(scores, group="text")
     assert text["mean"] == pytest.approx((0.375 + 0.75) / 2)
     assert text["seed_means"] == pytest.approx([0.75, 0.375])
@@ -167,6 +168,22 @@ def test_tokens_are_means_over_the_questions_and_those_of_a_failed_one_are_not_a
     assert tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
     half = summarise([*table[:4], lost, table[5]], 10, 0)[1]
     assert (half["tokens"], half["tokens_full"]) == (37.5, 75)
+
+
+def test_the_tokens_of_a_group_are_weighed_as_its_score_is():
+    """Few questions that keep many tokens, and many that keep few: the score weighs both benchmarks alike."""
+    docs = [replace(line, tokens=90, tokens_fed=100, tokens_full=120) for line in rows("docs", [1] * 10)]
+    signs = [replace(line, tokens=10, tokens_fed=12, tokens_full=40) for line in rows("signs", [0] * 1000)]
+    text = entry(summarise([*docs, *signs], 10, 0), group="text")
+    assert (text["mean"], text["tokens"], text["tokens_fed"], text["tokens_full"]) == (0.5, 50, 56, 80)
+
+
+def test_the_tokens_of_a_benchmark_are_those_of_the_units_that_its_score_is_a_mean_of():
+    unit = [replace(line, unit="docs/0", tokens=30) for line in rows("docs", [1, 1, 1])]
+    alone = replace(row("docs", 3, 0.5, None, 1.0), tokens=10)
+    spoilt = [replace(row("docs", number, 0.5, None, 1.0), unit="docs/4", tokens=80) for number in (4, 5)]
+    table = [*unit, alone, spoilt[0], unanswered(spoilt[1], "failed")]
+    assert entry(summarise(table, 10, 0), benchmark="docs")["tokens"] == 20
 
 
 def test_an_adaptive_count_is_a_point_without_a_kept_fraction():

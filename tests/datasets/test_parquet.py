@@ -83,10 +83,27 @@ def test_the_hubs_files_are_found_where_it_puts_them(hub, tmp_path, monkeypatch)
         return str(tmp_path / "cache" / dataset)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert len(parquet.find("hub", "lmms-lab/ai2d", "data/test-*.parquet")) == 2
-    assert asked == {
-        "dataset": "lmms-lab/ai2d", "repo_type": "dataset", "allow_patterns": "data/test-*.parquet",
+    for dataset, revision in (("lmms-lab/ai2d", None), ("lmms-lab/ai2d@v2", "v2")):
+        assert len(parquet.find("hub", dataset, "data/test-*.parquet")) == 2
+        assert asked == {
+            "dataset": "lmms-lab/ai2d", "repo_type": "dataset", "revision": revision,
+            "allow_patterns": "data/test-*.parquet",
+        }  # fmt: skip
+    assert len(parquet.find(str(tmp_path / "cache"), "lmms-lab/ai2d@v2", "data/test-*.parquet")) == 2
+
+
+def test_the_commit_is_that_of_the_hubs_cache(tmp_path, monkeypatch):
+    commits = {"main": "1" * 40, "v2": "2" * 40}
+    home = tmp_path / "datasets--org--data"
+    for revision, commit in commits.items():
+        (home / "snapshots" / commit).mkdir(parents=True)
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / revision).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert parquet.commits("hub", ["org/data", "org/data@v2"]) == {
+        "org/data": commits["main"], "org/data@v2": commits["v2"],
     }  # fmt: skip
+    assert parquet.commits("folder", ["org/data"]) == {}
 
 
 def test_rows_of_one_group_are_read_together(tmp_path, monkeypatch):

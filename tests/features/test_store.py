@@ -89,6 +89,7 @@ def test_the_manifest_describes_the_store(folder):
         "fingerprint": "0f",
         "images": IMAGES,
         "parameters": PARAMETERS,
+        "resolved": {},
     }
     assert [(shard["file"], shard["images"]) for shard in shards] == [
         ("shard-00000.safetensors", 4),

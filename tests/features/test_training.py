@@ -17,6 +17,7 @@ from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.features.training import fill_store
 from atr.fingerprint import fingerprint
+from atr.hub import checkpoint_digest, version_of
 
 PARAMETERS = {"encoder": "tiny"}
 
@@ -36,7 +37,8 @@ def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwarg
     encoder = Encoder.load(str(checkpoint), name="tiny")
     data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
     quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs)
+    version = version_of(str(checkpoint))
+    fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs, version)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,12 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     assert (store.grid, store.width) == ((4, 4), 24)
 
 
+def test_the_store_says_what_it_was_computed_in_and_by_which_weights(store, checkpoint):
+    resolved = store.manifest["resolved"]
+    assert (resolved["precision"], resolved["device"], resolved["commit"]) == ("32-true", "cpu", None)
+    assert resolved["processor"] and resolved["digest"] == checkpoint_digest(str(checkpoint))
+
+
 def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_of_a_longer_first_one(
     store, checkpoint, tmp_path
 ):
@@ -102,6 +110,7 @@ def test_workers_give_the_same_bytes(store, checkpoint, tmp_path):
 def test_the_trainers_precision_reaches_the_encoder(store, checkpoint, tmp_path):
     extract(checkpoint, tmp_path, precision="bf16-mixed")
     mixed = FeatureStore.open(tmp_path)
+    assert mixed.manifest["resolved"]["precision"] == "bf16-mixed"
     read = [torch.stack([one[position] for position in range(10)]).float() for one in (store, mixed)]
     assert not torch.equal(*read)
     torch.testing.assert_close(*read, rtol=0.05, atol=0.05)

@@ -147,6 +147,8 @@ def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp
     written = json.loads(results.read_text())
     assert written["results"]["atr_two"]["exact_match,none"] == 0.5
     assert written["throughput"]["avg_visual_tokens_kept"] == pytest.approx(kept / 3)
+    fed = kept + sum(image.newlines for image in images)
+    assert written["throughput"]["avg_visual_tokens_fed"] == pytest.approx(fed / 3)
     assert written["throughput"]["avg_visual_tokens"] == pytest.approx(of / 3)
 
 

@@ -22,6 +22,18 @@ def selector():
     return selector
 
 
+def test_a_revision_of_the_hub_is_the_one_that_is_loaded(selector, hub, tmp_path, monkeypatch):
+    selector.save_pretrained(tmp_path / "old")
+    FeatureSelector(**KWARGS).save_pretrained(tmp_path / "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.cache(tmp_path / "cache", "org/selector", {name: tmp_path / name for name in ("old", "main")})
+    weight = selector.trunk.head.weight
+    assert torch.equal(FeatureSelector.from_pretrained("org/selector@old").trunk.head.weight, weight)
+    by_keyword = FeatureSelector.from_pretrained("org/selector", revision="old")
+    assert torch.equal(by_keyword.trunk.head.weight, weight)
+    assert not torch.equal(FeatureSelector.from_pretrained("org/selector").trunk.head.weight, weight)
+
+
 def test_starts_by_keeping_most():
     logits = FeatureSelector(**KWARGS)(torch.randn(2, 12, 16))
     assert logits.shape == (2, 12) and (logits == 2).all()

@@ -32,6 +32,14 @@ PARAMETERS = {
     "trainer": {"precision": "32-true"},
 }
 FINAL = {"epoch": 5, "validation/kept": 0.3021, "validation/explained_variance": 0.7866}
+RESOLVED = {
+    "precision": "32-true",
+    "device": "cpu",
+    "processor": "x86_64, AVX2",
+    "attention": "sdpa",
+    "vlm": {"commit": None, "digest": "0123456789abcdef"},
+    "features": {"precision": "32-true", "device": "cpu", "processor": "x86_64, AVX2"},
+}
 PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
 QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"
 """What no page may take for markup, and no figure for mathematics."""
@@ -46,7 +54,7 @@ def write(
     """Write evaluate/ and pretrain/metrics.json of a small world under `folder`, and return that folder."""
     for reducer in reducers:
         rows = list(_rows(reducer, benchmarks, questions))
-        about = {"parameters": PARAMETERS, "provenance": PROVENANCE}
+        about = {"parameters": PARAMETERS, "provenance": PROVENANCE, "resolved": RESOLVED}
         model = {"reducer": reducer, "encoder": "micro", "vlm": "micro", "tokens_full": TOKENS}
         path = folder / "evaluate" / reducer
         write_json(path / "summary.json", model | about | {"scores": _scores(rows)})
@@ -54,6 +62,7 @@ def write(
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (path / "results.jsonl").write_text("".join(lines))
     about = {"parameters": {"seed": 0, "pretrain": {"keep": 0.3}}, "provenance": PROVENANCE}
+    about["resolved"] = RESOLVED
     write_json(folder / "pretrain/metrics.json", about | {"final": FINAL, "history": [FINAL]})
     return folder
 
@@ -88,6 +97,7 @@ def write_measure(path: Path, names: tuple[str, ...], keep: list[float] = KEEPS)
         "stability": {"keep": keep, "seeds": 3, "iou": lines[names[0]]},
         "parameters": {"seed": 0, "measure": {"seeds": 3}},
         "provenance": PROVENANCE,
+        "resolved": RESOLVED,
     }
     write_json(path, content)
     return content
@@ -121,6 +131,7 @@ def write_cost(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
         ],
         "parameters": {"cost": {"repeats": 5}},
         "provenance": PROVENANCE,
+        "resolved": RESOLVED,
     }
     write_json(path, content)
     return content
@@ -184,7 +195,8 @@ def _scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             mean, tokens = fmean(row["score"] for row in part), fmean(row["tokens"] for row in part)
             error = 1.96 * math.sqrt(mean * (1 - mean) / len(part))
             interval = {"low": max(0.0, mean - error), "high": min(1.0, mean + error)}
-            point = {kind: name, "keep": keep, "tokens": tokens, "tokens_full": TOKENS, "mean": mean}
+            counts = {"tokens": tokens, "tokens_fed": tokens, "tokens_full": TOKENS}
+            point = {kind: name, "keep": keep, "mean": mean} | counts
             entries.append(point | interval)
     return entries
 

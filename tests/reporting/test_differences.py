@@ -47,12 +47,12 @@ def evaluation(name, answers, tokens=None, resamples=RESAMPLES, seed=0, units=No
     curves: dict = {}
     for (kind, part, keep), means in sorted(cells.items(), key=lambda cell: cell[0][2] or 0):
         kept = tokens / 100 if keep is None else keep
-        point = Score(kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
+        point = Score(kept, 100 * kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
         curves[kind, part] = (*curves.get((kind, part), ()), point)
     lines = [
         row for (benchmark, keep), scores in answers.items() for row in rows(benchmark, keep, scores, units)
     ]
-    return Evaluation(name, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, {})
+    return Evaluation(name, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, {}, {})
 
 
 def results(answers, **settings):
@@ -195,7 +195,7 @@ def test_only_what_both_answered_is_compared():
 def answered(row):
     """A row of the report as the evaluation loop has it."""
     known = {field.name: getattr(row, field.name) for field in fields(Row)}
-    return asked.Row(**known, tokens=5, tokens_full=10, anls=row.score)
+    return asked.Row(**known, tokens=5, tokens_fed=5, tokens_full=10, anls=row.score)
 
 
 def test_differences_are_those_of_the_summaries():
@@ -291,7 +291,7 @@ def test_a_group_is_matched_at_its_own_mean_tokens_not_at_those_of_each_benchmar
     answers = {("docs", None): np.zeros(6), ("signs", None): np.zeros(6)}
     made = results({"selector": fixed, "random": fixed})
     spread = evaluation("selector-adaptive", answers, tokens=40)
-    few, many = (Score(tokens / 100, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
+    few, many = (Score(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
     curves = spread.curves | {("benchmark", "docs"): (few,), ("benchmark", "signs"): (many,)}
     made.evaluations["selector-adaptive"] = replace(spread, curves=curves)
     found = {match.comparison.name: match.fixed for match in matches(made)}

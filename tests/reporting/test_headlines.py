@@ -9,7 +9,7 @@ from atr.reporting.results import Comparison, Results, Score
 
 
 def score(keep, mean):
-    return Score(keep=keep, tokens=144 * keep, mean=mean, low=mean, high=mean)
+    return Score(keep=keep, tokens=144 * keep, tokens_fed=144 * keep, mean=mean, low=mean, high=mean)
 
 
 def group(name, selector, random, full=0.8):
@@ -68,7 +68,7 @@ def test_a_group_that_was_not_asked_has_no_metrics_and_random_none_where_it_was_
 
 def test_sentences_say_above_and_below(two):
     text, general = (sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in headlines.sentences(two))
-    assert text.startswith("On the text group, with 50 % of the visual tokens kept (72 an image), the ")
+    assert text.startswith("On the text group, with 50 % of the visual tokens kept (72 a question), the ")
     assert "selector holds 95.0 % of the full score (76.0 % of 80.0 %) and is 46.0 points above " in text
     assert text.endswith("above random selection (30.0 %).")
     assert "holds 87.5 % of the full score (70.0 % of 80.0 %) and is 2.5 points below" in general
@@ -118,6 +118,7 @@ def test_numbers_hold_adaptive_counts_and_what_was_measured(two):
         stability=Stability([0.3, 0.7], 2, [0.6, 0.8]),
         parameters={},
         provenance={},
+        resolved={},
     )
     numbers = headlines.numbers(two, [], [match, lone], measure)
     assert numbers["adaptive"] == {

@@ -15,7 +15,7 @@ def pixels(png):
 
 
 def test_only_what_is_no_tie_is_coloured_and_missing_cells_are_empty():
-    comparison = Comparison("group", "text", Score(1, 9, 1, 1, 1), Score(0, 0, 0, 0, 0), {})
+    comparison = Comparison("group", "text", Score(1, 9, 9, 1, 1, 1), Score(0, 0, 0, 0, 0, 0), {})
     win, tie, loss = Difference(0.3, 0.2, 0.4), Difference(0.1, -0.1, 0.3), Difference(-0.3, -0.4, -0.2)
 
     def tinted(others):

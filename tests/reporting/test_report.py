@@ -55,6 +55,35 @@ def test_the_report_says_how_many_questions_could_not_be_answered(measured, buil
     assert "could not be answered" not in built.subtitle
 
 
+def test_the_report_says_what_the_answers_were_computed_in_and_which_on_another_machine(measured, built):
+    said = "Answered in 32-true by sdpa attention on "
+    assert built.subtitle.endswith(said + "cpu (x86_64, AVX2), from features in 32-true on cpu.")
+    full, random = (measured.evaluations[name] for name in ("full", "random"))
+    elsewhere = replace(random, resolved=random.resolved | {"device": "cuda", "processor": "NVIDIA H200"})
+    mixed = replace(measured, evaluations=measured.evaluations | {"random": elsewhere})
+    machines = "cpu (x86_64, AVX2): full, none, selector; cuda (NVIDIA H200): random"
+    assert f"{said}several machines, {machines}, from features in" in report._subtitle(mixed)
+    whole = replace(full, resolved=full.resolved | {"features": None})
+    unstored = replace(measured, evaluations=measured.evaluations | {"full": whole})
+    assert report._subtitle(unstored).endswith(f"{said}cpu (x86_64, AVX2).")
+
+
+def test_what_was_computed_in_is_among_the_parameters_by_stage(measured, synthetic):
+    random = measured.evaluations["random"]
+    elsewhere = replace(random, resolved=random.resolved | {"device": "cuda"})
+    mixed = replace(measured, evaluations=measured.evaluations | {"random": elsewhere})
+    [rows] = report.build(mixed, synthetic.image, synthetic.SETTINGS, synthetic.picture()).parameters.blocks
+    assert ["resolved.precision", "32-true", "pretrain, evaluate"] in rows
+    assert ["resolved.device", "cuda", "evaluate random"] in rows
+
+
+def test_the_tokens_of_each_group_are_shown(built):
+    shown = [table for table in built.scores if "visual tokens of a question" in table.title]
+    assert [table.title.split(":")[0] for table in shown] == ["text group", "general group"]
+    kept = [f"{round(144 * keep / 10):.1f}" for keep in range(1, 10)]
+    assert shown[0].blocks == [[["selector, random", *kept]]]
+
+
 def test_pages_show_the_best_reducer_as_well_where_it_keeps_tokens(measured, synthetic):
     keeping = replace(measured.evaluations["selector"], reducer="best")
     for best, shown in (

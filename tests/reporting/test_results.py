@@ -175,7 +175,6 @@ def test_results_of_another_model_are_refused(world, load, change, key, value):
         ("evaluate", "interpolation", "off"),
         ("evaluate", "interpolation", None),
         ("evaluate", "max_new_tokens", 32),
-        ("trainer", "precision", "bf16-mixed"),
     ],
 )
 def test_results_of_other_settings_are_refused_by_the_settings_name(world, load, change, section, key, value):
@@ -185,6 +184,58 @@ def test_results_of_other_settings_are_refused_by_the_settings_name(world, load,
 
     change(world / "evaluate/random/summary.json", changed)
     with pytest.raises(ValueError, match=f"reducers full and random differ in {section}.{key}, .*{value!r}"):
+        load(world)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("precision", "bf16-mixed"),
+        ("attention", "eager"),
+        ("vlm.digest", "another"),
+        ("vlm.commit", "1" * 40),
+        ("features.precision", "bf16-mixed"),
+        ("features.device", "cuda"),
+        ("features", None),
+    ],
+)
+def test_results_that_were_computed_otherwise_are_refused_by_name(world, load, change, key, value):
+    def changed(content):
+        *outer, last = key.split(".")
+        place = content["resolved"]
+        for name in outer:
+            place = place[name]
+        place[last] = value
+
+    change(world / "evaluate/random/summary.json", changed)
+    with pytest.raises(ValueError, match=f"reducers full and random differ in resolved.{key}.*; run stage"):
+        load(world)
+
+
+def test_an_auto_precision_compares_with_the_same_one_by_name(world, load, change):
+    path = world / "evaluate/random/summary.json"
+    change(path, lambda content: content["parameters"]["trainer"].update(precision="auto"))
+    assert set(load(world).evaluations) == set(results.REQUIRED)
+
+
+def test_results_of_several_machines_are_comparable_in_one_precision(world, load, change):
+    path = world / "evaluate/random/summary.json"
+    change(path, lambda content: content["resolved"].update(device="cuda", processor="NVIDIA H200"))
+    assert load(world).evaluations["random"].resolved["processor"] == "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("evaluate/selector/summary.json", r"evaluate \(reducer selector\)"),
+        ("pretrain/metrics.json", "pretrain"),
+    ],
+)
+def test_results_that_do_not_say_what_they_were_computed_in_name_the_stage_to_run(
+    world, load, change, file, stage
+):
+    change(world / file, lambda content: content.pop("resolved"))
+    with pytest.raises(ValueError, match=f"{file} lacks 'resolved'; stage {stage} makes it"):
         load(world)
 
 

@@ -8,7 +8,7 @@ from atr.reporting.tables import Table
 
 
 def score(keep, mean):
-    return Score(keep=keep, tokens=10, mean=mean, low=mean, high=mean)
+    return Score(keep=keep, tokens=10, tokens_fed=10, mean=mean, low=mean, high=mean)
 
 
 def test_scores_are_in_percent_relative_to_full_and_to_the_others():
@@ -28,6 +28,20 @@ def test_scores_are_in_percent_relative_to_full_and_to_the_others():
             ["random, % of full", "25.0", "50.0"],
             ["other, % of full", "—", "95.0"],
         ],
+    ]
+
+
+def test_the_tokens_of_a_question_are_told_once_for_reducers_with_equal_ones():
+    def counted(keep, tokens, newlines):
+        return replace(score(keep, 0.5), tokens=tokens, tokens_fed=tokens + newlines)
+
+    ends = {"full": counted(1, 100.0, 12), "none": counted(0, 0, 0)}
+    alike = (counted(0.3, 30.0, 12), counted(0.5, 50.0, 12))
+    curves = {"selector": alike, "random": alike, "fastv": (counted(0.5, 50.0, 0),)}
+    table = tables.tokens(Comparison("group", "text", curves=curves, **ends))
+    assert table.title == "text group: visual tokens of a question, in all 100.0 (112.0 fed)"
+    assert table.blocks == [
+        [["selector, random", "30.0 (42.0 fed)", "50.0 (62.0 fed)"], ["fastv", "—", "50.0"]]
     ]
 
 
@@ -63,15 +77,16 @@ def test_outcomes_are_named_and_counted():
 
 def test_matches_have_a_block_for_each_comparison_and_dashes_without_a_sibling():
     comparison = compared().comparison
-    point = Score(keep=0.25, tokens=36.04, mean=0.5, low=0.4, high=0.6)
+    point = Score(keep=0.25, tokens=36.04, tokens_fed=48.04, mean=0.5, low=0.4, high=0.6)
     found = [
         Match(comparison, "selector-adaptive", point, 0.45, Difference(0.05, 0.01, 0.09)),
         Match(comparison, "prumerge-adaptive", point, None, None),
     ]
+    fixed = {"selector": ["45.0", "+5.0 [+1.0, +9.0]", "win"], "prumerge": ["—", "—", "—"]}
     assert tables.matches(found).blocks == [
         [
-            ["text group: selector-adaptive", "36.0", "0.25", "50.0", "45.0", "+5.0 [+1.0, +9.0]", "win"],
-            ["text group: prumerge-adaptive", "36.0", "0.25", "50.0", "—", "—", "—"],
+            [f"text group: {name}-adaptive", "36.0 (48.0 fed)", "0.25", "50.0", *other]
+            for name, other in fixed.items()
         ]
     ]
 
@@ -82,7 +97,7 @@ def measure(**changes):
         "random": Selection([0.6, 0.5], [0.6, 0.5], None),
     }
     overlap = Overlap(0.4, ["selector", "random"], [[1.0, 0.3], [0.3, 1.0]])
-    made = Measure([0.3, 0.5], selections, overlap, Stability([0.3, 0.5], 3, [0.7, 0.8125]), {}, {})
+    made = Measure([0.3, 0.5], selections, overlap, Stability([0.3, 0.5], 3, [0.7, 0.8125]), {}, {}, {})
     return replace(made, **changes)
 
 
@@ -109,7 +124,7 @@ def test_coverage_and_stability_are_shown_where_they_are_known():
 def test_the_net_gain_is_the_prefill_saved_less_the_time_of_the_selection():
     entries = [Spent("a", 144, 14, 32, 0.5), Spent("b", 144, 14, 1, 9.0), Spent("a", 144, 29, 1, 2.0)]
     prefill = [Prefill(144, 1, 20.0), Prefill(14, 1, 12.5), Prefill(144, 32, 4.0), Prefill(14, 32, 3.75)]
-    table = tables.cost(Cost("a card", entries, prefill, {}, {}))
+    table = tables.cost(Cost("a card", entries, prefill, {}, {}, {}))
     assert "a card" in table.title
     assert table.blocks == [
         [

@@ -45,7 +45,8 @@ def logged(tmp_path, monkeypatch):
 def test_every_reducer_before_the_language_model_is_timed_next_to_the_prefill_it_saves(logged):
     cost.main(config.load("cost"))
     found = json.loads((COST / "cost.json").read_text())
-    assert set(found) == {"device", "entries", "prefill", "parameters", "provenance"}
+    assert set(found) == {"device", "entries", "prefill", "parameters", "provenance", "resolved"}
+    assert found["resolved"]["vlm"]["digest"] and found["resolved"]["device"] == "cpu"
     assert "CPU" in found["device"] and found["device"].endswith("32-true")
     assert [(each["batch"], each["reducer"], each["tokens"], each["kept"]) for each in found["entries"]] == [
         (batch, name, TOKENS, kept)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,14 +14,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from transformers import AutoModelForImageTextToText
 
 from atr import config
 from atr.datasets.questions import Question, save_questions
 from atr.features.store import ShardWriter, write_manifest
 from atr.files import write_json
+from atr.hub import checkpoint_digest
 from atr.reduction import FeatureSelector
 from atr.reporting import results
-from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate
+from atr.stages import EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, SELECTOR, evaluate, unfinished
 from atr.vlm.answering import Answerer
 from atr.vlm.micro import build_model, build_processor
 
@@ -28,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = (0.2, 0.5)
 MODEL = config.VLMS["micro"].path
+COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
     Question(
@@ -68,6 +72,7 @@ def save_store(folder, layer=-1):
         width=WIDTH,
         parameters={"encoder": "micro"},
         shards=writer.shards,
+        resolved=COMPUTED,
     )
 
 
@@ -99,6 +104,16 @@ def run(reducer):
         json.loads((EVALUATE / reducer / f"{name}.json").read_text()) for name in ("summary", "masks")
     )
     return [json.loads(line) for line in lines], summary, masks
+
+
+def test_results_say_what_they_were_computed_in(project, trained):
+    write_params(precision="32-true")
+    resolved = run("full")[1]["resolved"]
+    assert (resolved["precision"], resolved["device"], resolved["attention"]) == ("32-true", "cpu", "sdpa")
+    assert resolved["vlm"] == {"commit": None, "digest": checkpoint_digest(str(trained / MODEL))}
+    assert resolved["features"] == COMPUTED
+    write_params(precision="bf16-mixed")
+    assert run("full")[1]["resolved"] == resolved | {"precision": "bf16-mixed"}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,7 @@ def test_the_report_reads_what_was_written(project, tmp_path):
     reducers = (*results.REQUIRED, "fastv", "pyramiddrop")
     for reducer in reducers:
         run(reducer)
-    write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}})
+    write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}, "resolved": {}})
     read = results.load(EVALUATE, tmp_path / "metrics.json", reducers)
     assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
@@ -264,6 +279,71 @@ def test_a_stopped_evaluation_of_other_parameters_is_not_gone_on_with(project, m
     first = watched.run(most=2)
     write_params(batch_size=2, max_new_tokens=2)
     assert watched.run()[:2] == first
+
+
+def other_weights(folder):
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    with torch.no_grad():
+        for weight in model.model.language_model.parameters():
+            weight.copy_(torch.randn_like(weight))
+    return model
+
+
+def test_a_stopped_evaluation_does_not_go_on_with_another_models_answers(project, monkeypatch):
+    """A model in shards, saved again with other weights: nothing but the shards changes."""
+    model = Path(shutil.copytree(MODEL, "model"))
+    shard = {"max_shard_size": "100KB"}
+    other = other_weights(model)
+    AutoModelForImageTextToText.from_pretrained(model).save_pretrained(model, **shard)
+    (model / "model.safetensors").unlink(missing_ok=True)
+    assert len(list(model.glob("*.safetensors"))) > 1
+    write_params(batch_size=2)
+    params = OmegaConf.load("params.yaml")
+    params.vlm = "./model"
+    OmegaConf.save(params, "params.yaml")
+    watched = Watched(monkeypatch)
+    watched.run(most=2)
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    other.save_pretrained(model, **shard)
+    changed = {name for name, content in before.items() if (model / name).read_bytes() != content}
+    assert changed and all(name.endswith(".safetensors") for name in changed)
+    watched.run()
+    mixed = (EVALUATE / "random/results.jsonl").read_bytes()
+    shutil.rmtree(EVALUATE)
+    watched.run()
+    assert (EVALUATE / "random/results.jsonl").read_bytes() == mixed
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        f"{MODEL}/config.json",
+        f"{MODEL}/generation_config.json",
+        f"{MODEL}/tokenizer.json",
+        f"{MODEL}/tokenizer_config.json",
+        f"{MODEL}/chat_template.jinja",
+        f"{MODEL}/processor_config.json",
+        f"{EVALUATE_IMAGES}/questions.jsonl",
+        f"{EVALUATE_IMAGES}/manifest.json",
+        f"{EVALUATE_FEATURES}/manifest.json",
+        f"{SELECTOR}/model.safetensors",
+        f"{SELECTOR}/config.json",
+    ],
+)
+def test_unfinished_answers_have_another_name_when_any_file_changes(trained, tmp_path, monkeypatch, file):
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    write_params()
+    params = config.load("evaluate")
+
+    def name(reducer):
+        return unfinished(params, reducer, provenance={}, resolved=checkpoint_digest(MODEL))
+
+    before = {reducer: name(reducer) for reducer in ("selector", "random")}
+    assert before == {reducer: name(reducer) for reducer in before}
+    Path(file).write_bytes((Path(file).read_bytes() if Path(file).exists() else b"") + b" ")
+    assert name("selector") != before["selector"]
+    assert (name("random") == before["random"]) == file.startswith(str(SELECTOR))
 
 
 def test_questions_that_cannot_be_answered_are_counted_and_leave_the_others_alone(project, trained):

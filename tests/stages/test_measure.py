@@ -39,6 +39,7 @@ KEEP = [0.25, 0.5]
 SEED = 3  # of the prepared images; the stage's own is another
 PREPARED = {"seed": SEED, "prepare": {"split": "evaluate"}}
 IMAGES = [f"{benchmark}/{number:06d}" for benchmark in ("docs", "shapes") for number in range(6)]
+COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def save_store(folder, names):
     writer = ShardWriter(folder, len(names), len(names))
     writer.add(0, names, torch.randn(len(names), TOKENS, WIDTH))
     about = {"encoder": "micro", "layer": -1, "grid": GRID, "width": WIDTH}
-    write_manifest(folder, **about, parameters={"encoder": "micro"}, shards=writer.shards)
+    write_manifest(folder, **about, parameters={"encoder": "micro"}, shards=writer.shards, resolved=COMPUTED)
 
 
 @pytest.fixture
@@ -112,7 +113,10 @@ def run():
 
 def test_every_reducer_with_a_budget_is_measured_at_every_kept_fraction(project):
     found = run()
-    assert set(found) == {"keep", "reducers", "overlap", "stability", "parameters", "provenance"}
+    about = {"parameters", "provenance", "resolved"}
+    assert set(found) == {"keep", "reducers", "overlap", "stability"} | about
+    resolved = found["resolved"]
+    assert (resolved["precision"], resolved["features"]) == ("32-true", COMPUTED)
     assert found["keep"] == KEEP and found["stability"] is None
     assert set(found["reducers"]) == {"random", "selector"}
     for lines in found["reducers"].values():

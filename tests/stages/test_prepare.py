@@ -60,6 +60,7 @@ def test_the_papers_ten_and_coco(run, hub, repository):
     stored = set(images.ids)
     assert {name for question in questions for name in question.images} == stored
     assert len(PreparedImages(PRETRAIN_IMAGES)) == 4
+    assert images.parameters["commits"] == {}, "a folder has none"
     # Pages that questions share are stored once, and the picture is the dataset's.
     docvqa = [question for question in questions if question.benchmark == "docvqa"]
     assert [question.images for question in docvqa[:2]] == [docvqa[0].images] * 2 != docvqa[2].images
@@ -67,6 +68,18 @@ def test_the_papers_ten_and_coco(run, hub, repository):
     assert images.image(docvqa[0].images[0]).size == (24, 18)
     several = {question.id: len(question.images) for question in questions if len(question.images) != 1}
     assert several == {"mmmu/validation_Art_1": 3}
+
+
+def test_the_commits_of_what_the_hub_gave_are_recorded(run, repository, monkeypatch):
+    def snapshot(dataset, local_files_only=False, **_):
+        return str(repository / dataset / "555") if local_files_only else str(repository / dataset)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    _, images, _ = run(benchmarks=["docs", "gqa", "docvqa", "infovqa"], source="coco")
+    assert images.parameters["commits"] == dict.fromkeys(
+        ["detection-datasets/coco", "lmms-lab/GQA", "lmms-lab/DocVQA"], "555"
+    )
+    assert PreparedImages(PRETRAIN_IMAGES).parameters == images.parameters
 
 
 def test_a_sample_of_the_questions_is_seeded(run, repository):

@@ -284,3 +284,8 @@ def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
     assert done.returncode == code, done.stderr[-2000:]
     assert not METRICS.exists() and not SELECTOR.exists()
     assert len(checkpoints()) == 1
+
+
+def test_the_metrics_say_what_was_computed_in(log):
+    resolved = json.loads(run())["resolved"]
+    assert (resolved["precision"], resolved["device"], resolved["features"]) == ("32-true", "cpu", {})

@@ -226,6 +226,7 @@ def test_what_is_kept_is_the_asked_fraction_of_each_image(project, family):
             size = 16 if family == "llava_onevision" and images > 1 else 32
             assert row["tokens_full"] == images * size
             assert row["tokens"] == images * int(row["keep"] * size + 0.5)
+            assert row["tokens_fed"] == row["tokens"] + images * (4 if size == 32 else 1)  # newlines
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_stored_features_answer_as_the_library_does_image_by_image(answerer, mon
         by_reduce(answerer, *pair, Spread(), keep, monkeypatch)
         for pair in zip(IMAGES, QUESTIONS, strict=True)
     ]
-    assert answers == [(answer, tokens, 16) for answer in alone]
+    assert answers == [(answer, tokens, tokens, 16) for answer in alone]
 
 
 def test_several_stored_images_stand_in_the_order_of_the_prompt(answerer, monkeypatch):
@@ -89,7 +89,7 @@ def test_several_stored_images_stand_in_the_order_of_the_prompt(answerer, monkey
     alone = [
         by_reduce(answerer, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)
     ]
-    assert answers == [(answer, 16, 32) for answer in alone]
+    assert answers == [(answer, 16, 16, 32) for answer in alone]
 
 
 def test_the_language_model_sees_the_shorter_sequence(answerer, monkeypatch):
@@ -112,7 +112,7 @@ def test_without_image_the_prompt_has_no_placeholder(answerer, monkeypatch):
     assert batch.blind["input_ids"].tolist() == [[1, 5], [1, 6], [1, 7], [1, 5]]
     texts = answerer.model.generate(batch.blind["input_ids"], do_sample=False, max_new_tokens=3)[:, 2:]
     expected = answerer.processor.batch_decode(texts, skip_special_tokens=True)
-    assert answerer.answer(batch, NoImage(), 0.0) == [(text.strip(), 0, 16) for text in expected]
+    assert answerer.answer(batch, NoImage(), 0.0) == [(text.strip(), 0, 0, 16) for text in expected]
 
 
 def test_projection_is_shared_and_features_are_read_once_an_image(answerer, monkeypatch):
@@ -274,7 +274,7 @@ def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, imag
     for reply, names, text in zip(replies, images, TEXTS, strict=True):
         answer, fed = untouched(answerer, names, text)
         visual = sum(of for of, _ in counts(family, names))
-        assert reply == (answer, visual, visual)
+        assert reply == (answer, visual, fed, visual)
         assert fed == visual + sum(newlines for _, newlines in counts(family, names))
 
 
@@ -292,9 +292,12 @@ def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, pol
         assert together == alone
         of = [[of for of, _ in counts(family, names)] for names in images]
         # The nearest number of each image, halves up.
-        assert [reply[1:] for reply in together] == [
+        assert [(kept, full) for _, kept, _, full in together] == [
             (sum(int(0.3 * size + 0.5) for size in sizes), sum(sizes)) for sizes in of
         ]
+        newlines = [sum(count for _, count in counts(family, names)) for names in images]
+        for (_, kept, fed, _), most in zip(together, newlines, strict=True):
+            assert kept <= fed <= kept + most and (fed == kept + most or "newline" in policy)
 
 
 @FAMILIES
@@ -359,19 +362,19 @@ def test_images_are_encoded_once_for_all_budgets_and_seeds(make_seeing, monkeypa
 def test_without_image_every_reducer_is_given_the_question_alone(make_seeing):
     answerer = make_seeing()
     batch = answerer.prepare([[], []], ["a", "b c d"])
-    expected = [(untouched(answerer, [], text)[0], 0, 0) for text in ("a", "b c d")]
+    expected = [(untouched(answerer, [], text)[0], 0, 0, 0) for text in ("a", "b c d")]
     assert answerer.answer(batch, Full(), 1.0) == answerer.answer(batch, Random(0), 0.3) == expected
     seen = answerer.prepare([["wide"], ["tall"]], ["a", "b c d"])
     blind = answerer.answer(seen, NoImage(), 0.0)
-    assert [reply[:2] for reply in blind] == [reply[:2] for reply in expected]
+    assert [reply[:3] for reply in blind] == [reply[:3] for reply in expected]
 
 
 @pytest.mark.parametrize("family", ["llava_onevision"])
 def test_without_interpolation_there_are_all_tokens_to_choose_from(make_seeing):
     answerer = make_seeing("off")
     batch = answerer.prepare([["wide"], ["large"]], ["a", "b"])
-    assert [reply[1:] for reply in answerer.answer(batch, Full(), 1.0)] == [(64, 64), (112, 112)]
-    assert [reply[1:] for reply in answerer.answer(batch, Random(0), 0.5)] == [(32, 64), (56, 112)]
+    assert [reply[1:] for reply in answerer.answer(batch, Full(), 1.0)] == [(64, 68, 64), (112, 124, 112)]
+    assert [reply[1:] for reply in answerer.answer(batch, Random(0), 0.5)] == [(32, 36, 64), (56, 68, 112)]
 
 
 @FAMILIES
@@ -398,7 +401,10 @@ BETWEEN_LAYERS = pytest.mark.parametrize(
 
 @torch.inference_mode()
 def by_drop_inside(answerer, names, question, inside, keep):
-    """The library's way, one question at a time: its answer, and what is kept of its images at last."""
+    """The library's way, one question at a time: its answer, what is kept of its images at last, what is fed.
+
+    That is the mean over the layers of the columns that they are given in the prefill, less the text.
+    """
     model, processor, settings = answerer.model, answerer.processor, answerer.settings
     turn = {
         "role": "user",
@@ -409,10 +415,19 @@ def by_drop_inside(answerer, names, question, inside, keep):
     nested = [images] if model.config.model_type == "llava_onevision" else images
     prepared = prepare(model, processor(text=[text], images=nested, return_tensors="pt"))
     layout = settings.positions, settings.budget, settings.newline
+    columns, layers = [], model.model.language_model.layers
+    hooks = [
+        layer.register_forward_hook(lambda _, given, __: columns.append(given[0].shape[1]))
+        for layer in layers
+    ]
     with drop_inside(prepared, inside, keep, *layout) as dropping:
         ids = model.generate(**dropping.whole, do_sample=False, max_new_tokens=4)
+    for hook in hooks:
+        hook.remove()
     answer = processor.decode(ids[0, dropping.whole["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer.strip(), [kept.indices_K.tolist() for kept in dropping.kept[2]]
+    written = int((dropping.whole["input_ids"] != model.config.image_token_id).sum())
+    fed = sum(columns[: len(layers)]) / len(layers) - written
+    return answer.strip(), [kept.indices_K.tolist() for kept in dropping.kept[2]], fed
 
 
 @FAMILIES
@@ -427,8 +442,9 @@ def test_between_layers_a_budget_is_a_mean_over_them(
     for reply, names, text in zip(replies, images, TEXTS, strict=True):
         sizes = [of for of, _ in counts(family, names)]
         tokens = sum(int(part * size + 0.5) for size in sizes for part in read) / 3
-        assert reply[0] == by_drop_inside(answerer, names, text, inside, keep)[0]
-        assert abs(reply[1] - tokens) <= 0.5 and reply[2] == sum(sizes)
+        answer, _, fed = by_drop_inside(answerer, names, text, inside, keep)
+        assert reply[0] == answer and reply[3] == sum(sizes)
+        assert abs(reply[1] - tokens) <= 0.5 and abs(reply[2] - fed) <= 0.5 + 1e-9
 
 
 @FAMILIES
@@ -438,7 +454,7 @@ def test_pictures_show_what_the_last_layer_reads(make_seeing, family, inside, me
     masks = answerer.masks(asked, inside, mean)
     assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(asked))
     for name, text in asked.items():
-        _, [kept] = by_drop_inside(answerer, [name], text, inside, keep)
+        _, [kept], _ = by_drop_inside(answerer, [name], text, inside, keep)
         assert masks["masks"][name] == [index for index in kept if index < 16]
 
 
@@ -464,7 +480,8 @@ def test_stored_features_are_dropped_between_layers_image_by_image(answerer, ins
         for names, text in zip(IMAGES, QUESTIONS, strict=True)
     ]
     assert together == alone
-    assert {reply[1:] for reply in together} == {(round(sum(16 * part for part in read) / 3), 16)}
+    tokens = round(sum(16 * part for part in read) / 3)
+    assert {reply[1:] for reply in together} == {(tokens, tokens, 16)}
 
 
 @FAMILIES
@@ -498,7 +515,7 @@ def checkpoint(model, processor, tmp_path):
     ],
 )
 def test_only_the_source_that_the_model_needs_is_opened(checkpoint, family, stored, source):
-    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24})
+    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24, "resolved": {}})
     opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
     opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
     vlm = VlmPreset("tiny", checkpoint, None, stored)

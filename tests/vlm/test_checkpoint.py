@@ -11,7 +11,7 @@ from atr import config
 from atr.features.encoder import Encoder
 from atr.fingerprint import fingerprint
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, version_of, weight_dtype
 from atr.vlm.hosts import encode, host_of
 from atr.vlm.reduce import reduce
 
@@ -31,6 +31,40 @@ def test_a_saved_model_comes_back_frozen_in_the_asked_type(folder, make_model, d
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert processor.image_token == "<image>"
+
+
+@pytest.fixture
+def on_the_hub(folder, hub, tmp_path_factory, monkeypatch):
+    """The model as org/tiny in a cache of the hub's: at `old`, and with other weights at `main`."""
+    home, main = (tmp_path_factory.mktemp(name) for name in ("cache", "main"))
+    shutil.copytree(folder, main, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: weight + 1 for name, weight in weights.items()}, main / "model.safetensors", {"format": "pt"}
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+    return hub.cache(home, "org/tiny", {"old": folder, "main": main})
+
+
+def test_a_revision_of_the_hub_is_the_one_that_is_loaded_and_recorded(on_the_hub, folder):
+    saved, _ = load_vlm(str(folder), torch.float32)
+    old, _ = load_vlm("org/tiny@old", torch.float32)
+    main, processor = load_vlm("org/tiny", torch.float32)
+    for name, weight in saved.state_dict().items():
+        assert torch.equal(old.state_dict()[name], weight)
+        assert torch.equal(main.state_dict()[name], (weight.bfloat16() + 1).float())
+    assert processor.image_token == "<image>"
+    assert version_of("org/tiny@old", old)["commit"] == on_the_hub["old"]
+    assert version_of("org/tiny", main)["commit"] == on_the_hub["main"]
+    with pytest.raises(ValueError, match=r"^org/tiny@new: no model could be loaded from it"):
+        load_vlm("org/tiny@new", torch.float32)
+
+
+@pytest.mark.parametrize("family", ["llava"])
+def test_an_encoder_at_a_revision(on_the_hub, folder):
+    towers = [Encoder.load(path).tower.state_dict() for path in (str(folder), "org/tiny@old", "org/tiny")]
+    for name, weight in towers[0].items():
+        assert torch.equal(towers[1][name], weight) and not torch.equal(towers[2][name], weight)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, 
 
 @torch.no_grad()
 def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16)] * 6)
+    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
     prepared, _ = module._conversations(BATCH)
     assert [len(kept) for kept in prepared.packing.values(prepared.encoded.features_BND)] == [16, 16, 16]
     assert (prepared.inputs["input_ids"] == module.answerer.model.config.image_token_id).sum() == 3 * 16
@@ -143,7 +143,7 @@ def test_each_prompt_is_answered_once(module, monkeypatch):
     module._conversations(BATCH[::-1])
     assert len(asked) == 1
     batch = module.answerer.prepare([["three"]], ["h"])
-    [(alone, _, _)] = answer(module.answerer, batch, Full(), 1.0)
+    [(alone, *_)] = answer(module.answerer, batch, Full(), 1.0)
     assert module._answered["three"][2] == alone
 
 
@@ -154,7 +154,7 @@ def test_every_image_counts_alike_however_long_its_answers():
 
 
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0)])
+    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
 

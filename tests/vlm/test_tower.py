@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.config import Evaluate, VlmPreset
 from atr.features.encoder import Encoder, load_image_processor
+from atr.hub import checkpoint_digest
 from atr.reduction import FeatureSelector
 from atr.reduction.floors import L2Norm
 from atr.reduction.layers import Standardise
@@ -235,7 +236,7 @@ class Store:
 
     def __init__(self, tower):
         encoder = Encoder.load(tower, LAYER, size=SIZE)
-        self.manifest = {"layer": LAYER, "grid": [6, 6], "width": 24}
+        self.manifest = {"layer": LAYER, "grid": [6, 6], "width": 24, "resolved": {"precision": "32-true"}}
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(pictures()))
 
@@ -273,8 +274,11 @@ def test_it_answers_from_stored_features_as_from_images(folder, tower):
         answerer = Answerer.load(vlm, 32, torch.device("cpu"), *sources, settings, locate)
         batch = answerer.prepare([["0"], ["1"]], ["price", "cat"])
         replies.append([answerer.answer(batch, L2Norm(), keep) for keep in (0, 0.25, 1.0)])
+        computed = {"precision": "32-true"} if stored else None
+        version = {"commit": None, "digest": checkpoint_digest(folder), "tower": checkpoint_digest(tower)}
+        assert answerer.resolved == {"attention": "sdpa", "vlm": version, "features": computed}
     assert replies[0] == replies[1]
-    assert [reply[1:] for reply in replies[0][1]] == [(9, 36)] * 2
+    assert [reply[1:] for reply in replies[0][1]] == [(9, 9, 36)] * 2
 
 
 @torch.no_grad()
