@@ -194,6 +194,15 @@ def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
+def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path):
+    """A process keeps in memory what it is to answer, not all that the others did."""
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    (first, *_), unfinished = BATCHES[0], Unfinished(tmp_path / "abc", rank=1)
+    name = QUESTIONS[first].id
+    assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
+    assert unfinished.rows(()) == {}
+
+
 def test_answers_of_another_name_are_not_taken(tmp_path):
     interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
     assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
