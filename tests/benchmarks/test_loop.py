@@ -361,6 +361,14 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     assert pictured(general, trials_of("selector-adaptive", [0.1], 1), [])[1] == Trial(None)
 
 
+@pytest.mark.parametrize(
+    "keeps, shown",
+    [([0.1, 0.39, 0.5], 0.39), ([0.34, 0.45, 0.5], 0.45), ([0.5, 0.9], 0.5), ([0.1, 0.3], 0.3)],
+)
+def test_pictured_is_the_kept_fraction_nearest_to_forty_percent(keeps, shown):
+    assert pictured(QUESTIONS, trials_of("selector", keeps, 1), [])[1] == Trial(shown)
+
+
 def test_an_image_that_was_not_answered_about_is_not_pictured():
     images, trial = pictured_of(QUESTIONS, TRIALS, lost=["docs/1"])
     assert list(images) == ["docs/0", "docs/2", "docs/3"]
