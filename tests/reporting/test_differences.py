@@ -194,7 +194,7 @@ def test_only_what_both_answered_is_compared():
 
 def test_a_unit_of_which_one_question_is_not_answered_is_not_compared():
     units = ["u0", "u0", "u1", "u1"]
-    ours, theirs = np.array([1.0, np.nan, 1, 1]), np.array([0.0, 0, 1, 0])
+    ours, theirs = np.array([1.0, np.nan, 1, 1]), np.array([1.0, 1, 1, 0])
     assert pair(ours, theirs, units=units).mean == 1  # u1 alone
     assert pair(theirs, ours, units=units).mean == -1
 
