@@ -51,7 +51,8 @@ class VlmPreset:
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
-    """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
+    """Whether it is given stored features; if not, and always where it cuts images into tiles or preprocesses
+    them otherwise, the images."""
     tiles: int = 1
     """Most tiles that it is known to cut an image into, the base tile counted, as its processor says."""
 
@@ -192,14 +193,15 @@ PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", 16, 32, 64
 # evaluate runs in, does not know them all.
 STRATEGIES = ("auto", "ddp")
 
-# org/name, and a branch, tag or commit behind it.
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
 MANY = 2**31 - 1
 """Most of anything that is counted: above it libraries overflow, each in its own way."""
 PROCESSES = 2**16
 """Most of anything that takes a process or a device of its own."""
 LAYERS = 1024
 """Most layers of a network, and heads of one of them: a misprint shall not fill the memory."""
+
+# org/name, and a branch, tag or commit behind it.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
 
 
 def _check(key: str, value: object, valid: bool, allowed: str) -> None:

@@ -57,9 +57,7 @@ def _beside(path: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with open(part / "unlocked", "x") as lock:
-            with suppress(
-                OSError
-            ):  # a file system without locks: there nothing can be told dead, nor is cleared
+            with suppress(OSError):  # a file system without locks: nothing is told dead there, nor cleared
                 fcntl.flock(lock, fcntl.LOCK_EX)
             os.replace(part / "unlocked", part / _LOCK)
             yield part / path.name
@@ -76,7 +74,7 @@ def _clear(part: Path) -> None:
 
 def _remove(part: Path) -> None:
     """The lock goes last, or what a kill leaves of the rest could not be told from what is being written."""
-    for content in part.iterdir():
+    for content in part.glob("*"):
         if content.is_dir():
             shutil.rmtree(content, ignore_errors=True)
         elif content.name != _LOCK:

@@ -142,3 +142,11 @@ def test_a_folder_is_known_by_the_names_and_contents_of_its_files(tmp_path):
     code = known("*.py")
     files.write_text(tmp_path / "a/c.txt", "other")
     assert known("*.py") == code and known() != digests[-1]
+
+
+def test_dvc_takes_no_part_for_a_change_of_what_it_lies_in():
+    """The report depends on the folder that evaluations are written in."""
+    names = [f"experiments/evaluate/{name}" for name in (".random.x_1.part", "random/results.jsonl")]
+    command = [sys.executable, "-m", "dvc", "check-ignore", *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == names[:1]

@@ -116,3 +116,43 @@ def test_a_rank_whose_first_process_is_gone_already_ends_at_once(start, tmp_path
     environment = {**os.environ, "ATR_FIRST_PROCESS": str(gone.pid)}
     done = subprocess.run([sys.executable, "stage.py"], cwd=tmp_path, env=environment, timeout=30)
     assert done.returncode == 128 + signal.SIGTERM
+
+
+LAUNCHED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from atr.stages import entry
+
+def main(params):
+    from lightning.fabric import Fabric
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    if fabric.global_rank:
+        Path("later").write_text(str(os.getpid()))
+        time.sleep(600)
+    while not Path("later").exists() or not Path("later").read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+entry("report", main)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_lightning_has_launched_ends_with_the_first(tmp_path):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "stage.py").write_text(LAUNCHED.format(root=str(ROOT)))
+    environment = {key: value for key, value in os.environ.items() if key != "ATR_FIRST_PROCESS"}
+    with subprocess.Popen(
+        [sys.executable, "stage.py"], cwd=tmp_path, env=environment, start_new_session=True
+    ) as process:
+        try:
+            assert process.wait() == -signal.SIGKILL
+            rank = psutil.Process(int((tmp_path / "later").read_text()))
+            until(lambda: is_over(rank))
+        except psutil.NoSuchProcess:  # over already
+            pass
+        finally:  # should it stay, pytest must not leave it behind
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)

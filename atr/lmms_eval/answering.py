@@ -11,6 +11,7 @@ from transformers import AutoConfig
 
 from atr.hub import located
 from atr.lmms_eval.arguments import DTYPES, Arguments
+from atr.lmms_eval.caching import check_digest
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
 from atr.vlm.hosts import host_of
@@ -50,9 +51,11 @@ class ReducedVlm:
     def load(cls, arguments: Arguments, device: torch.device) -> Self:
         """Load all three; the small files first, so that a selector of other features costs no waiting.
 
-        Raises ValueError for what is no checkpoint, a family without host, and a selector that does not fit.
+        Raises ValueError for what is no checkpoint, a family without host, and a selector that does not fit
+        or is not the one of the digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
+        check_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         host_of(unloaded)

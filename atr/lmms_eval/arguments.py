@@ -23,6 +23,7 @@ class Arguments:
 
     `pretrained` and `selector` are folders or hub ids. `keep` is as it is written: 1.0 is a fraction and
     means all tokens, 1 is a count and means one. `device` is by default the one that accelerate chooses.
+    `selector_digest` is that of `atr.lmms_eval.caching`.
     Raises ValueError naming key, value and what is allowed.
     """
 
@@ -37,6 +38,7 @@ class Arguments:
     attn_implementation: str = "sdpa"
     device: str | None = None
     batch_size: int = 1
+    selector_digest: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -55,8 +57,6 @@ class Arguments:
         for key in ("pretrained", "selector"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not allowed, allowed: a folder or hub id")
-        if isinstance(self.keep, bool):
-            raise ValueError(f"keep: {self.keep} is not allowed, allowed: a fraction, a count, adaptive")
         _ = self.policy
         check_choice("interpolation", self.interpolation)
         if self.dtype not in DTYPES:

@@ -233,8 +233,9 @@ def load(evaluate: Path, pretrain: Path, reducers: Collection[str]) -> Results:
 
     Folders of other names are results of parameters that are no longer asked for, and are left alone.
     Raises ValueError when one of REQUIRED is not among the reducers; naming the file and the stage that makes
-    it when one is missing or broken; and when two reducers were asked different questions, of another model,
-    under other SETTINGS or in another precision, or miss a benchmark that the other has.
+    it when one is missing or broken, or a name in it is none; and when two reducers were asked different
+    questions, of another model, under other SETTINGS or in another precision, or miss a benchmark that the
+    other has.
     """
     if lacking := [name for name in REQUIRED if name not in reducers]:
         raise ValueError(f"evaluate.reducers: the report needs {', '.join(lacking)} among them")

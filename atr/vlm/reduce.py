@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import MODEL_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.reduction import Encoded, FeatureSelector, Merger, Reducer, SelectorReducer
@@ -278,7 +279,8 @@ def _check_positions(model: Any, positions: str) -> None:
         raise ValueError(
             f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
         )
-    if "position_ids" not in signature(model.model.language_model.forward).parameters:
+    # By the class of its configuration: the object's own method may have been wrapped or compiled.
+    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
         raise ValueError(f"positions: original is not known to {text.model_type}, allowed: contiguous")
 
 
