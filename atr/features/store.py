@@ -272,7 +272,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
     manifest: dict[str, Any] = read_json(path)
-    record(_Manifest, manifest, str(path))
+    try:
+        record(_Manifest, manifest, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}{_AGAIN}") from None
     return manifest
 
 

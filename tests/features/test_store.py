@@ -51,6 +51,18 @@ def folder(tmp_path):
     return write(tmp_path / "store")
 
 
+@pytest.mark.parametrize("key", ["resolved", "preprocess"])
+def test_a_store_of_an_older_version_says_which_stage_to_run_again(folder, key):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop(key)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=rf"manifest\.json: {key} is missing, .*: run the extract stage again$"
+    ):
+        FeatureStore.open(folder)
+
+
 def test_round_trip_is_exact(folder):
     store = FeatureStore.open(folder, PARAMETERS)
     assert len(store) == IMAGES
