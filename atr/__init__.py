@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atr.reduction.selector import FeatureSelector
+    from atr.vlm.pixels import check_inputs
     from atr.vlm.reduce import reduce
 
-__all__ = ["FeatureSelector", "__version__", "reduce"]
+__all__ = ["FeatureSelector", "__version__", "check_inputs", "reduce"]
 __version__ = "0.1.0"
 
 # Looked up at first use: `import atr` alone, and with it every config error, must not wait for torch.
-_HOMES = {"FeatureSelector": "atr.reduction.selector", "reduce": "atr.vlm.reduce"}
+_HOMES = {
+    "FeatureSelector": "atr.reduction.selector",
+    "check_inputs": "atr.vlm.pixels",
+    "reduce": "atr.vlm.reduce",
+}
 
 
 def __getattr__(name: str) -> Any:

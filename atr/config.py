@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Never, TypeVar
 
 import yaml
@@ -50,7 +51,8 @@ class VlmPreset:
     encoder: str | None
     """Name of the encoder whose features the model reads; None where only its own files say so."""
     stored: bool = True
-    """Whether it is given stored features; if not, and always where it cuts images into tiles, the images."""
+    """Whether it is given stored features; if not, and always where it cuts images into tiles or preprocesses
+    them otherwise, the images."""
     tiles: int = 1
     """Most tiles that it is known to cut an image into, the base tile counted, as its processor says."""
 
@@ -167,8 +169,8 @@ GROUPS = BENCHMARKS | PAPER_BENCHMARKS
 STAGES = {
     "prepare": ("seed", "prepare"),
     "extract": ("encoder", "trainer", "extract"),
-    "pretrain": ("seed", "encoder", "trainer", "pretrain"),
-    "distill": ("seed", "encoder", "vlm", "trainer", "distill"),
+    "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),
+    "distill": ("seed", "encoder", "vlm", "trainer", "distill", "evaluate.positions"),
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
@@ -178,7 +180,7 @@ STAGES = {
     "micro_features": ("seed", "trainer", "micro_features"),
     "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
-"""The parameters each stage declares to DVC, and the only ones it is given."""
+"""The parameters each stage declares to DVC, and the only ones it is given; a dotted one is a field alone."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 PRECISIONS = ("auto", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "32-true", "64-true", 16, 32, 64)
@@ -746,7 +748,7 @@ class Params:
     """The file they come from, absolute; for tracking only."""
 
     def __init__(self, stage: str, path: str | Path = "params.yaml", **declared: Any) -> None:
-        assert set(declared) == set(STAGES[stage]), (
+        assert set(declared) == {key.partition(".")[0] for key in STAGES[stage]}, (
             f"stage {stage} declares {STAGES[stage]}, not {tuple(declared)}"
         )
         self.__dict__.update(stage=stage, path=Path(path).resolve(), declared=declared, **declared)
@@ -783,6 +785,8 @@ def _flatten(raw: dict[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, EncoderPreset | VlmPreset):
         return value.name
+    if isinstance(value, SimpleNamespace):
+        return dict(vars(value))
     return value if isinstance(value, int) else asdict(value)
 
 
@@ -792,7 +796,19 @@ def load(stage: str, path: str | Path = "params.yaml") -> Params:
     Raises ConfigError, one line with key, value and what is allowed, for anything that cannot be used.
     """
     everything = _validated(path)
-    return Params(stage, path, **{key: everything[key] for key in STAGES[stage]})
+    return Params(stage, path, **_declared(STAGES[stage], everything))
+
+
+def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that the keys name; of one that is named by fields, these alone."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        if name:
+            setattr(found.setdefault(section, SimpleNamespace()), name, getattr(everything[section], name))
+        else:
+            found[section] = everything[section]
+    return found
 
 
 def load_or_exit(stage: str, path: str | Path = "params.yaml") -> Params:

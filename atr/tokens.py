@@ -6,6 +6,7 @@ Shapes: B images (or tiles), N tokens in raster order, K kept tokens, D width.
 import math
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -89,20 +90,40 @@ def mask_of(keep_BK: Tensor, tokens: int) -> Tensor:
     return mask_BN.scatter_(-1, keep_BK, 1.0)
 
 
+def number(key: str, value: object) -> int | float:
+    """A count (int) or fraction (float) from a number of Python, NumPy or torch, or an array of no dimension.
+
+    A float of lower precision is the shortest decimal it prints as: the 0.7 of float32 means 0.7. Raises
+    ValueError naming `key` for anything else, booleans, NaN and infinities among it.
+    """
+    found = value
+    if isinstance(found, Tensor):
+        found = (found.float() if found.dtype == torch.bfloat16 else found).detach().cpu().numpy()
+    if getattr(found, "ndim", None) == 0:
+        found = found[()]  # type: ignore[index]  # the scalar of an array
+    if isinstance(found, Integral) and not isinstance(found, bool):
+        return int(found)
+    if isinstance(found, Real) and not isinstance(found, bool) and math.isfinite(found):
+        return float(str(found)) if hasattr(found, "dtype") else float(found)
+    raise ValueError(f"{key}: {value!r} is out of range, allowed: a fraction, or an int that counts tokens")
+
+
 def budget(keep: float, tokens: int) -> int:
     """Number of tokens kept: an int is a count, a float a fraction rounded half up, at least one if > 0.
 
-    Raises ValueError for a count outside 0..tokens or a fraction outside 0..1.
+    Of no tokens every fraction is none. Ints and floats may be NumPy's or torch's, as in `number`. Raises
+    ValueError for a count outside 0..tokens or a fraction outside 0..1.
     """
-    if isinstance(keep, int) and not isinstance(keep, bool):
+    keep = number("keep", keep)
+    if isinstance(keep, int):
         if not 0 <= keep <= tokens:
             raise ValueError(f"keep: {keep} is out of range, allowed: a count of 0 to {tokens} tokens")
         return keep
-    if isinstance(keep, bool) or not 0 <= keep <= 1:
+    if not 0 <= keep <= 1:
         raise ValueError(f"keep: {keep} is out of range, allowed: a fraction 0 <= keep <= 1, or an int")
     # Decimal, because a binary 0.145 * 100 lies below the half that was meant.
-    rounded = int((Decimal(str(float(keep))) * tokens).to_integral_value(ROUND_HALF_UP))
-    return max(rounded, 1) if keep > 0 else 0
+    rounded = int((Decimal(str(keep)) * tokens).to_integral_value(ROUND_HALF_UP))
+    return min(max(rounded, 1), tokens) if keep > 0 else 0
 
 
 def shares(total: int, sizes: Sequence[int]) -> list[int]:

@@ -121,7 +121,8 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
-        return lower == "reduction" or imported in ("atr.features.encoder", "atr.features.attention")
+        shared = ("atr.features.attention", "atr.features.encoder", "atr.features.preprocess")
+        return lower == "reduction" or imported in shared
     return FLOORS[lower] < FLOORS[upper]
 
 
@@ -155,7 +156,9 @@ def test_a_light_part_reaches_no_torch(light):
     assert {module for module in modules for name in imports(module) if name.split(".")[0] in heavy} == set()
 
 
-@pytest.mark.parametrize("module", ["atr.vlm.reduce", "atr.reduction.selector", "atr.lmms_eval.answering"])
+@pytest.mark.parametrize(
+    "module", ["atr.vlm.reduce", "atr.vlm.pixels", "atr.reduction.selector", "atr.lmms_eval.answering"]
+)
 def test_the_library_needs_no_package_of_the_pipeline(module):
     """It is installed beside lmms-eval, and beside a user's own model, without them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -277,9 +280,11 @@ def test_the_reducers_of_one_tile_in_config_are_those_that_refuse_several(tmp_pa
 def test_the_lazy_exports_are_the_things_themselves():
     import atr
     from atr.reduction.selector import FeatureSelector
+    from atr.vlm.pixels import check_inputs
     from atr.vlm.reduce import reduce
 
     assert atr.FeatureSelector is FeatureSelector
+    assert atr.check_inputs is check_inputs
     assert atr.reduce is reduce
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = atr.no_such_name

@@ -48,9 +48,10 @@ def test_the_shipped_file_states_every_parameter():
 @pytest.mark.parametrize("stage", config.STAGES)
 def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
     params = config.load(stage, SHIPPED)
-    assert tuple(params.raw()) == config.STAGES[stage]
+    declared = [key.partition(".")[0] for key in config.STAGES[stage]]
+    assert list(params.raw()) == declared
     for key in config._KEYS:
-        if key in config.STAGES[stage]:
+        if key in declared:
             getattr(params, key)
         else:
             with pytest.raises(AssertionError, match=key):

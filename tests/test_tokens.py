@@ -1,7 +1,10 @@
 """Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
 
 import math
+from decimal import Decimal
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -181,7 +184,61 @@ def test_budget_is_within_half_a_token(keep, tokens):
     assert abs(count - keep * tokens) <= 0.5 + 1e-9 or count == 1
 
 
-@pytest.mark.parametrize("keep", [-0.1, 1.1, math.nan, math.inf, -1, 11, True])
+COUNTS = (int, *(np.dtype(name).type for name in ("int8", "uint8", "int32", "int64")), np.array)
+COUNTS += tuple(partial(torch.tensor, dtype=kind) for kind in (torch.uint8, torch.int32, torch.int64))
+FRACTIONS = (float, np.float16, np.float32, np.float64, np.longdouble, np.array)
+FRACTIONS += tuple(
+    partial(torch.tensor, dtype=kind) for kind in (torch.float16, torch.float32, torch.float64)
+)
+
+
+@given(st.integers(0, 127), st.integers(0, 3000), st.sampled_from(COUNTS))
+def test_an_integer_of_any_library_is_a_count(count, more, kind):
+    assert budget(kind(count), count + more) == count
+    assert type(budget(kind(count), count + more)) is int
+
+
+@given(st.integers(0, 1000), st.integers(0, 3000), st.sampled_from(FRACTIONS))
+def test_a_float_of_any_library_is_the_fraction_that_it_prints_as(permille, tokens, kind):
+    """Thousandths are exact in print where a type is too coarse to hold them: 0.7 of float16 is .7002."""
+    assert budget(kind(permille / 1000), tokens) == budget(permille / 1000, tokens)
+
+
+@pytest.mark.parametrize("kind", FRACTIONS)
+def test_where_half_a_token_decides_a_coarse_float_rounds_as_it_prints(kind):
+    """0.7 of float32 lies below 0.7, and 0.1 of float16 too."""
+    assert (budget(kind(0.7), 5), budget(kind(0.1), 5), budget(kind(0.3), 5)) == (4, 1, 2)
+
+
+def test_bfloat16_is_the_fraction_that_it_holds():
+    assert budget(torch.tensor(0.75, dtype=torch.bfloat16), 10) == 8
+    assert budget(torch.tensor(1.0, dtype=torch.bfloat16), 10) == 10
+
+
+@given(st.floats(0, 1))
+def test_of_no_token_a_fraction_is_none(keep):
+    assert budget(keep, 0) == 0
+
+
+WRONG = [-0.1, 1.1, math.nan, math.inf, -math.inf, -1, 11, True, "0.5", None, 1j, Decimal("0.5"), [1], b"1"]
+WRONG += [
+    np.int64(11),
+    np.float32("nan"),
+    np.float64("inf"),
+    np.float32(1.5),
+    np.bool_(True),
+    np.array([0.5]),
+]
+WRONG += [
+    torch.tensor(11),
+    torch.tensor(-0.5),
+    torch.tensor(math.nan),
+    torch.tensor(True),
+    torch.tensor([0.5]),
+]
+
+
+@pytest.mark.parametrize("keep", WRONG)
 def test_budget_refuses(keep):
     with pytest.raises(ValueError, match=r"keep: .* is out of range, allowed: "):
         budget(keep, 10)

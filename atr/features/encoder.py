@@ -64,7 +64,7 @@ class Encoder(nn.Module):
     def __init__(
         self,
         tower: PreTrainedModel,
-        preprocess: Preprocess,
+        image_processor: Any,
         layout: Layout,
         name: str,
         layer: int,
@@ -73,7 +73,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.eval()
-        self.preprocess = preprocess
+        self.image_processor = image_processor
+        self.preprocess: Preprocess = partial(_pixel_values, image_processor)
         self.layout = layout
         self.name = name
         self.layer = layer
@@ -94,12 +95,12 @@ class Encoder(nn.Module):
         config, prefix = _vision_config(path)
         _check_type(path, config)
         config.num_hidden_layers = layers_to_run(path, layer, config.num_hidden_layers)
-        preprocess = partial(_pixel_values, load_image_processor(path, size))
+        processor = load_image_processor(path, size)
         resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
         options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        layout = _measure(path, config, preprocess, options)
+        layout = _measure(path, config, partial(_pixel_values, processor), options)
         tower = _load_tower(path, config, prefix)
-        return cls(tower, preprocess, layout, name or path, layer, options)
+        return cls(tower, processor, layout, name or path, layer, options)
 
     @property
     def grid(self) -> tuple[int, int]:

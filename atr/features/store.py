@@ -42,6 +42,7 @@ class _Manifest:
     encoder: str
     layer: int
     fingerprint: str | None
+    preprocess: dict[str, Any] | None
     dtype: str
     tokens: int
     grid: tuple[int, int]
@@ -131,12 +132,14 @@ def write_manifest(
     grid: tuple[int, int],
     width: int,
     fingerprint: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
     parameters: Mapping[str, Any],
     shards: Sequence[Mapping[str, Any]],
 ) -> None:
     """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
 
-    `fingerprint` says of which weights the encoder is, where that is known.
+    `fingerprint` says of which weights the encoder is, and `preprocess` what was made of the images before,
+    as `atr.features.preprocess.describe` has it, where these are known.
     """
     write_json(
         folder / MANIFEST,
@@ -149,6 +152,7 @@ def write_manifest(
             "grid": list(grid),
             "width": width,
             "fingerprint": fingerprint,
+            "preprocess": None if preprocess is None else dict(preprocess),
             "images": sum(shard["images"] for shard in shards),
             "parameters": dict(parameters),
             "shards": sorted(shards, key=lambda shard: shard["file"]),
@@ -264,7 +268,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
     manifest: dict[str, Any] = read_json(path)
-    record(_Manifest, manifest, str(path))
+    try:
+        record(_Manifest, manifest, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error}{_AGAIN}") from None
     return manifest
 
 

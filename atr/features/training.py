@@ -10,6 +10,7 @@ from torch import Tensor
 
 from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
+from atr.features.preprocess import describe
 from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
 from atr.fingerprint import fingerprint
 
@@ -72,6 +73,7 @@ class StoreWriter(Callback):
                 grid=encoder.grid,
                 width=encoder.width,
                 fingerprint=fingerprint(encoder.tower),
+                preprocess=describe(encoder.image_processor),
                 parameters=parameters,
                 shards=shards,
             )

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from atr.lmms_eval.arguments import DTYPES, Arguments
+from atr.lmms_eval.caching import check_digest
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_selector, load_vlm
+from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
 from atr.vlm.hosts import host_of
 from atr.vlm.reduce import Kept, reduce
 
@@ -49,13 +50,16 @@ class ReducedVlm:
     def load(cls, arguments: Arguments, device: torch.device) -> Self:
         """Load all three; the small files first, so that a selector of other features costs no waiting.
 
-        Raises ValueError for what is no checkpoint, a family without host, and a selector that does not fit.
+        Raises ValueError for what is no checkpoint, a family without host, and a selector that does not fit
+        or is not the one of the digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
+        check_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         host_of(unloaded)
         check_selector(unloaded, selector)
+        warn_of_positions(selector, arguments.positions)
         dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32
         model, processor = load_vlm(arguments.pretrained, dtype, arguments.attn_implementation)
         check_selector(model, selector)

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 
-from atr.vlm.choice import Policy, check_choice
+from atr.vlm.choice import POSITIONS, Policy, check_choice
 
 DTYPES = {
     "auto": None,
@@ -23,13 +23,14 @@ class Arguments:
 
     `pretrained` and `selector` are folders or hub ids. `keep` is as it is written: 1.0 is a fraction and
     means all tokens, 1 is a count and means one. `device` is by default the one that accelerate chooses.
+    `selector_digest` is that of `atr.lmms_eval.caching`.
     Raises ValueError naming key, value and what is allowed.
     """
 
     pretrained: str
     selector: str
     keep: float | str
-    positions: str = "contiguous"
+    positions: str = POSITIONS
     budget: str = "image"
     newline: str = "keep"
     interpolation: str = "model"
@@ -37,6 +38,7 @@ class Arguments:
     attn_implementation: str = "sdpa"
     device: str | None = None
     batch_size: int = 1
+    selector_digest: str | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -55,8 +57,6 @@ class Arguments:
         for key in ("pretrained", "selector"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not allowed, allowed: a folder or hub id")
-        if isinstance(self.keep, bool):
-            raise ValueError(f"keep: {self.keep} is not allowed, allowed: a fraction, a count, adaptive")
         _ = self.policy
         check_choice("interpolation", self.interpolation)
         if self.dtype not in DTYPES:

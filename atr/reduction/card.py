@@ -72,6 +72,7 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
         "transformer layers": config["layers"],
         "kept proportion p in training": config["keep"],
         "taught by the answers of": record.get("taught_by"),
+        "positions of the kept tokens": record.get("positions"),
         "training data": record.get("data"),
         "training images": record.get("images"),
         "seed": record.get("seed"),

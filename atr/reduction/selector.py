@@ -63,7 +63,8 @@ class FeatureSelector(
     def note(self, **facts: Any) -> None:
         """Add to the record, and so to the config.json and the model card that are saved.
 
-        The card shows `data`, `images`, `seed`, the encoder's `fingerprint` and a dict of `scores`.
+        The card shows `data`, `images`, `seed`, the encoder's `fingerprint`, the `positions` that kept tokens
+        had when it was taught and evaluated, and a dict of `scores`.
         """
         self.record |= facts
         assert isinstance(self._hub_mixin_config, dict)

@@ -41,7 +41,7 @@ def main(params: config.Params) -> None:
         kwargs = lightning_kwargs(params.trainer)
         if distillation.train(module, data, checkpoint, run.logger(), **kwargs):
             noted = card.record(store.manifest, images.parameters, seed, module.history[-1])
-            selector.note(**noted, taught_by=params.vlm.name)
+            selector.note(**noted, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(DISTILLED, folder="selector")
@@ -56,7 +56,8 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
 
-    settings = config.Evaluate(max_new_tokens=params.distill.max_new_tokens)
+    positions, words = params.evaluate.positions, params.distill.max_new_tokens
+    settings = config.Evaluate(positions=positions, max_new_tokens=words)
     precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer has one
     opened, tower = (lambda: images, lambda: store), partial(locate, folder=ENCODERS)
     return Answerer.load(params.vlm, precision, device, *opened, settings, tower)

@@ -49,7 +49,7 @@ def main(params: config.Params) -> None:
         kwargs = lightning_kwargs(params.trainer)
         if training.train(module, data, checkpoint, pictures, run.logger(), **kwargs):
             about = card.record(manifest, images.parameters, params.seed, module.history[-1])
-            autoencoder.selector.note(**about)
+            autoencoder.selector.note(**about, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(SELECTOR, folder="selector")

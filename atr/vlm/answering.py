@@ -1,5 +1,6 @@
 """Greedy answers to questions about images, the visual tokens really removed."""
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from atr.config import ONE_TILE, Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
-from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.checkpoint import (
+    check_features,
+    check_selector,
+    cuts_images,
+    load_vlm,
+    other_images,
+    warn_of_positions,
+    weight_dtype,
+)
 from atr.vlm.choice import ADAPTIVE, Policy
 from atr.vlm.inside import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
 from atr.vlm.reduce import Prepared, shorten
@@ -81,9 +90,9 @@ class Answerer:
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
-        That is `features` where the model is to be given them and reads whole images, else `images`; only
-        what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError for what `load_vlm`
-        refuses, and for features that the model does not read.
+        That is `features` where the model is to be given them and reads whole images, preprocessed as theirs
+        were, else `images`; only what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError
+        for what `load_vlm` refuses, and for features that the model does not read.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
         model = model.to(device)
@@ -92,7 +101,11 @@ class Answerer:
         else:
             store = features()
             check_features(model, store.manifest)
-            source = StoredFeatures(model, processor, store, cache(images))
+            if differing := other_images(processor, store.manifest):
+                print(f"{vlm.path}: the stored features are not taken: {differing}", file=sys.stderr)
+                source = WholeInputs(model, processor, images(), settings.interpolation)
+            else:
+                source = StoredFeatures(model, processor, store, cache(images))
         return cls(model, processor, source, settings)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
@@ -113,6 +126,7 @@ class Answerer:
             reducer = REDUCERS[name](seed, selector)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
+            warn_of_positions(reducer.selector, self.settings.positions)
         return reducer
 
     def reachable(self, name: str, keeps: Sequence[float]) -> list[float]:
@@ -154,7 +168,7 @@ class Answerer:
         blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
         (count,) = {len(names) for names in images}
         whole = self.source.prepare(images, questions, needs) if count else None
-        return Batch(count, shorten(self.model, blind, [], []), whole)
+        return Batch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)
 
     @torch.inference_mode()
     def answer(self, batch: Batch, reducer: Reducer | LayerReducer, keep: float | None) -> list[Reply]:

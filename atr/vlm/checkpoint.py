@@ -1,11 +1,13 @@
 """Load a vision-language model and its processor from a folder or the hub, whole or not at all."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -16,12 +18,14 @@ from transformers import (
 )
 
 from atr.features.encoder import first_line, quiet, tell_substitute
+from atr.features.preprocess import describe, difference
 from atr.fingerprint import fingerprint, is_same
 from atr.finite import check_finite_weights
 from atr.reduction import FeatureSelector
 from atr.vlm.hosts import HOSTS, host_of
 from atr.vlm.tower import PREFIX, fetch_tower, tower_of
 
+_SAMPLE = Image.new("RGB", (97, 61))
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
 
@@ -68,8 +72,9 @@ def load_vlm(
 
     A tower that the folder names and leaves out is taken from where `locate` says its hub id lies. Raises
     ValueError naming `path` for what is no checkpoint, a family without host, a processor that is not there,
-    cannot count visual tokens or has no chat template, weights that are broken, of another shape, not finite,
-    or do not cover the model, and a tower that cannot be had.
+    counts visual tokens otherwise than the model or has no chat template, tokens of a tower that are no
+    patches, weights that are broken, of another shape, not finite, or do not cover the model, and a tower
+    that cannot be had.
     """
     try:
         config = AutoConfig.from_pretrained(path)
@@ -77,6 +82,7 @@ def load_vlm(
         if family not in HOSTS:
             raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
         processor = _load_processor(path, family)
+        _check_counted(path, config, processor)
         with quiet() if is_fetched else nullcontext():  # its report of a missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=dtype, attn_implementation=attention, output_loading_info=True
@@ -111,6 +117,62 @@ def _load_processor(path: str, family: str) -> Any:
     return processor
 
 
+@torch.no_grad()
+def _check_counted(path: str, config: Any, processor: Any) -> None:
+    """Refuse a model that is fed more or less than the patches, and a processor that counts its tokens wrong.
+
+    Found out by an image: the model, on torch's meta device, makes as many tokens of it as it will.
+    """
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(config)
+    inputs = processor(images=[[_SAMPLE]], text=[processor.image_token], return_tensors="pt")
+    images = {key: inputs[key] for key in host_of(skeleton).image_keys if key in inputs}
+    images["pixel_values"] = images["pixel_values"].to("meta")
+    tile_1CHW = images["pixel_values"].flatten(0, -4)[:1]
+    rows, columns = (side // config.vision_config.patch_size for side in tile_1CHW.shape[-2:])
+    tokens = _made(path, skeleton.model.vision_tower, tile_1CHW).last_hidden_state.shape[1]
+    strategy, leading = config.vision_feature_select_strategy, tokens - rows * columns
+    if leading != (strategy == "default"):
+        raise ValueError(
+            f"{path}: vision_feature_select_strategy: {strategy!r} cannot serve a tower of {leading} tokens "
+            "before its patches, allowed: default for 1, full for 0"
+        )
+    (read_PD,) = _made(path, skeleton.get_image_features, **images).pooler_output
+    placeholders = int((inputs["input_ids"] == config.image_token_id).sum())
+    if placeholders != len(read_PD):
+        raise ValueError(
+            f"{path}: the processor makes {placeholders} placeholders of an image of which the model reads "
+            f"{len(read_PD)} tokens: {_miscounted(config, processor, rows * columns, leading)}"
+        )
+
+
+def _made(path: str, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a model makes of its processor's images; raises ValueError naming `path` where it cannot."""
+    try:
+        return encode(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: the model cannot read the images that its processor makes: {first_line(error)}"
+        ) from error
+
+
+def _miscounted(config: Any, processor: Any, patches: int, leading: int) -> str:
+    """The fields by which a processor counts that do not fit its model, with what they should be."""
+    needed = {
+        "patch_size": config.vision_config.patch_size,
+        "num_additional_image_tokens": leading,
+        "num_image_tokens": patches,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "vision_aspect_ratio": getattr(config, "vision_aspect_ratio", None),
+    }
+    wrong = [
+        f"{field} is {getattr(processor, field)!r}, needed: {value!r}"
+        for field, value in needed.items()
+        if hasattr(processor, field) and getattr(processor, field) != value
+    ]
+    return "; ".join(wrong) or "size or image_grid_pinpoints of its image processor are not the model's"
+
+
 def cuts_images(model: Any) -> bool:
     """Whether the model's family cuts images into tiles, as many as their sizes ask for."""
     return "image_sizes" in host_of(model).image_keys
@@ -137,6 +199,18 @@ def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
         )
 
 
+def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
+    """In what the images of a store differ from those the model's own processor makes; empty for the same.
+
+    Features of other images are others, though of the same tower.
+    """
+    made = manifest["preprocess"]
+    if made is None:
+        return "nothing says how their images were preprocessed"
+    differing = difference(made, describe(processor.image_processor))
+    return differing and f"their images and the model's differ in {differing}"
+
+
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on features such as the model reads.
 
@@ -155,6 +229,17 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
         raise ValueError(
             f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
             f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
+    """Warn, once a process, of positions other than those that the selector's record names, if any."""
+    known = selector.record.get("positions")
+    if known not in (None, positions):
+        warnings.warn(
+            f"the selector of encoder {selector.encoder} was taught and evaluated with positions={known!r}, "
+            f"it is used with positions={positions!r}: answers can be much worse",
+            stacklevel=1,  # this line, so that Python shows it once, wherever the calls come from
         )
 
 

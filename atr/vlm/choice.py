@@ -30,12 +30,14 @@ ADAPTIVE = "adaptive"
 OF_A_TOKEN = ("attention_BN", "first_attention_BN", "keys_BND", "projected_BND")
 """What is known of a token wherever it lies, and so of those of several tiles as well."""
 CHOICES = {
-    "positions": ("contiguous", "original"),
+    "positions": ("original", "contiguous"),
     "budget": ("image", "tile"),
     "newline": ("keep", "follow"),
     "interpolation": ("model", "off"),
 }
-"""The layout policies, as in `atr.config`; meaning and defaults in `atr.vlm.reduce.reduce`."""
+"""The layout policies, as in `atr.config`; meaning in `atr.vlm.reduce.reduce`."""
+POSITIONS = "original"
+"""The default wherever positions are asked for: selectors are taught and evaluated under it."""
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
@@ -52,7 +54,7 @@ class Policy:
     """How many tokens of an image stay, and how; fields, meaning and errors as in `atr.vlm.reduce.reduce`."""
 
     keep: float | str
-    positions: str = "contiguous"
+    positions: str = POSITIONS
     budget: str = "image"
     newline: str = "keep"
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -60,16 +62,38 @@ class Policy:
     def __post_init__(self) -> None:
         for key in ("positions", "budget", "newline"):
             check_choice(key, getattr(self, key))
-        if isinstance(self.keep, str) and self.keep != ADAPTIVE:
-            raise ValueError(f"keep: {self.keep!r} is unknown, allowed: a fraction, a count, {ADAPTIVE}")
-        if self.keep != ADAPTIVE and tuple(self.bounds) != (0.0, 1.0):
+        if isinstance(self.keep, str):
+            if self.keep != ADAPTIVE:
+                raise ValueError(f"keep: {self.keep!r} is unknown, allowed: a fraction, a count, {ADAPTIVE}")
+        else:
+            object.__setattr__(self, "keep", _checked_keep(self.keep))
+        object.__setattr__(self, "bounds", _checked_bounds(self.bounds))
+        if self.keep != ADAPTIVE and self.bounds != (0.0, 1.0):
             raise ValueError(
                 f"bounds: {self.bounds} is not allowed with keep {self.keep}, only with {ADAPTIVE}"
             )
-        if not all(bound >= 0 and (isinstance(bound, int) or bound <= 1) for bound in self.bounds):
-            raise ValueError(f"bounds: {self.bounds} is out of range, allowed: two fractions or counts")
-        if isinstance(self.keep, float):
-            tokens.budget(self.keep, 1)  # a wrong fraction shows before any image is encoded
+
+
+def _checked_keep(given: float) -> float:
+    keep = tokens.number("keep", given)
+    if not _is_possible(keep):
+        raise ValueError(f"keep: {keep} is out of range, allowed: a fraction 0 <= keep <= 1, or an int >= 0")
+    return keep
+
+
+def _checked_bounds(bounds: Sequence[float]) -> tuple[float, float]:
+    allowed = "allowed: two fractions or counts, the lower first"
+    if isinstance(bounds, str) or not hasattr(bounds, "__len__") or len(bounds) != 2:
+        raise ValueError(f"bounds: {bounds!r} is not allowed, {allowed}")
+    low, high = (tokens.number("bounds", bound) for bound in bounds)
+    if not (_is_possible(low) and _is_possible(high)) or (type(low) is type(high) and low > high):
+        raise ValueError(f"bounds: {(low, high)} is out of range, {allowed}")
+    return low, high
+
+
+def _is_possible(keep: float) -> bool:
+    """Whether a count or fraction is one of some image, however many tokens it has."""
+    return keep >= 0 and (isinstance(keep, int) or keep <= 1)
 
 
 def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:

@@ -51,8 +51,9 @@ class AskedImages(Protocol):
 class Distillation(RecordedTraining):
     """Minimises the divergence of the model's answers from those it gives with all tokens.
 
-    Tokens are dropped by attention that leaves them out, and keep their positions. The budget of each image
-    is drawn anew at every step. The model learns nothing and is no part of the checkpoint.
+    Tokens are dropped by attention that leaves them out; the others have the positions of the answerer's
+    settings. The budget of each image is drawn anew at every step. The model learns nothing and is no part of
+    the checkpoint.
     """
 
     def __init__(
@@ -158,12 +159,14 @@ class Distillation(RecordedTraining):
     def _words(self, whole: Mapping[str, Any], answers_BL: Tensor, weights: Tensor | None) -> Tensor:
         """Log probabilities (A, V) of the answers' tokens, all visual tokens attended to by their weights."""
         model, inputs = self.answerer.model, dict(whole)
-        real_BL = inputs["attention_mask"]
+        real_BL = counted_BL = inputs["attention_mask"]
         if weights is not None:
             image_BL = inputs["input_ids"] == model.config.image_token_id
             weights_BL = torch.ones_like(real_BL, dtype=torch.float32).masked_scatter(image_BL, weights)
             inputs["attention_mask"] = _attention(weights_BL, real_BL).to(model.dtype)
-        inputs["position_ids"] = (real_BL.long().cumsum(1) - 1).clamp(min=0)
+            if self.answerer.settings.positions == "contiguous":
+                counted_BL = real_BL * (weights_BL > 0.5)  # masks are 0 or 1; what is dropped closes up
+        inputs["position_ids"] = (counted_BL.long().cumsum(1) - 1).clamp(min=0)
         # The words of a token are told by the one before it.
         first = int((answers_BL.cumsum(1).amax(0) == 0).sum())
         kept = answers_BL.shape[1] - first + 1

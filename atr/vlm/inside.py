@@ -25,7 +25,7 @@ from atr import tokens
 from atr.finite import check_finite
 from atr.reduction import Full
 from atr.tokens import shares, top_k_BK
-from atr.vlm.choice import Policy
+from atr.vlm.choice import POSITIONS, Policy
 from atr.vlm.hosts import Tiling
 from atr.vlm.packing import Packing
 from atr.vlm.reduce import Kept, Prepared, Reduced
@@ -56,14 +56,17 @@ class Schedule:
                 raise ValueError(
                     f"layer: {layer} is out of range, allowed: 1 <= layer < {self.layers} layers"
                 )
-            if not 0 <= keep <= before:
-                raise ValueError(f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}")
-            before = keep
+            fraction = tokens.number("keep", keep)
+            if isinstance(fraction, int) or not 0 <= fraction <= before:
+                raise ValueError(
+                    f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}, a fraction and no count"
+                )
+            before = fraction
 
     def left(self, layer: int) -> float:
         """What fraction of an image's visual tokens a layer reads."""
         passed = [drop for drop in self.drops if drop <= layer]
-        return float(self.drops[max(passed)]) if passed else 1.0
+        return float(tokens.number("keep", self.drops[max(passed)])) if passed else 1.0
 
     def count(self, layer: int, size: int) -> int:
         """How many of `size` tokens that is."""
@@ -300,7 +303,7 @@ def drop_inside(
     prepared: Prepared,
     reducer: LayerReducer,
     keep: float,
-    positions: str = "original",
+    positions: str = POSITIONS,
     budget: str = "image",
     newline: str = "keep",
 ) -> Iterator[Inside]:

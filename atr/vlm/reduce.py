@@ -8,17 +8,19 @@ transformers >= 5.18).
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import MODEL_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.reduction import Encoded, FeatureSelector, Merger, Reducer, SelectorReducer
 from atr.reduction.asking import ask_merged
-from atr.vlm.checkpoint import check_selector
-from atr.vlm.choice import Policy, as_reducer, check_choice, choose_packed
+from atr.vlm.checkpoint import check_selector, warn_of_positions
+from atr.vlm.choice import POSITIONS, Policy, as_reducer, check_choice, choose_packed
 from atr.vlm.hosts import Tiling, encode, host_of, project
 from atr.vlm.packing import Packing
 
@@ -100,6 +102,7 @@ class Prepared:
         asked = as_reducer(reducer)
         if isinstance(asked, SelectorReducer):
             check_selector(self.model, asked.selector)
+            warn_of_positions(asked.selector, policy.positions)
         return choose_packed(asked, self.encoded, self.packing, policy)
 
     def asked(self) -> Self:
@@ -158,7 +161,7 @@ def reduce(
     inputs: Mapping[str, Any],
     reducer: Reducer | FeatureSelector,
     keep: float | str,
-    positions: str = "contiguous",
+    positions: str = POSITIONS,
     budget: str = "image",
     newline: str = "keep",
     interpolation: str = "model",
@@ -172,10 +175,12 @@ def reduce(
 
     `positions` are either
 
-    - "contiguous": the model numbers the shorter sequence itself, as it would any prompt; or
     - "original": every token keeps the position it had, and what is generated goes on from there. Without
       mask and cache transformers would take the gaps for borders between packed sequences, so the result asks
-      for the cache; a call that says `use_cache=False` beside it raises TypeError.
+      for the cache; a call that says `use_cache=False` beside it raises TypeError; or
+    - "contiguous": the model numbers the shorter sequence itself, as it would any prompt.
+
+    A selector whose record says that it was taught and evaluated under the other ones is warned of.
 
     The rest concerns models that cut an image into tiles. What counts are the visual tokens that the model is
     fed: neither padding, which is cut off before, nor the newlines at the ends of rows.
@@ -189,7 +194,7 @@ def reduce(
     Raises ValueError for a family of models without host, an input this cannot shorten, placeholders that do
     not match the images, `keep` out of range, a reducer that cannot do what is asked, a selector trained on
     other features than the model reads, and original positions under FlashAttention, which looks for packed
-    sequences in spite of a cache.
+    sequences in spite of a cache, or of a language model that takes none.
     """
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
@@ -232,7 +237,7 @@ def shorten(
     inputs: Mapping[str, Any],
     image_features: Sequence[Tensor],
     keep: Sequence[Tensor],
-    positions: str = "contiguous",
+    positions: str = POSITIONS,
 ) -> dict[str, Any]:
     """Keep the tokens `keep` (K,) of the `image_features` (N, D) of each image, in order of the placeholders.
 
@@ -267,9 +272,16 @@ def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, Any]:
 
 def _check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
-    attention = str(model.config.get_text_config()._attn_implementation)
-    if positions == "original" and "flash" in attention:
-        raise ValueError(f"positions: original is not safe under {attention}, allowed: contiguous")
+    if positions != "original":
+        return
+    text = model.config.get_text_config()
+    if "flash" in str(text._attn_implementation):
+        raise ValueError(
+            f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
+        )
+    # By the class of its configuration: the object's own method may have been wrapped or compiled.
+    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+        raise ValueError(f"positions: original is not known to {text.model_type}, allowed: contiguous")
 
 
 def _check(model: Any, inputs: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ def write(folder, batch=2, finish=True):
 
 def finish_store(folder, shards):
     about = {"encoder": "tiny", "layer": -2, "grid": (2, 3), "width": WIDTH, "fingerprint": "0f"}
+    about["preprocess"] = {"pixels": "ab"}
     write_manifest(folder, **about, parameters=PARAMETERS, shards=shards)
 
 
@@ -89,6 +90,7 @@ def test_the_manifest_describes_the_store(folder):
         "grid": [2, 3],
         "width": WIDTH,
         "fingerprint": "0f",
+        "preprocess": {"pixels": "ab"},
         "images": IMAGES,
         "parameters": PARAMETERS,
     }
@@ -162,6 +164,8 @@ def rewrite(folder, place, value):
         (("encoder",), None, "encoder: None is not allowed, allowed: str"),
         (("layer",), "last", "layer: 'last' is not allowed, allowed: int"),
         (("dtype",), "float32", "dtype: 'float32' is not allowed, allowed: bfloat16"),
+        (("preprocess",), [], r"preprocess: \[\] is not allowed, allowed: dict\[str, Any\] . None"),
+        (("preprocess",), GONE, "preprocess is missing.*: run the extract stage again"),
         (("fingerprint",), "no hex", "fingerprint: 'no hex' is not allowed, allowed: up to 64 hex digits"),
         (("tokens",), 5, r"tokens: 5 is not allowed, allowed: the cells of grid \(2, 3\)"),
         (("tokens",), 6.0, "tokens: 6.0 is not allowed, allowed: int"),

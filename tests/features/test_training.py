@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
+from atr.features.preprocess import describe
 from atr.features.store import FeatureStore
 from atr.features.training import fill_store
 from atr.fingerprint import fingerprint
@@ -82,6 +83,7 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     assert store.manifest["encoder"] == "tiny"
     assert store.manifest["layer"] == -2
     assert store.manifest["fingerprint"] == fingerprint(model)
+    assert store.manifest["preprocess"] == describe(CLIPImageProcessorPil.from_pretrained(checkpoint))
     assert (store.grid, store.width) == ((4, 4), 24)
 
 

@@ -12,7 +12,7 @@ def test_what_is_not_given_has_the_defaults_of_the_library():
     policy = arguments.policy
     assert (policy.keep, policy.positions, policy.budget, policy.newline) == (
         0.4,
-        "contiguous",
+        "original",
         "image",
         "keep",
     )
@@ -32,8 +32,11 @@ def test_a_count_stays_a_count_and_a_fraction_a_fraction(keep):
         ({"keep": 1.2}, r"keep: 1\.2 is out of range, allowed: a fraction 0 <= keep <= 1, or an int"),
         ({"keep": float("nan")}, "keep: nan is out of range"),
         ({"keep": "most"}, "keep: 'most' is unknown, allowed: a fraction, a count, adaptive"),
-        ({"keep": True}, "keep: True is not allowed"),
-        ({"positions": "gappy"}, "positions: 'gappy' is unknown, allowed: contiguous, original"),
+        ({"keep": True}, "keep: True is out of range, allowed: a fraction, or an int"),
+        ({"keep": -5}, "keep: -5 is out of range, allowed: a fraction 0 <= keep <= 1, or an int >= 0"),
+        ({"keep": -0.5}, "keep: -0.5 is out of range"),
+        ({"keep": None}, "keep: None is out of range"),
+        ({"positions": "gappy"}, "positions: 'gappy' is unknown, allowed: original, contiguous"),
         ({"budget": "row"}, "budget: 'row' is unknown, allowed: image, tile"),
         ({"newline": "drop"}, "newline: 'drop' is unknown, allowed: keep, follow"),
         ({"interpolation": "on"}, "interpolation: 'on' is unknown, allowed: model, off"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from atr.lmms_eval.answering import Decoding, ReducedVlm
 from atr.lmms_eval.arguments import Arguments
+from atr.lmms_eval.caching import digest
 
 ROOT = Path(__file__).parents[2]
 COMMAND = os.environ.get("ATR_LMMS_EVAL")
@@ -105,7 +106,6 @@ def evaluate(folder, *options, **changes):
         "pretrained": folder / "llava",
         "selector": folder / "selector",
         "keep": 0.5,
-        "positions": "contiguous",
     } | changes
     command = [
         COMMAND, "--model", "atr_llava",
@@ -165,4 +165,19 @@ def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
     (tmp_path / "llava/model.safetensors").unlink()  # it must not come to reading it
     code, log = evaluate(tmp_path, "--verbosity", "DEBUG", positions="gappy")
     assert code != 0
-    assert "positions: 'gappy' is unknown, allowed: contiguous, original" in log
+    assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log
+
+
+def test_with_a_cache_a_selector_trained_anew_is_not_given_the_former_ones_answers(vlm, selector, tmp_path):
+    write_task(tmp_path / "task", ["x", "y"])
+    cached = ("--use_cache", str(tmp_path / "cache"), "--verbosity", "DEBUG")
+    code, log = evaluate(tmp_path, *cached)
+    assert code != 0 and f"selector_digest={digest(selector)}" in log
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    assert code == 0 and "atr_two test 1: visual tokens kept" in log, log
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    assert code == 0 and "atr_two test 1: visual tokens kept" not in log, "answered from the cache"
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    selector.save_pretrained(tmp_path / "selector")
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    assert code == 0 and "atr_two test 1: visual tokens kept" in log, log

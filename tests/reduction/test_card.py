@@ -13,6 +13,7 @@ FACTS = {
     "data": "coco",
     "images": 100000,
     "seed": 7,
+    "positions": "original",
     "fingerprint": "0f" * 32,
     "scores": {"kept": 0.30214, "explained_variance": 0.78664},
 }
@@ -45,6 +46,7 @@ def test_it_says_what_the_selector_is_and_how_it_was_trained(tmp_path):
         "width of a feature": "16",
         "transformer layers": "3",
         "kept proportion p in training": "0.3",
+        "positions of the kept tokens": "original",
         "training data": "coco",
         "training images": "100000",
         "seed": "7",

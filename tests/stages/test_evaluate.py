@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from atr import config
 from atr.datasets.questions import Question, save_questions
+from atr.features.preprocess import describe
 from atr.features.store import ShardWriter, write_manifest
 from atr.files import sha256, write_json
 from atr.reduction import FeatureSelector
@@ -68,6 +69,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
+        preprocess=describe(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
     )

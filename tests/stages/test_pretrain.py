@@ -134,11 +134,12 @@ def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
 def test_the_selector_says_what_it_was_trained_on(log):
     final = json.loads(run())["final"]
     record = FeatureSelector.from_pretrained(SELECTOR).record
-    assert {key: record[key] for key in ("data", "images", "fingerprint", "seed")} == {
+    assert {key: record[key] for key in ("data", "images", "fingerprint", "seed", "positions")} == {
         "data": "a_folder/of|pages",
         "images": IMAGES,
         "fingerprint": "0f" * 32,
         "seed": 0,
+        "positions": "original",
     }
     assert {f"validation/{name}": score for name, score in record["scores"].items()}.items() <= final.items()
     assert "kept" in record["scores"] and "loss_reconstruction_top_0.5" in record["scores"]

@@ -105,6 +105,7 @@ def test_the_reducers_are_measured_and_timed(project):
 def test_the_distilled_selector_says_who_taught_it(project):
     card = (project / "experiments/distill/selector/README.md").read_text()
     assert "| taught by the answers of | micro |" in card
+    assert "| positions of the kept tokens | original |" in card
     results = read_json(project / "experiments/distill/metrics.json")
     assert len(results["history"]) == 2 and results["provenance"]["versions"]
 

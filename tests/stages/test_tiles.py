@@ -211,7 +211,7 @@ def test_every_question_is_answered_by_every_reducer(project, family):
         assert [row["status"] for row in rows] == ["answered"] * len(of) * trials.get(reducer, 1)
         assert {row["id"]: row["tokens_full"] for row in rows} == of
         assert own["tokens_full"] == summary["tokens_full"] == sum(of.values()) / len(of)
-        assert own["parameters"]["evaluate"]["positions"] == "contiguous"
+        assert own["parameters"]["evaluate"]["positions"] == "original"
         assert masks["grid"] == [4, 4]
         assert {image.partition("/")[0] for image in masks["masks"]} == set(TEXT)
 

@@ -5,12 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 import atr.vlm.reduce as reduce_module
 from atr import config
 from atr.config import Evaluate, VlmPreset
+from atr.features.encoder import Encoder
+from atr.features.preprocess import describe
+from atr.fingerprint import fingerprint
 from atr.reduction import Encoded, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.answering import Answerer
+from atr.vlm.checkpoint import load_vlm
 from atr.vlm.hosts import Tiling, encode, project
 from atr.vlm.inside import FastV, PyramidDrop, drop_inside
 from atr.vlm.reduce import prepare, reduce
@@ -497,8 +502,9 @@ def checkpoint(model, processor, tmp_path):
         ("llava_onevision", True, WholeInputs),
     ],
 )
-def test_only_the_source_that_the_model_needs_is_opened(checkpoint, family, stored, source):
-    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24})
+def test_only_the_source_that_the_model_needs_is_opened(checkpoint, processor, family, stored, source):
+    preprocess = describe(processor.image_processor)
+    store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24, "preprocess": preprocess})
     opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
     opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
     vlm = VlmPreset("tiny", checkpoint, None, stored)
@@ -519,3 +525,90 @@ def test_a_selector_of_other_features_is_refused_before_anything_is_asked(make_s
     assert make_seeing().reducer("selector", 0, tmp_path / str(reads)).selector.layer == reads
     with pytest.raises(ValueError, match=f"trained on layer 1 .* reads layer {reads}"):
         make_seeing().reducer("selector", 0, tmp_path / "1")
+
+
+SQUARE = {"height": 28, "width": 28}
+OTHERS = {
+    "squashes": CLIPImageProcessorPil(size=SQUARE, do_center_crop=False),
+    "pads": LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE, do_pad=True),
+    "another mean": CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE, image_mean=[0.5] * 3),
+    "another filter": CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=SQUARE, resample=2),
+    "crops less": CLIPImageProcessorPil(size={"shortest_edge": 36}, crop_size=SQUARE),
+}
+
+
+class Extracted(Stored):
+    """What an encoder of one's own folder stores of the pictures."""
+
+    names = ("wide", "tall", "small")
+
+    def __init__(self, path):
+        encoder = Encoder.load(path, -2)
+        about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path}
+        about |= {"fingerprint": fingerprint(encoder.tower)}
+        super().__init__(manifest=about | {"preprocess": describe(encoder.image_processor)})
+        images = [Pictures("llava_next").image(name) for name in self.names]
+        with torch.inference_mode():
+            self.features = encoder(encoder.preprocess(images))
+
+    def __getitem__(self, position):
+        return self.features[position]
+
+
+@pytest.fixture
+def stored(model, processor, tmp_path):
+    """The features of the model's tower, as a folder of its own beside that processor."""
+    model.model.vision_tower.save_pretrained(tmp_path / "tower")
+    processor.image_processor.save_pretrained(tmp_path / "tower")
+    return Extracted(str(tmp_path / "tower"))
+
+
+def answers_of_full(folder, store):
+    """Of the answerer, and of the model itself on its processor's own inputs; and the answerer's source."""
+    settings, names = Evaluate(max_new_tokens=8), [[name] for name in store.names]
+    sources = (lambda: Pictures("llava_next")), (lambda: store)
+    answerer = Answerer.load(
+        VlmPreset("tiny", str(folder), None), 32, torch.device("cpu"), *sources, settings
+    )
+    found = answerer.answer(answerer.prepare(names, ["a b"] * 3), Full(), 1.0)
+    model, processor = load_vlm(str(folder), torch.float32)
+    expected = []
+    for [name] in names:
+        image = Pictures("llava_next").image(name)
+        inputs = processor(images=[image], text=["<image> a b"], return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
+        expected.append(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
+    return [answer for answer, *_ in found], expected, answerer.source
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_features_of_other_images_are_not_taken_for_the_models_own(
+    model, processor, stored, tmp_path, other, capsys
+):
+    processor.image_processor = OTHERS[other]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found, expected, source = answers_of_full(tmp_path, stored)
+    assert found == expected and len(set(found)) > 1
+    assert isinstance(source, WholeInputs)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
+    assert line.startswith(
+        f"{tmp_path}: the stored features are not taken: their images and the model's differ in "
+    )
+
+
+def test_features_of_the_same_images_are_taken(model, processor, stored, tmp_path, capsys):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found, expected, source = answers_of_full(tmp_path, stored)
+    assert found == expected and len(set(found)) > 1
+    assert isinstance(source, StoredFeatures)
+    assert "stored" not in capsys.readouterr().err
+
+
+def test_a_store_that_says_nothing_of_its_images_is_not_taken(model, processor, stored, tmp_path, capsys):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    stored.manifest["preprocess"] = None
+    assert isinstance(answers_of_full(tmp_path, stored)[2], WholeInputs)
+    assert "nothing says how their images were preprocessed" in capsys.readouterr().err

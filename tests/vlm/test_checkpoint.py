@@ -1,17 +1,27 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import SiglipImageProcessorPil, SiglipVisionModel
+from transformers import AutoProcessor, SiglipImageProcessorPil, SiglipVisionModel
 
 from atr import config
-from atr.features.encoder import Encoder
+from atr.features.encoder import Encoder, load_image_processor
+from atr.features.preprocess import describe
+from atr.features.pretrained import WHEELS
 from atr.fingerprint import fingerprint
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_features, check_selector, cuts_images, load_vlm, weight_dtype
+from atr.vlm.checkpoint import (
+    check_features,
+    check_selector,
+    cuts_images,
+    load_vlm,
+    other_images,
+    weight_dtype,
+)
 from atr.vlm.hosts import encode, host_of
 from atr.vlm.reduce import reduce
 
@@ -259,3 +269,74 @@ def test_the_processor_comes_back_as_it_was_without_torchvision(folder, processo
     )
     assert first.keys() == second.keys()
     assert all(torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in first)
+
+
+def refused_with(folder, model, processor, **changes):
+    for field, value in changes.items():
+        setattr(processor, field, value)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()  # it must not come to reading it
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as raised:
+        load_vlm(str(folder), torch.float32)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value", "needed"),
+    [
+        ("llava", "num_additional_image_tokens", 0, 1),
+        ("llava", "num_additional_image_tokens", 2, 1),
+        ("llava", "patch_size", 14, 7),
+        ("llava", "vision_feature_select_strategy", "full", "default"),
+        ("llava_next", "num_additional_image_tokens", 0, 1),
+        ("llava_next", "patch_size", 14, 7),
+        ("llava_next", "vision_feature_select_strategy", "full", "default"),
+        ("llava_onevision", "num_image_tokens", 15, 16),
+        ("llava_onevision", "num_image_tokens", 25, 16),
+    ],
+)
+def test_a_processor_that_counts_otherwise_than_its_model_is_refused(
+    model, processor, tmp_path, field, value, needed
+):
+    message = refused_with(tmp_path, model, processor, **{field: value})
+    assert re.match(
+        rf"{tmp_path}: the processor makes \d+ placeholders of an image of which the model reads", message
+    )
+    assert message.endswith(f" tokens: {field} is {value!r}, needed: {needed!r}")
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_a_processor_that_cuts_otherwise_than_its_model_is_refused(model, processor, tmp_path):
+    processor.image_processor.image_grid_pinpoints = [[28, 28]]
+    message = refused_with(tmp_path, model, processor)
+    assert "cannot read the images that its processor makes" in message or "image_grid_pinpoints" in message
+
+
+def test_a_processor_of_other_sizes_than_its_tower_is_refused(model, processor, tmp_path):
+    processor.image_processor.crop_size = {"height": 35, "width": 35}
+    assert "the model cannot read the images that its processor makes: Input image size" in refused_with(
+        tmp_path, model, processor
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy", "leading"), [("llava", "full", 1), ("llava_onevision", "default", 0)]
+)
+def test_a_strategy_that_feeds_other_tokens_than_the_patches_is_refused(
+    make_model, processor, tmp_path, strategy, leading
+):
+    model = make_model(vision_feature_select_strategy=strategy)
+    message = refused_with(tmp_path, model, processor, vision_feature_select_strategy=strategy)
+    assert f"vision_feature_select_strategy: {strategy!r} cannot serve a tower of {leading} tokens" in message
+
+
+@pytest.mark.parametrize("name", [vlm.name for vlm in config.VLMS.values() if vlm.stored])
+def test_the_shipped_models_take_the_features_of_their_encoder(name, tmp_path):
+    vlm = config.VLMS[name]
+    preset, path = config.ENCODERS[vlm.encoder], config.ENCODERS[vlm.encoder].path
+    if path in WHEELS:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(WHEELS[path].processor)))
+        path = str(tmp_path)
+    encoder, processor = load_image_processor(path, preset.size), AutoProcessor.from_pretrained(vlm.path)
+    assert other_images(processor, {"preprocess": describe(encoder)}) == ""

@@ -310,10 +310,22 @@ def test_bounds_that_exclude_each_other_are_refused(model, selector):
     [
         ({"keep": "all"}, "keep: 'all' is unknown, allowed: a fraction, a count, adaptive"),
         ({"keep": 1.5}, "keep: 1.5 is out of range"),
+        ({"keep": -5}, "keep: -5 is out of range, allowed: a fraction 0 <= keep <= 1, or an int >= 0"),
+        ({"keep": np.float32(1.5)}, "keep: 1.5 is out of range"),
+        ({"keep": True}, "keep: True is out of range"),
+        ({"keep": float("nan")}, "keep: nan is out of range"),
+        ({"keep": torch.tensor([0.5, 0.5])}, r"keep: tensor\(.* is out of range"),
+        ({"keep": None}, "keep: None is out of range"),
+        ({"keep": "adaptive", "bounds": (0.8, 0.2)}, r"bounds: \(0.8, 0.2\) is .* the lower first"),
+        ({"keep": "adaptive", "bounds": (np.int64(9), 3)}, r"bounds: \(9, 3\) is .* the lower first"),
+        ({"keep": "adaptive", "bounds": (0.1, float("inf"))}, "bounds: inf is out of range"),
+        ({"keep": "adaptive", "bounds": (0, True)}, "bounds: True is out of range"),
+        ({"keep": "adaptive", "bounds": (0.1, 0.5, 0.9)}, "bounds: .* two fractions or counts"),
+        ({"keep": "adaptive", "bounds": 5}, "bounds: 5 is not allowed, allowed: two fractions or counts"),
         ({"keep": 0.5, "bounds": (0.1, 0.5)}, r"bounds: .* is not allowed with keep 0.5"),
         ({"keep": "adaptive", "bounds": (0.1, 1.5)}, r"bounds: \(0.1, 1.5\) is out of range"),
         ({"keep": "adaptive", "bounds": (-1, 5)}, r"bounds: \(-1, 5\) is out of range"),
-        ({"keep": 0.5, "positions": "gappy"}, "positions: 'gappy' .* contiguous, original"),
+        ({"keep": 0.5, "positions": "gappy"}, "positions: 'gappy' .* original, contiguous"),
         ({"keep": 0.5, "budget": "row"}, "budget: 'row' is unknown, allowed: image, tile"),
         ({"keep": 0.5, "newline": "drop"}, "newline: 'drop' is unknown, allowed: keep, follow"),
     ],
@@ -321,6 +333,19 @@ def test_bounds_that_exclude_each_other_are_refused(model, selector):
 def test_a_policy_that_there_is_not_is_refused(policy, message):
     with pytest.raises(ValueError, match=message):
         Policy(**policy)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_counts_and_bounds_of_other_libraries_are_counts(seen, selector, kind):
+    encoded, packing = seen
+    assert [len(kept_K) for kept_K in choose_packed(selector, encoded, packing, Policy(kind(1)))] == [
+        1
+    ] * len(packing.sizes)
+    few = choose_packed(selector, encoded, packing, Policy("adaptive", bounds=(kind(2), kind(2))))
+    assert {len(kept_K) for kept_K in few} == {2}
+    policy = Policy("adaptive", bounds=(np.float32(0.25), torch.tensor(0.25)))
+    quarter = choose_packed(selector, encoded, packing, policy)
+    assert [len(kept_K) for kept_K in quarter] == [budget(0.25, size) for size in packing.sizes]
 
 
 def test_who_scores(selector):

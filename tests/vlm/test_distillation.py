@@ -1,6 +1,7 @@
 """A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
 
 import zlib
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -67,9 +68,11 @@ def test_with_every_token_the_model_answers_as_it_is(module):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, monkeypatch):
-    """Compared with the words that the model has for the shorter sequence, at the positions it had."""
+@pytest.mark.parametrize("positions", ["original", "contiguous"])
+def test_tokens_of_no_weight_are_as_good_as_gone(answerer, make_model, attention, positions, monkeypatch):
+    """Compared with the words that the model has for the shorter sequence, at the positions asked for."""
     monkeypatch.setattr(distillation, "FLOOR", 1e-12)
+    module = taught(replace(answerer, settings=Evaluate(positions=positions, max_new_tokens=3)))
     module.answerer.model.set_attn_implementation(attention)
     prepared, answers = module._conversations(BATCH)
     whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.packing.lengths
@@ -78,7 +81,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(module, make_model, attention, 
     found = module._words(whole, answers, torch.cat(stay).float())
 
     keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
-    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, "original")
+    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, positions)
     logits = module.answerer.model(**shorter).logits
     expected = []
     for row, answers_L in enumerate(answers):

@@ -2,6 +2,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -438,6 +439,8 @@ def test_a_mean_is_reached_from_one_token_up():
         (lambda: Schedule(5, {0: 0.5}, own=True), "layer: 0 is out of range, allowed: 1 <= layer < 5"),
         (lambda: Schedule(5, {5: 0.5}, own=False), "layer: 5 is out of range"),
         (lambda: Schedule(5, {1: 1.5}, own=False), r"keep: 1\.5 is out of range, allowed: 0 <= keep <= 1"),
+        (lambda: Schedule(5, {1: np.int64(1)}, own=False), r"keep: 1 is .*, a fraction and no count"),
+        (lambda: Schedule(5, {1: float("nan")}, own=False), r"keep: nan is out of range"),
         (lambda: Schedule(5, {3: 0.5, 1: 0.2}, own=False), r"keep: 0\.5 is .* allowed: 0 <= keep <= 0\.2"),
         (lambda: Schedule(5, {1: math.nan}, own=False), "keep: nan is out of range"),
     ],

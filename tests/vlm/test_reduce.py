@@ -1,4 +1,6 @@
+import warnings
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -6,10 +8,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import BloomConfig
 
+from atr.config import Evaluate
+from atr.lmms_eval.arguments import Arguments
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
 from atr.tokens import budget, top_k_BK
+from atr.vlm import choice
 from atr.vlm.choice import CHOICES, Policy
+from atr.vlm.inside import drop_inside
 from atr.vlm.reduce import prepare, reduce, shorten
 
 TOKENS = 16
@@ -302,9 +309,9 @@ def test_original_positions_cannot_meet_a_generate_without_cache(model, process)
     with pytest.raises(TypeError, match="use_cache"):
         model.generate(**shorter, use_cache=False, max_new_tokens=3)
     greedily = {"max_new_tokens": 4, "suppress_tokens": SUPPRESSED, "do_sample": False}
+    contiguous = reduce(model, process(*SINGLE), Spread(), 0.4, "contiguous")
     cached, uncached = (
-        model.generate(**reduce(model, process(*SINGLE), Spread(), 0.4), use_cache=use_cache, **greedily)
-        for use_cache in (True, False)
+        model.generate(**contiguous, use_cache=use_cache, **greedily) for use_cache in (True, False)
     )
     assert torch.equal(cached, uncached)
 
@@ -474,7 +481,7 @@ def test_a_selector_of_other_features_is_refused_by_name(model, process, change)
 
 def test_what_cannot_be_shortened_is_refused_by_name(model, process):
     inputs = process(*RAGGED)
-    with pytest.raises(ValueError, match=r"positions: 'gappy' is unknown, allowed: contiguous, original"):
+    with pytest.raises(ValueError, match=r"positions: 'gappy' is unknown, allowed: original, contiguous"):
         reduce(model, inputs, Full(), 1.0, "gappy")
     with pytest.raises(ValueError, match=r"keep: 1\.2 is out of range"):
         reduce(model, inputs, Full(), 1.2)
@@ -508,6 +515,48 @@ def test_original_positions_are_refused_under_flash_attention(model, process):
     with pytest.raises(ValueError, match="positions: original is not safe under flash_attention_2"):
         shorten(model, process("a b"), [], [], "original")
     shorten(model, process("a b"), [], [], "contiguous")
+
+
+def test_original_positions_are_the_one_default(model, process):
+    """Those that the pipeline evaluates under, wherever positions can be left out."""
+    functions = (reduce, shorten, drop_inside, Policy, Arguments, Evaluate)
+    assert (
+        {signature(each).parameters["positions"].default for each in functions}
+        == {choice.POSITIONS}
+        == {"original"}
+    )
+    inputs = process(*SINGLE)
+    left_out, original = reduce(model, inputs, Spread(), 3), reduce(model, inputs, Spread(), 3, "original")
+    assert torch.equal(left_out["position_ids"], original["position_ids"])
+
+
+def test_a_language_model_that_takes_no_positions_gets_no_original_ones(make_model, process):
+    text = BloomConfig(vocab_size=31, hidden_size=32, n_layer=1, n_head=4, pad_token_id=0)
+    model = make_model(text_config=text)
+    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+        reduce(model, process(*SINGLE), Spread(), 3)
+    model(**reduce(model, process(*SINGLE), Spread(), 3, "contiguous"))
+
+
+def test_a_selector_used_at_other_positions_than_it_was_taught_says_so_once(model, process):
+    selector = FeatureSelector(24, (4, 4), layers=1, heads=2, encoder="my/tower")
+    with warnings.catch_warnings(record=True) as unknown:
+        warnings.simplefilter("default")
+        reduce(model, process(*SINGLE), selector, 3, "contiguous")
+    selector.note(positions="original")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        reduce(model, process(*SINGLE), selector, 3)
+        for _ in range(3):
+            reduce(model, process(*SINGLE), selector, 3, "contiguous")
+            reduce(model, process(*SINGLE), SelectorReducer(selector), 0.5, "contiguous")
+    assert unknown == []
+    (warning,) = warned
+    assert warning.category is UserWarning
+    assert str(warning.message) == (
+        "the selector of encoder my/tower was taught and evaluated with positions='original', it is used "
+        "with positions='contiguous': answers can be much worse"
+    )
 
 
 def test_a_reducer_that_breaks_its_promise_is_caught(model, process):

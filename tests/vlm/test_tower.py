@@ -12,6 +12,7 @@ from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.config import Evaluate, VlmPreset
 from atr.features.encoder import Encoder, load_image_processor
+from atr.features.preprocess import describe
 from atr.reduction import FeatureSelector
 from atr.reduction.floors import L2Norm
 from atr.reduction.layers import Standardise
@@ -235,7 +236,8 @@ class Store:
 
     def __init__(self, tower):
         encoder = Encoder.load(tower, LAYER, size=SIZE)
-        self.manifest = {"layer": LAYER, "grid": [6, 6], "width": 24}
+        about = {"layer": LAYER, "grid": [6, 6], "width": 24}
+        self.manifest = about | {"preprocess": describe(encoder.image_processor)}
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(pictures()))
 
