@@ -567,9 +567,8 @@ class Robustness:
     """Kept fractions."""
 
     def __post_init__(self) -> None:
-        _check("robustness.questions", self.questions, self.questions >= 1, "questions >= 1")
-        valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
-        _check("robustness.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
+        _check_counts("robustness", self, "questions")
+        _check_fractions("robustness.keep", "keep", self.keep)
 
 
 @dataclass(frozen=True)

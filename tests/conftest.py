@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(autouse=True)
 def own_mlflow_file(monkeypatch):
-    """Lightning's MLflow logger leaves its URI in the environment, and with it the file of another test."""
+    """No test logs to the server that the environment of whoever runs it names."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
