@@ -447,7 +447,7 @@ def test_a_folder_or_a_hub_id_stands_for_encoder_and_model(tmp_path):
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"])
 def test_a_revision_stands_behind_a_preset_or_a_hub_id(tmp_path, name):
-    path = write(tmp_path, encoder="clip-vit-large-patch14-336@v1", vlm=f"{name}@refs/pr/7")
+    path = write(tmp_path, encoder="clip-vit-large-patch14-336@v1", vlm=f"{name}@refs/pr/7", **ONE_HEAD)
     params = config.load("evaluate", path)
     preset = config.ENCODERS["clip-vit-large-patch14-336"]
     assert params.encoder == replace(preset, name=f"{preset.name}@v1", path=f"{preset.path}@v1")
