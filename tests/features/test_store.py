@@ -178,7 +178,7 @@ def rewrite(folder, place, value):
         (("encoder",), None, "encoder: None is not allowed, allowed: str"),
         (("layer",), "last", "layer: 'last' is not allowed, allowed: int"),
         (("dtype",), "float32", "dtype: 'float32' is not allowed, allowed: bfloat16"),
-        (("preprocess",), [], r"preprocess: \[\] is not allowed, allowed: dict\[str, Any\] . None"),
+        (("preprocess",), [], r"preprocess: \[\] is not allowed, allowed: dict"),
         (("preprocess",), GONE, "preprocess is missing.*: run the extract stage again"),
         (("fingerprint",), "no hex", "fingerprint: 'no hex' is not allowed, allowed: up to 64 hex digits"),
         (("tokens",), 5, r"tokens: 5 is not allowed, allowed: the cells of grid \(2, 3\)"),
