@@ -117,7 +117,7 @@ REDUCERS = (
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 DISTILLED = ("distilled", "distilled-ranking")
-"""Those made of the one that the language model taught: its scores with coverage, its best tokens."""
+"""Those made of the one that the language model taught: its scores after some coverage, its best tokens."""
 ONE_TILE = (
     "uniform",
     "average-pooling",
@@ -166,6 +166,7 @@ STAGES = {
     "evaluate": ("seed", "encoder", "vlm", "trainer", "evaluate"),
     "measure": ("seed", "encoder", "trainer", "pretrain", "evaluate", "measure"),
     "cost": ("seed", "encoder", "vlm", "trainer", "evaluate", "cost"),
+    "robustness": ("seed", "encoder", "vlm", "trainer", "evaluate", "robustness"),
     "report": ("evaluate", "report"),
     "micro": ("seed", "trainer", "micro"),
     "micro_probe": ("seed", "micro_probe"),
@@ -521,6 +522,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    """How stable selections and answers are where deployment differs from training."""
+
+    questions: int = 20
+    """Held-out questions of each benchmark, the first ones; all where there are fewer."""
+    keep: list[float] = field(default_factory=lambda: [0.3, 0.5])
+    """Kept fractions."""
+
+    def __post_init__(self) -> None:
+        _check("robustness.questions", self.questions, self.questions >= 1, "questions >= 1")
+        valid = _distinct(self.keep) and all(0 < keep <= 1 for keep in self.keep)
+        _check("robustness.keep", self.keep, valid, "one or more distinct fractions, 0 < keep <= 1")
+
+
+@dataclass(frozen=True)
 class Report:
     """What the report compares and pictures."""
 
@@ -689,6 +705,7 @@ _SECTIONS: dict[str, Any] = {
     "evaluate": Evaluate,
     "measure": Measure,
     "cost": Cost,
+    "robustness": Robustness,
     "report": Report,
     "micro": Micro,
     "micro_probe": MicroProbe,
@@ -712,6 +729,7 @@ class Params:
     evaluate: Evaluate
     measure: Measure
     cost: Cost
+    robustness: Robustness
     report: Report
     micro: Micro
     micro_probe: MicroProbe

@@ -16,6 +16,7 @@ from atr.reporting.report import (
     SCORES_NOTE,
     Report,
 )
+from atr.reporting.robustness import ROBUSTNESS_NOTE
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -39,6 +40,7 @@ def render(report: Report) -> str:
         scores_note=SCORES_NOTE,
         measure_note=MEASURE_NOTE,
         cost_note=COST_NOTE,
+        robustness_note=ROBUSTNESS_NOTE,
     )
 
 

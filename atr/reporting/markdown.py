@@ -11,7 +11,9 @@ from atr.reporting.report import (
     Measured,
     Picture,
     Report,
+    Robust,
 )
+from atr.reporting.robustness import ROBUSTNESS_NOTE
 from atr.reporting.tables import Table, markdown
 
 
@@ -37,6 +39,7 @@ def render(report: Report) -> str:
         *map(_table, report.scores),
         *(_measured(report.measured) if report.measured else ()),
         *(("## Cost", COST_NOTE, _table(report.cost)) if report.cost else ()),
+        *(_robust(report.robust) if report.robust else ()),
         "## Encoder",
         _picture(report.components),
         "## Pretraining",
@@ -63,6 +66,11 @@ def _compared(compared: Compared) -> list[str]:
 def _measured(measured: Measured) -> list[str]:
     pages = [*map(_table, measured.tables), _picture(measured.overlap)]
     return ["## Without a language model", MEASURE_NOTE, *pages]
+
+
+def _robust(robust: Robust) -> list[str]:
+    pages = [_picture(robust.picture), *map(_table, robust.tables)]
+    return ["## Where deployment differs", ROBUSTNESS_NOTE, *pages]
 
 
 def _list(sentences: list[str]) -> str:

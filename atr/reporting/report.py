@@ -7,12 +7,13 @@ from typing import Any
 
 from PIL import Image
 
-from atr.reporting import cases, figures, headlines, matrices, tables
+from atr.reporting import cases, figures, headlines, matrices, robustness, tables
 from atr.reporting.cases import Case
 from atr.reporting.differences import Match, Versus, matches, versus
 from atr.reporting.figures import ImageOf
 from atr.reporting.measurements import Cost, Measure
 from atr.reporting.results import Comparison, Masks, Results
+from atr.reporting.robustness import Robustness
 from atr.reporting.tables import Table
 
 CURVES_NOTE = (
@@ -83,6 +84,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Robust:
+    """What changes where deployment differs from training."""
+
+    picture: Picture
+    tables: list[Table]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the pages show."""
 
@@ -101,6 +110,7 @@ class Report:
     scores: list[Table]
     measured: Measured | None
     cost: Table | None
+    robust: Robust | None
     pretraining: Table
     parameters: Table
     provenance: Table
@@ -112,6 +122,7 @@ class Report:
         """All pictures that lie beside the pages as files."""
         groups = [self.both_groups, *self.groups, *self.compared.pictures]
         rest = [self.examples, self.components, self.measured.overlap if self.measured else None]
+        rest += [self.robust.picture] if self.robust else []
         return [*groups, *self.benchmarks, *self.pages, *(picture for picture in rest if picture)]
 
 
@@ -122,6 +133,7 @@ def build(
     components: bytes,
     measure: Measure | None = None,
     cost: Cost | None = None,
+    robust: Robustness | None = None,
 ) -> Report:
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
@@ -133,7 +145,7 @@ def build(
     best = settings["best"]
     compared, found = versus(results, best), matches(results)
     groups = compared[: len(results.groups)]
-    sources = _sources(results, measure, cost)
+    sources = _sources(results, measure, cost, robust)
     parameters = {stage: source["parameters"] for stage, source in sources.items()}
     return Report(
         subtitle=_subtitle(results),
@@ -155,6 +167,7 @@ def build(
         ],
         measured=_measured(measure) if measure else None,
         cost=tables.cost(cost) if cost else None,
+        robust=_robust(robust, best) if robust else None,
         pretraining=tables.pretraining(results),
         parameters=tables.parameters(parameters | {"report": {"report": settings}}),
         provenance=tables.provenance({stage: source["provenance"] for stage, source in sources.items()}),
@@ -162,10 +175,12 @@ def build(
     )
 
 
-def _sources(results: Results, measure: Measure | None, cost: Cost | None) -> dict[str, dict[str, Any]]:
+def _sources(
+    results: Results, measure: Measure | None, cost: Cost | None, robust: Robustness | None
+) -> dict[str, dict[str, Any]]:
     """What each stage left, by its name."""
     evaluations = {f"evaluate {name}": vars(each) for name, each in results.evaluations.items()}
-    optional = {"measure": measure, "cost": cost}
+    optional = {"measure": measure, "cost": cost, "robustness": robust}
     return (
         {"pretrain": results.pretraining}
         | evaluations
@@ -195,6 +210,15 @@ def _measured(measure: Measure) -> Measured:
     every = [tables.reconstruction(measure), tables.coverage(measure), tables.stability(measure)]
     picture = Picture("overlap", caption, matrices.overlap(measure.overlap))
     return Measured([table for table in every if table], picture)
+
+
+def _robust(found: Robustness, best: str) -> Robust:
+    caption = (
+        "Overlap with the reference's tokens, and points of score with paired 95 % intervals. Where no pixel "
+        f"of the questions' images changes, hollow marks are the overlap on photographs. On {found.device}."
+    )
+    picture = Picture("robustness", caption, robustness.figure(found, best))
+    return Robust(picture, robustness.tables(found))
 
 
 def _subtitle(results: Results) -> str:

@@ -29,6 +29,7 @@ DISTILLED = DISTILL / "selector"
 EVALUATE = Path("experiments/evaluate")
 MEASURE = Path("experiments/measure")
 COST = Path("experiments/cost")
+ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 
 

@@ -15,6 +15,7 @@ from atr.stages import (
     PRETRAIN,
     PRETRAIN_FEATURES,
     REPORT,
+    ROBUSTNESS,
     entry,
 )
 
@@ -32,11 +33,13 @@ def main(params: config.Params) -> None:
         from atr.reporting import results
         from atr.reporting.measurements import load_cost, load_measure
         from atr.reporting.report import build
+        from atr.reporting.robustness import load_robustness
 
         evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json", params.evaluate.names)
         measure, cost = load_measure(MEASURE / "metrics.json"), load_cost(COST / "cost.json")
+        robust = load_robustness(ROBUSTNESS / "metrics.json")
         images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
-        report = build(evaluated, images.image, asdict(params.report), components, measure, cost)
+        report = build(evaluated, images.image, asdict(params.report), components, measure, cost, robust)
         with whole_folder(REPORT) as folder:
             _write(folder, report)
         _log(run, report.numbers)

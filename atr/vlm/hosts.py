@@ -159,8 +159,13 @@ def encode(
 
 
 def project(model: Any, features_BND: Tensor) -> Tensor:
-    """What the language model is fed of an encoder's features, by the model's projector."""
-    projected_BND: Tensor = model.model.multi_modal_projector(features_BND.to(model.dtype))
+    """What the language model is fed of an encoder's features, by the model's projector.
+
+    The features take the projector's type: a tower may have another one, and gives the model its `dtype`.
+    """
+    projector = model.model.multi_modal_projector
+    floating = (weight.dtype for weight in projector.parameters() if weight.is_floating_point())
+    projected_BND: Tensor = projector(features_BND.to(next(floating, model.dtype)))
     return projected_BND
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.reporting import measurements, report, results
+from atr.reporting import measurements, report, results, robustness
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +72,9 @@ def everything(crowd, synthetic, tmp_path_factory):
     names = ("selector", "random", "peer-00")
     synthetic.write_measure(folder / "metrics.json", names)
     synthetic.write_cost(folder / "cost.json", names)
+    synthetic.write_robustness(folder / "robustness.json", names)
     measure = measurements.load_measure(folder / "metrics.json")
     cost = measurements.load_cost(folder / "cost.json")
-    return report.build(
-        crowd, synthetic.image, synthetic.SETTINGS | {"best": "peer-00"}, synthetic.picture(), measure, cost
-    )
+    robust = robustness.load_robustness(folder / "robustness.json")
+    settings = synthetic.SETTINGS | {"best": "peer-00"}
+    return report.build(crowd, synthetic.image, settings, synthetic.picture(), measure, cost, robust)

@@ -50,12 +50,17 @@ def test_every_table_and_headline_is_there(page, built):
 
 def test_what_was_measured_beside_the_answers_is_there(everything):
     page = html.render(everything)
-    assert page.count("<table") == len(everything.scores) + len(everything.compared.tables) + 9
-    for heading in ("Adaptive and fixed counts", "Without a language model", "<h2>Cost</h2>"):
+    assert page.count("<table") == len(everything.scores) + len(everything.compared.tables) + 12
+    for heading in (
+        "Adaptive and fixed counts",
+        "Without a language model",
+        "<h2>Cost</h2>",
+        "<h2>Where deployment",
+    ):
         assert heading in page
     parts = ("groups", "benchmarks", "pages", "cards")
     shown = sum(len(getattr(everything, part)) for part in parts) + len(everything.compared.pictures)
-    assert page.count("<img") == shown + 2, "and the overlap and the components"
+    assert page.count("<img") == shown + 3, "and overlap, components and robustness"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")

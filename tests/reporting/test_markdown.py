@@ -21,10 +21,11 @@ def test_it_holds_headlines_and_tables(built):
 
 def test_it_holds_what_was_measured_beside_the_answers(everything):
     text = markdown.render(everything)
-    assert text.count("\n| --- |") == len(everything.scores) + len(everything.compared.tables) + 9
-    assert "![overlap](figures/overlap.png)" in text
+    assert text.count("\n| --- |") == len(everything.scores) + len(everything.compared.tables) + 12
+    assert all(f"![{name}](figures/{name}.png)" in text for name in ("overlap", "robustness"))
     headings = [line for line in text.split("\n") if line.startswith("## ")]
     assert headings == [
         "## Groups", "## Differences", "## Benchmarks", "## Kept patches", "## Answers", "## Scores",
-        "## Without a language model", "## Cost", "## Encoder", "## Pretraining", "## Provenance",
+        "## Without a language model", "## Cost", "## Where deployment differs", "## Encoder",
+        "## Pretraining", "## Provenance",
     ]  # fmt: skip

@@ -74,7 +74,7 @@ def test_the_best_reducer_is_compared_with_every_other_one(everything):
 
 def test_what_was_measured_beside_the_answers_is_in_provenance_but_no_time_is_in_the_numbers(everything):
     stages = [row[0] for row in everything.provenance.blocks[0]]
-    assert stages[-2:] == ["measure", "cost"]
+    assert stages[-3:] == ["measure", "cost", "robustness"]
     assert ["cost.repeats", "5", "cost"] in everything.parameters.blocks[0]
     assert set(everything.numbers) == {"text", "general", "differences", "adaptive", "measure", "overlap"}
 

@@ -71,8 +71,10 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
 def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_there(workspace):
     SYNTHETIC.write_measure(Path("experiments/measure/metrics.json"), ("selector", "random"))
     content = SYNTHETIC.write_cost(Path("experiments/cost/cost.json"), ("selector", "random"))
+    SYNTHETIC.write_robustness(Path("experiments/robustness/metrics.json"), ("selector", "distilled"))
     first = run()
-    assert "experiments/report/figures/overlap.png" in first
+    assert all(f"experiments/report/figures/{name}.png" in first for name in ("overlap", "robustness"))
+    assert b"## Where deployment differs" in first["experiments/report/report.md"]
     assert b"## Cost" in first["experiments/report/report.md"]
     assert {"measure/selector/reconstruction", "measure/stability"} <= set(workspace[10])
     names = [name for key, values in workspace.items() if key != "artifact" for name in values]

@@ -11,7 +11,7 @@ import pytest
 
 from atr import config
 from atr.files import read_json
-from atr.stages import cost, distill, evaluate, extract, measure, prepare, pretrain, report
+from atr.stages import cost, distill, evaluate, extract, measure, prepare, pretrain, report, robustness
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -50,6 +50,7 @@ def project(tmp_path_factory):
             evaluate.main(config.load("evaluate"), reducer)
         measure.main(config.load("measure"))
         cost.main(config.load("cost"))
+        robustness.main(config.load("robustness"))
         report.main(config.load("report"))
     return folder
 
@@ -102,6 +103,22 @@ def test_the_reducers_are_measured_and_timed(project):
     assert {entry["tokens"] for entry in timed["entries"]} == {144}
 
 
+def test_every_deployment_is_compared_and_the_report_shows_it(project):
+    found = read_json(project / "experiments/robustness/metrics.json")
+    assert found["questions"] == 4 * len(config.BENCHMARKS) and found["photographs"] == 12
+    assert set(found["reference"]) == {"selector", "distilled"}, "random is no choice"
+    changed = {each["name"]: each for each in found["variants"]}
+    own = changed["batch of one"]["reducers"]
+    assert all(overlap["lowest"] == 1 for line in own.values() for overlap in line["iou"])
+    resized = changed["resize by torch bicubic no antialias"]
+    assert resized["no_pixel_changed"] and not changed["JPEG 75"]["no_pixel_changed"]
+    assert resized["reducers"]["selector"]["iou"][1] == {"mean": 1.0, "lowest": 1.0}
+    assert resized["reducers"]["selector"]["photographs"][1]["mean"] < 1
+    assert changed["JPEG 75"]["reducers"]["selector"]["iou"][1]["mean"] < 1
+    page = (project / "experiments/report/report.md").read_text()
+    assert all(f"| {name} |" in page for name in changed)
+
+
 def test_the_distilled_selector_says_who_taught_it(project):
     card = (project / "experiments/distill/selector/README.md").read_text()
     assert "| taught by the answers of | micro |" in card
@@ -123,9 +140,10 @@ def test_all_stages_are_logged_under_one_parent(project):
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == len(runs) - 1 == 1 + 2 + 2 + len(REDUCERS) + 3
+    assert len(children) == len(runs) - 1 == 1 + 2 + 2 + len(REDUCERS) + 4
     assert {run.data.tags["stage"] for run in children} == {
-        "prepare", "extract", "pretrain", "distill", "evaluate", "measure", "cost", "report",
+        "prepare", "extract", "pretrain", "distill", "evaluate", "measure", "cost",
+        "robustness", "report",
     }  # fmt: skip
     assert {run.info.status for run in children} == {"FINISHED"}
 

@@ -31,7 +31,18 @@ from transformers import (
 
 from atr import config, overlay
 from atr.files import read_json
-from atr.stages import SPLITS, cost, distill, evaluate, extract, measure, prepare, pretrain, report
+from atr.stages import (
+    SPLITS,
+    cost,
+    distill,
+    evaluate,
+    extract,
+    measure,
+    prepare,
+    pretrain,
+    report,
+    robustness,
+)
 from atr.vlm.checkpoint import OnevisionImageProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +65,7 @@ SETTINGS = (
     "distill.validation=0.25", "distill.max_new_tokens=3", "evaluate.keep=[0.2, 0.4]",
     "evaluate.max_new_tokens=3", "evaluate.bootstrap=20", "measure.images=6", "measure.batch_size=4",
     "measure.pretrain_images=12", "measure.epochs=1", "cost.batches=[1, 2]", "cost.seconds=0.001",
+    "robustness.questions=1",
 )  # fmt: skip
 """Of the machine and of the sizes; all else is as the overlay has it."""
 KEEP = [0.2, 0.4]
@@ -88,7 +100,7 @@ def project(family, hub, tmp_path_factory):
         distill.main(config.load("distill"))
         for reducer in reducers():
             evaluate.main(config.load("evaluate"), reducer)
-        for stage in (measure, cost, report):
+        for stage in (measure, cost, robustness, report):
             stage.main(config.load(stage.__name__.rpartition(".")[2]))
     return folder
 
@@ -247,7 +259,13 @@ def test_means_of_visual_tokens_are_told_by_benchmark_and_kept_fraction(project)
 @pytest.mark.timeout(900)
 def test_every_result_file_is_there_and_the_report_shows_them(project):
     experiments = project / "experiments"
-    for result in ("pretrain/metrics", "distill/metrics", "measure/metrics", "cost/cost"):
+    for result in (
+        "pretrain/metrics",
+        "distill/metrics",
+        "measure/metrics",
+        "cost/cost",
+        "robustness/metrics",
+    ):
         assert read_json(experiments / f"{result}.json")
     for weights in ("pretrain/selector", "distill/selector"):
         assert (experiments / weights / "model.safetensors").is_file()

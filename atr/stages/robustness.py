@@ -1,0 +1,75 @@
+"""Stage robustness: how much kept tokens and answers change where deployment differs from training.
+
+One process does all of it, on the first device.
+"""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from atr import config
+from atr.files import write_json
+from atr.stages import ENCODERS, EVALUATE_IMAGES, ROBUSTNESS, entry, weights_of
+
+if TYPE_CHECKING:
+    from atr.vlm.answering import Answerer
+
+
+def main(params: config.Params) -> None:
+    """Compare every reducer that takes a budget with itself under each variant; write metrics.json."""
+    from atr import tracking
+
+    with tracking.run("robustness", params) as run:
+        from atr.benchmarks import BENCHMARKS
+        from atr.datasets import load_questions, micro
+        from atr.timing import device_name
+        from atr.vlm.robustness import Settings, curves, first_of_each, make, robustness
+        from atr.vlm.sources import WholeInputs
+
+        asked, evaluated = params.robustness, params.evaluate
+        questions = first_of_each(load_questions(EVALUATE_IMAGES), asked.questions)
+        answerer = _answerer(params)
+        # Larger than the tower's images, these show what a resize changes.
+        photographs = SimpleNamespace(image=micro.photograph)
+        source = WholeInputs(answerer.model, answerer.processor, photographs, evaluated.interpolation)
+        reducers, left_out = make(answerer, evaluated.budgeted, weights_of)
+        found = robustness(
+            answerer,
+            reducers,
+            questions,
+            lambda question, prediction: BENCHMARKS[question.benchmark].score(prediction, question),
+            replace(answerer, source=source),
+            list(micro.PHOTOGRAPHS),
+            Settings(asked.keep, evaluated.batch_size, evaluated.bootstrap, params.seed),
+        )
+        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        device = {"device": device_name(answerer.model.device)}
+        write_json(ROBUSTNESS / "metrics.json", device | found | about)
+        for fraction, overlaps in curves(found):
+            run.metrics(overlaps, round(100 * fraction))
+        run.artifact(ROBUSTNESS)
+
+
+def _answerer(params: config.Params) -> "Answerer":
+    """The model in the reference deployment, which reads the held-out images themselves."""
+    import torch
+    from lightning.fabric import Fabric
+
+    from atr.datasets import PreparedImages
+    from atr.features.pretrained import locate
+    from atr.vlm.answering import Answerer
+    from atr.vlm.checkpoint import load_vlm
+    from atr.vlm.sources import WholeInputs
+
+    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    tower = partial(locate, folder=ENCODERS)
+    model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
+    settings = replace(params.evaluate, positions="original")
+    images = PreparedImages(EVALUATE_IMAGES)
+    source = WholeInputs(model.to(device), processor, images, settings.interpolation)
+    return Answerer(model, processor, source, settings)
+
+
+if __name__ == "__main__":
+    entry("robustness", main)

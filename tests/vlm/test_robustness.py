@@ -1,0 +1,176 @@
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from atr.bootstrap import interval, resampled
+from atr.config import Evaluate
+from atr.datasets import Question
+from atr.reduction import REDUCERS
+from atr.reduction.floors import L2Norm
+from atr.vlm import robustness
+from atr.vlm.answering import Answerer
+from atr.vlm.robustness import Seen, Settings, change, first_of_each, make, overlaps
+from atr.vlm.sources import WholeInputs
+from atr.vlm.variants import VARIANTS, Variant
+
+SETTINGS = Settings(keep=[0.25, 0.5], batch_size=4, resamples=200, seed=3)
+NAMES = ("docs/0", "docs/1", "docs/2", "shapes/0", "shapes/1", "shapes/2")
+
+
+def picture(name):
+    pixels = torch.randint(
+        0,
+        256,
+        (40, 60, 3),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(len(name) + ord(name[-1])),
+    )
+    return Image.fromarray(pixels.numpy())
+
+
+def small(name):
+    return picture(name).crop((0, 0, 28, 28))
+
+
+def question(name, **changes):
+    benchmark, _, number = name.partition("/")
+    about = {"question": "a b c"[: 1 + 2 * int(number)], "answers": ["x"], "images": [name]}
+    return Question(**{"id": name, "benchmark": benchmark, "group": "text", **about, **changes})
+
+
+@dataclass
+class Place:
+    """Keeps the tokens of the brightest patches, as features tell it by their first channel."""
+
+    needs: frozenset = field(default=frozenset())
+
+    def __call__(self, encoded, budget):
+        return encoded.features_BND[..., 0].float().topk(budget).indices.sort().values
+
+
+@pytest.fixture
+def answerer(model, processor):
+    source = WholeInputs(model, processor, SimpleNamespace(image=small))
+    return Answerer(model, processor, source, Evaluate(positions="original", max_new_tokens=2))
+
+
+@pytest.fixture
+def measure(answerer, model, processor):
+    def measure(reducers, names, score=lambda question, prediction: float(len(prediction) % 2)):
+        photographs = Answerer(
+            model, processor, WholeInputs(model, processor, SimpleNamespace(image=picture)), answerer.settings
+        )
+        variants = {name: VARIANTS[name] for name in names}
+        asked = [question(name) for name in NAMES]
+        return robustness.robustness(
+            answerer, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, variants
+        )
+
+    return measure
+
+
+def test_a_deployment_that_changes_nothing_keeps_the_same_tokens_and_answers(measure):
+    found = measure({"place": Place()}, ["batch of one", "resize by torch bicubic no antialias"])
+    assert (found["keep"], found["questions"], found["photographs"]) == ([0.25, 0.5], 6, 2)
+    one, resized = found["variants"]
+    for line in (one["reducers"]["place"], resized["reducers"]["place"]):
+        assert line["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
+        assert line["change"] == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 2
+    assert one["reducers"]["place"]["photographs"] == one["reducers"]["place"]["iou"]
+    assert one["full"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    # Images of 28 pixels are not resized, so only the photographs tell.
+    assert [each["no_pixel_changed"] for each in (one, resized)] == [False, True]
+    assert any(each["lowest"] < 1 for each in resized["reducers"]["place"]["photographs"])
+
+
+def test_what_is_kept_is_compared_with_the_reference_image_by_image(measure):
+    found = measure({"place": Place(), "l2-norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
+    jpeg, positions = found["variants"]
+    for name in ("place", "l2-norm"):
+        assert all(0 < each["lowest"] <= each["mean"] < 1 for each in jpeg["reducers"][name]["iou"])
+        assert positions["reducers"][name]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
+    assert not jpeg["no_pixel_changed"] and jpeg["name"] == "JPEG 50"
+    again = measure({"place": Place(), "l2-norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
+    assert json.dumps(found) == json.dumps(again)
+
+
+def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, monkeypatch):
+    """A model that says which positions it was told: its score is then known."""
+    told = []
+
+    def generate(self, inputs):
+        told.append(self.settings.positions)
+        return [self.settings.positions] * len(inputs["input_ids"])
+
+    monkeypatch.setattr(Answerer, "_generate", generate)
+    found = measure(
+        {"place": Place()},
+        ["contiguous positions"],
+        lambda question, prediction: float(prediction == "original"),
+    )
+    assert (found["full"], found["reference"]) == (1.0, {"place": [1.0, 1.0]})
+    (positions,) = found["variants"]
+    assert positions["full"] == {"mean": -1.0, "low": -1.0, "high": -1.0}
+    assert positions["reducers"]["place"]["change"] == [positions["full"]] * 2
+    assert set(told) == {"original", "contiguous"}
+
+
+def test_a_reducer_that_reads_the_question_is_given_it(measure):
+    found = measure({"cdpruner-text": REDUCERS["cdpruner-text"](0, "")}, ["batch of one"])
+    assert found["variants"][0]["reducers"]["cdpruner-text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
+
+
+def test_images_cut_into_another_number_of_tokens_are_not_compared():
+    cell = ("place", 0.5)
+    own = Seen(kept={cell: [(torch.tensor([0, 1]), 4), (torch.tensor([0, 1]), 8), (torch.tensor([2]), 2)]})
+    other = Seen(kept={cell: [(torch.tensor([1, 2]), 4), (torch.tensor([0, 1]), 6), (torch.tensor([2]), 2)]})
+    assert overlaps(other, own, cell) == {"mean": pytest.approx((1 / 3 + 1) / 2), "lowest": 1 / 3}
+    none = Seen(kept={cell: [(kept, of + 1) for kept, of in own.kept[cell]]})
+    assert overlaps(none, own, cell) is None
+
+
+def test_a_change_weighs_benchmarks_alike_and_units_by_their_lowest_score():
+    asked = [question("docs/0"), question("docs/1"), question("docs/2", id="docs/2#0", unit="two")]
+    asked += [question("docs/2", id="docs/2#1", unit="two"), question("shapes/0")]
+    own = dict.fromkeys((each.id for each in asked), 1.0)
+    scores = own | {"docs/0": 0.0, "docs/2#1": 0.5}
+    found = change(scores, own, asked, SETTINGS)
+    assert found["mean"] == pytest.approx((-(1 + 0 + 0.5) / 3 + 0) / 2)
+    drawn = resampled(torch.tensor([-1, 0, -0.5]).double().numpy(), "docs", 200, 3)
+    assert (found["low"], found["high"]) == pytest.approx(interval(drawn / 2))
+    assert robustness.mean_score(scores, asked) == pytest.approx((1.5 / 3 + 1) / 2)
+
+
+def test_the_first_units_with_images_are_asked():
+    asked = [question(name) for name in NAMES]
+    asked[0] = question(NAMES[0], unreadable="cut off", images=[])
+    asked[3] = question(NAMES[3], unit="turns")
+    asked[5] = question(NAMES[5], unit="turns")
+    chosen = first_of_each(asked, 1)
+    assert [each.id for each in chosen] == ["docs/1", "shapes/0", "shapes/2"]
+    assert len(first_of_each(asked, 9)) == 5
+    with pytest.raises(ValueError, match="no question has an image"):
+        first_of_each(asked[:1], 2)
+
+
+def test_random_is_no_choice_and_what_chooses_inside_the_model_is_left_out(answerer):
+    reducers, left_out = make(answerer, ["random", "uniform", "fastv"], lambda name: "")
+    assert set(reducers) == {"uniform"}
+    assert left_out == {"fastv": "chooses between the layers of a language model"}
+
+
+@pytest.mark.parametrize("family", ["llava_next"])
+def test_models_that_cut_images_are_compared_where_the_tiles_are_the_same(measure):
+    found = measure({"l2-norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
+    jpeg, half, bfloat16 = (each["reducers"]["l2-norm"] for each in found["variants"])
+    for line in (jpeg, bfloat16):
+        assert all(0 < overlap["lowest"] <= overlap["mean"] <= 1 for overlap in line["photographs"])
+    assert half["photographs"] == [None, None], "at half size they are cut into fewer tiles"
+
+
+def test_the_reference_is_a_variant_without_a_change():
+    assert all(variant != Variant() for variant in VARIANTS.values())

@@ -1,0 +1,134 @@
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from atr.config import Evaluate
+from atr.vlm.answering import Answerer
+from atr.vlm.sources import WholeInputs
+from atr.vlm.variants import BLOCK, VARIANTS, Variant, deployed, q4_0, q8_0
+
+
+@pytest.fixture
+def photograph():
+    """Smooth, with edges, larger than the tower's 28 pixels and no square."""
+    y, x = np.mgrid[:90, :120]
+    waves = np.stack([np.sin(x / 9), np.cos(y / 7), np.sin((x + y) / 11) * (x > 60)], -1)
+    return Image.fromarray((127.5 * (1 + waves)).astype(np.uint8))
+
+
+@pytest.fixture
+def answerer(model, processor, photograph):
+    source = WholeInputs(model, processor, SimpleNamespace(image=lambda name: photograph))
+    return Answerer(model, processor, source, Evaluate(positions="original"))
+
+
+@torch.no_grad()
+def seen(answerer, variant, needs=()):
+    """What reducers are given in a deployment."""
+    with deployed(answerer, variant) as changed:
+        return changed.prepare([["p"]], ["a b c"], needs).whole.encoded
+
+
+@torch.no_grad()
+def change(answerer, variant, field="features_BND"):
+    """Relative change of what is encoded."""
+    own, other = (getattr(seen(answerer, each, [field]), field).float() for each in (Variant(), variant))
+    return float((own - other).norm() / own.norm())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_changes_what_it_is_about_and_leaves_the_model_as_it_was(answerer, name):
+    variant, own = VARIANTS[name], answerer.model.model.vision_tower
+    before = copy.deepcopy(own.state_dict())
+    pixels = change(answerer, variant, "pixels_BCHW") if variant.tower is None else 0.0
+    assert (pixels > 0) == variant.is_of_images
+    features = change(answerer, variant)
+    assert features < 0.5
+    if name in ("batch of one", "contiguous positions") or name.startswith("linear weights"):
+        assert features == 0  # no layer of a tower that is 24 wide divides into blocks
+    elif name != "eager attention":
+        assert features > 1e-5
+    assert answerer.model.model.vision_tower is own
+    assert all(torch.equal(value, before[key]) for key, value in own.state_dict().items())
+    assert own.config._attn_implementation == "sdpa" and not own._forward_hooks
+    assert "resize" not in vars(answerer.processor.image_processor)
+
+
+def test_the_tower_is_put_back_after_an_error(answerer):
+    own = answerer.model.model.vision_tower
+    with pytest.raises(ZeroDivisionError), deployed(answerer, VARIANTS["bfloat16 weights"]):
+        _ = 1 / 0
+    assert answerer.model.model.vision_tower is own
+
+
+def test_features_come_in_the_precision_that_is_named(answerer):
+    types = {
+        "bfloat16 weights": torch.bfloat16,
+        "float16 weights": torch.float16,
+        "features stored in bfloat16": torch.bfloat16,
+        "eager attention": torch.float32,
+    }
+    for name, dtype in types.items():
+        encoded = seen(answerer, VARIANTS[name])
+        assert encoded.features_BND.dtype == dtype, name
+        assert encoded.projected_BND.dtype == torch.float32, "the language model keeps its own"
+    stored = seen(answerer, VARIANTS["features stored in bfloat16"]).features_BND
+    assert torch.equal(stored, seen(answerer, Variant()).features_BND.bfloat16())
+
+
+def test_the_kernel_batch_and_positions_are_those_named(answerer):
+    with deployed(answerer, VARIANTS["eager attention"]) as changed:
+        assert changed.model.model.vision_tower.config._attn_implementation == "eager"
+    with deployed(answerer, VARIANTS["contiguous positions"]) as changed:
+        assert changed.settings.positions == "contiguous"
+    assert answerer.settings.positions == "original"
+    assert VARIANTS["batch of one"].batch == 1
+
+
+def test_more_compression_and_a_poorer_kernel_change_more(answerer):
+    def pixels(name):
+        return change(answerer, VARIANTS[name], "pixels_BCHW")
+
+    assert 0 < pixels("JPEG 95") < pixels("JPEG 75") < pixels("JPEG 50")
+    antialias, without = (pixels(f"resize by torch bicubic {how}") for how in ("antialias", "no antialias"))
+    assert 10 * antialias < without
+
+
+def test_a_kernel_changes_nothing_of_an_image_that_is_not_resized(answerer, photograph):
+    small = photograph.crop((0, 0, 28, 28))
+    source = WholeInputs(answerer.model, answerer.processor, SimpleNamespace(image=lambda name: small))
+    answerer = Answerer(answerer.model, answerer.processor, source, answerer.settings)
+    for name, variant in VARIANTS.items():
+        if name.startswith("resize"):
+            assert change(answerer, variant, "pixels_BCHW") == 0, name
+
+
+def test_q8_0_restores_each_weight_to_half_a_step():
+    blocks = torch.randn(5, 3, BLOCK, generator=torch.Generator().manual_seed(0))
+    largest = blocks.abs().amax(-1, keepdim=True)
+    error = (q8_0(blocks) - blocks).abs()
+    assert (error <= largest / 127 * 0.5 + largest * 2**-11).all() and error.max() > 0
+    assert torch.equal(q8_0(torch.zeros(1, 1, BLOCK)), torch.zeros(1, 1, BLOCK))
+
+
+def test_q4_0_is_that_of_llama_cpp():
+    """As quantize_row_q4_0_ref rounds: the weight of the largest magnitude, sign and all, is step -8."""
+    block = torch.zeros(BLOCK)
+    block[:6] = torch.tensor([8.0, -8.0, -7.6, -0.4, 0.6, 3.3])
+    # The first of the largest is 8, so the scale is -1 and -8 is out of reach: it becomes -7.
+    wanted = torch.zeros(BLOCK)
+    wanted[:6] = torch.tensor([8.0, -7.0, -7.0, 0.0, 1.0, 3.0])
+    assert torch.equal(q4_0(block), wanted)
+    assert torch.equal(q4_0(torch.zeros(BLOCK)), torch.zeros(BLOCK))
+
+
+def test_quantisation_leaves_alone_what_does_not_divide_into_blocks():
+    tower = torch.nn.Sequential(torch.nn.Linear(24, 4), torch.nn.Linear(64, 4), torch.nn.Conv2d(32, 4, 1))
+    before = [module.weight.clone() for module in tower]
+    VARIANTS["linear weights Q4_0"].tower(tower)
+    same = [torch.equal(module.weight, weight) for module, weight in zip(tower, before, strict=True)]
+    assert same == [True, False, True]
