@@ -1,5 +1,8 @@
 """The reducer made of a selector that a language model taught."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -10,7 +13,9 @@ from atr.reduction.diversity import Scope
 @pytest.fixture
 def selector():
     torch.manual_seed(0)
-    return FeatureSelector(24, (4, 5), layers=1, heads=2)
+    selector = FeatureSelector(24, (4, 5), layers=1, heads=2)
+    torch.nn.init.normal_(selector.trunk.head.weight)  # untrained, it scores all tokens alike
+    return selector
 
 
 def encoded(**fields):
@@ -18,20 +23,48 @@ def encoded(**fields):
     return Encoded(torch.randn(3, 20, 24), (4, 5), **fields)
 
 
-def test_it_covers_what_the_language_model_reads_by_the_scores_of_the_selector(selector):
+def test_a_tenth_of_the_tokens_covers_what_the_language_model_reads_and_the_best_scores_follow(selector):
     given = encoded(projected_BND=torch.randn(3, 20, 8))
-    covering = Scope(SelectorReducer(selector), on="projected")
-    for budget in (1, 7, 20):
+    covering, ranking = Scope(SelectorReducer(selector), on="projected"), SelectorReducer(selector)
+    first = covering(given, 2)
+    for budget in (1, 2):
         assert torch.equal(DistilledReducer(selector)(given, budget), covering(given, budget))
+    best = ranking.scores(given).argsort(dim=1, descending=True)
+    assert not torch.equal(first, best[:, :2].sort(dim=1).values), "else the test says nothing"
+    for budget in (3, 7, 20):
+        kept = DistilledReducer(selector)(given, budget)
+        for image in range(3):
+            rest = [token for token in best[image].tolist() if token not in first[image]]
+            assert kept[image].tolist() == sorted([*first[image].tolist(), *rest[: budget - 2]])
 
 
-def test_of_tokens_that_are_alike_one_is_enough(selector):
-    """The best token's copies are kept after all others, whatever their scores."""
+def test_a_budget_is_a_part_of_every_larger_one(selector):
+    given = encoded(projected_BND=torch.randn(3, 20, 8))
+    kept = [DistilledReducer(selector)(given, budget) for budget in range(21)]
+    for fewer, more in pairwise(kept):
+        assert all(set(one.tolist()) < set(two.tolist()) for one, two in zip(fewer, more, strict=True))
+    with pytest.raises(ValueError, match="20 tokens"):
+        DistilledReducer(selector)(given, 21)
+
+
+def test_of_tokens_that_are_alike_coverage_takes_one(selector):
+    """The two best tokens are copies: the second is not among the tenth that coverage chooses."""
     given = encoded(projected_BND=torch.eye(20).expand(3, -1, -1).clone())
-    best = SelectorReducer(selector).scores(given)[0].topk(4).indices
+    best = SelectorReducer(selector).scores(given)[0].topk(2).indices
     given.projected_BND[0, best] = given.projected_BND[0, best[0]].clone()
-    kept = DistilledReducer(selector)(given, 17)[0]
+    kept = DistilledReducer(selector)(given, 2)[0]
     assert torch.isin(best, kept).sum() == 1
+    assert torch.isin(best, DistilledReducer(selector)(given, 3)[0]).all(), "which the scores then take"
+
+
+def test_a_change_of_the_coverage_reaches_no_token_that_the_scores_choose(selector):
+    """However different the first tenth, at most as many tokens of a larger budget are others."""
+    one = encoded(projected_BND=torch.randn(3, 20, 8))
+    other = replace(one, projected_BND=torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(7)))
+    for budget in (5, 10):
+        kept = [DistilledReducer(selector)(given, budget) for given in (one, other)]
+        common = [len(set(a.tolist()) & set(b.tolist())) for a, b in zip(*kept, strict=True)]
+        assert min(common) >= budget - 2
 
 
 def test_its_scores_are_the_selectors_and_none_is_a_threshold(selector):
