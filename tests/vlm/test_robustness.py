@@ -163,5 +163,14 @@ def test_random_is_no_choice_and_what_chooses_inside_the_model_is_left_out(answe
     assert left_out == {"fastv": "chooses between the layers of a language model"}
 
 
+@pytest.mark.parametrize("family", ["llava_next"])
+def test_models_that_cut_images_are_compared_where_the_tiles_are_the_same(measure):
+    found = measure({"l2-norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
+    jpeg, half, bfloat16 = (each["reducers"]["l2-norm"] for each in found["variants"])
+    for line in (jpeg, bfloat16):
+        assert all(0 < overlap["lowest"] <= overlap["mean"] <= 1 for overlap in line["photographs"])
+    assert half["photographs"] == [None, None], "at half size they are cut into fewer tiles"
+
+
 def test_the_reference_is_a_variant_without_a_change():
     assert all(variant != Variant() for variant in VARIANTS.values())
