@@ -161,30 +161,6 @@ def write_robustness(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def write_robustness(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Write and return what stage robustness leaves: one deployment, and one without a pixel changed."""
-    same, change = {"mean": 1.0, "lowest": 1.0}, {"mean": -0.0125, "low": -0.05, "high": 0.025}
-    none = dict.fromkeys(("mean", "low", "high"), 0.0)
-    jpeg = {"iou": [{"mean": 0.9, "lowest": 0.75}, None], "photographs": [same, same], "change": [change] * 2}
-    resized = {"iou": [same] * 2, "photographs": [{"mean": 0.8, "lowest": 0.5}] * 2, "change": [none] * 2}
-    content = {
-        "device": "cpu, <8 threads>",
-        "keep": [0.3, 0.5],
-        "questions": 120,
-        "photographs": 12,
-        "full": 0.95,
-        "reference": {name: [0.9, 0.925] for name in names},
-        "variants": [
-            {"name": name, "no_pixel_changed": same, "full": none, "reducers": dict.fromkeys(names, line)}
-            for name, same, line in (("JPEG 75", False, jpeg), ("bilinear", True, resized))
-        ],
-        "parameters": {"robustness": {"questions": 20}},
-        "provenance": PROVENANCE,
-    }
-    write_json(path, content)
-    return content
-
-
 def image(name: str) -> Image.Image:
     """A page with its own name on it."""
     page = Image.new("RGB", (168, 168), "#f6f0dc")
