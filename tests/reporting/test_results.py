@@ -215,7 +215,7 @@ def test_results_that_were_computed_otherwise_are_refused_by_name(world, load, c
 def test_an_auto_precision_compares_with_the_same_one_by_name(world, load, change):
     path = world / "evaluate/random/summary.json"
     change(path, lambda content: content["parameters"]["trainer"].update(precision="auto"))
-    assert set(load(world).evaluations) == set(results.REQUIRED)
+    assert set(load(world).evaluations) == set(results.PAPER)
 
 
 def test_results_of_several_machines_are_comparable_in_one_precision(world, load, change):
