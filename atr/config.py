@@ -125,7 +125,7 @@ REDUCERS = (
 SELECTORS = ("selector", "selector-adaptive", "selector-mmr", "selector-scope")
 """Those made of the trained one: its best tokens, its own mask, its scores with diversity or coverage."""
 DISTILLED = ("distilled", "distilled-ranking")
-"""Those made of the one that the language model taught: its scores with coverage, its best tokens."""
+"""Those made of the one that the language model taught: its scores after some coverage, its best tokens."""
 ONE_TILE = (
     "uniform",
     "average-pooling",

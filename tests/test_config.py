@@ -226,6 +226,58 @@ def test_a_bad_value_is_named_with_what_is_allowed(tmp_path, monkeypatch, key, v
     assert allowed in text.partition("allowed: ")[2]
 
 
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (config.Common, {"seed": 0}),
+        (config.Common, {"seed": 2**32 - 1}),
+        (config.Trainer, {"devices": -1, "num_nodes": 1}),
+        (config.Prepare, {"images": 1, "questions": 1}),
+        (config.Extract, {"batch_size": 1, "shard_images": 1, "workers": 0}),
+        (config.Pretrain, {"warmup": 0.0, "weight_decay": 0.0, "learning_rate": 1.0, "ffn_ratio": 16.0}),
+        (config.Pretrain, {"initial_bias": -20.0, "collapse_after": 1.0, "mask_images": 1}),
+        (config.Pretrain, {"initial_bias": 20.0, "layers": 1, "heads": 1, "epochs": 1, "batch_size": 1}),
+        (config.Distill, {"lowest": 0.3, "highest": 0.3}),
+        (config.Distill, {"highest": 1.0, "images": 1, "max_new_tokens": 1}),
+        (config.Evaluate, {"keep": [1.0], "random_seeds": 1, "batch_size": 1, "bootstrap": 1}),
+        (config.Measure, {"overlap_keep": 1.0, "images": 1, "training_seeds": 1}),
+        (config.Cost, {"kept": [1.0], "batches": [1], "seconds": 60.0}),
+        (config.Report, {"pages": 1, "examples": 1}),
+        (config.Report, {"pages": 3}),
+        (config.Micro, {"reading": 0.0, "constant": 0.0, "workers": 0, "width": 64, "steps": 1, "epochs": 1}),
+        (config.Micro, {"reading_layer": 0, "naming_layer": 4}),
+        (config.MicroDinov2, {"new_layers": 0}),
+        (config.MicroProbe, {"images": 4, "sizes": [14]}),
+        (config.MicroFeatures, {"images": 2, "reading": 0.5, "charts": 0.0}),
+    ],
+)
+def test_the_ends_of_a_range_are_allowed(section, values):
+    made = section(**values)
+    assert {key: getattr(made, key) for key in values} == values
+
+
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        (config.Pretrain, {"keep": 1.0}),
+        (config.Pretrain, {"validation": 0.0}),
+        (config.Pretrain, {"collapse_after": 0.0}),
+        (config.Distill, {"lowest": 1.0, "highest": 1.0}),
+        (config.Measure, {"overlap_keep": 0.0}),
+        (config.Cost, {"kept": [0.0]}),
+        (config.Cost, {"kept": [0.5, 0.5]}),
+        (config.Report, {"pages": 0}),
+        (config.Micro, {"reading": 1.0}),
+        (config.Micro, {"width": 0}),
+        (config.MicroProbe, {"sizes": [0]}),
+        (config.MicroProbe, {"sizes": [28, 28]}),
+    ],
+)
+def test_what_lies_just_beyond_is_not(section, values):
+    with pytest.raises(config.ConfigError, match=f"{next(iter(values))}: .* allowed: "):
+        section(**values)
+
+
 @pytest.mark.parametrize("key", [*config._KEYS])
 def test_a_missing_key_is_named(tmp_path, key):
     tree = OmegaConf.load(SHIPPED)

@@ -205,6 +205,12 @@ def test_a_float_of_any_library_is_the_fraction_that_it_prints_as(permille, toke
     assert budget(kind(permille / 1000), tokens) == budget(permille / 1000, tokens)
 
 
+@pytest.mark.parametrize("kind", FRACTIONS)
+def test_where_half_a_token_decides_a_coarse_float_rounds_as_it_prints(kind):
+    """0.7 of float32 lies below 0.7, and 0.1 of float16 too."""
+    assert (budget(kind(0.7), 5), budget(kind(0.1), 5), budget(kind(0.3), 5)) == (4, 1, 2)
+
+
 def test_bfloat16_is_the_fraction_that_it_holds():
     assert budget(torch.tensor(0.75, dtype=torch.bfloat16), 10) == 8
     assert budget(torch.tensor(1.0, dtype=torch.bfloat16), 10) == 10

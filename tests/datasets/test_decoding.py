@@ -79,7 +79,7 @@ def test_16_bit_grey_keeps_its_upper_byte(format):
 def test_32_bit_grey():
     within = Image.fromarray(np.array([[0x1234, 0xFFFF]], dtype=np.int32))
     assert np.asarray(decode(encoded(within, "tiff"), "x"))[0, :, 0].tolist() == [0x12, 0xFF]
-    for values in (np.array([[70_000]], np.int32), np.array([[-1]], np.int32), np.array([[0.5]], np.float32)):
+    for values in (np.array([[2**16]], np.int32), np.array([[-1]], np.int32), np.array([[0.5]], np.float32)):
         with pytest.raises(
             ValueError, match=r"deep.tif cannot be read as an image: mode [IF] \(32-bit grey\)"
         ):

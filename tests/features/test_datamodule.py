@@ -3,6 +3,7 @@
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,6 +87,25 @@ def test_an_epoch_is_a_seeded_shuffle_of_the_training_images(store):
     assert first != drawn(data.train_dataloader(), 1)
 
 
+def test_the_order_of_an_epoch_is_the_seeds_as_well(store):
+    orders = []
+    for seed in (1, 2):
+        data = FeatureDataModule(store, 4, 0.2, seed)
+        orders.append([data.training.index(image) for image in chain(*drawn(data.train_dataloader(), 0))])
+    assert orders[0] != orders[1]
+
+
+def test_devices_on_several_machines_share_an_epoch(store):
+    seen = []
+    for rank in range(4):
+        data = FeatureDataModule(store, 4, 0.2, seed=1)
+        data.trainer = SimpleNamespace(global_rank=rank, local_rank=rank % 2, world_size=4)
+        batches = drawn(data.train_dataloader(), 0)
+        assert [len(batch) for batch in batches] == [4, 4]
+        seen += chain(*batches)
+    assert len(set(seen)) == len(seen) == 32 and set(seen) < set(data.training)
+
+
 def test_validation_is_the_held_out_images_in_a_fixed_order(store):
     data = FeatureDataModule(store, 4, 0.2, seed=1)
     assert list(chain(*drawn(data.val_dataloader(), 0))) == data.validation
@@ -113,6 +133,17 @@ def test_a_loader_goes_on_where_its_state_was_taken(workers, store):
 def test_too_few_images_are_refused(images, tmp_path):
     data = FeatureDataModule(a_store(tmp_path, images), 4, 0.2, seed=0)
     with pytest.raises(ValueError, match=r"training images are fewer than one batch of 4 for each of 1 dev"):
+        data.train_dataloader()
+
+
+def test_too_few_images_for_a_batch_of_each_device_are_refused(tmp_path):
+    data = FeatureDataModule(a_store(tmp_path, 10), 3, 0.2, seed=0)
+    data.trainer = SimpleNamespace(global_rank=0, local_rank=0, world_size=2)
+    assert len(data.train_dataloader()) == 1
+    data.trainer.world_size = 3
+    with pytest.raises(
+        ValueError, match=r"8 training images are fewer than one batch of 3 for each of 3 dev"
+    ):
         data.train_dataloader()
 
 

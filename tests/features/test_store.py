@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_the_manifest_describes_the_store(folder):
 
 def test_positions_outside_and_unknown_ids_are_refused(folder):
     store = FeatureStore.open(folder)
-    for position in (-1, IMAGES):
+    for position in (*range(-IMAGES, 0), IMAGES):
         with pytest.raises(IndexError):
             store[position]
     with pytest.raises(ValueError, match=r"store: holds no features of image 'docs/999999'"):
@@ -177,6 +178,8 @@ def rewrite(folder, place, value):
         (("encoder",), None, "encoder: None is not allowed, allowed: str"),
         (("layer",), "last", "layer: 'last' is not allowed, allowed: int"),
         (("dtype",), "float32", "dtype: 'float32' is not allowed, allowed: bfloat16"),
+        (("preprocess",), [], r"preprocess: \[\] is not allowed, allowed: dict\[str, Any\] . None"),
+        (("preprocess",), GONE, "preprocess is missing.*: run the extract stage again"),
         (("fingerprint",), "no hex", "fingerprint: 'no hex' is not allowed, allowed: up to 64 hex digits"),
         (("tokens",), 5, r"tokens: 5 is not allowed, allowed: the cells of grid \(2, 3\)"),
         (("tokens",), 6.0, "tokens: 6.0 is not allowed, allowed: int"),
@@ -330,6 +333,29 @@ def test_features_that_are_not_finite_as_they_are_stored_are_refused_by_image(tm
     broken[1, 2, 3] = value
     with pytest.raises(ValueError, match="image docs/000001: the encoder's features are not finite"):
         ShardWriter(tmp_path, 3, SHARD).add(0, ids(3), broken)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_shard_of_another_type_or_with_more_names_is_named(verify, folder):
+    shard, manifest = folder / "shard-00002.safetensors", json.loads((folder / "manifest.json").read_text())
+    for dtype, names in ((torch.float32, "ab"), (torch.bfloat16, "abc")):
+        tensors = {"features": torch.zeros(2, TOKENS, WIDTH, dtype=dtype)}
+        save_file(tensors, shard, metadata={"ids": json.dumps(list(names))})
+        shards = [*manifest["shards"][:2], manifest["shards"][2] | {"sha256": sha256(shard)}]
+        finish_store(folder, shards)
+        with pytest.raises(ValueError, match=r"shard-00002\.safetensors"):
+            store = FeatureStore.open(folder, verify=verify)
+            assert len(store.ids) == IMAGES and store[9].dtype == torch.bfloat16
+
+
+def test_of_a_former_store_the_manifest_goes_first(folder, monkeypatch):
+    """So that a stop in the midst of it leaves none that looks whole."""
+    gone, unlink = [], Path.unlink
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, **options: gone.append(path.name) or unlink(path, **options)
+    )
+    clear(folder)
+    assert gone[0] == "manifest.json" and len(gone) == 4
 
 
 @contextmanager

@@ -172,6 +172,14 @@ def test_ties_go_to_the_lower_index(reducer, kind):
         assert reducer(batch, k).tolist() == [list(range(k))] * 2
 
 
+@pytest.mark.parametrize("order_BK", [mmr_order_BK, coverage_order_BK, dpp_order_BK])
+def test_scores_that_differ_by_less_than_float32_tells_are_a_tie(order_BK):
+    """A batched product may round the last bits of float64 otherwise: none of these is to choose a token."""
+    apart_BNN = torch.eye(5, dtype=torch.float64)[None]
+    weights_BN = torch.tensor([[0.5, 0.5 + 1e-12, 0.5 + 3e-12, 0.75, 0.5 + 2e-12]], dtype=torch.float64)
+    assert order_BK(apart_BNN, weights_BN, 5).tolist() == [[3, 0, 1, 2, 4]]
+
+
 @pytest.mark.parametrize("reducer", REDUCERS, ids=repr)
 def test_unknown_budgets_are_refused(reducer):
     for budget in (-1, 6):

@@ -147,6 +147,18 @@ def test_downsampling_asks_the_encoder_once_in_its_own_size_and_precision():
     assert shown.sum() == 2 * 4 * PATCH[0] * PATCH[1] and shown[3:9, 2:10].all()
 
 
+@pytest.mark.parametrize("grid, k", [((4, 6), 7), ((5, 7), 4), ((5, 7), 12), ((3, 6), 8)])
+def test_downsampling_pads_as_llava_pads_to_a_square(grid, k):
+    """Half of the empty rows and columns above and on the left, rounded down where they are odd."""
+    batch = encoded(grid)
+    ImageDownsampling().merge(replace(batch, pixels_BCHW=torch.ones_like(batch.pixels_BCHW)), k)
+    shown = (batch.encode.seen[-1][0, 0] != 0).nonzero()
+    (top, left), (bottom, right) = shown.amin(0).tolist(), (shown.amax(0) + 1).tolist()
+    (r, c), (height, width) = small_grid(grid, k), PATCH
+    assert (bottom - top, right - left) == (r * height, c * width)
+    assert (top, left) == ((grid[0] - r) // 2 * height, (grid[1] - c) // 2 * width)
+
+
 def literal_tome(keys, features, k):
     """Clusters of one image as lists, joined as the paper has it: [(place, key, feature, size)]."""
     clusters = [

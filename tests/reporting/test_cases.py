@@ -24,6 +24,13 @@ def names(chosen):
     return [f"{chosen.row.id}" for chosen in chosen]
 
 
+@pytest.mark.parametrize(
+    "score, right", [(None, False), (0.0, False), (0.49, False), (0.5, True), (1.0, True)]
+)
+def test_an_answer_of_half_a_score_and_more_is_right(score, right):
+    assert Row("a", "docs", "text", "a", "?", "a", 0.5, None, "a", score).right is right
+
+
 def test_both_ways_are_shown_from_each_benchmark_in_turn():
     assert names(cases.choose(MANY, 6)) == ["docs/0", "signs/0", "docs/1", "signs/1", "docs/20", "shapes/20"]
 

@@ -192,6 +192,26 @@ def test_only_what_both_answered_is_compared():
     assert pair(ours, theirs) == pair(ours[[0, 2, 4]], theirs[:, [0, 2, 4]])
 
 
+def test_a_unit_of_which_one_question_is_not_answered_is_not_compared():
+    units = ["u0", "u0", "u1", "u1"]
+    ours, theirs = np.array([1.0, np.nan, 1, 1]), np.array([1.0, 1, 1, 0])
+    assert pair(ours, theirs, units=units).mean == 1  # u1 alone
+    assert pair(theirs, ours, units=units).mean == -1
+
+
+def test_a_group_has_no_difference_where_one_of_its_benchmarks_has_none():
+    """No question of signs was answered by both: the mean of docs alone is not the group's."""
+    made = results(
+        {
+            "selector": {("docs", 0.5): np.ones(2), ("signs", 0.5): np.array([np.nan, 1.0])},
+            "random": {("docs", 0.5): np.zeros(2), ("signs", 0.5): np.array([1.0, np.nan])},
+        }
+    )
+    found = {each.comparison.name: each.others["random"] for each in versus(made, "selector")}
+    assert (found["text"], found["signs"]) == ({}, {})
+    assert found["docs"][0.5].mean == 1
+
+
 def answered(row):
     """A row of the report as the evaluation loop has it."""
     known = {field.name: getattr(row, field.name) for field in fields(Row)}

@@ -138,6 +138,7 @@ def test_batches_hold_prompts_of_one_length_and_every_question_once(answerer):
     for batch in batches:
         made = answerer.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
         assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
+    assert answerer.batches(asked(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
     mixed = [*asked("a", images=2), *asked("b"), *asked("c", images=0), *asked("d", images=2)]
     assert answerer.batches(mixed, size=2) == [[2], [1], [0, 3]]
 

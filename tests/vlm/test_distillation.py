@@ -225,6 +225,14 @@ def fit(answerer, folder, images, **recipe):
     return module
 
 
+def test_a_new_selector_prefers_no_number_of_tokens_and_says_what_it_is_for():
+    images = list(torch.randn(10, 16, 24) + 2)
+    selector = distillation.new_selector(Distill(heads=2), 24, (4, 4), "tiny", -2, images)
+    assert (selector(torch.stack(images)) == 0).all()
+    assert (selector.encoder, selector.layer, selector.grid) == ("tiny", -2, (4, 4))
+    torch.testing.assert_close(selector.standardise.mean_D, torch.stack(images).mean((0, 1)))
+
+
 class OneImage:
     def __len__(self):
         return 2
