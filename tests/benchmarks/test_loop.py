@@ -194,6 +194,11 @@ def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
+def test_answers_of_another_name_are_not_taken(tmp_path):
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
+
+
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
     path = tmp_path / "abc"
@@ -213,11 +218,6 @@ def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path)
     name = QUESTIONS[first].id
     assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
     assert unfinished.rows(()) == {}
-
-
-def test_answers_of_another_name_are_not_taken(tmp_path):
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
 
 
 def test_a_batch_with_a_failure_is_asked_again(tmp_path):
