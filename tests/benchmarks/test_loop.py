@@ -217,6 +217,11 @@ def test_a_line_that_is_no_row_is_named_and_not_resumed_from(tmp_path, spoil, me
         resumed(BATCHES, Unfinished(path))
 
 
+def test_answers_of_another_name_are_not_taken(tmp_path):
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
+
+
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
     path = tmp_path / "abc"
@@ -236,11 +241,6 @@ def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path)
     name = QUESTIONS[first].id
     assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
     assert unfinished.rows(()) == {}
-
-
-def test_answers_of_another_name_are_not_taken(tmp_path):
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
 
 
 def test_a_batch_with_a_failure_is_asked_again(tmp_path):
