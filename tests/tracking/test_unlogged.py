@@ -223,7 +223,7 @@ def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, bro
     assert logged(find("pretrain")) == WHOLE
 
 
-def test_the_command_makes_the_log_and_names_one_that_it_cannot_use(monkeypatch):
+def test_the_command_has_nothing_to_do_or_names_a_log_that_it_cannot_use(monkeypatch):
     with pytest.raises(SystemExit, match="False"):
         command.main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
