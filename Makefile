@@ -52,9 +52,9 @@ lint: $(STAMP)
 	ruff format --check
 	mypy
 
-# The log is made, or mended where the project was moved, by the one process that may: ours.
+# First the log is made, or mended where the project was moved, behind the lock that stages know.
 ui: $(STAMP)
-	env -u MLFLOW_TRACKING_URI python -m atr.tracking
+	env -u MLFLOW_TRACKING_URI python -c 'from atr.tracking import store; store.connect()'
 	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
 
 # The micro models are no stages of DVC: in every clone it would miss what they leave behind, whatever command is typed,

@@ -1,4 +1,4 @@
-"""`python -m atr.tracking`: makes the MLflow log where there is none, and sends what stages could not log."""
+"""`python -m atr.tracking`: sends to MLflow what stages could not log."""
 
 import sys
 from pathlib import Path

@@ -57,16 +57,19 @@ def broken(monkeypatch):
 
 
 def compute(run):
-    """What a stage logs: steps of a training, results, a folder and a file."""
+    """What a stage logs: steps of a training, results, files and folders."""
     logger = run.logger()
     for step in range(5):
         logger.log_metrics({"train/loss": 1 / (step + 1)}, step)
     Path("selector").mkdir(exist_ok=True)
     Path("selector/config.json").write_text("the first")
     Path("summary.json").write_text("the first")
+    Path("masks").mkdir(exist_ok=True)
+    Path("masks/masks.json").write_text("[]")
     run.metrics({"text": 0.9, "none": float("nan")})
     run.artifact("selector", folder="selector")
     run.artifact("summary.json")
+    run.artifact("masks")
 
 
 def logged(run):
@@ -85,7 +88,7 @@ def logged(run):
 WHOLE = {
     "steps": [(step, 1 / (step + 1)) for step in range(5)],
     "results": 0.9,
-    "files": {"selector/config.json": "the first", "summary.json": "the first"},
+    "files": {"selector/config.json": "the first", "summary.json": "the first", "masks.json": "[]"},
     "status": "FINISHED",
 }
 ERRORS = [
@@ -223,7 +226,7 @@ def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, bro
     assert logged(find("pretrain")) == WHOLE
 
 
-def test_the_command_makes_the_log_and_names_one_that_it_cannot_use(monkeypatch):
+def test_the_command_has_nothing_to_do_or_names_a_log_that_it_cannot_use(monkeypatch):
     with pytest.raises(SystemExit, match="False"):
         command.main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
