@@ -212,6 +212,13 @@ def test_results_that_were_computed_otherwise_are_refused_by_name(world, load, c
         load(world)
 
 
+def test_what_the_first_of_two_results_does_not_say_is_compared_too(world, load, change):
+    path = world / "evaluate/full/summary.json"
+    change(path, lambda content: content["resolved"].update(features=None))
+    with pytest.raises(ValueError, match=r"differ in resolved.features.\w+, None and '"):
+        load(world)
+
+
 def test_an_auto_precision_compares_with_the_same_one_by_name(world, load, change):
     path = world / "evaluate/random/summary.json"
     change(path, lambda content: content["parameters"]["trainer"].update(precision="auto"))
