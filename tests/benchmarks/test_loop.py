@@ -184,6 +184,7 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_batch(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
+<<<<<<< HEAD
 def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     path = tmp_path / "abc"
     interrupted(BATCHES, Unfinished(path), after=2)
@@ -222,6 +223,8 @@ def test_answers_of_another_name_are_not_taken(tmp_path):
     assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
 
 
+=======
+>>>>>>> w8
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
     path = tmp_path / "abc"
@@ -241,6 +244,24 @@ def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path)
     name = QUESTIONS[first].id
     assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
     assert unfinished.rows(()) == {}
+
+
+def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
+    path = tmp_path / "abc"
+    interrupted(BATCHES, Unfinished(path), after=2)
+    file = tmp_path / "abc.0.jsonl"
+    lines = [line for line in file.read_bytes().split(b"\n") if line]
+    whole = len(BATCHES[0]) * len(TRIALS)
+    file.write_bytes(b"\n".join([*lines[:whole], lines[whole][:-20]]))
+    rows, asked = resumed(BATCHES, Unfinished(path))
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+    assert asked == [["docs/0", "docs/2"], ["docs/3"]]
+    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
+
+
+def test_answers_of_another_name_are_not_taken(tmp_path):
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
 
 
 def test_a_batch_with_a_failure_is_asked_again(tmp_path):

