@@ -194,6 +194,27 @@ def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
+@pytest.mark.parametrize("more", [1, 2, 3])
+def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
+    path = tmp_path / "abc"
+    interrupted(BATCHES, Unfinished(path), after=2)
+    file, whole = tmp_path / "abc.0.jsonl", len(BATCHES[0]) * len(TRIALS)
+    lines = [line for line in file.read_bytes().split(b"\n") if line]
+    file.write_bytes(b"\n".join(lines[: whole + more]) + b"\n")
+    rows, asked = resumed(BATCHES, Unfinished(path))
+    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+    assert asked == [["docs/0", "docs/2"], ["docs/3"]]
+
+
+def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path):
+    """A process keeps in memory what it is to answer, not all that the others did."""
+    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
+    (first, *_), unfinished = BATCHES[0], Unfinished(tmp_path / "abc", rank=1)
+    name = QUESTIONS[first].id
+    assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
+    assert unfinished.rows(()) == {}
+
+
 def test_answers_of_another_name_are_not_taken(tmp_path):
     interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
     assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
@@ -346,27 +367,6 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
 )
 def test_pictured_is_the_kept_fraction_nearest_to_forty_percent(keeps, shown):
     assert pictured(QUESTIONS, trials_of("selector", keeps, 1), [])[1] == Trial(shown)
-
-
-@pytest.mark.parametrize("more", [1, 2, 3])
-def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
-    path = tmp_path / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
-    file, whole = tmp_path / "abc.0.jsonl", len(BATCHES[0]) * len(TRIALS)
-    lines = [line for line in file.read_bytes().split(b"\n") if line]
-    file.write_bytes(b"\n".join(lines[: whole + more]) + b"\n")
-    rows, asked = resumed(BATCHES, Unfinished(path))
-    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
-    assert asked == [["docs/0", "docs/2"], ["docs/3"]]
-
-
-def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path):
-    """A process keeps in memory what it is to answer, not all that the others did."""
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    (first, *_), unfinished = BATCHES[0], Unfinished(tmp_path / "abc", rank=1)
-    name = QUESTIONS[first].id
-    assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
-    assert unfinished.rows(()) == {}
 
 
 def test_an_image_that_was_not_answered_about_is_not_pictured():
