@@ -370,6 +370,15 @@ def test_prumerge_weighs_neighbours_by_their_attention_and_takes_only_the_neares
     torch.testing.assert_close(merged, torch.tensor([[[1.0, 0.2, 0, 0], [0.5, 1.0, 0, 0]]]))
 
 
+def test_prumerge_tells_outliers_by_the_spread_and_not_by_the_size_of_attention():
+    attention = torch.cat([torch.linspace(1000, 1100, 9), torch.tensor([1149.0, 1200.0, 1300.0])])[None]
+    low, high = np.percentile(attention.numpy(), [25, 75])
+    assert 1149 < high + 1.5 * (high - low) < 1300
+    expected = int((attention > high + 1.5 * (high - low)).sum())
+    batch = Encoded(torch.ones(1, 12, 4), (3, 4), attention_BN=attention)
+    assert PruMerge().counts(batch).tolist() == [expected] and expected > 0
+
+
 def test_prumerge_plus_keeps_its_count_where_attention_chose_the_samples_of_the_grid():
     batch = encoded(1, (6, 6))
     attention = torch.rand(1, 36)
