@@ -36,6 +36,10 @@ PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
 """Of a prepared image; of COCO's, the most frequent size."""
 PNG_BYTES = 1.7
 """Of a pixel in a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
+DEPLOYMENTS = 17
+"""Times that stage robustness answers its questions: the reference, and each of `atr.vlm.variants`."""
+NOT_DEPLOYED = ("random", "fastv", "pyramiddrop")
+"""Reducers that it leaves out: no choice, or one inside the language model."""
 RESTORED = 4
 """Restorations of a validation image: from the hard mask, and from the top K at three kept fractions."""
 
@@ -165,6 +169,7 @@ class Plan:
     pretrain: config.Pretrain
     distill: config.Distill
     evaluate: config.Evaluate
+    robustness: config.Robustness
     features: Features | None
 
     @property
@@ -196,6 +201,14 @@ class Plan:
     def answers(self) -> int:
         """Answers the vision-language model gives."""
         return sum(self.questions.values()) * sum(self.trials.values())
+
+    @property
+    def compared_answers(self) -> int:
+        """Those it gives beside these in stage robustness, at most: with all tokens, and with fewer."""
+        asked = self.robustness.questions
+        questions = sum(min(count, asked * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
+        reducers = [name for name in self.evaluate.budgeted if name not in NOT_DEPLOYED]
+        return questions * (1 + len(reducers) * len(self.robustness.keep)) * DEPLOYMENTS
 
     @property
     def split(self) -> tuple[int, int]:
@@ -238,6 +251,7 @@ def load(path: str | Path = "params.yaml") -> Plan:
         pretrain=trained.pretrain,
         distill=config.load("distill", path).distill,
         evaluate=evaluated.evaluate,
+        robustness=config.load("robustness", path).robustness,
         features=features_of(trained.encoder.path),
     )
 
@@ -268,6 +282,8 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
         f"answers      {plan.answers:,}: each question under {sum(plan.trials.values())} trials ({trials}); "
         f"{len(plan.evaluate.keep)} kept fractions, {plan.evaluate.random_seeds} seeds"
     )
+    compared = f"{plan.compared_answers:,} answers in float32"
+    yield f"robustness   at most {compared}, under {DEPLOYMENTS} deployments"
     copies = "linked into DVC's cache" if disks.linked else "and a copy in DVC's cache"
     yield f"disk         {_size(plan.stored_bytes)} in {disks.data} {copies}; free: {_free(disks)}"
 
