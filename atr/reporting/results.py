@@ -342,7 +342,6 @@ class _Parameters:
 
     seed: int
     evaluate: _Resampled
-    trainer: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -460,9 +459,10 @@ def _conditions(evaluation: Evaluation, with_tokens: bool) -> dict[str, Any]:
     resolved = {
         f"resolved.{key}": value for key, value in flat(evaluation.resolved).items() if key not in MACHINE
     }
+    source = {"what was read": "images" if evaluation.resolved["features"] is None else "stored features"}
     # Last, as the settings change it: where both differ, the setting is the reason.
     tokens = {"tokens_full": evaluation.tokens_full} if with_tokens else {}
-    return {"encoder": evaluation.encoder, "vlm": evaluation.vlm} | settings | resolved | tokens
+    return {"encoder": evaluation.encoder, "vlm": evaluation.vlm} | settings | source | resolved | tokens
 
 
 def flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

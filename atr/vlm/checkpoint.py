@@ -129,7 +129,7 @@ def _load_processor(path: str, family: str) -> Any:
 def _check_counted(path: str, config: Any, processor: Any) -> None:
     """Refuse a model that is fed more or less than the patches, and a processor that counts its tokens wrong.
 
-    Found out by an image: the model, on torch's meta device, makes as many tokens of it as it will.
+    One image shows it: on torch's meta device the model makes as many tokens of it as ever, without weights.
     """
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config)
@@ -142,8 +142,8 @@ def _check_counted(path: str, config: Any, processor: Any) -> None:
     strategy, leading = config.vision_feature_select_strategy, tokens - rows * columns
     if leading != (strategy == "default"):
         raise ValueError(
-            f"{path}: vision_feature_select_strategy: {strategy!r} cannot serve a tower of {leading} tokens "
-            "before its patches, allowed: default for 1, full for 0"
+            f"{path}: vision_feature_select_strategy: {strategy!r} cannot serve a tower with {leading} "
+            "tokens before its patches, allowed: default for 1, full for 0"
         )
     (read_PD,) = _made(path, skeleton.get_image_features, **images).pooler_output
     placeholders = int((inputs["input_ids"] == config.image_token_id).sum())
@@ -208,9 +208,9 @@ def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
 
 
 def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
-    """In what the images of a store differ from those the model's own processor makes; empty for the same.
+    """How a store's images differ from those that the model's own processor makes; empty if they do not.
 
-    Features of other images are others, though of the same tower.
+    The same tower makes other features of other pixels.
     """
     made = manifest["preprocess"]
     if made is None:

@@ -363,7 +363,9 @@ def test_a_strategy_that_feeds_other_tokens_than_the_patches_is_refused(
 ):
     model = make_model(vision_feature_select_strategy=strategy)
     message = refused_with(tmp_path, model, processor, vision_feature_select_strategy=strategy)
-    assert f"vision_feature_select_strategy: {strategy!r} cannot serve a tower of {leading} tokens" in message
+    assert (
+        f"vision_feature_select_strategy: {strategy!r} cannot serve a tower with {leading} tokens" in message
+    )
 
 
 @pytest.mark.parametrize("name", [vlm.name for vlm in config.VLMS.values() if vlm.stored])
