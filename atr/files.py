@@ -40,7 +40,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            # Moved aside and removed afterwards: removing takes long, and a kill in between would lose both.
+            os.replace(path, temporary.with_name(f"{path.name}.former"))
         os.replace(temporary, path)
 
 
