@@ -184,20 +184,6 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_batch(tmp_path):
     assert resumed(BATCHES, Unfinished(path)) == (rows, [])
 
 
-<<<<<<< HEAD
-def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
-    path = tmp_path / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
-    file = tmp_path / "abc.0.jsonl"
-    lines = [line for line in file.read_bytes().split(b"\n") if line]
-    whole = len(BATCHES[0]) * len(TRIALS)
-    file.write_bytes(b"\n".join([*lines[:whole], lines[whole][:-20]]))
-    rows, asked = resumed(BATCHES, Unfinished(path))
-    assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
-    assert asked == [["docs/0", "docs/2"], ["docs/3"]]
-    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -218,13 +204,6 @@ def test_a_line_that_is_no_row_is_named_and_not_resumed_from(tmp_path, spoil, me
         resumed(BATCHES, Unfinished(path))
 
 
-def test_answers_of_another_name_are_not_taken(tmp_path):
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
-
-
-=======
->>>>>>> w8
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
     path = tmp_path / "abc"
