@@ -36,6 +36,8 @@ PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
 """Of a prepared image; of COCO's, the most frequent size."""
 PNG_BYTES = 1.7
 """Of a pixel in a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
+DEPLOYMENTS = 17
+"""In which the stage robustness asks each of its questions: the reference, and the variants of it."""
 RESTORED = 4
 """Restorations of a validation image: from the hard mask, and from the top K at three kept fractions."""
 
@@ -165,6 +167,7 @@ class Plan:
     pretrain: config.Pretrain
     distill: config.Distill
     evaluate: config.Evaluate
+    robustness: config.Robustness
     features: Features | None
 
     @property
@@ -196,6 +199,16 @@ class Plan:
     def answers(self) -> int:
         """Answers the vision-language model gives."""
         return sum(self.questions.values()) * sum(self.trials.values())
+
+    @property
+    def robust_answers(self) -> int:
+        """Those it gives in the stage robustness, at most: those inside the language model are left out."""
+        asked = self.robustness
+        chosen = [name for name in self.evaluate.budgeted if name != "random"]
+        units = sum(
+            min(count, asked.questions * ROTATIONS.get(name, 1)) for name, count in self.questions.items()
+        )
+        return units * (1 + len(chosen) * len(asked.keep)) * DEPLOYMENTS
 
     @property
     def split(self) -> tuple[int, int]:
@@ -238,6 +251,7 @@ def load(path: str | Path = "params.yaml") -> Plan:
         pretrain=trained.pretrain,
         distill=config.load("distill", path).distill,
         evaluate=evaluated.evaluate,
+        robustness=config.load("robustness", path).robustness,
         features=features_of(trained.encoder.path),
     )
 
@@ -267,6 +281,10 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
     yield (
         f"answers      {plan.answers:,}: each question under {sum(plan.trials.values())} trials ({trials}); "
         f"{len(plan.evaluate.keep)} kept fractions, {plan.evaluate.random_seeds} seeds"
+    )
+    yield (
+        f"robustness   at most {plan.robust_answers:,} more answers in float32: {plan.robustness.questions} "
+        f"questions of each benchmark in {DEPLOYMENTS} deployments"
     )
     copies = "linked into DVC's cache" if disks.linked else "and a copy in DVC's cache"
     yield f"disk         {_size(plan.stored_bytes)} in {disks.data} {copies}; free: {_free(disks)}"

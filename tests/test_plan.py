@@ -204,6 +204,19 @@ def test_trials_are_those_of_the_evaluation_loop(planned, reducers):
         assert trials == len(trials_of(reducer, asked.keep, asked.random_seeds))
 
 
+def test_answers_of_the_stage_robustness_are_those_of_its_deployments(planned):
+    from atr.vlm.variants import VARIANTS
+
+    assert 1 + len(VARIANTS) == plan.DEPLOYMENTS
+    settings = ["evaluate.reducers=[full,none,random,divprune]", "evaluate.distilled=[distilled]"]
+    few = planned("llava-next", *settings, "robustness.questions=3", "robustness.keep=[0.1,0.3,0.5]")
+    # Nine benchmarks and one of up to four rotations; all tokens, and three reducers at three fractions.
+    assert few.robust_answers == (9 * 3 + 4 * 3) * (1 + 3 * 3) * 17
+    many = planned("llava-next", *settings, "robustness.questions=1000", "robustness.keep=[0.1]")
+    assert many.robust_answers == (9 * 1000 - 100 + 4000) * (1 + 3) * 17
+    assert f"at most {few.robust_answers:,} more answers" in "\n".join(plan.lines(few, ROOMY))
+
+
 def test_prepared_images_are_not_larger_than_estimated(planned):
     from atr.datasets import micro
 
