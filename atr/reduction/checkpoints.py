@@ -1,4 +1,4 @@
-"""What a stopped training goes on from: whole files, under names that say all that a training depends on."""
+"""Checkpoints that an interrupted training resumes from, named by everything the training depends on."""
 
 import io
 import os
@@ -21,9 +21,9 @@ BEFORE, BROKEN = ".before", ".broken"
 class Checkpoints(Checkpoint):
     """Writes a checkpoint after each epoch, and finds the one to go on from.
 
-    Its name says what the training depends on, and in how many processes and which arithmetic it computes: a
-    training of anything else finds none, and removes it when it has come to its own end. A finished training
-    keeps its own: what becomes of it may be lost after this, and is then made without training again.
+    The file name is a hash of what the training depends on, its number of processes and its arithmetic: any
+    other training finds none, and removes these when it finishes. A finished training keeps its own: results
+    that are lost afterwards are then made without training again.
     """
 
     def __init__(self, folder: Path, **depends_on: Any) -> None:
