@@ -57,7 +57,7 @@ def _merged(overlay: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
     for setting in settings:
         key, given, text = setting.partition("=")
         if not given or not re.fullmatch(r"[a-z_]\w*(\.\w+)?", key):
-            raise config.ConfigError(f"--set: {setting!r} has no value, allowed: section.key=value")
+            raise config.ConfigError(f"--set: {setting!r} is not allowed, allowed: section.key=value")
         (value,) = config.parse(f"{key}: {text}", "--set").values()
         try:
             OmegaConf.update(merged, key, value, force_add=True)

@@ -37,7 +37,9 @@ PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
 PNG_BYTES = 1.7
 """Of a pixel in a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
 DEPLOYMENTS = 17
-"""In which the stage robustness asks each of its questions: the reference, and the variants of it."""
+"""Times that stage robustness answers its questions: the reference, and each of `atr.vlm.variants`."""
+NOT_DEPLOYED = ("random", "fastv", "pyramiddrop")
+"""Reducers that it leaves out: no choice, or one inside the language model."""
 RESTORED = 4
 """Restorations of a validation image: from the hard mask, and from the top K at three kept fractions."""
 
@@ -201,14 +203,12 @@ class Plan:
         return sum(self.questions.values()) * sum(self.trials.values())
 
     @property
-    def robust_answers(self) -> int:
-        """Those it gives in the stage robustness, at most: those inside the language model are left out."""
-        asked = self.robustness
-        chosen = [name for name in self.evaluate.budgeted if name != "random"]
-        units = sum(
-            min(count, asked.questions * ROTATIONS.get(name, 1)) for name, count in self.questions.items()
-        )
-        return units * (1 + len(chosen) * len(asked.keep)) * DEPLOYMENTS
+    def compared_answers(self) -> int:
+        """Those it gives beside these in stage robustness, at most: with all tokens, and with fewer."""
+        asked = self.robustness.questions
+        questions = sum(min(count, asked * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
+        reducers = [name for name in self.evaluate.budgeted if name not in NOT_DEPLOYED]
+        return questions * (1 + len(reducers) * len(self.robustness.keep)) * DEPLOYMENTS
 
     @property
     def split(self) -> tuple[int, int]:
@@ -282,10 +282,8 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
         f"answers      {plan.answers:,}: each question under {sum(plan.trials.values())} trials ({trials}); "
         f"{len(plan.evaluate.keep)} kept fractions, {plan.evaluate.random_seeds} seeds"
     )
-    yield (
-        f"robustness   at most {plan.robust_answers:,} more answers in float32: {plan.robustness.questions} "
-        f"questions of each benchmark in {DEPLOYMENTS} deployments"
-    )
+    compared = f"{plan.compared_answers:,} answers in float32"
+    yield f"robustness   at most {compared}, under {DEPLOYMENTS} deployments"
     copies = "linked into DVC's cache" if disks.linked else "and a copy in DVC's cache"
     yield f"disk         {_size(plan.stored_bytes)} in {disks.data} {copies}; free: {_free(disks)}"
 

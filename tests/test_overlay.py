@@ -127,7 +127,12 @@ def test_a_setting_wins_over_the_file_and_has_the_type_it_has_in_yaml(params):
         ("- pretrain", [], "overlay.yaml: "),
         ("pretrain: [", [], "overlay.yaml: "),
         ("seed: 1", ["trainer.device=8"], "trainer.device: 8 is an unknown key"),
-        ("seed: 1", ["trainer.devices"], "--set: 'trainer.devices' has no value"),
+        ("seed: 1", ["trainer.devices"], "--set: 'trainer.devices' is not allowed, allowed: section.key="),
+        (
+            "seed: 1",
+            ["Trainer.devices=2"],
+            "--set: 'Trainer.devices=2' is not allowed, allowed: ",
+        ),
         ("seed: 1", ["trainer.devices=[8"], "--set: "),
         ("seed: 010", [], "seed: 10 in YAML 1.2, which DVC reads, is 8 in YAML 1.1"),
         ("micro: {compile: yes}", [], "micro.compile: 'yes' in YAML 1.2"),

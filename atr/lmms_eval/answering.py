@@ -15,7 +15,7 @@ from atr.lmms_eval.caching import check_digest
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
 from atr.vlm.hosts import host_of
-from atr.vlm.reduce import Kept, reduce
+from atr.vlm.reduce import Kept, check_positions, reduce
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,15 @@ class ReducedVlm:
     def load(cls, arguments: Arguments, device: torch.device) -> Self:
         """Load all three; the small files first, so that a selector of other features costs no waiting.
 
-        Raises ValueError for what is no checkpoint, a family without host, and a selector that does not fit
-        or is not the one of the digest.
+        Raises ValueError for what is no checkpoint, a family without host, positions that the model cannot
+        have, and a selector that does not fit or is not the one of the digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
         check_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         host_of(unloaded)
+        check_positions(unloaded, arguments.positions)
         check_selector(unloaded, selector)
         warn_of_positions(selector, arguments.positions)
         dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32

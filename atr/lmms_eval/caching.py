@@ -16,7 +16,10 @@ DIGITS = 16
 
 
 def digest(selector: FeatureSelector) -> str:
-    """Of all that a selector's choices depend on: its weights and its config.json; never a number as text."""
+    """Hash of all that a selector's choices depend on: its weights and its config.json.
+
+    Its prefix keeps lmms-eval from reading it as a number.
+    """
     content = hashlib.sha256(save({name: value.cpu() for name, value in selector.state_dict().items()}))
     content.update(json.dumps(selector._hub_mixin_config, sort_keys=True, default=str).encode())
     return f"sha256-{content.hexdigest()[:DIGITS]}"

@@ -143,7 +143,7 @@ def build(
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
     `components` is the PNG that the stage extract made with the encoder.
-    Raises ValueError when `best` was not evaluated at kept fractions, or an image is missing. What needs a
+    Raises ValueError when `best` was not evaluated, or an image is missing. What needs a
     reducer that was not evaluated, random or none, is left out.
     """
     answered = cases.answered(results)
@@ -157,8 +157,7 @@ def build(
     }
     return Report(
         subtitle=_subtitle(results),
-        headlines=headlines.sentences(results)
-        + [headlines.verdict(each, results.half) for each in groups if results.half in each.keeps],
+        headlines=_headlines(results, groups),
         both_groups=_curves("groups", results.groups, best),
         groups=[_curves(f"group-{group.name}", [group], best) for group in results.groups],
         compared=_compared([each for each in groups if each.keeps], found),
@@ -171,17 +170,7 @@ def build(
         cards=[Card(case, _png(image(case.row.image))) for case in chosen],
         agreement=tables.agreement(results, answered) if "random" in results.evaluations else None,
         components=_components(results, components),
-        scores=[
-            *(
-                table
-                for each in compared
-                for table in (
-                    tables.scores(each.comparison),
-                    *([tables.differences(each)] if each.keeps else ()),
-                )
-            ),
-            *map(tables.tokens, results.groups),
-        ],
+        scores=_scores(results, compared),
         measured=_measured(measure) if measure else None,
         cost=tables.cost(cost) if cost else None,
         robust=_robust(robust, best) if robust else None,
@@ -191,6 +180,19 @@ def build(
         numbers=headlines.numbers(results, compared, found, measure),
         metrics=headlines.scores(results, best),
     )
+
+
+def _headlines(results: Results, groups: list[Versus]) -> list[str]:
+    verdicts = [headlines.verdict(each, results.half) for each in groups if results.half in each.keeps]
+    return headlines.sentences(results) + verdicts
+
+
+def _scores(results: Results, compared: list[Versus]) -> list[Table]:
+    """Scores of each group and benchmark, with differences where there are any, then tokens of the groups."""
+    found = []
+    for each in compared:
+        found += [tables.scores(each.comparison), *([tables.differences(each)] if each.keeps else [])]
+    return found + [tables.tokens(group) for group in results.groups]
 
 
 def _sources(
@@ -242,14 +244,11 @@ def _robust(found: Robustness, best: str) -> Robust:
 def _subtitle(results: Results) -> str:
     full, unanswered = results.evaluations["full"], len(results.unanswered)
     missing = f" {unanswered} of them could not be answered everywhere and are left out there."
-    return (
-        (
-            f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens a question, "
-            f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
-        )
-        + (missing if unanswered else "")
-        + _computed(results)
+    asked = (
+        f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens a question, "
+        f"{len(full.rows)} held-out questions in {len(results.benchmarks)} benchmarks."
     )
+    return asked + (missing if unanswered else "") + _computed(results)
 
 
 def _computed(results: Results) -> str:
@@ -262,8 +261,8 @@ def _computed(results: Results) -> str:
     place = next(iter(machines)) if len(machines) == 1 else f"several machines, {where}"
     shared = results.evaluations["full"].resolved
     stored = shared["features"]
-    features = f", from features in {stored['precision']} on {stored['device']}" if stored else ""
-    return f" Answered in {shared['precision']} by {shared['attention']} attention on {place}{features}."
+    source = "the images" if stored is None else f"features in {stored['precision']} on {stored['device']}"
+    return f" Answered in {shared['precision']} by {shared['attention']} attention on {place}, from {source}."
 
 
 def _curves(name: str, comparisons: list[Comparison], best: str) -> Picture:

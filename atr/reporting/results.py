@@ -106,7 +106,7 @@ class Evaluation:
     provenance: dict[str, Any]
     resolved: dict[str, Any]
     """What the answers were computed in: precision, machine, attention kernel, versions of model and
-    features."""
+    features, which are None where the images were read."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _evaluation(reducer: str, folder: Path) -> Evaluation:
     stage = f"evaluate (reducer {reducer})"
     path = folder / "summary.json"
     summary = read(path, stage)
-    with _made_by(stage):
+    with made_by(stage):
         record(_Summary, summary, str(path))
         if summary["reducer"] != reducer:
             raise ValueError(f"{path} is of reducer {summary['reducer']!r}")
@@ -347,6 +347,25 @@ class _Parameters:
 
 
 @dataclass(frozen=True)
+class _Computed:
+    """What is read of what stored features were computed in."""
+
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """What is read of what the answers were computed in; `features` is None where the images were read."""
+
+    precision: str
+    device: str
+    processor: str
+    attention: str
+    features: _Computed | None
+
+
+@dataclass(frozen=True)
 class _Summary:
     """The content of summary.json."""
 
@@ -357,11 +376,11 @@ class _Summary:
     scores: list[_Point]
     parameters: _Parameters
     provenance: dict[str, Any]
-    resolved: dict[str, Any]
+    resolved: _Resolved
 
 
 @contextmanager
-def _made_by(stage: str) -> Iterator[None]:
+def made_by(stage: str) -> Iterator[None]:
     """Say of what is wrong with a file by which stage it is made."""
     try:
         yield
@@ -374,7 +393,7 @@ def _masks(path: Path, stage: str) -> Masks | None:
     content = read(path, stage)
     if content.get("grid") is None and not content.get("masks"):
         return None
-    with _made_by(stage):
+    with made_by(stage):
         written = record(_Written, content, str(path))
     rows, columns = written.grid
     for image, kept in written.masks.items():
@@ -405,7 +424,7 @@ def _rows(path: Path, stage: str) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"{path} is missing; stage {stage} makes it")
     rows: dict[tuple[str, float | None, int | None], Row] = {}
-    with _made_by(stage):
+    with made_by(stage):
         for number, row in enumerate(records(Row, path), start=1):
             if (place := (row.id, row.keep, row.seed)) in rows:
                 raise ValueError(f"{path} line {number}: question {row.id} a second time")

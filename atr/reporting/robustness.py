@@ -8,9 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from atr.files import plain_name
+from atr.records import record
 from atr.reporting.figures import Style, styles
 from atr.reporting.look import RULE, png, theme
-from atr.reporting.results import read
+from atr.reporting.results import made_by, read
 from atr.reporting.tables import MISSING, Table
 
 ROBUSTNESS_NOTE = (
@@ -75,37 +77,28 @@ class Robustness:
     provenance: dict[str, Any]
     resolved: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        for name in self.reference:
+            plain_name(name)
+        for variant in self.variants:
+            if list(variant.reducers) != list(self.reference):
+                names = ", ".join(self.reference)
+                raise ValueError(f"{variant.name}: reducers {', '.join(variant.reducers)}, allowed: {names}")
+        for name, values in _lists(self):
+            if len(values) != len(self.keep):
+                raise ValueError(f"{name} has {len(values)} values, allowed: {len(self.keep)}")
+
 
 def load_robustness(path: Path) -> Robustness | None:
     """Read what stage robustness wrote, None where there is no such file.
 
-    Raises ValueError naming the file and what is wrong: a key that lacks or is unknown, or a list that does
-    not hold one value for each kept fraction.
+    Raises ValueError naming the file, the key and what is allowed.
     """
     if not path.is_file():
         return None
     content = read(path, "robustness")
-    try:
-        robustness = Robustness(**content | {"variants": [_variant(each) for each in content["variants"]]})
-        for name, values in _lists(robustness):
-            if len(values) != len(robustness.keep):
-                raise TypeError(f"{name} has {len(values)} values, allowed: {len(robustness.keep)}")
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; stage robustness makes it") from None
-    return robustness
-
-
-def _variant(content: dict[str, Any]) -> Variant:
-    lines = {name: _line(values) for name, values in content["reducers"].items()}
-    return Variant(**content | {"full": Change(**content["full"]), "reducers": lines})
-
-
-def _line(values: dict[str, Any]) -> Line:
-    overlaps = {
-        key: [None if each is None else Overlap(**each) for each in values[key]]
-        for key in ("iou", "photographs")
-    }
-    return Line(**values | overlaps | {"change": [Change(**each) for each in values["change"]]})
+    with made_by("robustness"):
+        return record(Robustness, content, str(path), exact=True)
 
 
 def _lists(robustness: Robustness) -> Iterator[tuple[str, list[Any]]]:

@@ -26,7 +26,7 @@ from atr.vlm.checkpoint import (
 )
 from atr.vlm.choice import ADAPTIVE, Policy
 from atr.vlm.inside import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
-from atr.vlm.reduce import Prepared, shorten
+from atr.vlm.reduce import Prepared, check_positions, shorten
 from atr.vlm.sources import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 
 Reply = tuple[str, int, int, int]
@@ -96,9 +96,10 @@ class Answerer:
 
         That is `features` where the model is to be given them and reads whole images, preprocessed as theirs
         were, else `images`; only what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError
-        for what `load_vlm` refuses, and for features that the model does not read.
+        for what `load_vlm` refuses, positions that the model cannot have, and features that it does not read.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
+        check_positions(model, settings.positions)
         model = model.to(device)
         if cuts_images(model) or not vlm.stored:
             source: Source = WholeInputs(model, processor, images(), settings.interpolation)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atr.finite import check_finite
 from atr.vlm.hosts import host_of
 
 TOLERATED = 1.0
@@ -36,6 +37,7 @@ def check_inputs(model: Any, processor: Any, inputs: Mapping[str, Any], images: 
             raise ValueError(f"inputs: {key} is {tuple(found.shape)}, {name} makes {tuple(wanted.shape)}")
         if key != "pixel_values" and not torch.equal(found.cpu(), wanted):
             raise ValueError(f"inputs: {key} is {found.tolist()}, {name} makes {wanted.tolist()}")
+    check_finite(torch.as_tensor(inputs["pixel_values"]), "inputs: pixel_values")
     if findings := _findings(processor.image_processor, inputs["pixel_values"], own["pixel_values"], images):
         raise ValueError(f"inputs: pixel_values are not those that {name} makes: {', '.join(findings)}")
 
@@ -122,8 +124,12 @@ def _without_antialias(processor: Any, mode: str) -> Any:
 
     def resize_plainly(image: Any, *args: Any, **kwargs: Any) -> Any:
         made = resize(image, *args, **kwargs)
-        pixels = F.interpolate(torch.as_tensor(image)[None].float(), made.shape[-2:], mode=mode)[0]
-        pixels = pixels.clamp(0, 255).round()
+        pixels = torch.as_tensor(
+            image
+        ).float()  # of one image, or of several that torchvision resizes at once
+        pixels_BCHW = pixels.reshape(-1, *pixels.shape[-3:])
+        pixels = F.interpolate(pixels_BCHW, made.shape[-2:], mode=mode).clamp(0, 255).round()
+        pixels = pixels.reshape(made.shape)
         return pixels if isinstance(made, Tensor) else pixels.numpy().astype(made.dtype)
 
     other = copy(processor)

@@ -198,7 +198,7 @@ def reduce(
     """
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
-    _check_positions(model, positions)
+    check_positions(model, positions)
     asked = as_reducer(reducer)
     if isinstance(asked, SelectorReducer):
         check_selector(model, asked.selector)
@@ -244,7 +244,7 @@ def shorten(
     For images that were encoded and projected before. Budgets may differ between images. The result serves
     one call; errors as in `reduce`.
     """
-    _check_positions(model, positions)
+    check_positions(model, positions)
     _check(model, inputs)
     input_ids_BL = inputs["input_ids"]
     real_BL = inputs["attention_mask"].bool()
@@ -270,7 +270,8 @@ def _encoder_outputs(features: Sequence[Tensor]) -> dict[str, Any]:
     return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
 
 
-def _check_positions(model: Any, positions: str) -> None:
+def check_positions(model: Any, positions: str) -> None:
+    """Raise ValueError for original positions of a model that would misread them or takes none."""
     check_choice("positions", positions)
     if positions != "original":
         return

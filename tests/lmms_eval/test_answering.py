@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -147,6 +148,15 @@ def test_a_selector_of_another_layer_is_refused_before_the_weights_are_read(fold
     other = FeatureSelector(24, (4, 4), layers=1, heads=2, encoder="tiny/tower", layer=-1)
     other.save_pretrained(tmp_path / "selector")
     with pytest.raises(ValueError, match=r"layer -1 of encoder tiny/tower.*llava reads layer -2"):
+        load(folders)
+
+
+def test_positions_of_a_family_that_takes_none_are_refused_before_the_weights_are_read(folders, tmp_path):
+    path = tmp_path / "llava/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"text_config": {"model_type": "bloom"}}))
+    (tmp_path / "llava/model.safetensors").unlink()
+    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
         load(folders)
 
 

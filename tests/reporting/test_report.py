@@ -65,7 +65,7 @@ def test_the_report_says_what_the_answers_were_computed_in_and_which_on_another_
     assert f"{said}several machines, {machines}, from features in" in report._subtitle(mixed)
     whole = replace(full, resolved=full.resolved | {"features": None})
     unstored = replace(measured, evaluations=measured.evaluations | {"full": whole})
-    assert report._subtitle(unstored).endswith(f"{said}cpu (x86_64, AVX2).")
+    assert report._subtitle(unstored).endswith(f"{said}cpu (x86_64, AVX2), from the images.")
 
 
 def test_what_was_computed_in_is_among_the_parameters_by_stage(measured, synthetic):

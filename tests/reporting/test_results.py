@@ -263,6 +263,13 @@ def test_results_that_do_not_say_what_they_were_computed_in_name_the_stage_to_ru
         load(world)
 
 
+@pytest.mark.parametrize("key", ["precision", "device", "processor", "attention", "features"])
+def test_results_that_say_only_a_part_of_it_are_named_with_what_is_missing(world, load, change, key):
+    change(world / "evaluate/selector/summary.json", lambda content: content["resolved"].pop(key))
+    with pytest.raises(ValueError, match=rf"summary.json: resolved: {key} is missing, .*; stage evaluate"):
+        load(world)
+
+
 def test_results_that_are_older_than_a_setting_are_comparable_with_each_other_alone(world, load, change):
     for name in results.PAPER:
         change(

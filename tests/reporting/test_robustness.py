@@ -32,14 +32,19 @@ def test_what_was_measured_is_read(robustness):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda content: content.pop("resolved"), "'resolved'"),
-        (lambda content: content.update(seeds=3), "'seeds'"),
-        (lambda content: content["variants"][0].pop("full"), "'full'"),
-        (lambda content: content["variants"][0]["reducers"].pop("selector"), "'selector'"),
+        (lambda content: content.pop("resolved"), "resolved is missing"),
+        (lambda content: content.update(seeds=3), "'seeds' is an unknown key"),
+        (lambda content: content["variants"][0].pop("full"), "full is missing"),
+        (lambda content: content["variants"][0]["reducers"].pop("selector"),
+         "JPEG 75: reducers distilled, allowed: distilled, selector"),
         (lambda content: content["variants"][1]["reducers"]["selector"]["change"].pop(),
          "bilinear.selector.change has 1 values, allowed: 2"),
         (lambda content: content["reference"]["selector"].pop(), "reference.selector has 1 values"),
-        (lambda content: content["variants"][0]["reducers"]["selector"]["iou"][0].pop("lowest"), "'lowest'"),
+        (lambda content: content["variants"][0]["reducers"]["selector"]["iou"][0].pop("lowest"),
+         "lowest is missing"),
+        (lambda content: content["variants"][0]["full"].update(mean="0.1"), "mean: '0.1' is not allowed"),
+        (lambda content: content["reference"]["selector"].__setitem__(0, float("nan")), "nan is not allowed"),
+        (lambda content: content["reference"].update({"../../x": [0.1, 0.2]}), "'../../x' is no name"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_named_with_what_is_wrong(robustness, change, spoil, message):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
+from transformers import BloomConfig, CLIPImageProcessorPil, LlavaImageProcessorPil
 
 import atr.vlm.reduce as reduce_module
 from atr import config
@@ -533,6 +533,19 @@ def test_only_the_source_that_the_model_needs_is_opened(checkpoint, processor, f
     answerer.answer(
         answerer.prepare([["docs/0" if source is StoredFeatures else "wide"]], ["a"]), Full(), 1.0
     )
+
+
+def test_positions_that_the_model_cannot_have_are_refused_before_anything_is_opened(
+    make_model, processor, monkeypatch
+):
+    text = BloomConfig(vocab_size=31, hidden_size=32, n_layer=1, n_head=4, pad_token_id=0)
+    loaded = make_model(text_config=text), processor
+    monkeypatch.setattr("atr.vlm.answering.load_vlm", lambda *args, **kwargs: loaded)
+    opened, vlm = (lambda: 1 / 0, lambda: 1 / 0), VlmPreset("tiny", "tiny/bloom", None, True)
+    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+        Answerer.load(vlm, 32, torch.device("cpu"), *opened, Evaluate())
+    with pytest.raises(ZeroDivisionError):
+        Answerer.load(vlm, 32, torch.device("cpu"), *opened, Evaluate(positions="contiguous"))
 
 
 @FAMILIES

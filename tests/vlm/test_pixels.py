@@ -9,6 +9,7 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from atr import check_inputs
 from atr.datasets import micro
+from atr.vlm.pixels import _without_antialias
 
 SIDE = 56
 MEAN, STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -138,3 +139,24 @@ def test_a_processor_that_crops_nothing_has_its_slips_named_too(model, processor
     processor.image_processor = SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, resample=3)
     slip = {"squeeze": True, "mean": [0.5] * 3, "std": [0.5] * 3, "antialias": False}
     assert told(model, processor, photographs, **slip) == "resized by bicubic without antialias"
+
+
+def test_pixels_that_are_no_numbers_are_no_slip_in_preprocessing(model, clip, photographs):
+    pixels = clip.image_processor(photographs, return_tensors="pt")["pixel_values"]
+    pixels[1, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^inputs: pixel_values of images \[1\] of 2 holds NaN"):
+        check_inputs(model, clip, {"pixel_values": pixels}, photographs)
+
+
+def test_a_processor_that_resizes_several_images_at_once_is_understood_as_well():
+    """As those of torchvision do, which transformers takes where it is installed."""
+
+    class Together:
+        def resize(self, pixels, size):
+            return torch.zeros(*pixels.shape[:-2], *size, dtype=pixels.dtype)
+
+    plain = _without_antialias(Together(), "nearest")
+    pixels_BCHW = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8) % 251
+    made_BCHW = plain.resize(pixels_BCHW, (4, 4))
+    assert torch.equal(made_BCHW, pixels_BCHW[..., ::2, ::2].float())
+    assert torch.equal(made_BCHW[1], plain.resize(pixels_BCHW[1], (4, 4)))
