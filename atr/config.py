@@ -592,7 +592,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a small vision-language model of the micro world is trained, by the pipeline in data/micro."""
+    """How a small vision-language model of the micro world is trained, outside the pipeline."""
 
     SECTION: ClassVar[str]
 

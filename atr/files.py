@@ -40,7 +40,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            # Moved aside and removed afterwards: removing takes long, and a kill in between would lose both.
+            os.replace(path, temporary.with_name(f"{path.name}.former"))
         os.replace(temporary, path)
 
 
@@ -48,8 +49,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Iterator[Path]:
     """Yield where to write what becomes `path`: in a folder beside it, locked as long as this process lives.
 
-    What killed processes have left there is cleared first, whatever it was to become: the system takes a lock
-    from a process that ends, however it ends, on another machine or in another container too.
+    Leftovers of killed processes are cleared first, whatever they were to become: the system releases the
+    lock of a process that ends, however it ends, on another machine or in another container too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for part in path.parent.glob(".*.part"):
@@ -66,14 +67,14 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _clear(part: Path) -> None:
-    """Remove what a process has left that no longer runs."""
+    """Remove what a process that has ended left behind."""
     with suppress(OSError), open(part / _LOCK, "r+") as lock:  # locked, about to be, or gone by now
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove(part)
 
 
 def _remove(part: Path) -> None:
-    """The lock goes last, or what a kill leaves of the rest could not be told from what is being written."""
+    """Remove the lock last: without it, leftovers could not be told from what is being written."""
     for content in part.glob("*"):
         if content.is_dir():
             shutil.rmtree(content, ignore_errors=True)
@@ -121,7 +122,7 @@ def plain_name(name: object) -> str:
 
 
 def digest(**depends_on: Any) -> str:
-    """A file name that says all that unfinished work depends on: for anything else none is found."""
+    """Hash of everything unfinished work depends on; used as its file name, so that none is resumed stale."""
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
 

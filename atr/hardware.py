@@ -45,7 +45,7 @@ def lightning_kwargs(trainer: config.Trainer) -> dict[str, Any]:
 
 
 def resolved(precision: int | str, device: torch.device) -> dict[str, Any]:
-    """What a result depends on and its parameters may leave to the machine: arithmetic, device, its model."""
+    """What results depend on and parameters may leave to the machine: precision, device, and its model."""
     name = _FULL_NAMES.get(precision, str(precision)) if isinstance(precision, int) else precision
     return {"precision": name, "device": device.type, "processor": _processor(device)}
 

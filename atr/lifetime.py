@@ -1,6 +1,6 @@
 """A stage lives no longer than the process it works for: `dvc`, or the first process of a distributed stage.
 
-Killed, these can tell nobody: what they started would go on, beside what is started next.
+A killed process cannot tell those that it started: they would go on, beside the next run.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 FIRST = "ATR_FIRST_PROCESS"
-"""Variable that a stage's first process leaves its id in, for the ranks that it starts."""
+"""Environment variable with the id of a stage's first process, for the ranks that it starts."""
 POLL = 1.0
 """Seconds between two looks."""
 GRACE = 10.0
@@ -22,7 +22,7 @@ GRACE = 10.0
 def follow() -> None:
     """End this process with SIGTERM, after GRACE by force, soon after the one it works for has ended.
 
-    For a rank that is the stage's first process, which started it; for that one the dvc above it, if any.
+    A rank works for the stage's first process, which started it; that one works for the dvc above it, if any.
     """
     first = int(os.environ.setdefault(FIRST, str(os.getpid())))
     is_first = first == os.getpid()
@@ -46,9 +46,9 @@ def _is_dvc(process: psutil.Process) -> bool:
     return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
 
 
-def _parent(number: int) -> psutil.Process | None:
-    """The process of that number above this one; None if it has ended already."""
-    return next((process for process in psutil.Process().parents() if process.pid == number), None)
+def _parent(pid: int) -> psutil.Process | None:
+    """The process of that id above this one; None if it has ended already."""
+    return next((process for process in psutil.Process().parents() if process.pid == pid), None)
 
 
 def _end_after(followed: psutil.Process | None) -> None:

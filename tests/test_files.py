@@ -54,6 +54,22 @@ def test_a_new_folder_replaces_the_old_one(tmp_path):
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["new"]
 
 
+def test_a_folder_is_there_while_its_former_content_is_removed(tmp_path, monkeypatch):
+    """A kill during the removal, which takes long, loses neither the former folder nor the new one."""
+    store, remove = tmp_path / "store", files.shutil.rmtree
+
+    def watched(path, *args, **kwargs):
+        assert [file.name for file in store.iterdir()] == ["new"]
+        remove(path, *args, **kwargs)
+
+    with files.whole_folder(store) as folder:
+        (folder / "old").touch()
+    with files.whole_folder(store) as folder:
+        (folder / "new").touch()
+        monkeypatch.setattr(files.shutil, "rmtree", watched)
+    assert list(tmp_path.iterdir()) == [store]
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff"])
 def test_broken_json_is_named(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)

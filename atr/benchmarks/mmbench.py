@@ -2,7 +2,9 @@
 
 Dataset and prompt as task mmbench_en_dev of lmms-eval 0.3.5. CircularEval: the rows of one question differ in
 the order of the choices, and it counts as answered rightly if each of them is. Letters and choices are found
-in an answer by the toolkit's rules; where these find none it asks a GPT, and here the answer is wrong.
+in an answer by the toolkit's rules; where these find none it asks a GPT, and here the answer is wrong. The
+toolkit also takes the text "nan" of an empty choice as an option that an answer may name; here an empty
+choice is no option.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

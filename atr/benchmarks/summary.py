@@ -1,6 +1,6 @@
 """From one row per answer to the points of the curves: means with intervals over the questions."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,10 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
     group's the mean of its benchmarks. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (in all) are
     means of the same questions, weighed as their scores are. `questions` counts units, and of these
-    `answered`, `unreadable` and `failed`; only the
-    answered ones are in the means. `low` and `high` bound the mean's 95 % interval by a bootstrap over the
-    answered units within each benchmark; it draws the same ones at every kept fraction and for every reducer
-    that answered as many, so differences between curves are paired. `seed_means` has the mean of each seed.
+    `answered`, `unreadable` and `failed`; only the answered ones are in the means. `low` and
+    `high` bound the mean's 95 % interval by a bootstrap over the answered units within each benchmark; it
+    draws the same ones at every kept fraction and for every reducer that answered as many, so differences
+    between curves are paired. `seed_means` has the mean of each seed.
     Raises ValueError for a benchmark of which nothing is answered.
     """
     cells: dict[tuple[str, float | None], list[Row]] = {}
@@ -49,6 +49,17 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     for (_, keep), point in points.items():
         groups.setdefault((point.rows[0].group, keep), []).append(point)
     return entries + [_entry("group", group, keep, members) for (group, keep), members in groups.items()]
+
+
+def curves(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, str, float]]:
+    """The points of `summarise`: kept fraction, name of benchmark or group, and mean score.
+
+    Of an adaptive count the fraction is the mean one, 1 where there are no visual tokens to lose.
+    """
+    for entry in entries:
+        adaptive = entry["tokens"] / entry["tokens_full"] if entry["tokens_full"] else 1.0
+        keep = adaptive if entry["keep"] is None else entry["keep"]
+        yield keep, entry.get("group") or entry["benchmark"], entry["mean"]
 
 
 def tokens_full(rows: Iterable[Row]) -> float:

@@ -53,9 +53,9 @@ class Cell:
 
 
 class Row(dict[str, Any]):
-    """The values of a row by column; by `[]` a column must be there, and have a value unless it is a hint.
+    """The values of a row by column.
 
-    ValueError names the file and the row where that is not so.
+    `[]` raises ValueError naming file and row for a missing column, and for null unless it is a hint.
     """
 
     def __init__(self, path: Path, number: int, values: Mapping[str, Any]) -> None:

@@ -1,10 +1,10 @@
-"""What a stopped training goes on from: whole files, under names that say all that a training depends on."""
+"""Checkpoints that an interrupted training resumes from, named by everything the training depends on."""
 
 import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import ZipFile
 
 import torch
@@ -21,9 +21,9 @@ BEFORE, BROKEN = ".before", ".broken"
 class Checkpoints(Checkpoint):
     """Writes a checkpoint after each epoch, and finds the one to go on from.
 
-    Its name says what the training depends on, and in how many processes and which arithmetic it computes: a
-    training of anything else finds none, and removes it when it has come to its own end. A finished training
-    keeps its own: what becomes of it may be lost after this, and is then made without training again.
+    The file name is a hash of what the training depends on, its number of processes and its arithmetic: any
+    other training finds none, and removes these when it finishes. A finished training keeps its own: results
+    that are lost afterwards are then made without training again.
     """
 
     def __init__(self, folder: Path, **depends_on: Any) -> None:
@@ -43,15 +43,13 @@ class Checkpoints(Checkpoint):
         """The checkpoint to go on from, None to begin.
 
         One that cannot be read is renamed and told on stderr. All ranks find the same one: none has written
-        another yet.
+        another yet, and to those that come late a renamed one is no whole one either.
         """
         last = self.path(trainer)
         for path, next_one in ((last, "the one before it, if there is one"), (_before(last), "the start")):
-            if not path.exists():
-                continue
             if _is_whole(path):
                 return path
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and path.exists():
                 aside = path.replace(path.with_name(path.name + BROKEN))
                 told = f"{path} cannot be read: set aside as {aside.name}, training goes on from {next_one}"
                 print(told, file=sys.stderr)
@@ -61,7 +59,7 @@ class Checkpoints(Checkpoint):
         """Remove those of other trainings, and what could not be read."""
         own = self.path(trainer)
         for path in self.folder.glob("*.ckpt*") if trainer.is_global_zero else ():
-            if path not in (own, _before(own)):
+            if path.is_file() and path not in (own, _before(own)):  # what a kill leaves unwritten is a folder
                 path.unlink()
 
 
@@ -89,12 +87,20 @@ def _before(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a file is what was written; of garbage an unpickler may make any error."""
-    with open(path, "rb") as file:
-        try:
-            if ZipFile(file).testzip():  # torch itself looks at no checksum
-                return False
-            file.seek(0)
-            return "state_dict" in torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:
+    """Whether there is a file, and it is what was written; raises OSError for one that may not be read."""
+    try:
+        with open(path, "rb") as file:
+            return _loads(file)
+    except FileNotFoundError:
+        return False
+
+
+def _loads(file: BinaryIO) -> bool:
+    """Whether a checkpoint can be loaded; of garbage an unpickler may make any error."""
+    try:
+        if ZipFile(file).testzip():  # torch itself looks at no checksum
             return False
+        file.seek(0)
+        return "state_dict" in torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:
+        return False

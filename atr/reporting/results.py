@@ -324,8 +324,9 @@ class _Point:
     benchmark: str = ""
 
     def __post_init__(self) -> None:
-        if self.keep is None and self.tokens_full <= 0:
-            raise ValueError(f"tokens_full: {self.tokens_full} is not allowed, allowed: above 0 without keep")
+        if self.keep is None and not 0 <= self.tokens <= self.tokens_full:
+            allowed = f"0 to tokens_full, {self.tokens_full}, without keep"
+            raise ValueError(f"tokens: {self.tokens} is not allowed, allowed: {allowed}")
         plain_name(self.group or self.benchmark)
 
 
@@ -412,8 +413,10 @@ def _curves(scores: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[Score, 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of a summary with a kept fraction, the mean one where the count is adaptive."""
-    adaptive = entry["keep"] is None
-    return entry | {"keep": entry["tokens"] / entry["tokens_full"]} if adaptive else entry
+    if entry["keep"] is not None:
+        return entry
+    # Questions without image have no tokens, and lose none.
+    return entry | {"keep": entry["tokens"] / entry["tokens_full"] if entry["tokens_full"] else 1.0}
 
 
 def _rows(path: Path, stage: str) -> list[Row]:

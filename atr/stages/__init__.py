@@ -42,10 +42,10 @@ def weights_of(reducer: str) -> Path:
 
 
 def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
-    """What a stage's work depends on, for the name of what it goes on from: that of another is not its own.
+    """Everything a stage's results depend on; it names unfinished work, so that stale work is never resumed.
 
-    Parameters, the files and folders it reads, libraries, and our code: DVC runs a stage again for a change
-    that is not committed too, and what the former code has come to must not pass for its result.
+    Parameters, the files and folders it reads, libraries, and our code: DVC reruns a stage for uncommitted
+    changes too, and what the former code computed must not pass for the result of the new one.
     """
     return {
         "params": params.raw(),
@@ -58,10 +58,10 @@ def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
 
 
 def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
-    """Where the answers of a stopped evaluation lie, without suffix; they stay until another one ends.
+    """Path, without suffix, of the answers of a stopped evaluation; they stay until another one ends.
 
-    The name says all that an answer depends on: what the caller knows of commits and of the machine, and what
-    `depends_on` tells.
+    The name is a hash of everything an answer depends on: `known` of commits and of the machine, and
+    `depends_on`.
     """
     manifests = [folder / "manifest.json" for folder in (EVALUATE_IMAGES, EVALUATE_FEATURES)]
     read = [file for file in (EVALUATE_IMAGES / "questions.jsonl", *manifests) if file.is_file()]

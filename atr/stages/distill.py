@@ -23,7 +23,6 @@ def main(params: config.Params) -> None:
         from atr.datasets.pretraining import AskedImages
         from atr.features.store import FeatureStore
         from atr.hardware import lightning_kwargs
-        from atr.hub import checkpoint_digest
         from atr.reduction import card
         from atr.reduction.checkpoints import Checkpoints
         from atr.vlm import distillation
@@ -41,9 +40,10 @@ def main(params: config.Params) -> None:
         selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
         module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
         known = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
-        checkpoints = Checkpoints(CHECKPOINTS, teacher=checkpoint_digest(params.vlm.path), **known)
+        checkpoints = Checkpoints(CHECKPOINTS, teacher=dict(module.answerer.resolved), **known)
         if distillation.train(module, data, checkpoints, run.logger(), **kwargs):
-            noted = card.record(store.manifest, images.parameters, seed, module.history[-1])
+            manifest = store.manifest | {"images": len(names)}
+            noted = card.record(manifest, images.parameters, seed, module.history[-1])
             selector.note(**noted, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
@@ -58,11 +58,10 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     from atr.hardware import precision_of
     from atr.vlm.answering import Answerer
 
-    positions, words = params.evaluate.positions, params.distill.max_new_tokens
-    settings = config.Evaluate(positions=positions, max_new_tokens=words)
-    precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer has one
-    opened, tower = (lambda: images, lambda: store), partial(locate, folder=ENCODERS)
-    return Answerer.load(params.vlm, precision, device, *opened, settings, tower)
+    precision, words = precision_of(params.trainer), params.distill.max_new_tokens
+    device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
+    settings = config.Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
+    return Answerer.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 
 def _write(params: config.Params, module: Any) -> None:
@@ -70,10 +69,10 @@ def _write(params: config.Params, module: Any) -> None:
     from atr.hardware import resolved
 
     computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
+    about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}
     write_json(DISTILL / "metrics.json", results | about | {"store": sha256(STORE)})
 
 

@@ -24,7 +24,7 @@ def main(params: config.Params, reducer: str) -> None:
 
         from atr.benchmarks.loop import answer_all, pictured, trials_of
         from atr.benchmarks.rows import Unfinished, save_rows
-        from atr.benchmarks.summary import summarise, tokens_full
+        from atr.benchmarks.summary import curves, summarise, tokens_full
         from atr.datasets import load_questions
         from atr.hardware import lightning_kwargs, precision_of, resolved
         from atr.vlm.answering import Reduced
@@ -40,23 +40,21 @@ def main(params: config.Params, reducer: str) -> None:
         trials = trials_of(reducer, keep, asked.random_seeds)
         reduced = Reduced.by(answerer, reducer, {trial.seed for trial in trials}, weights_of(reducer))
         batches = answerer.batches(questions, asked.batch_size)
-        share = fabric.global_rank, fabric.world_size
         name = unfinished(params, reducer, provenance=provenance, resolved=computed)
-        stopped = Unfinished(name, fabric.global_rank)
+        share, stopped = (fabric.global_rank, fabric.world_size), Unfinished(name, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
+        about = names | {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
         scores, full = summarise(rows, asked.bootstrap, params.seed), tokens_full(rows)
-        about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
-            write_json(folder / "summary.json", names | {"tokens_full": full, "scores": scores} | about)
+            write_json(folder / "summary.json", about | {"tokens_full": full, "scores": scores})
             write_json(folder / "masks.json", reduced.masks(*pictured(questions, trials, rows)))
         stopped.remove_others()
-        for score in scores:
-            kept = score["keep"] or score["tokens"] / score["tokens_full"]
-            run.metrics({score.get("group") or score["benchmark"]: score["mean"]}, round(100 * kept))
+        for kept, scored, mean in curves(scores):
+            run.metrics({scored: mean}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 
 

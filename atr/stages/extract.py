@@ -27,7 +27,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.hardware import lightning_kwargs
         from atr.hub import version_of
 
-        extract, (source, folder) = params.extract, SPLITS[split]
+        kwargs, extract, (source, folder) = lightning_kwargs(params.trainer), params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
         path = locate(params.encoder.path, ENCODERS, layer)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
@@ -39,7 +39,6 @@ def main(params: config.Params, split: str) -> None:
             pictured = [micro.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
-        kwargs = lightning_kwargs(params.trainer)
         fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version_of(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
         for name in (MANIFEST, COMPONENTS):

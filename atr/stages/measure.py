@@ -1,6 +1,6 @@
 """Stage measure: what the reducers keep of held-out images, judged without a language model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from functools import cache, partial
 from typing import Any
 
@@ -14,6 +14,7 @@ def main(params: config.Params) -> None:
     from atr import tracking
 
     with tracking.run("measure", params) as run:
+        from atr.datasets import PreparedImages
         from atr.features.observed import GIVEN
         from atr.features.store import FeatureStore
         from atr.hardware import resolved
@@ -21,22 +22,21 @@ def main(params: config.Params) -> None:
 
         asked, named, expect = params.measure, params.evaluate, {"encoder": params.encoder.name}
         trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
-        first = tracking.is_first_process()
-        held_out = FeatureStore.open(stages.EVALUATE_FEATURES, expect, verify=first)
-        store = FeatureStore.open(stages.PRETRAIN_FEATURES, expect, verify=first)
+        stored = partial(FeatureStore.open, expect=expect, verify=tracking.is_first_process())
+        held_out, store = stored(stages.EVALUATE_FEATURES), stored(stages.PRETRAIN_FEATURES)
+        prepared = PreparedImages(stages.EVALUATE_IMAGES, verify=tracking.is_first_process())
         random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
         if not random.trainer.is_global_zero:
             return
         with (device := random.trainer.strategy.root_device):
             reducers, left_out = measures.made(named.budgeted, named.random_seeds, stages.weights_of, GIVEN)
-        images = list(_images(params, held_out, measures.needs(reducers), device))
+        images = list(_images(params, held_out, prepared, measures.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = measures.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
         about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
-        features = {"features": held_out.manifest["resolved"]}
-        about["resolved"] = resolved(random.trainer.precision, device) | features
-        write_json(stages.MEASURE / "metrics.json", results | about)
+        computed = resolved(random.trainer.precision, device) | {"features": held_out.manifest["resolved"]}
+        write_json(stages.MEASURE / "metrics.json", results | about | {"resolved": computed})
         for fraction, values in measures.curves(results):
             run.metrics(values, round(100 * fraction))
         run.artifact(stages.MEASURE)
@@ -56,23 +56,20 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
     data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
     sample = (store[place] for place in data.training[:STATISTICS])
     net = training.new_autoencoder(pretrain, store.width, store.grid, *about, sample)
-    if number:
-        selector = training.SelectorTraining(net, pretrain, seed)
-        return training.train_beside(selector, data, pretrain.epochs, None, **kwargs)
-    data.training = data.training[: params.measure.pretrain_images]
-    random = training.ReconstructorTraining(net, pretrain, seed)
-    return training.train_beside(random, data, params.measure.epochs, run.logger(), **kwargs)
+    kind: Any = training.SelectorTraining if number else training.ReconstructorTraining
+    epochs, logger = (pretrain.epochs, None) if number else (params.measure.epochs, run.logger())
+    if not number:
+        data.training = data.training[: params.measure.pretrain_images]
+    return training.train_beside(kind(net, pretrain, seed), data, epochs, logger, **kwargs)
 
 
-def _images(params: config.Params, store: Any, needs: frozenset[str], device: Any) -> Iterator[Any]:
+def _images(params: config.Params, store: Any, prepared: Any, needs: Set[str], device: Any) -> Iterator[Any]:
     """Batches of the held-out images that are measured, at even steps through all of them."""
-    from atr.datasets import PreparedImages
     from atr.datasets.held_out import text_centres
     from atr.features.observed import encoder_of, evenly, observed
     from atr.reduction.measures import Images
 
-    asked, prepared = params.measure, PreparedImages(stages.EVALUATE_IMAGES)
-    drawn = prepared.parameters
+    asked, drawn = params.measure, prepared.parameters
     encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
     for names in evenly(store, asked.images, asked.batch_size):
         centres = [text_centres(name, drawn["seed"], drawn["prepare"]["split"]) for name in names]

@@ -10,6 +10,7 @@ from atr.stages.micro import TRAINING, VALIDATION_QUESTIONS, score, write
 from atr.stages.micro_features import ENCODER, FEATURES, parameters
 from atr.stages.micro_probe import PROBE
 
+LANGUAGE_MODEL = config.VLMS["micro"].path
 MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
 MEASURED_IMAGES = 512  # of the store, evenly spread: enough for the mean and deviation of each channel
 
@@ -48,11 +49,10 @@ def main(params: config.Params) -> None:
 
         see = partial(stored_states, standardise)
         module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
-        wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
-        draw = partial(micro.lesson, seed=seed, charts=wanted.charts)
-        lessons = StoredLessons(draw, store, wanted.reading_images, recipe)
-        known = depends_on(params, FEATURES / MANIFEST, config.VLMS["micro"].path)
-        train(module, lessons, processor, Checkpoints(CHECKPOINTS, **known), run.logger(), kwargs)
+        draw = partial(micro.lesson, seed=seed, charts=params.micro_features.charts)
+        lessons = StoredLessons(draw, store, params.micro_features.reading_images, recipe)
+        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST, LANGUAGE_MODEL))
+        train(module, lessons, processor, checkpoints, run.logger(), lightning_kwargs(params.trainer))
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
         text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)
@@ -72,7 +72,7 @@ def _build(path: str, new_layers: int) -> tuple[Any, Any]:
     size, images = ENCODER.size, load_image_processor(path, ENCODER.size)
     assert size is not None
     processor = build_processor((*micro.QUESTIONS, *micro.ANSWERS), size, images)
-    learned, _ = load_vlm(config.VLMS["micro"].path, torch.float32)
+    learned, _ = load_vlm(LANGUAGE_MODEL, torch.float32)
     return build_model_on(ENCODER.path, path, ENCODER.layer, processor, size, learned, new_layers), processor
 
 

@@ -24,13 +24,12 @@ def main(params: config.Params) -> None:
         from atr.hardware import lightning_kwargs
         from atr.hub import version_of
 
-        wanted = params.micro_features
+        wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
         path = locate(ENCODER.path, ENCODERS)
         encoder = Encoder.load(path, ENCODER.layer, ENCODER.name, ENCODER.size)
         images = LessonImages(wanted.images, wanted.reading_images, params.seed, wanted.charts)
         data = ImageDataModule(images, encoder.preprocess, wanted.batch_size, SHARD_IMAGES, wanted.workers)
         started = time.monotonic()
-        kwargs = lightning_kwargs(params.trainer)
         fill_store(encoder, data, FEATURES, parameters(params), kwargs, version_of(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
 

@@ -76,7 +76,7 @@ def connect() -> tuple["MlflowClient", str]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # One tells of each of the many steps of a new schema, the other prints a traceback of what it raises.
+    # alembic reports every step of a new schema, and MLflow prints a traceback of what it raises as well.
     for name, level in (("alembic", logging.WARNING), ("mlflow.store.db.utils", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
     if not uri().startswith(_SQLITE):
@@ -135,7 +135,7 @@ def check_answer() -> None:
 
 @contextmanager
 def _alone(database: Path) -> Iterator[None]:
-    """Keep other processes of ours from opening it: MLflow's way to make a schema stands no company."""
+    """Keep our other processes from opening it: MLflow cannot make a schema in two processes at once."""
     lock = FileLock(f"{database}.lock", timeout=_LOCK_SECONDS)
     try:
         database.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from atr.benchmarks.rows import Row
-from atr.benchmarks.summary import summarise, tokens_full
+from atr.benchmarks.summary import curves, summarise, tokens_full
 
 
 def row(benchmark, number, keep, seed, score, group="text"):
@@ -168,6 +168,18 @@ def test_tokens_are_means_over_the_questions_and_those_of_a_failed_one_are_not_a
     assert tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
     half = summarise([*table[:4], lost, table[5]], 10, 0)[1]
     assert (half["tokens"], half["tokens_full"]) == (37.5, 75)
+
+
+def test_an_adaptive_count_stands_at_its_mean_fraction_and_questions_without_image_at_one():
+    table = [
+        *(replace(line, tokens=36, keep=None) for line in rows("docs", [1, 0])),
+        *(replace(line, tokens=0, tokens_full=0, keep=None) for line in rows("shapes", [1], group="general")),
+    ]
+    assert list(curves(summarise(table, 10, 0))) == [
+        (0.25, "docs", 0.5), (1.0, "shapes", 1.0), (0.25, "text", 0.5), (1.0, "general", 1.0),
+    ]  # fmt: skip
+    none = [replace(line, tokens=0, tokens_full=0, keep=0.0) for line in rows("docs", [1])]
+    assert [keep for keep, _, _ in curves(summarise(none, 10, 0))] == [0.0, 0.0]
 
 
 def test_the_tokens_of_a_group_are_weighed_as_its_score_is():

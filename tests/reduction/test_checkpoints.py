@@ -159,3 +159,23 @@ def test_only_weights_are_read(tmp_path):
     last = next(tmp_path.glob("*.ckpt"))
     torch.save({"state_dict": {}, "call": checkpoints.Checkpoints}, last)
     assert train(tmp_path).made == [0, 1, 2, 3]
+
+
+def test_what_a_kill_has_left_unwritten_does_not_end_a_finished_training(tmp_path):
+    litter = tmp_path / ".0123.ckpt.x.part"
+    litter.mkdir()
+    assert train(tmp_path).made == [0, 1, 2, 3]
+    assert litter.is_dir()
+
+
+def test_a_rank_that_comes_late_finds_a_broken_one_gone(tmp_path, monkeypatch):
+    """Rank 0 may set a checkpoint aside while another rank is about to open it."""
+    train(tmp_path, until=1)
+    kept = Checkpoints(tmp_path)
+    trainer = trainer_of(kept)
+    last = kept.path(trainer)
+    assert kept.last(trainer) == last
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: path == last)  # as it was a moment before
+    last.rename(f"{last}.broken")
+    monkeypatch.setattr("lightning.Trainer.is_global_zero", False)
+    assert kept.last(trainer) is None

@@ -67,6 +67,21 @@ def test_a_reducer_that_decides_its_count_has_one_score_at_the_mean_fraction(cro
     assert set(docs.keeps) == set(synthetic.KEEPS)
 
 
+def test_an_adaptive_count_of_no_tokens_keeps_all_and_never_more_than_all(tmp_path, synthetic, load, change):
+    names = ("full", "none", "random", "selector", "selector-adaptive")
+    world = synthetic.write(tmp_path, 10, names)
+    path = world / "evaluate/selector-adaptive/summary.json"
+
+    def counted(**counts):
+        change(path, lambda content: content["scores"][0].update(counts))
+
+    counted(tokens=0, tokens_fed=0, tokens_full=0)
+    assert load(world, names).benchmarks[0].adaptive["selector-adaptive"].keep == 1.0
+    counted(tokens=9)
+    with pytest.raises(ValueError, match=r"tokens: 9 is not allowed, allowed: 0 to tokens_full, 0, without"):
+        load(world, names)
+
+
 def test_a_comparison_names_the_benchmarks_of_its_mean(measured, synthetic):
     assert [comparison.benchmarks for comparison in measured.groups] == [
         ("docs", "signs", "charts"), ("shapes", "digits", "scenes"),

@@ -478,6 +478,20 @@ def test_questions_about_several_images_or_none_are_asked_too(project, trained):
     assert (docs, shapes) == ([TOKENS, TOKENS], [TOKENS, TOKENS])
 
 
+@pytest.mark.parametrize("reducer", ["selector-adaptive", "none", "full"])
+def test_a_benchmark_without_images_has_a_score_like_any_other(project, trained, reducer):
+    blind = [replace(question, images=[]) for question in QUESTIONS if question.benchmark == "docs"]
+    save_questions(
+        trained / EVALUATE_IMAGES, [*blind, *(one for one in QUESTIONS if one.benchmark != "docs")]
+    )
+    try:
+        _, summary, _ = run(reducer)
+    finally:
+        save_questions(trained / EVALUATE_IMAGES, QUESTIONS)
+    docs = next(score for score in summary["scores"] if score.get("benchmark") == "docs")
+    assert (docs["tokens"], docs["tokens_full"], docs["answered"]) == (0, 0, len(blind))
+
+
 def test_the_layout_is_recorded_with_the_results(project):
     write_params(newline="follow", budget="tile", interpolation="off")
     _, summary, _ = run("random")

@@ -197,7 +197,7 @@ def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_ou
     }
     monkeypatch.setattr(config, "REDUCERS", (*config.REDUCERS, *more))
     monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
-    write_params(reducers=["looking", "asked", "pyramiddrop"])
+    write_params(reducers=["full", "looking", "asked", "pyramiddrop"])
     found = run()
     assert set(found["reducers"]) == {"looking", "selector"} == set(found["overlap"]["names"])
     assert found["provenance"]["left_out"] == {
@@ -213,6 +213,7 @@ def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_ou
         ("experiments/pretrain/autoencoder/model.safetensors", "model.safetensors is missing"),
         ("data/features/evaluate/manifest.json", "manifest.json is missing"),
         ("data/features/pretrain/manifest.json", "manifest.json is missing"),
+        ("data/prepared/evaluate/manifest.json", "manifest.json is missing"),
     ],
 )
 def test_what_an_earlier_stage_did_not_leave_is_named_before_any_training(

@@ -111,7 +111,7 @@ def opened(first, monkeypatch):
                 "atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained": nothing,
                 "atr.stages.measure._train": stop,
             },
-            {EVALUATE_FEATURES, PRETRAIN_FEATURES},
+            {EVALUATE_FEATURES, PRETRAIN_FEATURES, EVALUATE_IMAGES},
         ),
         (
             micro_dinov2,
