@@ -577,7 +577,7 @@ class Extracted(Stored):
         encoder = Encoder.load(path, -2)
         about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path}
         about |= {"fingerprint": fingerprint(encoder.tower)}
-        super().__init__(manifest=about | {"preprocess": describe(encoder.image_processor)})
+        super().__init__(manifest=about | {"resolved": {}, "preprocess": describe(encoder.image_processor)})
         images = [Pictures("llava_next").image(name) for name in self.names]
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(images))
