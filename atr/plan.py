@@ -305,7 +305,7 @@ def _training(plan: Plan, features: Features) -> Iterator[str]:
 
 def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
     """What a stage will refuse or the disk will not hold; nothing of it stops the plan."""
-    source, heads = plan.prepare.source, plan.pretrain.heads
+    source = plan.prepare.source
     held = SOURCES.get(source)
     if held and plan.prepare.images > held:
         yield f"prepare.images: {source} holds {held:,} images, fewer than {plan.prepare.images:,}"
@@ -313,10 +313,8 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"pretrain.batch_size: {plan.split[0]:,} images are not one batch for each device"
     if not plan.features:
         yield f"encoder: tokens and width of {plan.encoder.path} are unknown, so features are not counted"
-    elif plan.features.width % heads:
-        yield f"pretrain.heads: {heads} does not divide the encoder's width {plan.features.width}"
-    if plan.pretrain.position == "sine" and plan.features and plan.features.width % 4:
-        yield f"pretrain.position: 4 does not divide the encoder's width {plan.features.width}, as sine needs"
+    else:
+        yield from _misfits(plan, plan.features.width)
     if plan.vlm.encoder is None:
         yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
     if source not in PIXELS:
@@ -324,6 +322,16 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
     if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):
         yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
+
+
+def _misfits(plan: Plan, width: int) -> Iterator[str]:
+    """Selectors that cannot be made for features of that width."""
+    recipes: dict[str, config.SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
+    for name, recipe in recipes.items():
+        if width % recipe.heads:
+            yield f"{name}.heads: {recipe.heads} does not divide the encoder's width {width}"
+        if recipe.position == "sine" and width % 4:
+            yield f"{name}.position: 4 does not divide the encoder's width {width}, as sine needs"
 
 
 def _short(needed: int, disks: Disks) -> Iterator[str]:

@@ -321,10 +321,10 @@ def test_the_model_of_the_paper_may_shrink_its_grid(planned):
 def test_what_a_stage_will_refuse_or_cannot_be_counted_is_a_warning(planned, tmp_path):
     for file in Path("data/micro/llava").iterdir():
         (tmp_path / file.name).symlink_to(file.resolve())  # an encoder of the user's own
-    own = [f"encoder={tmp_path}", f"vlm={tmp_path}", "pretrain.heads=5", f"prepare.source={tmp_path}"]
-    costs = planned("llava-next", *own)
+    own = [f"encoder={tmp_path}", f"vlm={tmp_path}", f"prepare.source={tmp_path}"]
+    costs = planned("llava-next", *own, "pretrain.heads=5", "distill.heads=7")
     told = [warning.partition(":")[0] for warning in plan.warnings(costs, ROOMY)]
-    assert told == ["pretrain.heads", "vlm", "prepare.source", "prepare.benchmarks"]
+    assert told == ["pretrain.heads", "distill.heads", "vlm", "prepare.source", "prepare.benchmarks"]
     costs = planned("llava-next", "prepare.images=200000")
     assert next(plan.warnings(costs, ROOMY)).startswith("prepare.images: coco holds 117,266")
 
