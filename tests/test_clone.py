@@ -16,7 +16,7 @@ COMMANDS = {
     "data status": "No changes.",
     "stage list --all": "report",
     "dag": "prepare",
-    "metrics show": "experiments/report/metrics.json",
+    "metrics show": "experiments/report/text.json",
     "params diff HEAD": "",
     "exp list --all": "saved",
     "exp show --csv": "saved",

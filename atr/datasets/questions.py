@@ -37,6 +37,8 @@ class Question:
             raise ValueError("id: '' is not allowed, allowed: a name of its own")
         if self.benchmark not in GROUPS:
             raise ValueError(f"benchmark: {short(self.benchmark)} is unknown, allowed: {', '.join(GROUPS)}")
+        if self.group != (group := GROUPS[self.benchmark]):
+            raise ValueError(f"group: {short(self.group)} is not {self.benchmark}'s, allowed: {group}")
         if not self.answers:
             raise ValueError("answers: [] is not allowed, allowed: one text or more")
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 from PIL import Image
 
+from atr.config import GROUPS
 from atr.datasets import held_out, micro, parquet
 from atr.datasets.questions import Question
 
@@ -92,7 +93,8 @@ def test_pictures_are_distinct_over_all_questions(cells):
 @pytest.mark.parametrize("benchmark", micro.DRAW)
 def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark, split):
     for index in range(20):
-        ((name, _),) = list(held_out.drawn_by_micro(benchmark, "text", index + 1, 3, split))[-1][1]
+        drawn = held_out.drawn_by_micro(benchmark, GROUPS[benchmark], index + 1, 3, split)
+        ((name, _),) = list(drawn)[-1][1]
         written = micro.sample(benchmark, split, index, 3).characters
         centres = held_out.text_centres(name, 3, split)
         for (x, y), character in zip(centres, written, strict=True):

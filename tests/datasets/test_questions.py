@@ -62,6 +62,8 @@ GONE = object()
         ("question", "\ud800", r"question: '\\ud800' is not allowed, allowed: str"),
         ("images", "docs/1", r"images: 'docs/1' is not allowed, allowed: list\[str\]"),
         ("images", [None], r"images\[0\]: None is not allowed, allowed: str"),
+        ("group", "general", "group: 'general' is not docs's, allowed: text"),
+        ("group", "../x", r"group: '\.\./x' is not docs's, allowed: text"),
         ("answers", [], r"answers: \[\] is not allowed, allowed: one text or more"),
         ("answers", "7", r"answers: '7' is not allowed, allowed: list\[str\]"),
         ("answers", ["7", 7], r"answers\[1\]: 7 is not allowed, allowed: str"),

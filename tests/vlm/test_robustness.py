@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from atr.bootstrap import interval, resampled
-from atr.config import Evaluate
+from atr.config import GROUPS, Evaluate
 from atr.datasets import Question
 from atr.reduction import REDUCERS
 from atr.reduction.floors import L2Norm
@@ -39,7 +39,7 @@ def small(name):
 def question(name, **changes):
     benchmark, _, number = name.partition("/")
     about = {"question": "a b c"[: 1 + 2 * int(number)], "answers": ["x"], "images": [name]}
-    return Question(**{"id": name, "benchmark": benchmark, "group": "text", **about, **changes})
+    return Question(**{"id": name, "benchmark": benchmark, "group": GROUPS[benchmark], **about, **changes})
 
 
 @dataclass
