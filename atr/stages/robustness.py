@@ -69,7 +69,9 @@ def _answerer(params: config.Params) -> "Answerer":
     settings = replace(params.evaluate, positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
     source = WholeInputs(model.to(device), processor, images, settings.interpolation)
-    return Answerer(model, processor, source, settings, {"vlm": version_of(params.vlm.path, model, tower)})
+    kernel = str(model.config.get_text_config()._attn_implementation)
+    resolved = {"attention": kernel, "vlm": version_of(params.vlm.path, model, tower)}
+    return Answerer(model, processor, source, settings, resolved)
 
 
 if __name__ == "__main__":
