@@ -64,11 +64,31 @@ ENCODERS = {
         EncoderPreset(name="micro", path="data/micro/llava", layer=-1, width=192),
         # DINOv2's own processor cuts the margins off, and with them the text of a page.
         # Its middle layers are the best to read from, by the probe in data/micro/probe.json.
-        EncoderPreset(name="dinov2-small", path="facebook/dinov2-small", layer=5, size=224, width=384),
-        EncoderPreset(name="dinov2-base", path="facebook/dinov2-base", size=224, width=768),
-        EncoderPreset("clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336", width=1024),
+        EncoderPreset(
+            name="dinov2-small",
+            path="facebook/dinov2-small@ed25f3a31f01632728cabb09d1542f84ab7b0056",
+            layer=5,
+            size=224,
+            width=384,
+        ),
+        EncoderPreset(
+            name="dinov2-base",
+            path="facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+            size=224,
+            width=768,
+        ),
+        EncoderPreset(
+            name="clip-vit-large-patch14-336",
+            path="openai/clip-vit-large-patch14-336@ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
+            width=1024,
+        ),
         # The last of the 26 layers that LLaVA-OneVision has of its 27, and reads as -1.
-        EncoderPreset("siglip-so400m-patch14-384", "google/siglip-so400m-patch14-384", layer=26, width=1152),
+        EncoderPreset(
+            name="siglip-so400m-patch14-384",
+            path="google/siglip-so400m-patch14-384@9fdffc58afc957d1a03a25b10dba0329ab15c2a3",
+            layer=26,
+            width=1152,
+        ),
     )
 }
 VLMS = {
@@ -78,15 +98,20 @@ VLMS = {
         VlmPreset(name="micro-dinov2", path="data/micro/llava-dinov2", encoder="dinov2-small"),
         VlmPreset(
             "llava-next-7b",
-            "llava-hf/llava-v1.6-vicuna-7b-hf",
+            "llava-hf/llava-v1.6-vicuna-7b-hf@c916e6cdcd760b4cecd1dd4907f84ac649f93b23",
             "clip-vit-large-patch14-336",
             stored=False,
             tiles=5,
         ),
-        VlmPreset("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "clip-vit-large-patch14-336", False),
+        VlmPreset(
+            "llava-1.5-7b",
+            "llava-hf/llava-1.5-7b-hf@b234b804b114d9e37bb655e11cbbb5f5e971b7a9",
+            "clip-vit-large-patch14-336",
+            stored=False,
+        ),
         VlmPreset(
             "llava-onevision-7b",
-            "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+            "llava-hf/llava-onevision-qwen2-7b-ov-hf@0d50680527681998e456c7b78950205bedd8a068",
             "siglip-so400m-patch14-384",
             stored=False,
             tiles=37,
@@ -1018,12 +1043,16 @@ def _vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
 
 
 def _preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
-    """The preset of that name, or whose folder or hub id it is; at the revision that stands behind it."""
-    found = next((preset for preset in presets.values() if _base(name) in (preset.name, preset.path)), None)
-    if found is None or _base(name) == name:
+    """The preset of that name, or whose folder or hub id it is; at the revision that stands behind it.
+
+    Without one it is the preset's own, so that what the hub publishes later changes no result.
+    """
+    base = _base(name)
+    found = next((preset for preset in presets.values() if base in (preset.name, _base(preset.path))), None)
+    if found is None or name in (base, found.path):
         return found
-    revision = name.removeprefix(_base(name))
-    at = replace(found, name=found.name + revision, path=found.path + revision)
+    revision = name.removeprefix(base)
+    at = replace(found, name=found.name + revision, path=_base(found.path) + revision)
     return at if _HUB_ID.fullmatch(at.path) else None
 
 

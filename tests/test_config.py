@@ -450,7 +450,9 @@ def test_a_revision_stands_behind_a_preset_or_a_hub_id(tmp_path, name):
     path = write(tmp_path, encoder="clip-vit-large-patch14-336@v1", vlm=f"{name}@refs/pr/7", **ONE_HEAD)
     params = config.load("evaluate", path)
     preset = config.ENCODERS["clip-vit-large-patch14-336"]
-    assert params.encoder == replace(preset, name=f"{preset.name}@v1", path=f"{preset.path}@v1")
+    assert params.encoder == replace(
+        preset, name=f"{preset.name}@v1", path="openai/clip-vit-large-patch14-336@v1"
+    )
     assert params.vlm.path == "llava-hf/llava-1.5-7b-hf@refs/pr/7" and not params.vlm.stored
     assert params.raw()["vlm"] == "llava-1.5-7b@refs/pr/7", "results say which revision was asked for"
     assert config.load("evaluate", write(tmp_path, encoder="org/tower@v2", vlm="org/model")).encoder == (
@@ -469,6 +471,18 @@ def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub(
     for name, preset in config.ENCODERS.items():
         assert preset.name == name
         assert (ROOT / preset.path).is_dir() or preset.path.count("/") == 1
+
+
+@pytest.mark.parametrize("name", [*config.ENCODERS, *config.VLMS])
+def test_presets_on_the_hub_are_pinned_to_a_commit(tmp_path, name):
+    """Without a revision of the user's own, the same parameters read the same weights whenever they are run."""
+    preset = config.ENCODERS.get(name) or config.VLMS[name]
+    if not (ROOT / preset.path).is_dir():
+        hub_id, _, commit = preset.path.partition("@")
+        assert re.fullmatch("[0-9a-f]{40}", commit)
+        presets = config.ENCODERS if name in config.ENCODERS else config.VLMS
+        assert config._preset(presets, hub_id) == config._preset(presets, name) == preset
+        assert config._preset(presets, f"{hub_id}@main").path == f"{hub_id}@main"
 
 
 @pytest.mark.parametrize("prompt", ["What is this???", "???!", "Is it 50 $ {or more}?"])

