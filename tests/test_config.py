@@ -475,7 +475,7 @@ def test_presets_are_known_by_their_own_names_and_lie_in_a_folder_or_on_the_hub(
 
 @pytest.mark.parametrize("name", [*config.ENCODERS, *config.VLMS])
 def test_presets_on_the_hub_are_pinned_to_a_commit(tmp_path, name):
-    """Without a revision of the user's own, the same parameters read the same weights whenever they are run."""
+    """Without a revision of the user's own, the same parameters read the same weights, whenever run."""
     preset = config.ENCODERS.get(name) or config.VLMS[name]
     if not (ROOT / preset.path).is_dir():
         hub_id, _, commit = preset.path.partition("@")
