@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from dvc.repo import Repo
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -51,8 +51,8 @@ def clone(tmp_path_factory):
         if (ROOT / name).is_file():
             (origin / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, origin / name)
-    leave_results(origin)
     call(origin, "git", "init", "-q")
+    leave_results(origin)
     call(origin, "dvc", "remote", "add", "-q", "--default", "store", str(home / "remote"))
     call(origin, "dvc", "commit", "--force", "--quiet")
     call(origin, "git", "add", "--all")
@@ -67,13 +67,13 @@ def clone(tmp_path_factory):
 
 def leave_results(folder):
     """Something in place of each output of a stage, without running any."""
-    for stage in OmegaConf.load(folder / "dvc.lock").stages.values():
-        for out in stage.get("outs", []):
-            path = folder / out.path
-            if not path.exists():
-                file = path / "part" if "nfiles" in out else path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text("{}")
+    with Repo(str(folder)) as repo:
+        paths = [Path(out.fs_path) for out in repo.index.outs]
+    for path in paths:
+        if not path.exists():
+            file = path if path.suffix else path / "part"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
     (folder / "data/features/pretrain/components.png").touch()
 
 

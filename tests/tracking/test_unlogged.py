@@ -316,13 +316,13 @@ def test_a_server_that_dies_costs_no_result_and_is_sent_all_when_it_is_back(serv
         f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the log "
         "is experiments/mlflow.db"
     ]
+    (kept,) = unlogged.folders()
     server()
     subprocess.run(send, env=environment, check=True)
     assert unlogged.folders() == []
     client = MlflowClient(address)
-    experiment = client.get_experiment_by_name("atr").experiment_id
-    (run,) = client.search_runs([experiment], "attributes.run_name = 'pretrain'")
-    assert run.info.status == "FINISHED"
+    run = client.get_run(kept.name)
+    assert (run.info.run_name, run.info.status) == ("pretrain", "FINISHED")
     assert run.data.metrics == {"before": 1.0, "train/loss": 0.5}
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 1000
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["result.json"]
