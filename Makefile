@@ -45,7 +45,7 @@ test: $(STAMP)
 test-lmms-eval: $(STAMP)
 	'$(PYTHON)' -m venv --clear .venv-lmms-eval
 	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]'
-	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/lmms_eval
+	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/integrations/lmms_eval
 
 lint: $(STAMP)
 	ruff check
@@ -54,27 +54,27 @@ lint: $(STAMP)
 
 # First the log is made, or mended where the project was moved, behind the lock that stages know.
 ui: $(STAMP)
-	env -u MLFLOW_TRACKING_URI python -c 'from atr.tracking import store; store.connect()'
+	env -u MLFLOW_TRACKING_URI python -c 'from atr.core.tracking import store; store.connect()'
 	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
 
 # The micro models are no stages of DVC: in every clone it would miss what they leave behind, whatever command is typed,
 # and would train for hours after every change of code. An interrupted training goes on behind its last epoch.
 TRAINING := data/micro/training
 micro: $(STAMP)
-	python -m atr.stages.micro
+	python -m atr.micro.stages.train
 	rm -rf data/micro/llava && cp -r $(TRAINING)/llava data/micro/llava
 
 micro-dinov2: $(STAMP) $(TRAINING)/features/manifest.json
-	python -m atr.stages.micro_dinov2
+	python -m atr.micro.stages.train_dinov2
 	rm -rf data/micro/llava-dinov2 && cp -r $(TRAINING)/llava-dinov2 data/micro/llava-dinov2
 
 # The training refuses features of other parameters: then they are to be removed, and are made again.
 $(TRAINING)/features/manifest.json: | $(STAMP)
-	python -m atr.stages.micro_features
+	python -m atr.micro.stages.features
 
 # Which layer the preset dinov2-small of atr/config.py is to be read at, into data/micro/probe.json.
 micro-probe: $(STAMP)
-	python -m atr.stages.micro_probe
+	python -m atr.micro.stages.probe
 
 # --compile: an environment without .pyc files doubles the time of every import where PYTHONDONTWRITEBYTECODE is set.
 $(STAMP):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atr.reduction.selector import FeatureSelector
-    from atr.vlm.pixels import check_inputs
+    from atr.vlm.input_checks import check_inputs
     from atr.vlm.reduce import reduce
 
 __all__ = ["FeatureSelector", "__version__", "check_inputs", "reduce"]
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 # Looked up at first use: `import atr` alone, and with it every config error, must not wait for torch.
 _HOMES = {
     "FeatureSelector": "atr.reduction.selector",
-    "check_inputs": "atr.vlm.pixels",
+    "check_inputs": "atr.vlm.input_checks",
     "reduce": "atr.vlm.reduce",
 }
 

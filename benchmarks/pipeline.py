@@ -21,14 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atr.config import VLMS, Pretrain
-from atr.datasets import micro
+from atr.core.timing import device_name, milliseconds
 from atr.features.datamodule import FeatureDataModule
 from atr.features.store import FeatureStore, ShardWriter, write_manifest
+from atr.micro import world
 from atr.reduction import FeatureSelector
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.losses import at_least, kept_fraction, unexplained_variance
-from atr.reduction.training import SelectorTraining
-from atr.timing import device_name, milliseconds
+from atr.reduction.pretraining import SelectorTraining
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.reduce import reduce
 
@@ -132,7 +132,7 @@ def bare(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> I
 def generate(keep: float, batch: int, seconds: float, device: torch.device) -> tuple[float, float]:
     """Milliseconds of a batch of answers: from the fraction `keep` of the visual tokens, and from all."""
     model, processor = load_vlm(str(Path(__file__).parents[1] / VLMS["micro"].path), torch.float32)
-    pages = [micro.sample("docs", "validation", index, 0) for index in range(batch)]
+    pages = [world.sample("docs", "validation", index, 0) for index in range(batch)]
     texts = [f"<image> {page.turns[0][0]}" for page in pages]
     images = [page.image for page in pages]
     model, inputs = model.to(device), processor(images=images, text=texts, padding=True, return_tensors="pt")

@@ -14,15 +14,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from atr.reduction import REDUCERS, Encoded, FeatureSelector, Merger, Reducer
-from atr.timing import device_name, milliseconds
-from atr.tokens import budget
+from atr.core.timing import device_name, milliseconds
+from atr.core.tokens import budget
+from atr.reduction import REDUCERS, EncoderOutput, FeatureSelector, Merger, Reducer
 
 PATCH = 14
 COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
 
 
-def synthetic(side: int, width: int, images: int, device: torch.device) -> Encoded:
+def synthetic(side: int, width: int, images: int, device: torch.device) -> EncoderOutput:
     """All that any reducer reads, of a square grid, by the suffixes of the fields' names."""
     generator, tokens = torch.Generator().manual_seed(0), side * side
     shapes = {
@@ -31,17 +31,17 @@ def synthetic(side: int, width: int, images: int, device: torch.device) -> Encod
         "BD": (images, width),
         "BCHW": (images, 3, side * PATCH, side * PATCH),
     }
-    names = [field.name for field in fields(Encoded)]
+    names = [field.name for field in fields(EncoderOutput)]
     suffixes = {name: name.rpartition("_")[2] for name in names}
     values: dict[str, Tensor] = {
         name: torch.rand(shapes[suffix], generator=generator).to(device)
         for name, suffix in suffixes.items()
         if suffix in shapes
     }
-    return Encoded(**values, grid=(side, side), encode=lambda pixels_BCHW: values["features_BND"])
+    return EncoderOutput(**values, grid=(side, side), encode=lambda pixels_BCHW: values["features_BND"])
 
 
-def select(reducer: Reducer, encoded: Encoded, count: int) -> object:
+def select(reducer: Reducer, encoded: EncoderOutput, count: int) -> object:
     """A selection as of an image never seen before: some reducers remember the last ones' scores."""
     encoded = replace(encoded)
     return reducer.merge(encoded, count) if isinstance(reducer, Merger) else reducer(encoded, count)

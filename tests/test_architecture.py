@@ -44,22 +44,22 @@ FLOORS = {
 }
 # Who may import a library; the rest of a dotted name that ends in .* is free.
 HOMES = {
-    "transformers": ("atr.features.encoder", "atr.vlm.*", "atr.lmms_eval.answering"),
+    "transformers": ("atr.features.encoder", "atr.vlm.*", "atr.integrations.lmms_eval.answering"),
     "lightning": (
         "atr.features.datamodule",
-        "atr.features.training",
+        "atr.features.extraction",
         "atr.reduction.checkpoints",
-        "atr.reduction.training",
+        "atr.reduction.pretraining",
         "atr.vlm.distillation",
-        "atr.vlm.lessons",
-        "atr.vlm.training",
-        "atr.tracking",
-        "atr.tracking.training",
+        "atr.micro.curriculum",
+        "atr.micro.training",
+        "atr.core.tracking",
+        "atr.core.tracking.training_logger",
         "atr.stages.*",
     ),
-    "mlflow": ("atr.tracking", "atr.tracking.*"),
-    "lmms_eval": ("atr.lmms_eval.manifest", "atr.lmms_eval.model"),
-    "onnx": ("atr.features.onnx_weights", "atr.features.pretrained"),
+    "mlflow": ("atr.core.tracking", "atr.core.tracking.*"),
+    "lmms_eval": ("atr.integrations.lmms_eval.manifest", "atr.integrations.lmms_eval.model"),
+    "onnx": ("atr.features.onnx_weights", "atr.features.wheel_weights"),
 }
 
 
@@ -125,7 +125,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config"), ("hub", "files")}:
         return True
     if upper == "vlm" and FLOORS[lower] == 2:
-        shared = ("atr.features.attention", "atr.features.encoder", "atr.features.preprocess")
+        shared = ("atr.features.attention_hooks", "atr.features.encoder", "atr.features.preprocess")
         return lower == "reduction" or imported in shared
     return FLOORS[lower] < FLOORS[upper]
 
@@ -161,7 +161,13 @@ def test_a_light_part_reaches_no_torch(light):
 
 
 @pytest.mark.parametrize(
-    "module", ["atr.vlm.reduce", "atr.vlm.pixels", "atr.reduction.selector", "atr.lmms_eval.answering"]
+    "module",
+    [
+        "atr.vlm.reduce",
+        "atr.vlm.input_checks",
+        "atr.reduction.selector",
+        "atr.integrations.lmms_eval.answering",
+    ],
 )
 def test_the_library_needs_no_package_of_the_pipeline(module):
     """It is installed beside lmms-eval, and beside a user's own model, without them."""
@@ -264,8 +270,8 @@ def test_a_stage_depends_on_no_code_that_it_does_not_run():
 def test_the_names_in_config_are_those_of_the_registries():
     from atr.benchmarks import BENCHMARKS
     from atr.reduction import REDUCERS
-    from atr.vlm.choice import CHOICES
-    from atr.vlm.inside import INSIDE
+    from atr.vlm.in_llm import INSIDE
+    from atr.vlm.policy import CHOICES
 
     assert {key: set(values) for key, values in config.LAYOUT.items()} == {
         key: set(values) for key, values in CHOICES.items()
@@ -276,7 +282,7 @@ def test_the_names_in_config_are_those_of_the_registries():
 
 def test_the_reducers_of_one_tile_in_config_are_those_that_refuse_several(tmp_path):
     from atr.reduction import REDUCERS, FeatureSelector
-    from atr.vlm.choice import needs_one_tile
+    from atr.vlm.policy import needs_one_tile
 
     FeatureSelector(width=4, grid=(2, 2), layers=1, heads=1).save_pretrained(tmp_path)
     refusing = {name for name, make in REDUCERS.items() if needs_one_tile(make(0, tmp_path))}
@@ -286,7 +292,7 @@ def test_the_reducers_of_one_tile_in_config_are_those_that_refuse_several(tmp_pa
 def test_the_lazy_exports_are_the_things_themselves():
     import atr
     from atr.reduction.selector import FeatureSelector
-    from atr.vlm.pixels import check_inputs
+    from atr.vlm.input_checks import check_inputs
     from atr.vlm.reduce import reduce
 
     assert atr.FeatureSelector is FeatureSelector

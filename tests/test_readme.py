@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
     from atr import FeatureSelector
-    from atr.datasets import micro
+    from atr.micro import world
     from atr.vlm.checkpoint import load_vlm
 
     (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -31,7 +31,7 @@ def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
             lengths.append(kwargs["inputs_embeds"].shape[1]) or _forward(*args, **kwargs)
         ),
     )
-    image = micro.sample("docs", "evaluate", 0, 0).image
+    image = world.sample("docs", "evaluate", 0, 0).image
     exec(example, {"model": model, "processor": processor, "image": image, "prompt": "<image> total"})
     assert lengths[0] == 1 + round(0.4 * 144) + 1, (
         "the language model sees <s>, 40 % of 144 tokens, the question"
@@ -43,8 +43,8 @@ COMMANDS = re.findall(r"^atr (.*)$", README.replace("\\\n", ""), flags=re.MULTIL
 
 @pytest.mark.parametrize("line", sorted(set(COMMANDS)))
 def test_an_atr_command_runs_as_printed(line, tmp_path, monkeypatch, capsys):
-    from atr import __main__ as command
     from atr import config
+    from atr.cli import main as command
 
     for name in ("experiments", "data"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -4,19 +4,8 @@ The paper's ten lie one in a file, each with the source of its dataset, examples
 micro world are drawn, not read, and scored by exact match.
 """
 
-from atr.benchmarks import (
-    ai2d,
-    chartqa,
-    docvqa,
-    gqa,
-    infovqa,
-    mmbench,
-    mmmu,
-    mmstar,
-    scienceqa,
-    textvqa,
-)
-from atr.benchmarks.example import Asked, Benchmark, Example, Source
+from atr.benchmarks import ai2d, chartqa, docvqa, gqa, infovqa, mmbench, mmmu, mmstar, scienceqa, textvqa
+from atr.benchmarks.base import Asked, Benchmark, Example, Source
 from atr.benchmarks.metrics import exact_match
 
 __all__ = ["BENCHMARKS", "Benchmark", "Example", "Source"]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from string import ascii_uppercase
 
-from atr.benchmarks.example import LETTER, Asked, Example, Row, Source, lettered
+from atr.benchmarks.base import LETTER, Asked, Example, Row, Source, lettered
 from atr.benchmarks.metrics import exact_words
 
 SOURCE = Source("lmms-lab/ai2d", "data/test-*.parquet")

@@ -5,7 +5,7 @@ Dataset, prompt and score as task chartqa of lmms-eval 0.3.5: relaxed accuracy o
 
 from collections.abc import Iterable, Iterator
 
-from atr.benchmarks.example import Asked, Example, Row, Source
+from atr.benchmarks.base import Asked, Example, Row, Source
 from atr.benchmarks.metrics import relaxed_accuracy
 
 SOURCE = Source("lmms-lab/ChartQA", "data/test-*.parquet")

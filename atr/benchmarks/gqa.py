@@ -5,7 +5,7 @@ Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are a table
 
 from collections.abc import Iterable, Iterator
 
-from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.base import SHORT, Asked, Example, Row, Source
 from atr.benchmarks.metrics import exact_words
 
 SOURCE = Source(

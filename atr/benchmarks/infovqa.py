@@ -6,7 +6,7 @@ for texts with repeated blanks: see `anls`. It lies in DocVQA's repository.
 
 from collections.abc import Iterable, Iterator
 
-from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.base import SHORT, Asked, Example, Row, Source
 from atr.benchmarks.metrics import anls
 
 SOURCE = Source("lmms-lab/DocVQA", "InfographicVQA/validation-*.parquet")

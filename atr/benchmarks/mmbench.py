@@ -9,7 +9,7 @@ choice is no option.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from atr.benchmarks.example import LETTER, Asked, Example, Row, Source
+from atr.benchmarks.base import LETTER, Asked, Example, Row, Source
 
 SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000

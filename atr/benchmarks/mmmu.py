@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from string import ascii_uppercase
 
-from atr.benchmarks.example import LETTER, SHORT, Asked, Example, Row, Source, lettered
+from atr.benchmarks.base import LETTER, SHORT, Asked, Example, Row, Source, lettered
 
 SOURCE = Source("lmms-lab/MMMU", "data/validation-*.parquet")
 # What comes before the answer in a sentence; "=" only in the last one.

@@ -8,7 +8,7 @@ has 250; lmms-eval weighs 18 finer ones equally.
 import re
 from collections.abc import Iterable, Iterator
 
-from atr.benchmarks.example import LETTER, Asked, Example, Row, Source
+from atr.benchmarks.base import LETTER, Asked, Example, Row, Source
 
 SOURCE = Source("Lin-Chen/MMStar", "mmstar.parquet")
 # The places where the letter is looked for, all of them at the start of the answer.

@@ -5,7 +5,7 @@ Dataset, prompt and score as task textvqa_val of lmms-eval 0.3.5, without the li
 
 from collections.abc import Iterable, Iterator
 
-from atr.benchmarks.example import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.base import SHORT, Asked, Example, Row, Source
 from atr.benchmarks.vqa import vqa_accuracy
 
 SOURCE = Source("lmms-lab/textvqa", "data/validation-*.parquet")

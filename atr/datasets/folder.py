@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from atr.core.typed_json import check_distinct
 from atr.datasets.decoding import decode
-from atr.records import check_distinct
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

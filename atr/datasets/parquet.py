@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atr.hub import split
+from atr.core.hub import split
 
 HUB = "hub"
 _HINT = "hint"

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from atr.core.files import read_json, sha256, whole_file, write_json
+from atr.core.typed_json import ListedFile, check_distinct, record
 from atr.datasets.decoding import decode
-from atr.files import read_json, sha256, whole_file, write_json
-from atr.records import ListedFile, check_distinct, record
 
 MANIFEST, FORMAT = "manifest.json", 1
 FILE_IMAGES = 1024

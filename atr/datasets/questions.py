@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from atr.config import GROUPS
-from atr.files import write_text
-from atr.records import records, short
+from atr.core.files import write_text
+from atr.core.typed_json import records, short
 
 FILE = "questions.jsonl"
 

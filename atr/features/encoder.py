@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from atr.features.attention import CLASS_TOKENS, leading_tokens, observing
-from atr.finite import check_finite_weights
-from atr.hub import located, split
+from atr.core.finite import check_finite_weights
+from atr.core.hub import located, split
+from atr.features.attention_hooks import CLASS_TOKENS, leading_tokens, observing
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -128,7 +128,7 @@ class Encoder(nn.Module):
         """features_BND of `forward`, and what `needs` names of the attention and keys at the same layer.
 
         The keys are the fields of a reducer's input, `needs` a reducer's own: those of
-        `atr.features.attention.observing`, ValueError for others.
+        `atr.features.attention_hooks.observing`, ValueError for others.
         """
         extra = self.layout.class_tokens, self.layout.extra_tokens
         with observing(self.tower, -1, *extra, needs) as seen:

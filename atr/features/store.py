@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from atr.files import read_json, sha256, whole_file, write_json
-from atr.fingerprint import check_fingerprint
-from atr.records import ListedFile, check_distinct, record, short, value_of
+from atr.core.files import read_json, sha256, whole_file, write_json
+from atr.core.fingerprint import check_fingerprint
+from atr.core.typed_json import ListedFile, check_distinct, record, short, value_of
 
 FORMAT = "atr-features-1"
 MANIFEST = "manifest.json"

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from atr.reduction.attention import (
+from atr.reduction.base import Adaptive, EncoderOutput, Merger, Reducer, Scorer
+from atr.reduction.distilled import DistilledReducer
+from atr.reduction.peers._attention import (
     ClassAttention,
     HiRED,
     HoloV,
@@ -13,11 +15,9 @@ from atr.reduction.attention import (
     VisionZip,
     VisPruner,
 )
-from atr.reduction.distilled import DistilledReducer
-from atr.reduction.diversity import MMR, CDPruner, Dart, DivPrune, Scope
-from atr.reduction.encoded import Adaptive, Encoded, Merger, Reducer, Scorer
-from atr.reduction.floors import Full, L2Norm, NoImage, PixelVariance, Random, Uniform
-from atr.reduction.merging import AveragePooling, ImageDownsampling, ToMe
+from atr.reduction.peers._baselines import Full, L2Norm, NoImage, PixelVariance, Random, Uniform
+from atr.reduction.peers._diversity import MMR, CDPruner, Dart, DivPrune, Scope
+from atr.reduction.peers._merging import AveragePooling, ImageDownsampling, ToMe
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "REDUCERS",
     "Adaptive",
     "DistilledReducer",
-    "Encoded",
+    "EncoderOutput",
     "FeatureSelector",
     "Full",
     "Merger",
@@ -40,35 +40,35 @@ _UNTRAINED: dict[str, Callable[[], Reducer]] = {
     "full": Full,
     "none": NoImage,
     "uniform": Uniform,
-    "average-pooling": AveragePooling,
-    "image-downsampling": ImageDownsampling,
-    "l2-norm": L2Norm,
-    "pixel-variance": PixelVariance,
-    "class-attention": ClassAttention,
+    "average_pooling": AveragePooling,
+    "image_downsampling": ImageDownsampling,
+    "l2_norm": L2Norm,
+    "pixel_variance": PixelVariance,
+    "class_attention": ClassAttention,
     "hired": HiRED,
     "prumerge": PruMerge,
-    "prumerge-plus": PruMergePlus,
+    "prumerge_plus": PruMergePlus,
     "visionzip": VisionZip,
     "vispruner": VisPruner,
     "holov": HoloV,
     "divprune": DivPrune,
     "cdpruner": partial(CDPruner, text=False),
-    "cdpruner-text": CDPruner,
+    "cdpruner_text": CDPruner,
     "dart": Dart,
     "scope": Scope,
     "mmr": MMR,
     "tome": ToMe,
-    "prumerge-adaptive": PruMerge,
+    "prumerge_adaptive": PruMerge,
 }
 
 
 _TRAINED: dict[str, Callable[[FeatureSelector], Reducer]] = {
     "selector": SelectorReducer,
-    "selector-adaptive": SelectorReducer,
-    "selector-mmr": lambda selector: MMR(SelectorReducer(selector)),
-    "selector-scope": lambda selector: Scope(SelectorReducer(selector)),
+    "selector_adaptive": SelectorReducer,
+    "selector_mmr": lambda selector: MMR(SelectorReducer(selector)),
+    "selector_scope": lambda selector: Scope(SelectorReducer(selector)),
     "distilled": DistilledReducer,
-    "distilled-ranking": SelectorReducer,
+    "distilled_ranking": SelectorReducer,
 }
 
 
@@ -93,4 +93,4 @@ NEEDS: dict[str, frozenset[str]] = {
     **dict.fromkeys(_TRAINED, SelectorReducer.needs),
     "distilled": DistilledReducer.needs,
 }
-"""What each of REDUCERS reads of the optional fields of Encoded, told without making it."""
+"""What each of REDUCERS reads of the optional fields of EncoderOutput, told without making it."""

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from atr.core.tokens import gumbel_mask_BN, replace
 from atr.reduction.layers import HubModule
 from atr.reduction.reconstructor import FeatureReconstructor
 from atr.reduction.selector import FeatureSelector
-from atr.tokens import gumbel_mask_BN, replace
 
 
 class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from atr.files import digest, whole_file
+from atr.core.files import digest, whole_file
 
 BEFORE, BROKEN = ".before", ".broken"
 """What is appended to the name of the last checkpoint but one, and of one that could not be read."""

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from atr import tokens
-from atr.reduction.diversity import Scope
-from atr.reduction.encoded import Encoded
+from atr.core import tokens
+from atr.core.tokens import top_k_BK
+from atr.reduction.base import EncoderOutput
+from atr.reduction.peers._diversity import Scope
 from atr.reduction.selector import FeatureSelector, SelectorReducer
-from atr.tokens import top_k_BK
 
 COVERED = 0.1
 """Fraction of an image's tokens that coverage chooses, before the best scores of the others.
@@ -33,7 +33,7 @@ class DistilledReducer(SelectorReducer):
         super().__init__(selector)
         self._covering = Scope(SelectorReducer(selector), on="projected")
 
-    def __call__(self, encoded: Encoded, budget: int) -> Tensor:
+    def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """`budget` indices of each image; raises ValueError unless 0 <= budget <= N."""
         covered = min(budget, tokens.budget(COVERED, encoded.tokens))
         first_BK = self._covering(encoded, covered)

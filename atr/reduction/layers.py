@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from atr.finite import check_finite_weights
-from atr.hub import located
-from atr.records import value_of
-from atr.tokens import sine_positions
+from atr.core.finite import check_finite_weights
+from atr.core.hub import located
+from atr.core.tokens import sine_positions
+from atr.core.typed_json import value_of
 
 _SMALLEST_VARIANCE = 1e-10
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -66,7 +66,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return mixed
 
 
-class Trunk(nn.Module):
+class TransformerHead(nn.Module):
     """Fixed positions added to the input, Transformer layers, a norm and a linear head of `outputs` channels.
 
     The head's weight starts at zero: the first output is `bias` everywhere, whatever the features.

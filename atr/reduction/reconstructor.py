@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from atr.reduction.layers import Trunk
+from atr.reduction.layers import TransformerHead
 
 
 class FeatureReconstructor(nn.Module):
@@ -15,7 +15,7 @@ class FeatureReconstructor(nn.Module):
         self, width: int, grid: tuple[int, int], layers: int, heads: int, ffn_ratio: float, position: str
     ) -> None:
         super().__init__()
-        self.trunk = Trunk(width, width, grid, layers, heads, ffn_ratio, position)
+        self.trunk = TransformerHead(width, width, grid, layers, heads, ffn_ratio, position)
 
     def forward(self, masked_BND: Tensor) -> Tensor:
         """Restored features, standardised; raises ValueError if tokens or channels do not fit."""

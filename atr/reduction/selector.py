@@ -6,12 +6,12 @@ import torch
 from huggingface_hub import ModelCard
 from torch import Tensor
 
-from atr.fingerprint import check_fingerprint
-from atr.finite import check_finite
-from atr.reduction import card
-from atr.reduction.encoded import Encoded
-from atr.reduction.layers import HubModule, Standardise, Trunk
-from atr.tokens import top_k_BK
+from atr.core.fingerprint import check_fingerprint
+from atr.core.finite import check_finite
+from atr.core.tokens import top_k_BK
+from atr.reduction import selector_card
+from atr.reduction.base import EncoderOutput
+from atr.reduction.layers import HubModule, Standardise, TransformerHead
 
 
 class FeatureSelector(
@@ -19,7 +19,7 @@ class FeatureSelector(
     library_name="atr",
     license="apache-2.0",
     paper_url="https://arxiv.org/abs/2503.16660",
-    model_card_template=card.TEMPLATE,
+    model_card_template=selector_card.TEMPLATE,
 ):
     """Three Transformer layers and a linear layer: features_BND of a frozen encoder to keep logits_BN.
 
@@ -48,7 +48,7 @@ class FeatureSelector(
         self.record = dict(record or {})
         check_fingerprint(self.record.get("fingerprint"))
         self.standardise = Standardise(width)
-        self.trunk = Trunk(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
+        self.trunk = TransformerHead(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class FeatureSelector(
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The README.md that is saved and pushed with the weights, from what config.json says."""
         assert isinstance(self._hub_mixin_config, dict)
-        fields = card.fields(self._hub_mixin_config, self.record)
+        fields = selector_card.fields(self._hub_mixin_config, self.record)
         return super().generate_model_card(*args, **fields | kwargs)
 
     def forward(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
@@ -113,13 +113,13 @@ class SelectorReducer:
 
     def __init__(self, selector: FeatureSelector) -> None:
         self.selector = selector
-        self._scored: tuple[Encoded, Tensor] | None = None
+        self._scored: tuple[EncoderOutput, Tensor] | None = None
 
-    def __call__(self, encoded: Encoded, budget: int) -> Tensor:
+    def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """Indices of the `budget` highest logits of each image."""
         return top_k_BK(self.scores(encoded), budget)
 
-    def scores(self, encoded: Encoded) -> Tensor:
+    def scores(self, encoded: EncoderOutput) -> Tensor:
         """The keep logits; scores_BN."""
         if self._scored is None or self._scored[0] is not encoded:
             logits_BN = self.selector.rank(encoded.features_BND, encoded.grid)

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from atr.reporting.cases import LINES, Case
-from atr.reporting.look import INK, RULE, drawable, png, theme
+from atr.reporting.examples import LINES, Case
 from atr.reporting.results import ADAPTIVE, Comparison, Masks, Score
+from atr.reporting.style import INK, RULE, drawable, png, theme
 
 ImageOf = Callable[[str], Image.Image]
 """Looks an image up by its id."""

@@ -6,8 +6,8 @@ from itertools import groupby
 from typing import Any
 
 from atr import config
-from atr.reporting.differences import LOSS, OUTCOMES, TIE, WIN, Match, Versus
-from atr.reporting.measurements import Measure
+from atr.reporting.intrinsic import Measure
+from atr.reporting.paired import LOSS, OUTCOMES, TIE, WIN, Match, Versus
 from atr.reporting.results import Comparison, Results
 
 GROUPS = tuple(dict.fromkeys(config.GROUPS.values()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from atr.reporting.cases import LINES
+from atr.reporting.examples import LINES
 from atr.reporting.figures import STYLES
 from atr.reporting.report import (
     COST_NOTE,

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from atr.reporting import cases, figures, headlines, matrices, robustness, tables
-from atr.reporting.cases import Case
-from atr.reporting.differences import Match, Versus, matches, versus
+from atr.reporting import examples, figures, headlines, heatmaps, robustness, tables
+from atr.reporting.examples import Case
 from atr.reporting.figures import ImageOf
-from atr.reporting.measurements import Cost, Measure
+from atr.reporting.intrinsic import Cost, Measure
+from atr.reporting.paired import Match, Versus, matches, versus
 from atr.reporting.results import Comparison, Masks, Results
 from atr.reporting.robustness import Robustness
 from atr.reporting.tables import Table
@@ -146,8 +146,8 @@ def build(
     Raises ValueError when `best` was not evaluated, or an image is missing. What needs a
     reducer that was not evaluated, random or none, is left out.
     """
-    answered = cases.answered(results)
-    chosen = cases.choose(answered, settings["examples"])
+    answered = examples.answered(results)
+    chosen = examples.choose(answered, settings["examples"])
     best = settings["best"]
     compared, found = versus(results, best), matches(results)
     groups = compared[: len(results.groups)]
@@ -213,7 +213,7 @@ def _compared(groups: list[Versus], found: list[Match]) -> Compared:
         Picture(
             f"differences-{each.comparison.name}",
             f"{each.comparison.title}: {each.best} minus each other reducer, in points.",
-            matrices.differences(each),
+            heatmaps.differences(each),
         )
         for each in groups
     ]
@@ -228,7 +228,7 @@ def _compared(groups: list[Versus], found: list[Match]) -> Compared:
 def _measured(measure: Measure) -> Measured:
     caption = f"Overlap (IoU, in %) of the tokens that each two reducers keep at {measure.overlap.keep:g}."
     every = [tables.reconstruction(measure), tables.coverage(measure), tables.stability(measure)]
-    picture = Picture("overlap", caption, matrices.overlap(measure.overlap))
+    picture = Picture("overlap", caption, heatmaps.overlap(measure.overlap))
     return Measured([table for table in every if table], picture)
 
 

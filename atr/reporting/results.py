@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from atr import config
-from atr.files import plain_name, read_json
-from atr.records import record, records
+from atr.core.files import plain_name, read_json
+from atr.core.typed_json import record, records
 
 PAPER = ("full", "none", "random", "selector")
 """The lines of the paper's plots, as far as they are evaluated; other reducers join them."""
@@ -18,7 +18,7 @@ REQUIRED = ("full", "selector")
 """Of PAPER, the ones without which nothing can be said; the parameters hold them to be evaluated."""
 UNBUDGETED = ("full", "none")
 """Of PAPER, the ones that drop nothing or everything: lines without a kept fraction to choose."""
-ADAPTIVE = "-adaptive"
+ADAPTIVE = "_adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
 SETTINGS = tuple(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens"))
 """Section and key of the parameters that change the answers of any reducer: all that are shown share them."""

@@ -8,11 +8,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from atr.files import plain_name
-from atr.records import record
+from atr.core.files import plain_name
+from atr.core.typed_json import record
 from atr.reporting.figures import Style, styles
-from atr.reporting.look import RULE, png, theme
 from atr.reporting.results import made_by, read
+from atr.reporting.style import RULE, png, theme
 from atr.reporting.tables import MISSING, Table
 
 ROBUSTNESS_NOTE = (

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atr.reporting import cases
-from atr.reporting.differences import OUTCOMES, Difference, Match, Versus
+from atr.reporting import examples
 from atr.reporting.headlines import relative
-from atr.reporting.measurements import Cost, Line, Measure, Spent
+from atr.reporting.intrinsic import Cost, Line, Measure, Spent
+from atr.reporting.paired import OUTCOMES, Difference, Match, Versus
 from atr.reporting.results import Comparison, Results, Score, flat
 from atr.reporting.text import printable
 
@@ -128,11 +128,11 @@ def cost(measured: Cost) -> Table:
     return Table(f"Milliseconds an image on {measured.device}", header, list(blocks.values()))
 
 
-def agreement(results: Results, answered: list[cases.Case]) -> Table:
+def agreement(results: Results, answered: list[examples.Case]) -> Table:
     """How often the selector and random are right where all tokens are, for each benchmark."""
     rows = []
     for comparison in results.benchmarks:
-        counts = cases.agreement(answered, comparison.name)
+        counts = examples.agreement(answered, comparison.name)
         outcomes = [(True, True), (True, False), (False, True), (False, False)]
         rows.append([comparison.name, *(str(counts[outcome]) for outcome in outcomes)])
     header = ["benchmark", "both right", "only selector", "only random", "both wrong"]

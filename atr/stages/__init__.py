@@ -9,8 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Never
 
-from atr import config, lifetime
-from atr.files import digest, folder_digest, sha256
+from atr import config
+from atr.core import lifetime
+from atr.core.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
@@ -30,8 +31,8 @@ DISTILLED = DISTILL / "selector"
 EVALUATE = Path("experiments/evaluate")
 UNFINISHED = Path("experiments/unfinished")
 """Outside of all outputs, which DVC removes before it runs a stage, and of what other stages depend on."""
-MEASURE = Path("experiments/measure")
-COST = Path("experiments/cost")
+INTRINSIC = Path("experiments/intrinsic")
+LATENCY = Path("experiments/latency")
 ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from atr import config
-from atr.files import sha256, whole_folder, write_json
+from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, depends_on, entry
 from atr.stages.pretrain import STATISTICS, STORE
 
@@ -14,16 +14,16 @@ CHECKPOINTS = DISTILL / "checkpoints"
 
 def main(params: config.Params) -> None:
     """Train, or go on with a training of the same parameters and features; write selector and metrics."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("distill", params) as run:
         from lightning.pytorch import seed_everything
 
+        from atr.core.hardware import lightning_kwargs
         from atr.datasets import PreparedImages
-        from atr.datasets.pretraining import AskedImages
+        from atr.datasets.training_images import AskedImages
         from atr.features.store import FeatureStore
-        from atr.hardware import lightning_kwargs
-        from atr.reduction import card
+        from atr.reduction import selector_card
         from atr.reduction.checkpoints import Checkpoints
         from atr.vlm import distillation
 
@@ -43,7 +43,7 @@ def main(params: config.Params) -> None:
         checkpoints = Checkpoints(CHECKPOINTS, teacher=dict(module.answerer.resolved), **known)
         if distillation.train(module, data, checkpoints, run.logger(), **kwargs):
             manifest = store.manifest | {"images": len(names)}
-            noted = card.record(manifest, images.parameters, seed, module.history[-1])
+            noted = selector_card.record(manifest, images.parameters, seed, module.history[-1])
             selector.note(**noted, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
@@ -54,19 +54,19 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     """The frozen model, given the features as the stage evaluate gives them."""
     import torch
 
-    from atr.features.pretrained import locate
-    from atr.hardware import precision_of
-    from atr.vlm.answering import Answerer
+    from atr.core.hardware import precision_of
+    from atr.features.wheel_weights import locate
+    from atr.vlm.generation import Generator
 
     precision, words = precision_of(params.trainer), params.distill.max_new_tokens
     device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
     settings = config.Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
-    return Answerer.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
+    return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 
 def _write(params: config.Params, module: Any) -> None:
-    from atr import tracking
-    from atr.hardware import resolved
+    from atr.core import tracking
+    from atr.core.hardware import resolved
 
     computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}

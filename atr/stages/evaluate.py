@@ -6,28 +6,28 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import whole_folder, write_json
+from atr.core.files import whole_folder, write_json
 from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from atr.vlm.answering import Answerer
+    from atr.vlm.generation import Generator
 
 
 def main(params: config.Params, reducer: str) -> None:
     """Write results.jsonl, summary.json and masks.json of one reducer, all or none; stopped, it goes on."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.loop import answer_all, pictured, trials_of
-        from atr.benchmarks.rows import Unfinished, save_rows
+        from atr.benchmarks.runner import answer_all, pictured, trials_of
+        from atr.benchmarks.saved_rows import Unfinished, save_rows
         from atr.benchmarks.summary import curves, summarise, tokens_full
+        from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
-        from atr.hardware import lightning_kwargs, precision_of, resolved
-        from atr.vlm.answering import Reduced
+        from atr.vlm.generation import Reduced
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
@@ -58,18 +58,18 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _answerer(params: config.Params, fabric: "Fabric") -> "Answerer":
+def _answerer(params: config.Params, fabric: "Fabric") -> "Generator":
+    from atr.core.hardware import precision_of
     from atr.datasets import PreparedImages
-    from atr.features.pretrained import locate
     from atr.features.store import FeatureStore
-    from atr.hardware import precision_of
-    from atr.vlm.answering import Answerer
+    from atr.features.wheel_weights import locate
+    from atr.vlm.generation import Generator
 
     expect, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
     images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=verify)
     precision, tower = precision_of(params.trainer), partial(locate, folder=ENCODERS)
-    return Answerer.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
+    return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 
 if __name__ == "__main__":

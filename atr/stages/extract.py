@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from functools import partial
 
 from atr import config
-from atr.files import write_bytes
+from atr.core.files import write_bytes
 from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
@@ -14,18 +14,19 @@ PICTURED = ("coffee", "flower")
 
 def main(params: config.Params, split: str) -> None:
     """Encode the images of `split`, "pretrain" or "evaluate"; the manifest, written last, ends the store."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("extract", params, part=split) as run:
-        from atr.datasets import PreparedImages, micro
-        from atr.features.components import components
+        from atr.core.hardware import lightning_kwargs
+        from atr.core.hub import version_of
+        from atr.datasets import PreparedImages
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
-        from atr.features.pretrained import locate
+        from atr.features.extraction import fill_store
+        from atr.features.pca import components
         from atr.features.store import MANIFEST
-        from atr.features.training import fill_store
-        from atr.hardware import lightning_kwargs
-        from atr.hub import version_of
+        from atr.features.wheel_weights import locate
+        from atr.micro import world
 
         kwargs, extract, (source, folder) = lightning_kwargs(params.trainer), params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
@@ -36,7 +37,7 @@ def main(params: config.Params, split: str) -> None:
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
         if tracking.is_first_process():
-            pictured = [micro.photograph(name) for name in PICTURED]
+            pictured = [world.photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
         fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version_of(path))
@@ -47,7 +48,7 @@ def main(params: config.Params, split: str) -> None:
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:
     """What the features depend on, for readers of the store to ask for; the devices are not among it."""
-    from atr.hardware import precision_of
+    from atr.core.hardware import precision_of
 
     return {
         "encoder": params.encoder.name,

@@ -8,7 +8,7 @@ from atr import config
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
-    from atr.datasets.held_out import Drawn
+    from atr.datasets.evaluation import Drawn
     from atr.datasets.questions import Question
 
 
@@ -16,16 +16,16 @@ def main(params: config.Params) -> None:
     """Write data/prepared: pretraining images, evaluation images and questions, each with its manifest."""
     from tqdm import tqdm
 
-    from atr import tracking
-    from atr.datasets import held_out, pretraining
+    from atr.core import tracking
+    from atr.core.files import whole_folder
+    from atr.datasets import evaluation, training_images
     from atr.datasets.prepared import save_images
     from atr.datasets.questions import save_questions
-    from atr.files import whole_folder
 
     with tracking.run("prepare", params) as run:
         count = params.prepare.images
         streams = [_questions(benchmark, params) for benchmark in params.prepare.benchmarks]
-        images = pretraining.images(params.prepare, params.seed)
+        images = training_images.images(params.prepare, params.seed)
         parameters = params.raw() | {"commits": _commits(params.prepare)}
         with whole_folder(PRETRAIN_IMAGES) as folder:
             save_images(folder, tqdm(images, "pretraining images", count, mininterval=1), parameters)
@@ -33,8 +33,8 @@ def main(params: config.Params) -> None:
         drawn = (question for stream in streams for question in stream)
         with whole_folder(EVALUATE_IMAGES) as folder:
             drawn = tqdm(drawn, "questions", mininterval=1)
-            save_images(folder, held_out.distinct(drawn, questions), parameters)
-            unreadable = held_out.unreadable(questions)
+            save_images(folder, evaluation.distinct(drawn, questions), parameters)
+            unreadable = evaluation.unreadable(questions)
             save_questions(folder, questions)
         for question in unreadable:
             print(f"atr prepare: {question.id} will not be asked: {question.unreadable}", file=sys.stderr)
@@ -45,11 +45,11 @@ def main(params: config.Params) -> None:
 
 def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
     """The questions of a benchmark with their pictures; what a dataset lacks is found before any is drawn."""
-    from atr.datasets import held_out, parquet
+    from atr.datasets import evaluation, parquet
 
     prepare, about = params.prepare, (benchmark, config.GROUPS[benchmark])
     if benchmark in config.BENCHMARKS:
-        return held_out.drawn_by_micro(*about, prepare.questions, params.seed, prepare.split)
+        return evaluation.drawn_by_micro(*about, prepare.questions, params.seed, prepare.split)
     from atr.benchmarks import BENCHMARKS
 
     source, examples = BENCHMARKS[benchmark].source, BENCHMARKS[benchmark].examples
@@ -58,14 +58,14 @@ def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
     if source.images:
         images = parquet.find(prepare.repository, source.hub, source.images)
         rows = parquet.joined(rows, images, source.image_key)
-    return held_out.read_from(*about, examples(rows), prepare.questions, params.seed)
+    return evaluation.read_from(*about, examples(rows), prepare.questions, params.seed)
 
 
 def _commits(prepare: config.Prepare) -> dict[str, str]:
     """The commits of the hub's datasets that were read."""
-    from atr.datasets import parquet, pretraining
+    from atr.datasets import parquet, training_images
 
-    datasets = [pretraining.COCO[0]] if prepare.source == "coco" else []
+    datasets = [training_images.COCO[0]] if prepare.source == "coco" else []
     if paper := [name for name in prepare.benchmarks if name not in config.BENCHMARKS]:
         from atr.benchmarks import BENCHMARKS
 

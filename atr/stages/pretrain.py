@@ -6,11 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import read_json, sha256, whole_folder, write_json
+from atr.core.files import read_json, sha256, whole_folder, write_json
 from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, depends_on, entry
 
 if TYPE_CHECKING:
-    from atr.reduction.training import SelectorTraining
+    from atr.reduction.pretraining import SelectorTraining
 
 AUTOENCODER = PRETRAIN / "autoencoder"
 CHECKPOINTS = PRETRAIN / "checkpoints"
@@ -21,16 +21,16 @@ STATISTICS = 1024
 
 def main(params: config.Params) -> None:
     """Train, or go on with a training of the same parameters and features; write selector and metrics."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("pretrain", params) as run, TemporaryDirectory() as folder:
         from lightning.pytorch import seed_everything
 
+        from atr.core.hardware import lightning_kwargs
         from atr.datasets import PreparedImages
         from atr.features.datamodule import FeatureDataModule
         from atr.features.store import FeatureStore
-        from atr.hardware import lightning_kwargs
-        from atr.reduction import card, training
+        from atr.reduction import pretraining, selector_card
         from atr.reduction.checkpoints import Checkpoints
 
         kwargs = lightning_kwargs(params.trainer)
@@ -40,16 +40,16 @@ def main(params: config.Params) -> None:
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         seed_everything(params.seed, verbose=False)
         manifest, sample = store.manifest, (store[place] for place in data.training[:STATISTICS])
-        autoencoder = training.new_autoencoder(
+        autoencoder = pretraining.new_autoencoder(
             pretrain, store.width, store.grid, manifest["encoder"], manifest["layer"], sample
         )
-        module = training.SelectorTraining(autoencoder, pretrain, params.seed)
+        module = pretraining.SelectorTraining(autoencoder, pretrain, params.seed)
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
         publish = partial(run.artifact, folder="masks")
-        pictures = training.MaskPictures(pictured, Path(folder), publish)
+        pictures = pretraining.MaskPictures(pictured, Path(folder), publish)
         checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, STORE))
-        if training.train(module, data, checkpoints, pictures, run.logger(), **kwargs):
-            about = card.record(manifest, images.parameters, params.seed, module.history[-1])
+        if pretraining.train(module, data, checkpoints, pictures, run.logger(), **kwargs):
+            about = selector_card.record(manifest, images.parameters, params.seed, module.history[-1])
             autoencoder.selector.note(**about, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
@@ -57,8 +57,8 @@ def main(params: config.Params) -> None:
 
 
 def _write(params: config.Params, module: "SelectorTraining") -> None:
-    from atr import tracking
-    from atr.hardware import resolved
+    from atr.core import tracking
+    from atr.core.hardware import resolved
 
     computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     for path, trained in ((SELECTOR, module.autoencoder.selector), (AUTOENCODER, module.autoencoder)):

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atr import config
-from atr.files import whole_folder, write_bytes, write_json, write_text
+from atr.core.files import whole_folder, write_bytes, write_json, write_text
 from atr.stages import (
     COMPONENTS,
-    COST,
     EVALUATE,
     EVALUATE_IMAGES,
-    MEASURE,
+    INTRINSIC,
+    LATENCY,
     PRETRAIN,
     PRETRAIN_FEATURES,
     REPORT,
@@ -20,23 +20,23 @@ from atr.stages import (
 )
 
 if TYPE_CHECKING:
+    from atr.core.tracking import Run
     from atr.reporting.report import Report
-    from atr.tracking import Run
 
 
 def main(params: config.Params) -> None:
     """Write the pages, the numbers and figures/ at once: all of them are new, or none is."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("report", params) as run:
         from atr.datasets import PreparedImages
         from atr.reporting import results
-        from atr.reporting.measurements import load_cost, load_measure
+        from atr.reporting.intrinsic import load_intrinsic, load_latency
         from atr.reporting.report import build
         from atr.reporting.robustness import load_robustness
 
         evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json", params.evaluate.names)
-        measure, cost = load_measure(MEASURE / "metrics.json"), load_cost(COST / "cost.json")
+        measure, cost = load_intrinsic(INTRINSIC / "metrics.json"), load_latency(LATENCY / "metrics.json")
         robust = load_robustness(ROBUSTNESS / "metrics.json")
         images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
         report = build(evaluated, images.image, asdict(params.report), components, measure, cost, robust)

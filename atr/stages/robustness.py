@@ -9,29 +9,30 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.files import write_json
+from atr.core.files import write_json
 from atr.stages import ENCODERS, EVALUATE_IMAGES, ROBUSTNESS, entry, weights_of
 
 if TYPE_CHECKING:
-    from atr.vlm.answering import Answerer
+    from atr.vlm.generation import Generator
 
 
 def main(params: config.Params) -> None:
     """Compare every reducer that takes a budget with itself under each variant; write metrics.json."""
-    from atr import tracking
+    from atr.core import tracking
 
     with tracking.run("robustness", params) as run:
         from atr.benchmarks import BENCHMARKS
-        from atr.datasets import load_questions, micro
-        from atr.hardware import resolved
+        from atr.core.hardware import resolved
+        from atr.datasets import load_questions
+        from atr.micro import world
+        from atr.vlm.inputs import WholeInputs
         from atr.vlm.robustness import Settings, curves, first_of_each, make, robustness
-        from atr.vlm.sources import WholeInputs
 
         asked, evaluated = params.robustness, params.evaluate
         questions = first_of_each(load_questions(EVALUATE_IMAGES), asked.questions)
         answerer = _answerer(params)
         # Larger than the tower's images, these show what a resize changes.
-        photographs = SimpleNamespace(image=micro.photograph)
+        photographs = SimpleNamespace(image=world.photograph)
         source = WholeInputs(answerer.model, answerer.processor, photographs, evaluated.interpolation)
         reducers, left_out = make(answerer, evaluated.budgeted, weights_of)
         found = robustness(
@@ -40,7 +41,7 @@ def main(params: config.Params) -> None:
             questions,
             lambda question, prediction: BENCHMARKS[question.benchmark].score(prediction, question),
             replace(answerer, source=source),
-            list(micro.PHOTOGRAPHS),
+            list(world.PHOTOGRAPHS),
             Settings(asked.keep, evaluated.batch_size, evaluated.bootstrap, params.seed),
         )
         provenance = tracking.provenance() | {"left_out": left_out}
@@ -52,16 +53,16 @@ def main(params: config.Params) -> None:
         run.artifact(ROBUSTNESS)
 
 
-def _answerer(params: config.Params) -> "Answerer":
+def _answerer(params: config.Params) -> "Generator":
     """The model in the reference deployment, which reads the held-out images themselves."""
     import torch
     from lightning.fabric import Fabric
 
     from atr.datasets import PreparedImages
-    from atr.features.pretrained import locate
-    from atr.vlm.answering import Answerer
+    from atr.features.wheel_weights import locate
     from atr.vlm.checkpoint import load_vlm, version_of
-    from atr.vlm.sources import WholeInputs
+    from atr.vlm.generation import Generator
+    from atr.vlm.inputs import WholeInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     tower = partial(locate, folder=ENCODERS)
@@ -71,7 +72,7 @@ def _answerer(params: config.Params) -> "Answerer":
     source = WholeInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)
     resolved = {"attention": kernel, "vlm": version_of(params.vlm.path, model, tower)}
-    return Answerer(model, processor, source, settings, resolved)
+    return Generator(model, processor, source, settings, resolved)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,15 @@ from transformers import (
     ProcessorMixin,
 )
 
-from atr import hub
+from atr.core import hub
+from atr.core.fingerprint import fingerprint, is_same
+from atr.core.finite import check_finite_weights
+from atr.core.hub import checkpoint_digest, located
 from atr.features.encoder import first_line, quiet, tell_substitute
 from atr.features.preprocess import describe, difference
-from atr.fingerprint import fingerprint, is_same
-from atr.finite import check_finite_weights
-from atr.hub import checkpoint_digest, located
 from atr.reduction import FeatureSelector
-from atr.vlm.hosts import HOSTS, host_of
-from atr.vlm.tower import PREFIX, fetch_tower, tower_of
+from atr.vlm.external_tower import PREFIX, fetch_tower, tower_of
+from atr.vlm.families import FAMILIES, family_of
 
 _SAMPLE = Image.new("RGB", (97, 61))
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
@@ -81,8 +81,10 @@ def load_vlm(
     try:
         config = AutoConfig.from_pretrained(**located(path))
         family, is_fetched = config.model_type, tower_of(config) is not None
-        if family not in HOSTS:
-            raise ValueError(f"{path}: model type {family!r} is not supported, allowed: {', '.join(HOSTS)}")
+        if family not in FAMILIES:
+            raise ValueError(
+                f"{path}: model type {family!r} is not supported, allowed: {', '.join(FAMILIES)}"
+            )
         processor = _load_processor(path, family)
         _check_counted(path, config, processor)
         with quiet() if is_fetched else nullcontext():  # its report of a missing tower
@@ -134,7 +136,7 @@ def _check_counted(path: str, config: Any, processor: Any) -> None:
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config)
     inputs = processor(images=[[_SAMPLE]], text=[processor.image_token], return_tensors="pt")
-    images = {key: inputs[key] for key in host_of(skeleton).image_keys if key in inputs}
+    images = {key: inputs[key] for key in family_of(skeleton).image_keys if key in inputs}
     images["pixel_values"] = images["pixel_values"].to("meta")
     tile_1CHW = images["pixel_values"].flatten(0, -4)[:1]
     rows, columns = (side // config.vision_config.patch_size for side in tile_1CHW.shape[-2:])
@@ -183,7 +185,7 @@ def _miscounted(config: Any, processor: Any, patches: int, leading: int) -> str:
 
 def cuts_images(model: Any) -> bool:
     """Whether the model's family cuts images into tiles, as many as their sizes ask for."""
-    return "image_sizes" in host_of(model).image_keys
+    return "image_sizes" in family_of(model).image_keys
 
 
 def check_features(model: Any, manifest: Mapping[str, Any]) -> None:

@@ -19,15 +19,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr import config
+from atr.core.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.reduction import FeatureSelector, Full
 from atr.reduction.checkpoints import Checkpoints
-from atr.reduction.training import DivergedError, RecordedTraining, fit, optimizers, step_noise
-from atr.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
-from atr.vlm.answering import Answerer
-from atr.vlm.choice import Policy
-from atr.vlm.packing import ROW_END
+from atr.reduction.pretraining import DivergedError, RecordedTraining, fit, optimizers, step_noise
+from atr.vlm.generation import Generator
+from atr.vlm.inputs import Prompts
+from atr.vlm.policy import Policy
 from atr.vlm.reduce import Prepared
-from atr.vlm.sources import Prompts
+from atr.vlm.tiling import ROW_END
 
 TOP_K = (0.1, 0.3, 0.5)
 """Kept fractions at which validation compares the answers."""
@@ -57,7 +57,7 @@ class Distillation(RecordedTraining):
     """
 
     def __init__(
-        self, selector: FeatureSelector, answerer: Answerer, recipe: config.Distill, seed: int
+        self, selector: FeatureSelector, answerer: Generator, recipe: config.Distill, seed: int
     ) -> None:
         """Raises ValueError for an attention that takes no mask of weights."""
         super().__init__()

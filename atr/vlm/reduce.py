@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import MODEL_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from atr.reduction import Encoded, FeatureSelector, Merger, Reducer, SelectorReducer
-from atr.reduction.asking import ask_merged
+from atr.reduction import EncoderOutput, FeatureSelector, Merger, Reducer, SelectorReducer
+from atr.reduction.checked import ask_merged
 from atr.vlm.checkpoint import check_selector, warn_of_positions
-from atr.vlm.choice import POSITIONS, Policy, as_reducer, check_choice, choose_packed
-from atr.vlm.hosts import Tiling, encode, host_of, project
-from atr.vlm.packing import Packing
+from atr.vlm.families import Tiling, encode, family_of, project
+from atr.vlm.policy import POSITIONS, Policy, as_reducer, check_choice, choose_packed
+from atr.vlm.tiling import TileLayout
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
 
@@ -71,8 +71,8 @@ class Prepared:
 
     model: Any
     inputs: Mapping[str, Any]
-    packing: Packing
-    encoded: Encoded
+    packing: TileLayout
+    encoded: EncoderOutput
     tokens: list[Tensor]
     image_of: Sequence[int]
 
@@ -221,11 +221,11 @@ def prepare(
     _check(model, inputs)
     if "pixel_values" not in inputs:
         raise ValueError("inputs: pixel_values is missing, there is no image to encode")
-    tiling = host_of(model).tiling(model, inputs)
-    packing = Packing(model, tiling)
+    tiling = family_of(model).tiling(model, inputs)
+    packing = TileLayout(model, tiling)
     _image_of(_placeholders(model, inputs), packing.lengths)
     if interpolation == "off":
-        unresampled = Packing(model, tiling, resample=False)
+        unresampled = TileLayout(model, tiling, resample=False)
         inputs = _widen(model, inputs, packing.lengths, unresampled.lengths)
         packing = unresampled
     encoded = encode(model, inputs, tiling, needs)
@@ -286,7 +286,7 @@ def check_positions(model: Any, positions: str) -> None:
 
 
 def _check(model: Any, inputs: Mapping[str, Any]) -> None:
-    known = TEXT_KEYS | host_of(model).image_keys
+    known = TEXT_KEYS | family_of(model).image_keys
     if unknown := sorted(set(inputs) - known):
         raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
     if missing := sorted(TEXT_KEYS - set(inputs)):

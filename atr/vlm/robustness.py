@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atr.bootstrap import interval, resampled
 from atr.config import PROMPTS
+from atr.core.bootstrap import interval, resampled
 from atr.reduction import Full, Reducer
-from atr.vlm.answering import Answerer, Asked, Batch
-from atr.vlm.choice import Policy
-from atr.vlm.inside import LayerReducer
+from atr.vlm.generation import Asked, Batch, Generator
+from atr.vlm.in_llm import LayerReducer
+from atr.vlm.policy import Policy
 from atr.vlm.variants import VARIANTS, Variant, deployed
 
 Cell = tuple[str, float]
@@ -52,7 +52,7 @@ Score = Callable[[Any, str], float]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared: kept fractions, the questions at a time, and the bootstrap of `atr.bootstrap`."""
+    """What is compared: kept fractions, the questions at a time, and the bootstrap of `atr.core.bootstrap`."""
 
     keep: Sequence[float]
     batch_size: int
@@ -98,11 +98,11 @@ def first_of_each(questions: Iterable[Question], count: int) -> list[Question]:
 
 
 def make(
-    answerer: Answerer, names: Iterable[str], weights: Callable[[str], str | Path]
+    answerer: Generator, names: Iterable[str], weights: Callable[[str], str | Path]
 ) -> tuple[dict[str, Reducer], dict[str, str]]:
     """Reducers of these names but `random`, which is no choice, and why others are left out.
 
-    `weights` gives the folder of the selector that one is made of; errors as in `Answerer.reducer`.
+    `weights` gives the folder of the selector that one is made of; errors as in `Generator.reducer`.
     """
     reducers: dict[str, Reducer] = {}
     left_out: dict[str, str] = {}
@@ -118,11 +118,11 @@ def make(
 
 
 def robustness(
-    answerer: Answerer,
+    answerer: Generator,
     reducers: Mapping[str, Reducer],
     questions: Sequence[Question],
     score: Score,
-    photographs: Answerer,
+    photographs: Generator,
     pictured: Sequence[str],
     settings: Settings,
     variants: Mapping[str, Variant] = VARIANTS,
@@ -163,7 +163,7 @@ def robustness(
 
 @torch.inference_mode()
 def observe(
-    answerer: Answerer,
+    answerer: Generator,
     reducers: Mapping[str, Reducer],
     cells: Sequence[Cell],
     questions: Sequence[Any],
@@ -176,8 +176,10 @@ def observe(
     for indices in answerer.batches(questions, size):
         asked = [questions[index] for index in indices]
         batch = answerer.prepare([one.images for one in asked], [one.question for one in asked], needs)
-        assert batch.whole is not None and batch.whole.encoded.own_BX is not None, "questions have images"
-        seen.pixels.update(batch.whole.encoded.own_BX.cpu().numpy().tobytes())
+        assert batch.whole is not None and batch.whole.encoded.image_key_BX is not None, (
+            "questions have images"
+        )
+        seen.pixels.update(batch.whole.encoded.image_key_BX.cpu().numpy().tobytes())
         for name, keep in cells:
             seen.kept[name, keep] += _kept(answerer, batch, reducers[name], keep)
             if score:
@@ -187,7 +189,7 @@ def observe(
     return seen
 
 
-def _kept(answerer: Answerer, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
+def _kept(answerer: Generator, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
     whole, asked = batch.whole, answerer.settings
     assert whole is not None
     whole = whole.asked() if "text_BD" in reducer.needs else whole

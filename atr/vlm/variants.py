@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from atr.vlm.answering import Answerer
-from atr.vlm.sources import Images, WholeInputs
+from atr.vlm.generation import Generator
+from atr.vlm.inputs import Images, WholeInputs
 
 BLOCK = 32
 """Weights that share a scale in GGUF's Q8_0 and Q4_0."""
@@ -56,7 +56,7 @@ class _Changed:
 
 
 @contextmanager
-def deployed(answerer: Answerer, variant: Variant) -> Iterator[Answerer]:
+def deployed(answerer: Generator, variant: Variant) -> Iterator[Generator]:
     """The answerer as the variant deploys it; afterwards its model has its own tower again.
 
     Its source must be one that reads images.

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from atr.benchmarks.rows import Row
+from atr.benchmarks.saved_rows import Row
 from atr.benchmarks.summary import curves, summarise, tokens_full
 
 

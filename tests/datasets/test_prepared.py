@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from atr.core.files import sha256
 from atr.datasets import PreparedImages, prepared
-from atr.files import sha256
 
 GONE = object()
 PARAMETERS = {"seed": 3, "prepare": {"source": "micro", "prompts": [], "split": "test"}, "more": None}

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from atr.features import encoder as encoder_module
-from atr.features.attention import observing
+from atr.features.attention_hooks import observing
 from atr.features.encoder import Encoder
 
 SMALL = {

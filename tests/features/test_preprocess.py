@@ -22,7 +22,7 @@ from transformers import (
 from atr import config
 from atr.features.encoder import Encoder
 from atr.features.preprocess import SIZES, describe, difference, probe
-from atr.features.pretrained import WHEELS
+from atr.features.wheel_weights import WHEELS
 
 SQUARE = {"height": 28, "width": 28}
 CLIP = {"size": {"shortest_edge": 28}, "crop_size": SQUARE}

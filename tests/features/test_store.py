@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from atr.core.files import sha256
 from atr.features import store as module
 from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
-from atr.files import sha256
 
 IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
 PARAMETERS = {"encoder": "tiny", "layer": -2}

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from atr.reduction import checkpoints
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
-from atr.reduction.training import DivergedError, RecordedTraining
+from atr.reduction.pretraining import DivergedError, RecordedTraining
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from atr.reduction import REDUCERS, DistilledReducer, Encoded, FeatureSelector, SelectorReducer
-from atr.reduction.diversity import Scope
+from atr.reduction import REDUCERS, DistilledReducer, EncoderOutput, FeatureSelector, SelectorReducer
+from atr.reduction.peers._diversity import Scope
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def selector():
 
 def encoded(**fields):
     torch.manual_seed(1)
-    return Encoded(torch.randn(3, 20, 24), (4, 5), **fields)
+    return EncoderOutput(torch.randn(3, 20, 24), (4, 5), **fields)
 
 
 def test_a_tenth_of_the_tokens_covers_what_the_language_model_reads_and_the_best_scores_follow(selector):
@@ -76,5 +76,5 @@ def test_its_scores_are_the_selectors_and_none_is_a_threshold(selector):
 def test_the_ranking_alone_has_a_name_as_well(selector, tmp_path):
     selector.save_pretrained(tmp_path)
     given = encoded(projected_BND=torch.randn(3, 20, 8))
-    ranking = REDUCERS["distilled-ranking"](0, tmp_path)
+    ranking = REDUCERS["distilled_ranking"](0, tmp_path)
     assert torch.equal(ranking(given, 6), selector.select(given.features_BND, 6))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from atr.reduction import NEEDS, REDUCERS, Encoded, FeatureSelector
-from atr.reduction.asking import ask, ask_merged
-from atr.reduction.encoded import Merger
+from atr.reduction import NEEDS, REDUCERS, EncoderOutput, FeatureSelector
+from atr.reduction.base import Merger
+from atr.reduction.checked import ask, ask_merged
 
 WIDTH = 4  # fewer than most grids have tokens
-OPTIONAL = [field.name for field in fields(Encoded) if field.name != "features_BND"]
+OPTIONAL = [field.name for field in fields(EncoderOutput) if field.name != "features_BND"]
 KINDS = ("random", "constant", "zero", "duplicated", "concentrated")
 NAMES = pytest.mark.parametrize("name", [name for name in REDUCERS if name not in ("full", "none")])
 EXAMPLES = settings(max_examples=15, deadline=None)
@@ -53,7 +53,7 @@ def encodings(draw):
     )
     logits = values(kind, images, rows * columns, 1, generator)[..., 0]
     pixels = torch.randn(images, 3, 2 * rows, 2 * columns, generator=generator)
-    return Encoded(
+    return EncoderOutput(
         features,
         grid,
         attention_BN=(logits * (1000 if kind == "concentrated" else 1)).softmax(1),
@@ -73,7 +73,7 @@ def only(encoded, needs):
 
 def alone(encoded, image):
     """One image of the batch."""
-    batched = {field.name: getattr(encoded, field.name) for field in fields(Encoded)}
+    batched = {field.name: getattr(encoded, field.name) for field in fields(EncoderOutput)}
     rows = {name: value[image : image + 1] for name, value in batched.items() if isinstance(value, Tensor)}
     return replace(encoded, **rows)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr.reduction import REDUCERS, Encoded, FeatureSelector, SelectorReducer
+from atr.reduction import REDUCERS, EncoderOutput, FeatureSelector, SelectorReducer
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.layers import Block, Standardise
 
@@ -115,18 +115,18 @@ def test_reducer_takes_the_highest_logits(selector, tmp_path):
     reducer = REDUCERS["selector"](0, tmp_path)
     features = 3 * torch.randn(3, 12, 16) + 1
     for k in range(13):
-        keep = reducer(Encoded(features, (3, 4)), k)
+        keep = reducer(EncoderOutput(features, (3, 4)), k)
         assert (keep.diff(dim=1) > 0).all()
         best = selector(features).topk(k).indices.sort().values
         assert torch.equal(keep, best)
-    alone = torch.cat([reducer(Encoded(row[None], (3, 4)), 5) for row in features])
-    assert torch.equal(reducer(Encoded(features, (3, 4)), 5), alone)
+    alone = torch.cat([reducer(EncoderOutput(row[None], (3, 4)), 5) for row in features])
+    assert torch.equal(reducer(EncoderOutput(features, (3, 4)), 5), alone)
 
 
 def test_reducer_scores_by_its_logits_and_asks_for_them_once_a_batch(selector):
     reducer, asked = SelectorReducer(selector), []
     selector.register_forward_hook(lambda *_: asked.append(1))
-    encoded = Encoded(torch.randn(3, 12, 16), (3, 4))
+    encoded = EncoderOutput(torch.randn(3, 12, 16), (3, 4))
     scores = reducer.scores(encoded)
     assert torch.equal(scores, selector.rank(encoded.features_BND))
     for k in (2, 5):
@@ -138,7 +138,7 @@ def test_reducer_scores_by_its_logits_and_asks_for_them_once_a_batch(selector):
 
 def test_reducer_reads_stored_bfloat16(selector):
     features = torch.randn(2, 12, 16).bfloat16()
-    keep = SelectorReducer(selector)(Encoded(features, (3, 4)), 4)
+    keep = SelectorReducer(selector)(EncoderOutput(features, (3, 4)), 4)
     assert torch.equal(keep, selector.select(features.float(), 4))
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.reporting import measurements, report, results, robustness
+from atr.reporting import intrinsic, report, results, robustness
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def built(measured, synthetic):
 def crowd(synthetic, load, tmp_path_factory):
     """Results of twenty reducers that take a budget, and of two that decide it."""
     peers = [f"peer-{number:02d}" for number in range(18)]
-    names = ("full", "none", "random", "selector", *peers, "selector-adaptive", "peer-03-adaptive")
+    names = ("full", "none", "random", "selector", *peers, "selector_adaptive", "peer-03-adaptive")
     return load(synthetic.write(tmp_path_factory.mktemp("crowd"), 10, names), names)
 
 
@@ -73,8 +73,8 @@ def everything(crowd, synthetic, tmp_path_factory):
     synthetic.write_measure(folder / "metrics.json", names)
     synthetic.write_cost(folder / "cost.json", names)
     synthetic.write_robustness(folder / "robustness.json", names)
-    measure = measurements.load_measure(folder / "metrics.json")
-    cost = measurements.load_cost(folder / "cost.json")
+    measure = intrinsic.load_intrinsic(folder / "metrics.json")
+    cost = intrinsic.load_latency(folder / "cost.json")
     robust = robustness.load_robustness(folder / "robustness.json")
     settings = synthetic.SETTINGS | {"best": "peer-00"}
     return report.build(crowd, synthetic.image, settings, synthetic.picture(), measure, cost, robust)

@@ -171,7 +171,7 @@ def image(name: str) -> Image.Image:
 
 
 def _rows(reducer: str, benchmarks: tuple[str, ...], questions: int):
-    fixed = [None] if reducer.endswith("-adaptive") else KEEPS
+    fixed = [None] if reducer.endswith("_adaptive") else KEEPS
     for keep in {"full": [1.0], "none": [0.0]}.get(reducer, fixed):
         for seed in (0, 1, 2) if reducer == "random" else (None,):
             for benchmark in benchmarks:
@@ -204,9 +204,9 @@ def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int
 
 def _chance(reducer: str, group: str, keep: float) -> float:
     floor, full = (0.05, 1.2) if group == "text" else (0.35, 1.2)
-    draw = random.Random(reducer.removesuffix("-adaptive"))
+    draw = random.Random(reducer.removesuffix("_adaptive"))
     other = draw.uniform(1, 6), draw.uniform(3, 9)
-    speeds = {"selector": (5, 6), "random": (1.2, 9)}.get(reducer.removesuffix("-adaptive"), other)
+    speeds = {"selector": (5, 6), "random": (1.2, 9)}.get(reducer.removesuffix("_adaptive"), other)
     rise = 1 - math.exp(-speeds[group != "text"] * keep)
     return {"full": full, "none": floor}.get(reducer, floor + (full - floor) * rise)
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from atr import config
-from atr.reporting import cases, figures
-from atr.reporting.look import drawable
+from atr.reporting import examples, figures
 from atr.reporting.results import Masks
+from atr.reporting.style import drawable
 
 GREY = (158, 163, 168)
 
@@ -100,8 +100,8 @@ def test_an_adaptive_count_is_a_star_at_the_fraction_it_keeps_in_its_siblings_co
     group = crowd.groups[0]
 
     def column(keep):
-        star = replace(group.adaptive["selector-adaptive"], keep=keep)
-        png = figures.curves([replace(group, curves={}, adaptive={"selector-adaptive": star})])
+        star = replace(group.adaptive["selector_adaptive"], keep=keep)
+        png = figures.curves([replace(group, curves={}, adaptive={"selector_adaptive": star})])
         where = drawn(png, rgb(figures.STYLES["selector"].color))
         return np.median(where[where[:, 0] < 0.8 * pixels(png).shape[0], 1])  # above the legend
 
@@ -127,5 +127,5 @@ def test_only_dropped_patches_are_grey_and_lie_where_the_mask_says(page):
 
 def test_text_of_the_data_is_drawn_as_it_is(measured, synthetic):
     with warnings.catch_warnings(action="error"):
-        png = figures.examples(cases.choose(cases.answered(measured), 4), synthetic.image)
+        png = figures.examples(examples.choose(examples.answered(measured), 4), synthetic.image)
     assert len(drawn(png, rgb("#1b7837"))) and len(drawn(png, rgb("#b2182b")))

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from atr.reporting import headlines
-from atr.reporting.differences import Difference, Match, Versus
-from atr.reporting.measurements import Measure, Overlap, Selection, Stability
+from atr.reporting.intrinsic import Measure, Overlap, Selection, Stability
+from atr.reporting.paired import Difference, Match, Versus
 from atr.reporting.results import Comparison, Results, Score
 
 

@@ -101,7 +101,7 @@ def test_the_best_reducer_is_compared_with_every_other_one(everything):
     assert everything.headlines[2].startswith("On the text group, peer-00 wins against ")
     assert {row[0] for row in everything.scores[1].blocks[0]} == {f"peer-00 minus {name}" for name in names}
     adaptive = [row[0] for block in everything.compared.matches.blocks for row in block]
-    assert adaptive[:2] == ["text group: peer-03-adaptive", "text group: selector-adaptive"]
+    assert adaptive[:2] == ["text group: peer-03-adaptive", "text group: selector_adaptive"]
     assert len(adaptive) == 2 * 8
 
 
@@ -137,7 +137,7 @@ def test_a_reducer_of_fewer_budgets_is_compared_at_those_alone(measured, synthet
     assert [keep for keep in told if "selector minus fastv" in told[keep]["text"]] == ["0.7", "0.8", "0.9"]
 
 
-OPTIONAL = ("none", "random", "distilled", "selector-adaptive", "tome")
+OPTIONAL = ("none", "random", "distilled", "selector_adaptive", "tome")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from atr.benchmarks import loop
+from atr.benchmarks import runner
 from atr.reporting import results
 
 
@@ -39,7 +39,7 @@ def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
 
 
 def test_results_of_a_reducer_that_is_not_named_stay_out_whatever_they_are(world, load, synthetic, change):
-    synthetic.write(world, reducers=("divprune", "attention", "selector-adaptive"))
+    synthetic.write(world, reducers=("divprune", "attention", "selector_adaptive"))
     change(world / "evaluate/divprune/summary.json", lambda content: content.update(vlm="another"))
     (world / "evaluate/attention/summary.json").unlink()
     assert set(load(world).evaluations) == set(results.PAPER)
@@ -53,30 +53,30 @@ def test_a_reducer_that_every_plot_draws_must_be_named_though_its_results_are_th
 
 
 def test_a_reducer_that_decides_its_count_has_one_score_at_the_mean_fraction(crowd, synthetic):
-    assert results.ADAPTIVE == loop.ADAPTIVE
-    assert crowd.adaptive == ["peer-03-adaptive", "selector-adaptive"]
+    assert results.ADAPTIVE == runner.ADAPTIVE
+    assert crowd.adaptive == ["peer-03-adaptive", "selector_adaptive"]
     assert not set(crowd.adaptive) & set(crowd.budgeted)
-    rows = crowd.evaluations["selector-adaptive"].rows
+    rows = crowd.evaluations["selector_adaptive"].rows
     assert {row.keep for row in rows} == {None}
     docs = crowd.benchmarks[0]
     assert (
-        docs.adaptive["selector-adaptive"].keep
-        == docs.adaptive["selector-adaptive"].tokens / synthetic.TOKENS
+        docs.adaptive["selector_adaptive"].keep
+        == docs.adaptive["selector_adaptive"].tokens / synthetic.TOKENS
     )
-    assert 0.2 < docs.adaptive["selector-adaptive"].keep < 0.4
+    assert 0.2 < docs.adaptive["selector_adaptive"].keep < 0.4
     assert set(docs.keeps) == set(synthetic.KEEPS)
 
 
 def test_an_adaptive_count_of_no_tokens_keeps_all_and_never_more_than_all(tmp_path, synthetic, load, change):
-    names = ("full", "none", "random", "selector", "selector-adaptive")
+    names = ("full", "none", "random", "selector", "selector_adaptive")
     world = synthetic.write(tmp_path, 10, names)
-    path = world / "evaluate/selector-adaptive/summary.json"
+    path = world / "evaluate/selector_adaptive/summary.json"
 
     def counted(**counts):
         change(path, lambda content: content["scores"][0].update(counts))
 
     counted(tokens=0, tokens_fed=0, tokens_full=0)
-    assert load(world, names).benchmarks[0].adaptive["selector-adaptive"].keep == 1.0
+    assert load(world, names).benchmarks[0].adaptive["selector_adaptive"].keep == 1.0
     counted(tokens=9)
     with pytest.raises(ValueError, match=r"tokens: 9 is not allowed, allowed: 0 to tokens_full, 0, without"):
         load(world, names)

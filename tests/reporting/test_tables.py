@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 from atr.reporting import tables
-from atr.reporting.differences import Difference, Match, Versus
-from atr.reporting.measurements import Cost, Measure, Overlap, Prefill, Selection, Spent, Stability
+from atr.reporting.intrinsic import Cost, Measure, Overlap, Prefill, Selection, Spent, Stability
+from atr.reporting.paired import Difference, Match, Versus
 from atr.reporting.results import Comparison, Score
 from atr.reporting.tables import Table
 
@@ -79,8 +79,8 @@ def test_matches_have_a_block_for_each_comparison_and_dashes_without_a_sibling()
     comparison = compared().comparison
     point = Score(keep=0.25, tokens=36.04, tokens_fed=48.04, mean=0.5, low=0.4, high=0.6)
     found = [
-        Match(comparison, "selector-adaptive", point, 0.45, Difference(0.05, 0.01, 0.09)),
-        Match(comparison, "prumerge-adaptive", point, None, None),
+        Match(comparison, "selector_adaptive", point, 0.45, Difference(0.05, 0.01, 0.09)),
+        Match(comparison, "prumerge_adaptive", point, None, None),
     ]
     fixed = {"selector": ["45.0", "+5.0 [+1.0, +9.0]", "win"], "prumerge": ["—", "—", "—"]}
     assert tables.matches(found).blocks == [

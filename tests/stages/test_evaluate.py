@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
+from atr.core.files import sha256, write_json
+from atr.core.hub import checkpoint_digest
 from atr.datasets.questions import Question, save_questions
 from atr.features.preprocess import describe
 from atr.features.store import ShardWriter, write_manifest
-from atr.files import sha256, write_json
-from atr.hub import checkpoint_digest
+from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
 from atr.reporting import results
 from atr.stages import (
@@ -35,8 +36,7 @@ from atr.stages import (
     evaluate,
     unfinished,
 )
-from atr.vlm.answering import Answerer
-from atr.vlm.micro import build_model, build_processor
+from atr.vlm.generation import Generator
 
 ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
@@ -96,7 +96,7 @@ def project(trained, tmp_path, monkeypatch):
         Path(part).symlink_to(trained / part)
     write_params()
     log = SimpleNamespace(metrics=lambda *_: None, artifact=lambda *_: None)
-    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
     return tmp_path
 
 
@@ -248,7 +248,7 @@ def test_features_of_another_layer_are_refused(project, trained):
 def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
     run("full")
     former = {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()}
-    monkeypatch.setattr("atr.vlm.answering.Answerer._generate", lambda *_: 1 / 0)
+    monkeypatch.setattr("atr.vlm.generation.Generator._generate", lambda *_: 1 / 0)
     with pytest.raises(RuntimeError, match=r"no answer to docs/0#0"):
         run("full")
     assert {file.name: file.read_bytes() for file in (EVALUATE / "full").iterdir()} == former
@@ -256,10 +256,10 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
 
 
 class Watched:
-    """Answerer.prepare: notes what it is asked for, and stops as on Ctrl-C after `most` batches."""
+    """Generator.prepare: notes what it is asked for, and stops as on Ctrl-C after `most` batches."""
 
     def __init__(self, monkeypatch):
-        self.seen, self.most, real = [], None, Answerer.prepare
+        self.seen, self.most, real = [], None, Generator.prepare
 
         def watched(answerer, images, *others, **needs):
             if len(self.seen) == self.most:
@@ -267,7 +267,7 @@ class Watched:
             self.seen.append(images)
             return real(answerer, images, *others, **needs)
 
-        monkeypatch.setattr(Answerer, "prepare", watched)
+        monkeypatch.setattr(Generator, "prepare", watched)
 
     def run(self, most=None):
         self.seen, self.most = [], most
@@ -441,7 +441,7 @@ def test_a_question_about_features_that_are_not_finite_is_failed_and_says_why(pr
     assert [row for row in spoilt if row not in about] == [row for row in rows if row["image"] != IMAGES[1]]
 
 
-@pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled-ranking", "selector-mmr"])
+@pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled_ranking", "selector_mmr"])
 def test_a_selector_that_ranks_nothing_ends_the_stage_before_any_answer(
     project, trained, monkeypatch, reducer
 ):
@@ -452,7 +452,7 @@ def test_a_selector_that_ranks_nothing_ends_the_stage_before_any_answer(
     save_file(weights, broken / "model.safetensors")
     for name in ("SELECTOR", "DISTILLED"):
         monkeypatch.setattr(f"atr.stages.{name}", broken)
-    monkeypatch.setattr(Answerer, "prepare", lambda *_, **__: pytest.fail("a question is asked"))
+    monkeypatch.setattr(Generator, "prepare", lambda *_, **__: pytest.fail("a question is asked"))
     with pytest.raises(ValueError, match=r"broken: no FeatureSelector .* NaN or infinity, first trunk.head"):
         run(reducer)
     assert not (EVALUATE / reducer).exists()
@@ -478,7 +478,7 @@ def test_questions_about_several_images_or_none_are_asked_too(project, trained):
     assert (docs, shapes) == ([TOKENS, TOKENS], [TOKENS, TOKENS])
 
 
-@pytest.mark.parametrize("reducer", ["selector-adaptive", "none", "full"])
+@pytest.mark.parametrize("reducer", ["selector_adaptive", "none", "full"])
 def test_a_benchmark_without_images_has_a_score_like_any_other(project, trained, reducer):
     blind = [replace(question, images=[]) for question in QUESTIONS if question.benchmark == "docs"]
     save_questions(
@@ -501,7 +501,7 @@ def test_the_layout_is_recorded_with_the_results(project):
 
 @pytest.mark.parametrize(
     "place, reducer",
-    [("SELECTOR", "selector"), ("DISTILLED", "distilled"), ("DISTILLED", "distilled-ranking")],
+    [("SELECTOR", "selector"), ("DISTILLED", "distilled"), ("DISTILLED", "distilled_ranking")],
 )
 def test_a_selector_of_other_features_is_refused(project, trained, monkeypatch, place, reducer):
     """Each reducer is made of its own teacher's: the other one is of the right features."""

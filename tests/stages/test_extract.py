@@ -25,11 +25,11 @@ from transformers import (
 from transformers import LlavaForConditionalGeneration as Llava
 
 from atr import config
-from atr.datasets import micro
 from atr.datasets.prepared import save_images
-from atr.features.components import components
 from atr.features.encoder import Encoder
+from atr.features.pca import components
 from atr.features.store import FeatureStore
+from atr.micro import world
 from atr.stages import extract
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def workspace(model, tmp_path, monkeypatch):
     write_params()
     monkeypatch.setattr("atr.datasets.PreparedImages", lambda folder, verify: pictures(), raising=False)
     log = SimpleNamespace(metrics=lambda values: None, artifact=lambda path, folder: None)
-    monkeypatch.setattr("atr.tracking.run", lambda stage, params, part: nullcontext(log))
+    monkeypatch.setattr("atr.core.tracking.run", lambda stage, params, part: nullcontext(log))
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def test_two_photographs_are_pictured_as_the_encoder_sees_them(workspace):
     picture = Image.open("data/features/pretrain/components.png")
     assert picture.size == (4 * 384, 384)
     features = Encoder.load(PRESET.path, PRESET.layer)
-    expected = components(features, [micro.photograph(name) for name in ("coffee", "flower")])
+    expected = components(features, [world.photograph(name) for name in ("coffee", "flower")])
     assert Path("data/features/pretrain/components.png").read_bytes() == expected
 
 
@@ -184,7 +184,7 @@ import sys, time
 from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
-import atr.datasets, atr.tracking
+import atr.datasets, atr.core.tracking
 from atr.stages import entry, extract
 from PIL import Image
 
@@ -198,7 +198,7 @@ class Slow:
         return str(index), Image.new("RGB", (56, 56))
 
 atr.datasets.PreparedImages = lambda folder, verify: Slow()
-atr.tracking.run = lambda *_, **__: nullcontext(SimpleNamespace())
+atr.core.tracking.run = lambda *_, **__: nullcontext(SimpleNamespace())
 entry("extract", partial(extract.main, split="pretrain"))
 """
 

@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from atr import config
-from atr.datasets import PreparedImages, load_questions, micro
+from atr.datasets import PreparedImages, load_questions
+from atr.micro import world
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logged = {}
     log = SimpleNamespace(metrics=logged.update, artifact=lambda *_: None)
-    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext(log))
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
 
     def run(**changes):
         tree = OmegaConf.load(ROOT / "params.yaml")
@@ -39,7 +40,7 @@ def test_the_micro_world(run):
     names = [f"{benchmark}/{n:06d}" for benchmark in config.BENCHMARKS for n in range(3)]
     assert images.ids == names == [question.images[0] for question in questions]
     for question in questions:
-        sample = micro.sample(question.benchmark, "evaluate", int(question.images[0][-6:]), 0)
+        sample = world.sample(question.benchmark, "evaluate", int(question.images[0][-6:]), 0)
         assert (question.question, question.answers) == (sample.turns[0][0], [sample.turns[0][1]])
         assert images.image(question.images[0]).tobytes() == sample.image.tobytes()
     assert PreparedImages(PRETRAIN_IMAGES).ids == [

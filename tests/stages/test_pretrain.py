@@ -78,7 +78,7 @@ def log(tmp_path, monkeypatch):
     write_store()
     log = Log()
     monkeypatch.setattr("atr.datasets.PreparedImages", Prepared)
-    monkeypatch.setattr("atr.tracking.run", log)
+    monkeypatch.setattr("atr.core.tracking.run", log)
     return log
 
 
@@ -192,7 +192,7 @@ CHANGES = {
     "store": lambda patch: write_store(seed=1),
     "code": lambda patch: patch.setattr("atr.stages.folder_digest", lambda *_: "other"),
     "libraries": lambda patch: patch.setattr("atr.stages.version", lambda library: f"{library} 99"),
-    "precision": lambda patch: patch.setattr("atr.hardware.precision_of", lambda trainer: "bf16-mixed"),
+    "precision": lambda patch: patch.setattr("atr.core.hardware.precision_of", lambda trainer: "bf16-mixed"),
 }
 
 
@@ -241,7 +241,7 @@ def test_store_of_another_encoder_is_refused(log):
 
 
 TWO = """
-import atr.datasets, atr.features.store, atr.files, atr.tracking, os, runpy
+import atr.datasets, atr.features.store, atr.core.files, atr.core.tracking, os, runpy
 from pathlib import Path
 toy = runpy.run_path({path!r})
 hashed = Path("hashed-by-" + os.environ.get("LOCAL_RANK", "0"))
@@ -249,10 +249,10 @@ hashed = Path("hashed-by-" + os.environ.get("LOCAL_RANK", "0"))
 def sha256(path):
     with hashed.open("a") as log:
         print(path.name, file=log)
-    return atr.files.sha256(path)
+    return atr.core.files.sha256(path)
 
 atr.features.store.sha256 = sha256
-atr.tracking.run = toy["Log"]()
+atr.core.tracking.run = toy["Log"]()
 atr.datasets.PreparedImages = toy["Prepared"]
 toy["run"]()
 """
@@ -278,7 +278,7 @@ def test_of_two_ranks_the_first_hashes_the_store(log):
 
 
 SCRIPT = """
-import atr.datasets, atr.tracking, os, signal, sys
+import atr.datasets, atr.core.tracking, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from importlib.util import module_from_spec, spec_from_file_location
 spec = spec_from_file_location("toy", sys.argv[1] + "/tests/stages/test_pretrain.py")
@@ -291,7 +291,7 @@ class Signalled(toy.Log):
         if path.name == "epoch-001.png":
             os.kill(os.getpid(), int(sys.argv[2]))
 
-atr.tracking.run = Signalled()
+atr.core.tracking.run = Signalled()
 atr.datasets.PreparedImages = toy.Prepared
 sys.argv = ["pretrain"]
 entry("pretrain", pretrain.main)
@@ -321,13 +321,13 @@ KILLED = """
 import os, runpy, signal, sys
 from importlib import import_module
 toy = runpy.run_path({path!r})
-import atr.datasets, atr.tracking
+import atr.datasets, atr.core.tracking
 atr.datasets.PreparedImages = toy["Prepared"]
 class Log(toy["Log"]):
     def artifact(self, path, folder):
         if folder == {owner!r}:
             os.kill(os.getpid(), signal.SIGKILL)
-atr.tracking.run = Log()
+atr.core.tracking.run = Log()
 if {name!r}:
     owner, real = import_module({owner!r}), getattr(import_module({owner!r}), {name!r})
     calls = []

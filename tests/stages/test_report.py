@@ -26,7 +26,7 @@ def workspace(tmp_path, monkeypatch):
     """A project whose other stages have run, on two benchmarks; yields what is logged."""
     monkeypatch.chdir(tmp_path)
     shipped = (ROOT / "params.yaml").read_text()
-    Path("params.yaml").write_text(shipped.replace("[selector, selector-adaptive]", "[selector]"))
+    Path("params.yaml").write_text(shipped.replace("[selector, selector_adaptive]", "[selector]"))
     names = ("full", "none", "random", "selector", "distilled")
     SYNTHETIC.write(Path("experiments"), QUESTIONS, names, benchmarks=("docs", "shapes"))
     names = [f"{benchmark}/{index:06d}" for benchmark in ("docs", "shapes") for index in range(QUESTIONS)]
@@ -38,7 +38,7 @@ def workspace(tmp_path, monkeypatch):
         metrics=lambda values, step=None: logged.setdefault(step, {}).update(values),
         artifact=lambda path: logged.update(artifact=path),
     )
-    monkeypatch.setattr("atr.tracking.run", lambda stage, params: nullcontext(log))
+    monkeypatch.setattr("atr.core.tracking.run", lambda stage, params: nullcontext(log))
     return logged
 
 
@@ -138,8 +138,8 @@ def test_nothing_is_written_outside_the_report_whatever_a_benchmark_is_called(wo
 
 
 def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_there(workspace):
-    SYNTHETIC.write_measure(Path("experiments/measure/metrics.json"), ("selector", "random"))
-    content = SYNTHETIC.write_cost(Path("experiments/cost/cost.json"), ("selector", "random"))
+    SYNTHETIC.write_measure(Path("experiments/intrinsic/metrics.json"), ("selector", "random"))
+    content = SYNTHETIC.write_cost(Path("experiments/latency/metrics.json"), ("selector", "random"))
     SYNTHETIC.write_robustness(Path("experiments/robustness/metrics.json"), ("selector", "distilled"))
     first = run()
     assert all(f"experiments/report/figures/{name}.png" in first for name in ("overlap", "robustness"))
@@ -150,7 +150,7 @@ def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_th
     assert all(re.fullmatch(r"[\w. :/-]+", name) for name in names), "what MLflow takes as a metric's name"
     for entry in content["entries"]:
         entry["milliseconds"] *= 1.1
-    Path("experiments/cost/cost.json").write_text(json.dumps(content))
+    Path("experiments/latency/metrics.json").write_text(json.dumps(content))
     second = run()
     metrics, page = "experiments/report/numbers.json", "experiments/report/report.md"
     assert (second[metrics] == first[metrics], second[page] == first[page]) == (True, False)

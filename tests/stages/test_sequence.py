@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from atr import config
-from atr.files import read_json
-from atr.stages import cost, distill, evaluate, extract, measure, prepare, pretrain, report, robustness
+from atr.core.files import read_json
+from atr.stages import distill, evaluate, extract, intrinsic, latency, prepare, pretrain, report, robustness
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -48,8 +48,8 @@ def project(tmp_path_factory):
         distill.main(config.load("distill"))
         for reducer in REDUCERS:
             evaluate.main(config.load("evaluate"), reducer)
-        measure.main(config.load("measure"))
-        cost.main(config.load("cost"))
+        intrinsic.main(config.load("intrinsic"))
+        latency.main(config.load("latency"))
         robustness.main(config.load("robustness"))
         report.main(config.load("report"))
     return folder
@@ -62,7 +62,7 @@ def parameters():
         text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count, key
     text = re.sub(r"^  keep: \[.*\]$", "  keep: [0.2, 0.4, 0.5]", text, flags=re.MULTILINE)
-    text = text.replace("[selector, selector-adaptive]", "[selector]")
+    text = text.replace("[selector, selector_adaptive]", "[selector]")
     pretrained, distilled = text.split("\ndistill:")  # which learns from fewer than there are
     text = pretrained + "\ndistill:" + distilled.replace("  images: 48", "  images: 40", 1)
     return f"{text}\nmicro:{micro}"
@@ -95,7 +95,7 @@ def test_each_benchmark_is_answered_by_each_reducer(project):
 
 def test_the_reducers_are_measured_and_timed(project):
     measured, timed = (
-        read_json(project / "experiments" / file) for file in ("measure/metrics.json", "cost/cost.json")
+        read_json(project / "experiments" / stage / "metrics.json") for stage in ("intrinsic", "latency")
     )
     assert set(measured["reducers"]) == {"random", "selector"}
     assert set(measured["provenance"]["left_out"]) == {"distilled"}, "it asks what the projector makes"
@@ -146,7 +146,7 @@ def test_all_stages_are_logged_under_one_parent(project):
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == len(runs) - 1 == 1 + 2 + 2 + len(REDUCERS) + 4
     assert {run.data.tags["stage"] for run in children} == {
-        "prepare", "extract", "pretrain", "distill", "evaluate", "measure", "cost",
+        "prepare", "extract", "pretrain", "distill", "evaluate", "intrinsic", "latency",
         "robustness", "report",
     }  # fmt: skip
     assert {run.info.status for run in children} == {"FINISHED"}
@@ -170,7 +170,7 @@ runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
     "stage, owner, name, arguments",
     [
         ("prepare", "atr.datasets.questions", "save_questions", ()),
-        ("evaluate", "atr.benchmarks.rows", "save_rows", ("full",)),
+        ("evaluate", "atr.benchmarks.saved_rows", "save_rows", ("full",)),
         ("report", "atr.reporting.html", "render", ()),
     ],
 )

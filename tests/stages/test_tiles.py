@@ -29,15 +29,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from atr import config, overlay
-from atr.files import read_json
+from atr import config
+from atr.cli import overlay
+from atr.core.files import read_json
 from atr.stages import (
     SPLITS,
-    cost,
     distill,
     evaluate,
     extract,
-    measure,
+    intrinsic,
+    latency,
     prepare,
     pretrain,
     report,
@@ -63,8 +64,8 @@ SETTINGS = (
     "extract.shard_images=8", "extract.workers=0", "pretrain.epochs=1", "pretrain.batch_size=4",
     "pretrain.validation=0.25", "pretrain.collapse_after=1.0", "pretrain.mask_images=2", "distill.images=12",
     "distill.validation=0.25", "distill.max_new_tokens=3", "evaluate.keep=[0.2, 0.4]",
-    "evaluate.max_new_tokens=3", "evaluate.bootstrap=20", "measure.images=6", "measure.batch_size=4",
-    "measure.pretrain_images=12", "measure.epochs=1", "cost.batches=[1, 2]", "cost.seconds=0.001",
+    "evaluate.max_new_tokens=3", "evaluate.bootstrap=20", "intrinsic.images=6", "intrinsic.batch_size=4",
+    "intrinsic.pretrain_images=12", "intrinsic.epochs=1", "latency.batches=[1, 2]", "latency.seconds=0.001",
     "robustness.questions=1",
 )  # fmt: skip
 """Of the machine and of the sizes; all else is as the overlay has it."""
@@ -100,7 +101,7 @@ def project(family, hub, tmp_path_factory):
         distill.main(config.load("distill"))
         for reducer in reducers():
             evaluate.main(config.load("evaluate"), reducer)
-        for stage in (measure, cost, robustness, report):
+        for stage in (intrinsic, latency, robustness, report):
             stage.main(config.load(stage.__name__.rpartition(".")[2]))
     return folder
 
@@ -217,7 +218,7 @@ def test_every_question_is_answered_by_every_reducer(project, family):
     assert {len(row["images"]) for row in full if row["benchmark"] == "mmmu"} == {0, 1, 3}
     of = {row["id"]: row["tokens_full"] for row in full}
     trials = {"random": 3 * len(KEEP)} | dict.fromkeys(("selector", "distilled"), len(KEEP))
-    assert set(reducers()) == {"full", "none", "selector-adaptive", *trials}
+    assert set(reducers()) == {"full", "none", "selector_adaptive", *trials}
     for reducer in reducers():
         rows, own, masks = results(project, reducer)
         assert [row["status"] for row in rows] == ["answered"] * len(of) * trials.get(reducer, 1)
@@ -263,8 +264,8 @@ def test_every_result_file_is_there_and_the_report_shows_them(project):
     for result in (
         "pretrain/metrics",
         "distill/metrics",
-        "measure/metrics",
-        "cost/cost",
+        "intrinsic/metrics",
+        "latency/metrics",
         "robustness/metrics",
     ):
         assert read_json(experiments / f"{result}.json")

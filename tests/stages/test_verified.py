@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from atr import config
+from atr.micro.stages import features, train_dinov2
 from atr.stages import (
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
@@ -15,9 +16,7 @@ from atr.stages import (
     distill,
     evaluate,
     extract,
-    measure,
-    micro_dinov2,
-    micro_features,
+    intrinsic,
     pretrain,
 )
 
@@ -68,8 +67,8 @@ def opened(first, monkeypatch):
 
     monkeypatch.setattr("atr.datasets.PreparedImages", Prepared)
     monkeypatch.setattr("atr.features.store.FeatureStore.open", open_store)
-    monkeypatch.setattr("atr.tracking.run", lambda *_, **__: nullcontext())
-    monkeypatch.setattr("atr.tracking.is_first_process", lambda: first)
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("atr.core.tracking.is_first_process", lambda: first)
     return asked
 
 
@@ -80,7 +79,7 @@ def opened(first, monkeypatch):
             extract,
             ("pretrain",),
             {
-                "atr.features.pretrained.locate": nothing,
+                "atr.features.wheel_weights.locate": nothing,
                 "atr.features.encoder.Encoder.load": nothing,
                 "atr.features.datamodule.ImageDataModule": stop,
             },
@@ -95,29 +94,29 @@ def opened(first, monkeypatch):
         (
             distill,
             (),
-            {"atr.datasets.pretraining.AskedImages": stop},
+            {"atr.datasets.training_images.AskedImages": stop},
             {PRETRAIN_FEATURES, PRETRAIN_IMAGES},
         ),
         (
             evaluate,
             ("random",),
-            {"atr.datasets.load_questions": nothing, "atr.vlm.answering.Answerer.load": opening},
+            {"atr.datasets.load_questions": nothing, "atr.vlm.generation.Generator.load": opening},
             {EVALUATE_FEATURES, EVALUATE_IMAGES},
         ),
         (
-            measure,
+            intrinsic,
             (),
             {
                 "atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained": nothing,
-                "atr.stages.measure._train": stop,
+                "atr.stages.intrinsic._train": stop,
             },
             {EVALUATE_FEATURES, PRETRAIN_FEATURES, EVALUATE_IMAGES},
         ),
         (
-            micro_dinov2,
+            train_dinov2,
             (),
-            {"atr.stages.micro_dinov2.read_json": nothing, "lightning.pytorch.seed_everything": stop},
-            {micro_features.FEATURES},
+            {"atr.micro.stages.train_dinov2.read_json": nothing, "lightning.pytorch.seed_everything": stop},
+            {features.FEATURES},
         ),
     ],
 )

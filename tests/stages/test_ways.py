@@ -14,28 +14,28 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr import config
-from atr.datasets.micro import ANSWERS, QUESTIONS
-from atr.files import read_json
+from atr.core.files import read_json
+from atr.micro.model import build_model, build_processor
+from atr.micro.world import ANSWERS, QUESTIONS
 from atr.stages import (
-    COST,
     DISTILL,
     DISTILLED,
     EVALUATE,
     EVALUATE_FEATURES,
-    MEASURE,
+    INTRINSIC,
+    LATENCY,
     PRETRAIN,
     PRETRAIN_FEATURES,
     PRETRAIN_IMAGES,
     SELECTOR,
-    cost,
     distill,
     evaluate,
     extract,
-    measure,
+    intrinsic,
+    latency,
     prepare,
     pretrain,
 )
-from atr.vlm.micro import build_model, build_processor
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -61,8 +61,8 @@ STAGES = {
     "pretrain": lambda: pretrain.main(config.load("pretrain")),
     "distill": lambda: distill.main(config.load("distill")),
     "evaluate": lambda: evaluate.main(config.load("evaluate"), "selector"),
-    "measure": lambda: measure.main(config.load("measure")),
-    "cost": lambda: cost.main(config.load("cost")),
+    "intrinsic": lambda: intrinsic.main(config.load("intrinsic")),
+    "latency": lambda: latency.main(config.load("latency")),
 }
 RESULTS = (
     EVALUATE_FEATURES / "manifest.json",
@@ -70,8 +70,8 @@ RESULTS = (
     PRETRAIN / "metrics.json",
     DISTILL / "metrics.json",
     EVALUATE / "selector" / "summary.json",
-    MEASURE / "metrics.json",
-    COST / "cost.json",
+    INTRINSIC / "metrics.json",
+    LATENCY / "metrics.json",
 )
 
 
@@ -92,7 +92,7 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_params()
-        patch.setattr("atr.tracking.run", unlogged)
+        patch.setattr("atr.core.tracking.run", unlogged)
         prepare.main(config.load("prepare"))
     return folder
 
@@ -109,7 +109,7 @@ def write_params(**trainer):
 @pytest.fixture
 def project(prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("atr.tracking.run", unlogged)
+    monkeypatch.setattr("atr.core.tracking.run", unlogged)
     Path("data").mkdir()
     for part in ("data/micro", "data/prepared"):
         Path(part).symlink_to(prepared / part)
@@ -152,7 +152,7 @@ def test_every_stage_runs_in_two_processes_under_every_strategy(project, strateg
     write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for stage in (
-        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector", "measure", "cost"
+        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector", "intrinsic", "latency"
     ):  # fmt: skip
         name, *arguments = stage.split()
         command = [sys.executable, "-m", f"atr.stages.{name}", *arguments]

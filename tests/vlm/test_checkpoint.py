@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, SiglipImageProcessorPil, SiglipVisionModel
 
 from atr import config
+from atr.core.fingerprint import fingerprint
+from atr.core.hub import split
 from atr.features.encoder import Encoder, load_image_processor
 from atr.features.preprocess import describe
-from atr.features.pretrained import WHEELS
-from atr.fingerprint import fingerprint
-from atr.hub import split
+from atr.features.wheel_weights import WHEELS
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import (
     check_features,
@@ -24,7 +24,7 @@ from atr.vlm.checkpoint import (
     version_of,
     weight_dtype,
 )
-from atr.vlm.hosts import encode, host_of
+from atr.vlm.families import encode, family_of
 from atr.vlm.reduce import reduce
 
 
@@ -283,7 +283,7 @@ def test_a_selector_of_the_whole_siglip_reads_what_onevision_does(model, process
     pixels = torch.randint(0, 256, (50, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray(pixels.numpy())
     inputs = processor(text=["<image> a"], images=[[image]], return_tensors="pt")
-    whole = encode(model, inputs, host_of(model).tiling(model, inputs)).features_BND[:1]
+    whole = encode(model, inputs, family_of(model).tiling(model, inputs)).features_BND[:1]
     torch.testing.assert_close(encoder(encoder.preprocess([image])), whole)
     check_selector(model, selector(layer=encoder.layer))
     # 26 of SigLIP's 27 layers, as OneVision's published configuration has it.

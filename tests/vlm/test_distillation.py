@@ -11,16 +11,16 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
 from atr.config import Distill, Evaluate
+from atr.core.tokens import mask_of
 from atr.reduction import FeatureSelector, Full
 from atr.reduction.checkpoints import Checkpoints
-from atr.tokens import mask_of
 from atr.vlm import distillation
-from atr.vlm.answering import Answerer
-from atr.vlm.choice import Policy
 from atr.vlm.distillation import AskedData, Distillation, train
-from atr.vlm.packing import ROW_END
+from atr.vlm.generation import Generator
+from atr.vlm.inputs import Prompts, WholeInputs
+from atr.vlm.policy import Policy
 from atr.vlm.reduce import shorten
-from atr.vlm.sources import Prompts, WholeInputs
+from atr.vlm.tiling import ROW_END
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 BATCH = [("one", ["a", "b c"]), ("two", ["d"]), ("three", ["e f g", "a", "h"])]
@@ -46,7 +46,7 @@ class Pictures:
 @pytest.fixture
 def answerer(model, processor, family):
     source = WholeInputs(model, processor, Pictures(family))
-    return Answerer(model, processor, source, Evaluate(max_new_tokens=3))
+    return Generator(model, processor, source, Evaluate(max_new_tokens=3))
 
 
 def taught(answerer, **changes):
@@ -94,7 +94,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(answerer, make_model, attention
 
 @torch.no_grad()
 def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
+    monkeypatch.setattr(Generator, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
     prepared, _ = module._conversations(BATCH)
     assert [len(kept) for kept in prepared.packing.values(prepared.encoded.features_BND)] == [16, 16, 16]
     assert (prepared.inputs["input_ids"] == module.answerer.model.config.image_token_id).sum() == 3 * 16
@@ -143,8 +143,8 @@ def test_answers_are_marked_and_nothing_else(module):
 
 def test_each_prompt_is_answered_once(module, monkeypatch):
     asked = []
-    answer = Answerer.answer
-    monkeypatch.setattr(Answerer, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
+    answer = Generator.answer
+    monkeypatch.setattr(Generator, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
     module._conversations(BATCH)
     module._conversations(BATCH[::-1])
     assert len(asked) == 1
@@ -197,7 +197,7 @@ def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer
 
 
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
-    monkeypatch.setattr(Answerer, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
+    monkeypatch.setattr(Generator, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
 

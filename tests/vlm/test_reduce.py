@@ -11,12 +11,12 @@ from PIL import Image
 from transformers import BloomConfig
 
 from atr.config import Evaluate
-from atr.lmms_eval.arguments import Arguments
+from atr.core.tokens import budget, top_k_BK
+from atr.integrations.lmms_eval.arguments import Arguments
 from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
-from atr.tokens import budget, top_k_BK
-from atr.vlm import choice
-from atr.vlm.choice import CHOICES, Policy
-from atr.vlm.inside import drop_inside
+from atr.vlm import policy
+from atr.vlm.in_llm import drop_inside
+from atr.vlm.policy import CHOICES, Policy
 from atr.vlm.reduce import prepare, reduce, shorten
 
 TOKENS = 16
@@ -522,7 +522,7 @@ def test_original_positions_are_the_one_default(model, process):
     functions = (reduce, shorten, drop_inside, Policy, Arguments, Evaluate)
     assert (
         {signature(each).parameters["positions"].default for each in functions}
-        == {choice.POSITIONS}
+        == {policy.POSITIONS}
         == {"original"}
     )
     inputs = process(*SINGLE)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.bootstrap import interval, resampled
 from atr.config import GROUPS, Evaluate
+from atr.core.bootstrap import interval, resampled
 from atr.datasets import Question
 from atr.reduction import REDUCERS
-from atr.reduction.floors import L2Norm
+from atr.reduction.peers._baselines import L2Norm
 from atr.vlm import robustness
-from atr.vlm.answering import Answerer
+from atr.vlm.generation import Generator
+from atr.vlm.inputs import WholeInputs
 from atr.vlm.robustness import Seen, Settings, change, first_of_each, make, overlaps
-from atr.vlm.sources import WholeInputs
 from atr.vlm.variants import VARIANTS, Variant
 
 SETTINGS = Settings(keep=[0.25, 0.5], batch_size=4, resamples=200, seed=3)
@@ -55,13 +55,13 @@ class Place:
 @pytest.fixture
 def answerer(model, processor):
     source = WholeInputs(model, processor, SimpleNamespace(image=small))
-    return Answerer(model, processor, source, Evaluate(positions="original", max_new_tokens=2))
+    return Generator(model, processor, source, Evaluate(positions="original", max_new_tokens=2))
 
 
 @pytest.fixture
 def measure(answerer, model, processor):
     def measure(reducers, names, score=lambda question, prediction: float(len(prediction) % 2)):
-        photographs = Answerer(
+        photographs = Generator(
             model, processor, WholeInputs(model, processor, SimpleNamespace(image=picture)), answerer.settings
         )
         variants = {name: VARIANTS[name] for name in names}
@@ -88,13 +88,13 @@ def test_a_deployment_that_changes_nothing_keeps_the_same_tokens_and_answers(mea
 
 
 def test_what_is_kept_is_compared_with_the_reference_image_by_image(measure):
-    found = measure({"place": Place(), "l2-norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
+    found = measure({"place": Place(), "l2_norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
     jpeg, positions = found["variants"]
-    for name in ("place", "l2-norm"):
+    for name in ("place", "l2_norm"):
         assert all(0 < each["lowest"] <= each["mean"] < 1 for each in jpeg["reducers"][name]["iou"])
         assert positions["reducers"][name]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
     assert not jpeg["no_pixel_changed"] and jpeg["name"] == "JPEG 50"
-    again = measure({"place": Place(), "l2-norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
+    again = measure({"place": Place(), "l2_norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
     assert json.dumps(found) == json.dumps(again)
 
 
@@ -106,7 +106,7 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, m
         told.append(self.settings.positions)
         return [self.settings.positions] * len(inputs["input_ids"])
 
-    monkeypatch.setattr(Answerer, "_generate", generate)
+    monkeypatch.setattr(Generator, "_generate", generate)
     found = measure(
         {"place": Place()},
         ["contiguous positions"],
@@ -120,8 +120,8 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, m
 
 
 def test_a_reducer_that_reads_the_question_is_given_it(measure):
-    found = measure({"cdpruner-text": REDUCERS["cdpruner-text"](0, "")}, ["batch of one"])
-    assert found["variants"][0]["reducers"]["cdpruner-text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
+    found = measure({"cdpruner_text": REDUCERS["cdpruner_text"](0, "")}, ["batch of one"])
+    assert found["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
 
 
 def test_images_cut_into_another_number_of_tokens_are_not_compared():
@@ -165,8 +165,8 @@ def test_random_is_no_choice_and_what_chooses_inside_the_model_is_left_out(answe
 
 @pytest.mark.parametrize("family", ["llava_next"])
 def test_models_that_cut_images_are_compared_where_the_tiles_are_the_same(measure):
-    found = measure({"l2-norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
-    jpeg, half, bfloat16 = (each["reducers"]["l2-norm"] for each in found["variants"])
+    found = measure({"l2_norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
+    jpeg, half, bfloat16 = (each["reducers"]["l2_norm"] for each in found["variants"])
     for line in (jpeg, bfloat16):
         assert all(0 < overlap["lowest"] <= overlap["mean"] <= 1 for overlap in line["photographs"])
     assert half["photographs"] == [None, None], "at half size they are cut into fewer tiles"

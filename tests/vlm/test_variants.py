@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from atr.config import Evaluate
-from atr.vlm.answering import Answerer
-from atr.vlm.sources import WholeInputs
+from atr.vlm.generation import Generator
+from atr.vlm.inputs import WholeInputs
 from atr.vlm.variants import BLOCK, VARIANTS, Variant, deployed, q4_0, q8_0
 
 
@@ -23,7 +23,7 @@ def photograph():
 @pytest.fixture
 def answerer(model, processor, photograph):
     source = WholeInputs(model, processor, SimpleNamespace(image=lambda name: photograph))
-    return Answerer(model, processor, source, Evaluate(positions="original"))
+    return Generator(model, processor, source, Evaluate(positions="original"))
 
 
 @torch.no_grad()
@@ -101,7 +101,7 @@ def test_more_compression_and_a_poorer_kernel_change_more(answerer):
 def test_a_kernel_changes_nothing_of_an_image_that_is_not_resized(answerer, photograph):
     small = photograph.crop((0, 0, 28, 28))
     source = WholeInputs(answerer.model, answerer.processor, SimpleNamespace(image=lambda name: small))
-    answerer = Answerer(answerer.model, answerer.processor, source, answerer.settings)
+    answerer = Generator(answerer.model, answerer.processor, source, answerer.settings)
     for name, variant in VARIANTS.items():
         if name.startswith("resize"):
             assert change(answerer, variant, "pixels_BCHW") == 0, name

@@ -1,0 +1,378 @@
+"""What the current parameters will cost, told before anything heavy is loaded: no weights, no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atr import config
+from atr.cli.disk import Disks
+from atr.core.files import read_json
+
+FEATURE_BYTES = 2
+"""Of one channel in the feature store: bfloat16."""
+QUESTIONS = {
+    "textvqa": 5_000,
+    "docvqa": 5_349,
+    "infovqa": 2_801,
+    "chartqa": 2_500,
+    "mmbench": 4_329,
+    "ai2d": 3_088,
+    "gqa": 12_578,
+    "mmmu": 900,
+    "mmstar": 1_500,
+    "scienceqa": 2_017,
+}
+"""Questions of the paper's benchmarks in the splits that are read, as their files of atr/benchmarks say."""
+IMAGES = {"gqa": 398}
+"""Distinct images where they are known to be fewer than the questions."""
+ROTATIONS = {"mmbench": 4}
+"""Times that one question is asked at most, with its choices in another order."""
+SOURCES = {"micro": None, "coco": 117_266}
+"""Pretraining images that a source has; None: as many as are asked for."""
+SHRUNK = {"llava-onevision-7b": 10}
+"""Tiles whose tokens LLaVA-OneVision reads at most where it shrinks its grid: `anyres_max_9` and the base."""
+PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
+"""Of a prepared image; of COCO's, the most frequent size."""
+PNG_BYTES = 1.7
+"""Of a pixel in a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
+DEPLOYMENTS = 17
+"""Times that stage robustness answers its questions: the reference, and each of `atr.vlm.variants`."""
+NOT_DEPLOYED = ("random", "fastv", "pyramiddrop")
+"""Reducers that it leaves out: no choice, or one inside the language model."""
+RESTORED = 4
+"""Restorations of a validation image: from the hard mask, and from the top K at three kept fractions."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder makes of one image: N tokens of D channels."""
+
+    tokens: int
+    width: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of one image in the feature store."""
+        return self.tokens * self.width * FEATURE_BYTES
+
+
+KNOWN = {
+    "openai/clip-vit-large-patch14-336": Features(24 * 24, 1024),
+    "openai/clip-vit-large-patch14": Features(16 * 16, 1024),
+    "google/siglip-so400m-patch14-384": Features(27 * 27, 1152),
+    "facebook/dinov2-small": Features(16 * 16, 384),
+    "facebook/dinov2-base": Features(16 * 16, 768),
+}
+"""Encoders of the hub, with the images as their own processors give them."""
+
+
+def features_of(path: str) -> Features | None:
+    """Tokens and width of an encoder by its hub id or from the files of its folder; None if unknown."""
+    name = path.partition("@")[0]  # a revision does not change the shape
+    if name in KNOWN or not Path(path).is_dir():
+        return KNOWN.get(name)
+    try:
+        tree = read_json(Path(path, "config.json"))
+        vision = tree.get("vision_config", tree)
+        height, width = _arriving(Path(path)) or _pair(vision["image_size"])
+        down, right = _pair(vision["patch_size"])
+        return Features((height // down) * (width // right), vision["hidden_size"])
+    except (KeyError, TypeError, ValueError):  # no such file or key: some other kind of model
+        return None
+
+
+def _arriving(folder: Path) -> tuple[int, int] | None:
+    """(height, width) of what the folder's image processor gives; None if it does not say."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            tree = read_json(folder / name)
+            processor = tree.get("image_processor", tree)
+            cut = processor.get("do_center_crop") and processor.get("crop_size")
+            size = cut or processor.get("size")
+            return _pair(size) if isinstance(size, int) or "height" in (size or {}) else None
+    return None
+
+
+def _pair(sides: Any) -> tuple[int, int]:
+    if isinstance(sides, dict):
+        return sides["height"], sides["width"]
+    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Sizes of selector and reconstructor at width D, of `pretrain.layers` layers each.
+
+    A layer has weights of 4 D^2 (query, key, value, out) and 2 D F (feed-forward), F = ffn_ratio D, their
+    biases 5 D + F, and two norms of 2 D. A trunk adds a norm and a head of O outputs, D O + O: O is 1 in the
+    selector, D in the reconstructor. The vector E_masked has D.
+    """
+
+    width: int
+    layers: int
+    hidden: int
+
+    @classmethod
+    def of(cls, pretrain: config.Pretrain, width: int) -> "Autoencoder":
+        """The one that these parameters make on features of that width."""
+        return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
+
+    @property
+    def selector(self) -> int:
+        """Parameters of the selector."""
+        return self._trunk(1)
+
+    @property
+    def reconstructor(self) -> int:
+        """Parameters of the reconstructor."""
+        return self._trunk(self.width)
+
+    @property
+    def parameters(self) -> int:
+        """All that are trained."""
+        return self.selector + self.reconstructor + self.width
+
+    def _trunk(self, outputs: int) -> int:
+        width, hidden = self.width, self.hidden
+        layer = 4 * width**2 + 2 * width * hidden + 9 * width + hidden
+        return self.layers * layer + 2 * width + (width + 1) * outputs
+
+    def forward_flops(self, tokens: int, outputs: int) -> int:
+        """FLOPs of one image of N tokens through a trunk of O outputs, a multiplication and an addition each.
+
+        N (layers (8 D^2 + 4 D F + 4 N D) + 2 D O): two for every weight of the linear layers and every token,
+        and 2 N D each for the scores and for the mixing of attention. Norms, softmax and biases are left out.
+        """
+        width = self.width
+        layer = 8 * width**2 + 4 * width * self.hidden + 4 * tokens * width
+        return tokens * (self.layers * layer + 2 * width * outputs)
+
+    def training_flops(self, tokens: int, training: int, validation: int) -> int:
+        """FLOPs of one epoch over these numbers of images.
+
+        A training image costs 3 (S + R), as the backward pass costs twice the forward one; a validation image
+        costs S + 4 R (see RESTORED).
+        """
+        selector, reconstructor = (self.forward_flops(tokens, outputs) for outputs in (1, self.width))
+        return training * 3 * (selector + reconstructor) + validation * (selector + RESTORED * reconstructor)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs of a pipeline, from its parameters alone; `features` is None where the encoder is unknown."""
+
+    encoder: config.EncoderPreset
+    vlm: config.VlmPreset
+    trainer: config.Trainer
+    prepare: config.Prepare
+    pretrain: config.Pretrain
+    distill: config.Distill
+    evaluate: config.Evaluate
+    robustness: config.Robustness
+    features: Features | None
+
+    @property
+    def questions(self) -> dict[str, int]:
+        """Questions of each benchmark, the most there can be."""
+        asked = self.prepare.questions
+        return {
+            name: min(QUESTIONS.get(name, asked), asked * ROTATIONS.get(name, 1))
+            for name in self.prepare.benchmarks
+        }
+
+    @property
+    def evaluation_images(self) -> int:
+        """Distinct images of the questions, at most; MMMU's second and further ones are not counted."""
+        return sum(min(count, IMAGES.get(name, count)) for name, count in self.questions.items())
+
+    @property
+    def trials(self) -> dict[str, int]:
+        """Times that each reducer answers every question."""
+        asked = self.evaluate
+        return {name: self._trials(name) for name in asked.names}
+
+    def _trials(self, reducer: str) -> int:
+        if reducer not in self.evaluate.budgeted:
+            return 1
+        return len(self.evaluate.keep) * (self.evaluate.random_seeds if reducer == "random" else 1)
+
+    @property
+    def answers(self) -> int:
+        """Answers the vision-language model gives."""
+        return sum(self.questions.values()) * sum(self.trials.values())
+
+    @property
+    def compared_answers(self) -> int:
+        """Those it gives beside these in stage robustness, at most: with all tokens, and with fewer."""
+        asked = self.robustness.questions
+        questions = sum(min(count, asked * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
+        reducers = [name for name in self.evaluate.budgeted if name not in NOT_DEPLOYED]
+        return questions * (1 + len(reducers) * len(self.robustness.keep)) * DEPLOYMENTS
+
+    @property
+    def split(self) -> tuple[int, int]:
+        """Images that are trained on, and held out of it."""
+        held_out = max(1, round(self.pretrain.validation * self.prepare.images))
+        return self.prepare.images - held_out, held_out
+
+    @property
+    def processes(self) -> int:
+        """Devices of all machines; 1 where their number is left to the machine."""
+        devices = self.trainer.devices
+        count = len(devices) if isinstance(devices, list) else devices
+        return count * self.trainer.num_nodes if isinstance(count, int) and count > 0 else 1
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: of its share of the images each device leaves the last, incomplete batch out."""
+        return self.pretrain.epochs * (self.split[0] // self.processes // self.pretrain.batch_size)
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Estimate of the pretraining images as PNG; 0 for a folder, whose images may have any size."""
+        return round(self.prepare.images * PIXELS.get(self.prepare.source, 0) * PNG_BYTES)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What is written below data/: features of all images, and the estimate of the prepared ones."""
+        size = self.features.bytes if self.features else 0
+        return (self.prepare.images + self.evaluation_images) * size + self.prepared_bytes
+
+
+def load(path: str | Path = "params.yaml") -> Plan:
+    """The plan of a parameter file; raises ConfigError for one that no stage would take."""
+    trained, evaluated = config.load("pretrain", path), config.load("evaluate", path)
+    return Plan(
+        encoder=trained.encoder,
+        vlm=evaluated.vlm,
+        trainer=trained.trainer,
+        prepare=config.load("prepare", path).prepare,
+        pretrain=trained.pretrain,
+        distill=config.load("distill", path).distill,
+        evaluate=evaluated.evaluate,
+        robustness=config.load("robustness", path).robustness,
+        features=features_of(trained.encoder.path),
+    )
+
+
+def lines(plan: Plan, disks: Disks) -> Iterator[str]:
+    """The plan as text, one cost a line."""
+    questions, images = plan.questions, plan.evaluation_images
+    yield f"encoder      {plan.encoder.name}: {_shape(plan.features)}"
+    yield f"vlm          {plan.vlm.name}: {_tiles(plan)}"
+    yield (
+        f"images       {plan.prepare.images:,} to pretrain on ({plan.prepare.source}), "
+        f"at most {images:,} with questions"
+    )
+    if plan.features:
+        pretrain, evaluate = (_size(count * plan.features.bytes) for count in (plan.prepare.images, images))
+        yield f"features     {pretrain} for pretraining, at most {evaluate} for evaluation, bfloat16"
+        yield from _training(plan, plan.features)
+    taught = min(plan.distill.images, plan.prepare.images)
+    yield (
+        f"distilling   {taught:,} images x {plan.distill.epochs} epochs: {plan.vlm.name} answers the prompts "
+        "of each, then reads the conversation twice, once backwards"
+    )
+    trials = ", ".join(f"{name} {count}" for name, count in plan.trials.items())
+    yield f"questions    {sum(questions.values()):,}: " + ", ".join(
+        f"{name} {count:,}" for name, count in questions.items()
+    )
+    yield (
+        f"answers      {plan.answers:,}: each question under {sum(plan.trials.values())} trials ({trials}); "
+        f"{len(plan.evaluate.keep)} kept fractions, {plan.evaluate.random_seeds} seeds"
+    )
+    compared = f"{plan.compared_answers:,} answers in float32"
+    yield f"robustness   at most {compared}, under {DEPLOYMENTS} deployments"
+    copies = "linked into DVC's cache" if disks.linked else "and a copy in DVC's cache"
+    yield f"disk         {_size(plan.stored_bytes)} in {disks.data} {copies}; free: {_free(disks)}"
+
+
+def _training(plan: Plan, features: Features) -> Iterator[str]:
+    size = Autoencoder.of(plan.pretrain, features.width)
+    training, validation = plan.split
+    flops = plan.pretrain.epochs * size.training_flops(features.tokens, training, validation)
+    batch = plan.processes * plan.pretrain.batch_size
+    yield (
+        f"autoencoder  {size.parameters:,} parameters: selector {size.selector:,}, "
+        f"reconstructor {size.reconstructor:,}"
+    )
+    yield (
+        f"training     {training:,} images x {plan.pretrain.epochs} epochs, {plan.steps:,} steps: "
+        f"{batch:,} images a step on {plan.processes} device(s), {flops:.2e} FLOPs"
+    )
+
+
+def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
+    """What a stage will refuse or the disk will not hold; nothing of it stops the plan."""
+    source = plan.prepare.source
+    held = SOURCES.get(source)
+    if held and plan.prepare.images > held:
+        yield f"prepare.images: {source} holds {held:,} images, fewer than {plan.prepare.images:,}"
+    if plan.split[0] < plan.processes * plan.pretrain.batch_size:
+        yield f"pretrain.batch_size: {plan.split[0]:,} images are not one batch for each device"
+    if not plan.features:
+        yield f"encoder: tokens and width of {plan.encoder.path} are unknown, so features are not counted"
+    else:
+        yield from _misfits(plan, plan.features.width)
+    if plan.vlm.encoder is None:
+        yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
+    if source not in PIXELS:
+        yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
+    if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):
+        yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
+    yield from _short(plan.stored_bytes, disks)
+
+
+def _misfits(plan: Plan, width: int) -> Iterator[str]:
+    """Selectors that cannot be made for features of that width."""
+    recipes: dict[str, config.SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
+    for name, recipe in recipes.items():
+        if width % recipe.heads:
+            yield f"{name}.heads: {recipe.heads} does not divide the encoder's width {width}"
+        if recipe.position == "sine" and width % 4:
+            yield f"{name}.position: 4 does not divide the encoder's width {width}, as sine needs"
+
+
+def _short(needed: int, disks: Disks) -> Iterator[str]:
+    if disks.linked and disks.one_disk:
+        places = [(f"{disks.data} and DVC's cache", needed, disks.data_free)]
+    elif disks.one_disk:
+        places = [(f"{disks.data} and DVC's cache, which cannot be linked,", 2 * needed, disks.data_free)]
+    else:
+        copied = 0 if disks.linked else needed
+        places = [(str(disks.data), copied, disks.data_free), (str(disks.cache), needed, disks.cache_free)]
+    for place, size, free in places:
+        if size > free:
+            yield f"disk: {place} need {_size(size)}, {_size(free)} are free"
+
+
+def _free(disks: Disks) -> str:
+    if disks.one_disk:
+        return _size(disks.data_free)
+    return f"{_size(disks.data_free)}, and {_size(disks.cache_free)} on the disk of {disks.cache}"
+
+
+def _shape(features: Features | None) -> str:
+    if not features:
+        return "unknown tokens and width"
+    return f"{features.tokens:,} tokens of {features.width:,} channels an image"
+
+
+def _tiles(plan: Plan) -> str:
+    """What the language model reads of an image with all tokens, newlines left out."""
+    name, tiles = plan.vlm.name, plan.vlm.tiles
+    if plan.vlm.encoder is None or not plan.features:
+        return "unknown tokens an image"
+    read = SHRUNK.get(name, tiles) if plan.evaluate.interpolation == "model" else tiles
+    return f"at most {read * plan.features.tokens:,} tokens an image, {tiles} tile(s)"
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit that leaves one to three digits before the point; powers of 1000, as disks are sold."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.1f} {unit}"

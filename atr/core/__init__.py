@@ -1,0 +1,1 @@
+"""What every other package stands on: tokens, files, hardware, tracking; no model."""

@@ -1,0 +1,37 @@
+"""The log as Lightning's loops see it."""
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from atr.core.tracking.store import EXPERIMENT
+
+
+class TrainingLogger(Logger):
+    """Hands numbers to a stage's run; unlike Lightning's own MLFlowLogger it outlives a log that fails."""
+
+    def __init__(self, run_id: str, log: Callable[[Mapping[str, float], int], None]) -> None:
+        super().__init__()
+        self._run_id = run_id
+        self._log = log
+
+    @property
+    def name(self) -> str:
+        """The experiment's."""
+        return EXPERIMENT
+
+    @property
+    def version(self) -> str:
+        """The id of the run."""
+        return self._run_id
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers at a step."""
+        self._log(metrics, step or 0)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the stage's parameters are logged as its run starts."""

@@ -1,0 +1,111 @@
+"""Extraction through Lightning's predict loop: the module that encodes, the callback that stores, the run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from atr.core.fingerprint import fingerprint
+from atr.core.hardware import resolved
+from atr.features.datamodule import ImageBatch, ImageDataModule
+from atr.features.encoder import Encoder
+from atr.features.preprocess import describe
+from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
+
+
+class FeatureExtraction(LightningModule):
+    """Encodes batches under the trainer's device and precision."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """features_BND in the store's dtype."""
+        _, _, pixel_values_BCHW = batch
+        features_BND: Tensor = self.encoder(pixel_values_BCHW)
+        return features_BND.to(DTYPE)
+
+
+class StoreWriter(Callback):
+    """Writes each rank's shards as they fill; `finish` makes a store of them."""
+
+    def __init__(self, folder: Path, images: int, shard_images: int) -> None:
+        self.folder = folder
+        self.writer = ShardWriter(folder, images, shard_images)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take a former store away before any rank writes."""
+        if trainer.is_global_zero:
+            clear(self.folder)
+        trainer.strategy.barrier("former store removed")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand the batch to the shard it belongs to."""
+        first, ids, _ = batch
+        self.writer.add(first, ids, outputs.cpu())
+
+    def finish(
+        self,
+        trainer: Trainer,
+        encoder: Encoder,
+        parameters: Mapping[str, Any],
+        version: Mapping[str, str | None],
+    ) -> None:
+        """Write the manifest once every rank has written its shards; every rank must call this after predict.
+
+        Not a hook of the predict loop: Lightning skips those on a rank that has no batches.
+        """
+        shards = self.writer.shards
+        if trainer.world_size > 1:
+            of_ranks: list[list[dict[str, Any]]] = [[]] * trainer.world_size
+            dist.all_gather_object(of_ranks, shards)
+            shards = [shard for of_rank in of_ranks for shard in of_rank]
+        if trainer.is_global_zero:
+            write_manifest(
+                self.folder,
+                encoder=encoder.name,
+                layer=encoder.layer,
+                grid=encoder.grid,
+                width=encoder.width,
+                fingerprint=fingerprint(encoder.tower),
+                preprocess=describe(encoder.image_processor),
+                parameters=parameters,
+                shards=shards,
+                resolved={**resolved(trainer.precision, trainer.strategy.root_device), **version},
+            )
+        trainer.strategy.barrier("manifest written")
+
+
+def fill_store(
+    encoder: Encoder,
+    data: ImageDataModule,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    trainer_kwargs: Mapping[str, Any],
+    version: Mapping[str, str | None],
+) -> None:
+    """Encode all images of `data` into the store `folder`; the manifest, written last, ends it.
+
+    `version` says which checkpoint of the encoder came, as `atr.core.hub.version_of` does.
+    """
+    writer = StoreWriter(folder, len(data.batches.images), data.batches.shard_images)
+    trainer = Trainer(
+        **trainer_kwargs,
+        callbacks=[writer],
+        logger=False,
+        use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
+    )
+    trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
+    writer.finish(trainer, encoder, parameters, version)

@@ -1,0 +1,141 @@
+"""Answers of a reduced LLaVA to conversations with any number of images; knows nothing of lmms-eval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from atr.core.hub import located
+from atr.integrations.lmms_eval.arguments import DTYPES, Arguments
+from atr.integrations.lmms_eval.caching import check_digest
+from atr.reduction import FeatureSelector
+from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
+from atr.vlm.families import family_of
+from atr.vlm.reduce import Kept, check_positions, reduce
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is decoded: greedily at temperature 0, by sampling above it; the field's defaults."""
+
+    max_new_tokens: int = 1024
+    temperature: float = 0
+    top_p: float | None = None
+    num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, what was kept of each image of its question, and how many tokens were read and written."""
+
+    text: str
+    kept: tuple[Kept, ...]
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class ReducedVlm:
+    """A frozen model, its processor and the selector that shortens what it reads."""
+
+    model: Any
+    processor: Any
+    selector: FeatureSelector
+    arguments: Arguments
+
+    @classmethod
+    def load(cls, arguments: Arguments, device: torch.device) -> Self:
+        """Load all three; the small files first, so that a selector of other features costs no waiting.
+
+        Raises ValueError for what is no checkpoint, a family without host, positions that the model cannot
+        have, and a selector that does not fit or is not the one of the digest.
+        """
+        selector = FeatureSelector.from_pretrained(arguments.selector)
+        check_digest(arguments.selector_digest, selector)
+        config = _config(arguments.pretrained)
+        unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
+        family_of(unloaded)
+        check_positions(unloaded, arguments.positions)
+        check_selector(unloaded, selector)
+        warn_of_positions(selector, arguments.positions)
+        dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32
+        model, processor = load_vlm(arguments.pretrained, dtype, arguments.attn_implementation)
+        check_selector(model, selector)
+        return cls(model.to(device), processor, selector.eval().to(device), arguments)
+
+    @torch.inference_mode()
+    def answer(self, conversations: Sequence[list[dict[str, Any]]], decoding: Decoding) -> list[Answer]:
+        """Answer a batch of conversations in the form of transformers' chat templates, images within.
+
+        Raises ValueError for a text in which the placeholder of an image is typed.
+        """
+        inputs = self._inputs(conversations)
+        policy = self.arguments.policy
+        shorter = reduce(
+            self.model,
+            inputs,
+            self.selector,
+            policy.keep,
+            policy.positions,
+            policy.budget,
+            policy.newline,
+            self.arguments.interpolation,
+        )
+        answers_BL = self._generate(shorter, decoding)
+        texts = self.processor.batch_decode(answers_BL, skip_special_tokens=True)
+        read = shorter["attention_mask"].sum(1).tolist()
+        kept = iter(shorter.kept)
+        return [
+            Answer(text.strip(), tuple(next(kept) for _ in range(_images(conversation))), *counts)
+            for text, conversation, *counts in zip(
+                texts, conversations, read, self._written(answers_BL), strict=True
+            )
+        ]
+
+    def _inputs(self, conversations: Sequence[list[dict[str, Any]]]) -> dict[str, Tensor]:
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        read = {"input_ids", "attention_mask"} | family_of(self.model).image_keys
+        return {key: value.to(self.model.device) for key, value in inputs.items() if key in read}
+
+    def _generate(self, shorter: Any, decoding: Decoding) -> Tensor:
+        samples = decoding.temperature > 0
+        ids_BL = self.model.generate(
+            **shorter,
+            do_sample=samples,
+            temperature=decoding.temperature if samples else None,
+            top_p=decoding.top_p,
+            num_beams=decoding.num_beams,
+            max_new_tokens=decoding.max_new_tokens,
+        )
+        answers_BL: Tensor = ids_BL[:, shorter["input_ids"].shape[1] :]
+        return answers_BL
+
+    def _written(self, answers_BL: Tensor) -> list[int]:
+        """Tokens of each answer up to its end token, which counts; what follows is padding."""
+        ends = self.model.generation_config.eos_token_id
+        ends_E = torch.tensor([] if ends is None else ends, device=answers_BL.device).long()
+        end_BL = torch.isin(answers_BL, ends_E).long()
+        counts: list[int] = (end_BL.cumsum(1) - end_BL == 0).sum(1).tolist()
+        return counts
+
+
+def _config(path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(**located(path))
+    except OSError as error:
+        raise ValueError(f"pretrained: {path!r} is no model: {error}, allowed: a folder or hub id") from error
+
+
+def _images(conversation: list[dict[str, Any]]) -> int:
+    return sum(item["type"] == "image" for turn in conversation for item in turn["content"])

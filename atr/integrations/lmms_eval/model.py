@@ -1,0 +1,119 @@
+"""The model class that lmms-eval makes, hands its requests to, and takes the answers of."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Never
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from lmms_eval.protocol import ChatMessages
+from lmms_eval.utils import Collator
+from loguru import logger
+from tqdm import tqdm
+
+from atr.integrations.lmms_eval.answering import Answer, Decoding, ReducedVlm
+from atr.integrations.lmms_eval.arguments import Arguments
+
+MEDIA = ("text", "image")
+
+
+class AtrLlava(lmms):  # type: ignore[misc]
+    """Llava, LlavaNext or LlavaOnevision with its visual tokens reduced by a trained selector.
+
+    Arguments and their errors: `atr.integrations.lmms_eval.arguments.Arguments`. Each of several processes holds a whole
+    model. Of a task's generation_kwargs it heeds those of `Decoding` and leaves the others aside,
+    `until` among them, as lmms-eval's own `llava_hf` does: an answer ends where the model ends it, or at its
+    limit.
+
+    A question that cannot be answered ends the evaluation with an error that names it, because lmms-eval
+    knows no answer that is missing: it would score an empty one.
+    """
+
+    is_simple = False
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        arguments = Arguments.of(given)
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = torch.device(arguments.device or self.accelerator.device)
+        self.batch_size = arguments.batch_size
+        self.vlm = ReducedVlm.load(arguments, self.device)
+        logger.info(f"atr_llava: {arguments}")
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Answer questions, in batches of those whose generation_kwargs are the same.
+
+        Raises RuntimeError naming the questions of a batch that could not be answered.
+        """
+        order = Collator([request.args for request in requests], lambda _: 0, lambda args: args[2], True)
+        answers: list[Answer] = []
+        start = time.perf_counter()
+        with tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding") as progress:
+            for batch in order.get_batched(n=self.batch_size):
+                answers += self._answer(batch)
+                progress.update(len(batch))
+        _report(answers, time.perf_counter() - start)
+        results = [
+            GenerationResult(answer.text, TokenCounts(input_tokens=answer.read, output_tokens=answer.written))
+            for answer in answers
+        ]
+        ordered: list[GenerationResult] = order.get_original(results)
+        return ordered
+
+    def loglikelihood(self, requests: list[Instance]) -> Never:
+        """Refused: raises NotImplementedError."""
+        raise NotImplementedError(
+            "atr_llava: output_type loglikelihood is not supported, allowed: generate_until"
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> Never:
+        """Refused: raises NotImplementedError."""
+        raise NotImplementedError(
+            "atr_llava: output_type generate_until_multi_round is not supported, allowed: generate_until"
+        )
+
+    def _answer(self, batch: Sequence[tuple[Any, ...]]) -> list[Answer]:
+        names = [f"{task} {split} {doc_id}" for _, _, _, doc_id, task, split in batch]
+        try:
+            conversations = [self._conversation(*request) for request in batch]
+            answers = self.vlm.answer(conversations, _decoding(batch[0][2]))
+        except Exception as error:
+            raise RuntimeError(f"no answer to {', '.join(names)}: {error}") from error
+        for name, answer in zip(names, answers, strict=True):
+            kept = ", ".join(f"{image.tokens} of {image.of}" for image in answer.kept)
+            logger.debug(f"atr_llava: {name}: visual tokens kept: {kept or 'no image'}")
+        return answers
+
+    def _conversation(
+        self, context: str, to_messages: Any, generation: Any, doc_id: int, task: str, split: str
+    ) -> list[dict[str, Any]]:
+        messages = ChatMessages(messages=to_messages(self.task_dict[task][split][doc_id]))
+        found = {item.type for message in messages.messages for item in message.content}
+        if foreign := sorted(found - set(MEDIA)):
+            raise ValueError(f"content: {foreign[0]} is not supported, allowed: {', '.join(MEDIA)}")
+        conversation: list[dict[str, Any]] = messages.to_hf_messages()
+        return conversation
+
+
+def _decoding(generation: dict[str, Any]) -> Decoding:
+    heeded = {field.name for field in fields(Decoding)}
+    return Decoding(**{key: value for key, value in generation.items() if key in heeded})
+
+
+def _report(answers: Sequence[Answer], seconds: float) -> None:
+    """Log what was kept and hand it to lmms-eval, which writes it among the results."""
+    images = [image for answer in answers for image in answer.kept]
+    written = sum(answer.written for answer in answers)
+    kept, of = sum(image.tokens for image in images), sum(image.of for image in images)
+    fed = kept + sum(image.newlines for image in images)
+    logger.info(
+        f"atr_llava: {len(answers)} questions, {len(images)} images, visual tokens kept: {kept} of {of}"
+    )
+    totals = {"visual_tokens_kept": kept, "visual_tokens_fed": fed, "visual_tokens": of}
+    per_image = {name: total / len(images) for name, total in totals.items()} if images else {}
+    log_metrics(seconds, written, written / seconds, per_image)

@@ -1,0 +1,1 @@
+"""The small world: a model, its images and questions, and its training, small enough for a laptop."""

@@ -1,0 +1,1 @@
+"""Token reduction methods of other papers, and the baselines that every curve is read against."""

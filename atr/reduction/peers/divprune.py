@@ -1,0 +1,9 @@
+"""DivPrune."""
+
+from atr.reduction.base import Reducer
+from atr.reduction.peers._diversity import DivPrune
+
+
+def build(seed: int = 0) -> Reducer:
+    """The reducer."""
+    return DivPrune()

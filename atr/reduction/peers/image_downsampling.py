@@ -1,0 +1,11 @@
+"""ImageDownsampling."""
+
+from atr.reduction.base import Reducer
+from atr.reduction.peers._merging import ImageDownsampling
+
+ONE_TILE = True
+
+
+def build(seed: int = 0) -> Reducer:
+    """The reducer."""
+    return ImageDownsampling()

@@ -1,0 +1,9 @@
+"""Scope."""
+
+from atr.reduction.base import Reducer
+from atr.reduction.peers._diversity import Scope
+
+
+def build(seed: int = 0) -> Reducer:
+    """The reducer."""
+    return Scope()

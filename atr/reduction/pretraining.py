@@ -1,0 +1,364 @@
+"""The training of selector and reconstructor by Eq. 7, with its guard against collapse and its pictures."""
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
+from torch import Tensor
+from torchmetrics import ExplainedVariance
+
+from atr import config
+from atr.core.tokens import budget, mask_of, random_mask_BN, top_k_BK
+from atr.reduction import losses
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
+from atr.reduction.mask_pictures import mask_picture
+
+TOP_K = (0.1, 0.3, 0.5)
+"""Kept fractions at which validation restores from the top K tokens, as inference takes them."""
+
+
+Trained = TypeVar("Trained", "SelectorTraining", "ReconstructorTraining")
+
+
+class DivergedError(ValueError):
+    """The parameters led the training where it cannot come back from."""
+
+
+class RecordedTraining(LightningModule):
+    """A training whose `history` has the metrics of each finished epoch, also from before an interruption."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self) -> None:
+        """Append the epoch's training and validation metrics to the history."""
+        metrics = self.trainer.callback_metrics
+        epoch = {name: value.item() for name, value in metrics.items() if not name.endswith("_step")}
+        self.history.append({"epoch": self.current_epoch, "step": self.global_step, **epoch})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history with the weights."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history of the epochs before the interruption."""
+        self.history = checkpoint["history"]
+
+
+class SelectorTraining(RecordedTraining):
+    """Minimises L_rec + max(L_pr, p) over features_BND."""
+
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.pretrain = pretrain
+        self.seed = seed
+        self.explained_variance = ExplainedVariance()
+
+    def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
+        """Loss and kept fraction of one batch under a sampled mask."""
+        noise = step_noise(self, self.seed)
+        restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
+        terms = self._terms(restored_BND, features_BND, mask_BN)
+        self._log("train", terms, features_BND, on_step=True)
+        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/learning_rate", learning_rate, on_step=True, on_epoch=False)
+        return terms
+
+    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+        """The same under the hard mask, then the reconstruction from the top K at a few budgets."""
+        logits_BN = self.autoencoder.selector(features_BND)
+        mask_BN = (logits_BN > 0).float()
+        restored_BND = self.autoencoder.restore(features_BND, mask_BN)
+        self._log("validation", self._terms(restored_BND, features_BND, mask_BN), features_BND)
+        self._explain(restored_BND, features_BND)
+        self._log("validation", self._top_k(logits_BN, features_BND), features_BND)
+
+    def _top_k(self, logits_BN: Tensor, features_BND: Tensor) -> dict[str, Tensor]:
+        terms = {}
+        for keep in TOP_K:
+            keep_BK = top_k_BK(logits_BN, budget(keep, logits_BN.shape[1]))
+            restored_BND = self.autoencoder.restore(features_BND, mask_of(keep_BK, logits_BN.shape[1]))
+            terms[f"loss_reconstruction_top_{keep}"] = self._distance(restored_BND, features_BND)
+        return terms
+
+    def _terms(self, restored_BND: Tensor, features_BND: Tensor, mask_BN: Tensor) -> dict[str, Tensor]:
+        """Eq. 7 term by term."""
+        reconstruction = self._distance(restored_BND, features_BND)
+        kept_B = losses.kept_fraction(mask_BN)
+        proportion = losses.at_least(kept_B, self.pretrain.keep)
+        return {
+            "loss": reconstruction + proportion,
+            "loss_reconstruction": reconstruction,
+            "loss_kept": proportion,
+            "kept": kept_B.mean(),
+        }
+
+    def _distance(self, restored_BND: Tensor, features_BND: Tensor) -> Tensor:
+        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
+
+    def _explain(self, restored_BND: Tensor, features_BND: Tensor) -> None:
+        """Stream the explained variance, a mean over channels; standardised, so that float32 sums suffice."""
+        standardise = self.autoencoder.selector.standardise
+        self.explained_variance.update(
+            standardise(restored_BND).flatten(0, 1), standardise(features_BND).flatten(0, 1)
+        )
+        self.log("validation/explained_variance", self.explained_variance)
+
+    def _log(self, split: str, terms: dict[str, Tensor], batch: Tensor, on_step: bool = False) -> None:
+        named = {f"{split}/{name}": value for name, value in terms.items()}
+        self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=len(batch))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up and a cosine fall to zero."""
+        return optimizers(self, self.pretrain)
+
+
+class ReconstructorTraining(LightningModule):
+    """Minimises L_rec alone, from tokens kept at random: a reconstructor that no selector has taught."""
+
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+        super().__init__()
+        # Several processes would wait for the gradients of every parameter that could have one.
+        autoencoder.selector.requires_grad_(False)
+        self.autoencoder = autoencoder
+        self.pretrain = pretrain
+        self.seed = seed
+
+    def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
+        """Loss of one batch under random masks."""
+        loss = self._loss(features_BND)
+        self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
+        return loss
+
+    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+        """The same of held-out images."""
+        name, loss = "random_masks/validation/loss_reconstruction", self._loss(features_BND)
+        self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
+
+    def _loss(self, features_BND: Tensor) -> Tensor:
+        images, tokens, _ = features_BND.shape
+        mask_BN = random_mask_BN(images, tokens, step_noise(self, self.seed))
+        restored_BND = self.autoencoder.restore(features_BND, mask_BN)
+        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """As for the selector."""
+        return optimizers(self, self.pretrain)
+
+
+def _reconstruction_loss(
+    autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, restored_BND: Tensor, features_BND: Tensor
+) -> Tensor:
+    distance = losses.RECONSTRUCTION[pretrain.normalise]
+    return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
+
+
+def step_noise(module: LightningModule, seed: int) -> torch.Generator:
+    """Noise of seed, step and rank alone: a resumed run draws what the unbroken one would have."""
+    place = f"{seed} {module.global_step} {module.global_rank}"
+    return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
+
+
+def optimizers(module: LightningModule, recipe: config.Pretrain | config.Distill) -> OptimizerLRScheduler:
+    """AdamW with a linear warm-up and a cosine fall to zero, for a training of known length."""
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    steps = int(module.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, recipe.warmup)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor of the peak learning rate at `step` of `steps`; it rises over the fraction `warmup` of them."""
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+class CollapseGuard(Callback):
+    """Stops a run that has failed, with a DivergedError that says which parameter to change.
+
+    At once for a loss that is not finite; after the fraction `collapse_after` of the steps (never at 1) for a
+    kept fraction, as a running mean over some 20 steps, outside [p/2, 1.5p + 0.05].
+    """
+
+    MEMORY = 0.95
+
+    def __init__(self, pretrain: config.Pretrain) -> None:
+        self.pretrain = pretrain
+        self.kept: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss and at the kept fraction of the step just made."""
+        if not bool(outputs["loss"].isfinite()):
+            raise DivergedError(
+                f"the loss is {outputs['loss'].item()} at step {trainer.global_step}: lower "
+                f"pretrain.learning_rate ({self.pretrain.learning_rate}) or set trainer.precision: 32-true"
+            )
+        kept = outputs["kept"].item()
+        self.kept = kept if self.kept is None else self.MEMORY * self.kept + (1 - self.MEMORY) * kept
+        if trainer.global_step > self.pretrain.collapse_after * trainer.estimated_stepping_batches:
+            self._check(self.kept, trainer.global_step)
+
+    def _check(self, kept: float, step: int) -> None:
+        p = self.pretrain.keep
+        low, high = p / 2, 1.5 * p + 0.05
+        if low <= kept <= high:
+            return
+        advice = (
+            "the selector drops nearly everything: lower pretrain.learning_rate or raise pretrain.keep"
+            if kept < low
+            else "the selector has not learned to drop: raise pretrain.epochs or pretrain.learning_rate, "
+            "lower pretrain.initial_bias, or set pretrain.normalise to variance"
+        )
+        raise DivergedError(
+            f"the kept fraction is {kept:.3f} after {step} steps, outside [{low:.3f}, {high:.3f}] for "
+            f"pretrain.keep {p}: {advice}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean, so that a resumed run judges as the unbroken one would."""
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up the running mean."""
+        self.kept = state_dict["kept"]
+
+
+class MaskPictures(Callback):
+    """After each epoch a PNG of hard masks over the same validation images, handed to `publish` as a path."""
+
+    def __init__(
+        self, pictured: Sequence[tuple[Tensor, Image.Image]], folder: Path, publish: Callable[[Path], None]
+    ) -> None:
+        """`pictured` pairs the features_ND of an image with the image itself."""
+        self.features_BND = torch.stack([features_ND for features_ND, _ in pictured]).float()
+        self.images = [image for _, image in pictured]
+        self.folder = folder
+        self.publish = publish
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Draw and publish, on one rank."""
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(module, SelectorTraining)
+        selector = module.autoencoder.selector
+        mask_BN = selector(self.features_BND.to(module.device)) > 0
+        path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
+        mask_picture(self.images, mask_BN.cpu(), selector.grid).save(path)
+        self.publish(path)
+
+
+def new_autoencoder(
+    pretrain: config.Pretrain,
+    width: int,
+    grid: tuple[int, int],
+    encoder: str,
+    layer: int,
+    images: Iterable[Tensor],
+) -> FeatureAutoencoder:
+    """An untrained autoencoder for one encoder's features, standardised by those of `images`, features_ND.
+
+    Raises ValueError for heads that do not divide the width.
+    """
+    autoencoder = FeatureAutoencoder(
+        width=width,
+        grid=grid,
+        layers=pretrain.layers,
+        heads=pretrain.heads,
+        ffn_ratio=pretrain.ffn_ratio,
+        position=pretrain.position,
+        initial_bias=pretrain.initial_bias,
+        encoder=encoder,
+        layer=layer,
+        keep=pretrain.keep,
+    )
+    autoencoder.selector.standardise.measure(images)
+    return autoencoder
+
+
+def train(
+    module: SelectorTraining,
+    data: LightningDataModule,
+    checkpoints: Checkpoints,
+    pictures: MaskPictures,
+    logger: Logger,
+    **trainer_kwargs: Any,
+) -> bool:
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
+
+    Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
+    """
+    callbacks = [CollapseGuard(module.pretrain), pictures]
+    kwargs = trainer_kwargs | {"deterministic": True}
+    return fit(module, data, module.pretrain.epochs, checkpoints, callbacks, logger, **kwargs)
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    epochs: int,
+    checkpoints: Checkpoints,
+    callbacks: Sequence[Callback],
+    logger: Logger,
+    **trainer_kwargs: Any,
+) -> bool:
+    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
+
+    `data` deals out the images to the devices itself.
+    """
+    kwargs = trainer_kwargs | {"plugins": WholeCheckpoints()}
+    trainer = _trainer(epochs, [*callbacks, checkpoints], logger, **kwargs)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoints.last(trainer), weights_only=True)
+    return trainer.is_global_zero
+
+
+def train_beside(
+    module: Trained,
+    data: LightningDataModule,
+    epochs: int,
+    logger: Logger | None,
+    **trainer_kwargs: Any,
+) -> Trained:
+    """Train what is only compared with, without pictures and checkpoints; the module, trained.
+
+    Raises DivergedError as `train` does.
+    """
+    guarded = isinstance(module, SelectorTraining)
+    callbacks: list[Callback] = [CollapseGuard(module.pretrain)] if guarded else []
+    # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
+    kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
+    trainer = _trainer(epochs, callbacks, logger, **kwargs)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+def _trainer(epochs: int, callbacks: Sequence[Callback], logger: Logger | None, **kwargs: Any) -> Trainer:
+    # Deterministic kernels are wanted, not torch's filling of all new memory with NaN that comes along (5 %).
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return Trainer(
+        **kwargs,
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False if logger is None else logger,
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module deals out the images itself
+    )

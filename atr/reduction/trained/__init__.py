@@ -1,0 +1,1 @@
+"""Reducers made of a trained selector, one in a file."""

@@ -1,0 +1,86 @@
+"""Fingerprints of towers of every supported type, and of what may happen to their weights."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    SiglipVisionConfig,
+    ViTConfig,
+)
+
+from atr.core.fingerprint import BITS, TOLERATED, fingerprint, is_same
+from atr.features.encoder import CLASS_TOKENS
+
+CONFIGS = {
+    kind.model_type: kind
+    for kind in (
+        CLIPVisionConfig,
+        Dinov2Config,
+        Dinov2WithRegistersConfig,
+        DINOv3ViTConfig,
+        SiglipVisionConfig,
+        ViTConfig,
+    )
+}
+SHAPE = {
+    "hidden_size": 48,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def tower(kind="clip_vision_model", seed=0):
+    torch.manual_seed(seed)
+    return AutoModel.from_config(CONFIGS[kind](**SHAPE))
+
+
+def differing(one, other):
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+@pytest.mark.parametrize("kind", CLASS_TOKENS)
+def test_towers_of_one_shape_are_told_apart(kind):
+    one, again, other = (fingerprint(tower(kind, seed)) for seed in (0, 0, 1))
+    assert len(one) == BITS // 4
+    assert one == again and is_same(one, again)
+    assert not is_same(one, other)
+    assert TOLERATED < differing(one, other) < BITS - TOLERATED
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_type_leaves_it_as_it_is(dtype):
+    assert fingerprint(tower().to(dtype)) == fingerprint(tower())
+
+
+def test_a_tuned_tower_passes_for_itself():
+    tuned = deepcopy(tower())
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            weight.add_(0.3 * weight.std(correction=0) * torch.randn_like(weight))
+    one, other = fingerprint(tower()), fingerprint(tuned)
+    assert differing(one, other) > 0 and is_same(one, other)
+
+
+def test_it_reads_weights_of_many_filters_and_places():
+    """The kernel of one filter, or one pixel of all of them, decides nothing."""
+    one = tower()
+    kernel = one.get_input_embeddings().weight
+    changed = deepcopy(one)
+    with torch.no_grad():
+        changed.get_input_embeddings().weight[: len(kernel) // 8].neg_()
+        changed.get_input_embeddings().weight[:, :, :2].neg_()
+    found = fingerprint(one), fingerprint(changed)
+    assert differing(*found) > 0 and is_same(*found)
+
+
+def test_weights_that_are_not_in_memory_have_none():
+    assert fingerprint(tower().to("meta")) is None

@@ -1,0 +1,167 @@
+"""Extraction end to end: the store of a run is the encoder's features, whatever the machine looked like."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from atr.core.fingerprint import fingerprint
+from atr.core.hub import checkpoint_digest, version_of
+from atr.features.datamodule import ImageDataModule
+from atr.features.encoder import Encoder
+from atr.features.extraction import fill_store
+from atr.features.preprocess import describe
+from atr.features.store import FeatureStore
+
+PARAMETERS = {"encoder": "tiny"}
+
+
+def pictures(count=10):
+    """Squares of different colour and place."""
+    images = []
+    for number in range(count):
+        image = Image.new("RGB", (56, 56), (20 * number, 255 - 20 * number, 90))
+        image.paste((255, 255, 255), (number, 2 * number, number + 20, 2 * number + 9))
+        images.append((f"image/{number}", image))
+    return images
+
+
+def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwargs):
+    images = pictures() if images is None else images
+    encoder = Encoder.load(str(checkpoint), name="tiny")
+    data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
+    quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+    version = version_of(str(checkpoint))
+    fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs, version)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        patch_size=14,
+        image_size=56,
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    size = {"height": 56, "width": 56}
+    CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    extract(checkpoint, folder)
+    return FeatureStore.open(folder, PARAMETERS)
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
+def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
+    model = CLIPVisionModel.from_pretrained(checkpoint).eval()
+    pixels = CLIPImageProcessorPil.from_pretrained(checkpoint)(
+        [image for _, image in pictures()], return_tensors="pt"
+    )
+    with torch.inference_mode():
+        hidden = model(pixels["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+    read = torch.stack([store[position] for position in range(len(store))])
+    # The same to a unit in the last place of bfloat16: a batch of another size sums in another order.
+    torch.testing.assert_close(read.float(), hidden, rtol=2**-8, atol=1e-5)
+    assert store.ids == [name for name, _ in pictures()]
+    assert store.manifest["encoder"] == "tiny"
+    assert store.manifest["layer"] == -2
+    assert store.manifest["fingerprint"] == fingerprint(model)
+    assert store.manifest["preprocess"] == describe(CLIPImageProcessorPil.from_pretrained(checkpoint))
+    assert (store.grid, store.width) == ((4, 4), 24)
+
+
+def test_the_store_says_what_it_was_computed_in_and_by_which_weights(store, checkpoint):
+    resolved = store.manifest["resolved"]
+    assert (resolved["precision"], resolved["device"], resolved["commit"]) == ("32-true", "cpu", None)
+    assert resolved["processor"] and resolved["digest"] == checkpoint_digest(str(checkpoint))
+
+
+def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_of_a_longer_first_one(
+    store, checkpoint, tmp_path
+):
+    extract(checkpoint, tmp_path, pictures(13))
+    assert len(FeatureStore.open(tmp_path)) == 13
+    extract(checkpoint, tmp_path)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_workers_give_the_same_bytes(store, checkpoint, tmp_path):
+    extract(checkpoint, tmp_path, workers=1)
+    assert content(tmp_path) == content(store.folder)
+
+
+def test_the_trainers_precision_reaches_the_encoder(store, checkpoint, tmp_path):
+    extract(checkpoint, tmp_path, precision="bf16-mixed")
+    mixed = FeatureStore.open(tmp_path)
+    assert mixed.manifest["resolved"]["precision"] == "bf16-mixed"
+    read = [torch.stack([one[position] for position in range(10)]).float() for one in (store, mixed)]
+    assert not torch.equal(*read)
+    torch.testing.assert_close(*read, rtol=0.05, atol=0.05)
+
+
+class Cut:
+    """Images of which one cannot be had."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 9:
+            raise self.error
+        return pictures()[index]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("part-00000.parquet, row 9 (image/9): not an image"), SystemExit(143)]
+)
+def test_a_run_that_is_cut_off_leaves_no_store(error, checkpoint, tmp_path):
+    extract(checkpoint, tmp_path)  # a whole store of an earlier run must not survive as this one's
+    with pytest.raises(type(error)) as raised:
+        extract(checkpoint, tmp_path, Cut(error))
+    assert str(raised.value) == str(error)
+    assert sorted(content(tmp_path)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+        FeatureStore.open(tmp_path)
+
+
+@pytest.mark.slow
+def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
+    """Three ranks for two shards: the last one has nothing to do."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_training import extract\n"
+        f"extract({str(checkpoint)!r}, {str(tmp_path / 'three')!r}, shard=5, devices=3, strategy='ddp')\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, script], env=environment, start_new_session=True) as process:
+        try:
+            assert process.wait() == 0
+        finally:  # should one hang, pytest's timeout must not leave the other ranks behind
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    extract(checkpoint, tmp_path / "one", shard=5)
+    assert content(tmp_path / "three") == content(tmp_path / "one")

@@ -1,0 +1,99 @@
+"""Features as colours, against scikit-learn's principal components, and the picture made of them."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from atr.features.pca import colours, components
+
+
+def features(rows=9, columns=7, width=12):
+    noise = np.random.default_rng(0)
+    return noise.normal(size=(rows, columns, 3)) @ np.diag([5.0, 3.0, 1.5]) @ noise.normal(size=(3, width))
+
+
+def test_colours_are_the_first_three_components_up_to_scale_and_sign():
+    features_RCD = features() + 0.1 * np.random.default_rng(1).normal(size=(9, 7, 12))
+    expected = PCA(3).fit_transform(features_RCD.reshape(-1, 12))
+    found = colours(features_RCD).reshape(-1, 3)
+    for component in range(3):
+        inside = (found[:, component] > 0) & (found[:, component] < 1)
+        assert inside.mean() > 0.9
+        agreement = np.corrcoef(found[inside, component], expected[inside, component])[0, 1]
+        assert abs(agreement) > 1 - 1e-9
+    assert found.min() == 0 and found.max() == 1
+
+
+def test_an_object_has_another_colour_than_what_surrounds_it():
+    features_RCD = features() * 0.1
+    features_RCD[3:6, 2:5, 0] += 100
+    red = colours(features_RCD)[..., 0]
+    inside = np.zeros((9, 7), bool)
+    inside[3:6, 2:5] = True
+    assert red[inside].min() > 0.9 and red[~inside].max() < 0.1
+
+
+def test_colours_stay_where_the_tokens_are_and_do_not_change_with_offset_or_unit():
+    features_RCD = features()
+    np.testing.assert_allclose(colours(3 * features_RCD + 7), colours(features_RCD), atol=1e-9)
+    np.testing.assert_allclose(colours(features_RCD[::-1]), colours(features_RCD)[::-1], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32"])
+def test_other_dtypes_and_constant_features_are_taken(kind):
+    assert np.isfinite(colours(features().astype(kind))).all()
+    assert not colours(np.full((2, 3, 4), 0.1, kind)).any()
+
+
+@pytest.mark.parametrize(("shape", "coloured"), [((1, 2, 8), 1), ((1, 1, 8), 0), ((4, 4, 2), 2)])
+def test_components_that_there_are_not_leave_their_colour_at_zero(shape, coloured):
+    found = colours(np.random.default_rng(0).normal(size=shape))
+    assert [channel for channel in range(3) if np.ptp(found[..., channel])] == list(range(coloured))
+    assert not found[..., coloured:].any()
+
+
+class CellMeans(torch.nn.Module):
+    """Stands in for an encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
+
+    def __init__(self, grid):
+        super().__init__()
+        self.grid = grid
+
+    def preprocess(self, images):
+        return torch.stack([torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255 for image in images])
+
+    def forward(self, pixel_values_BCHW):
+        cells_BDRC = torch.nn.functional.adaptive_avg_pool2d(pixel_values_BCHW, self.grid)
+        return cells_BDRC.flatten(2).transpose(1, 2)
+
+
+def test_each_image_is_followed_by_its_patches():
+    rows, columns = grid = (2, 3)
+    wide, tall = Image.new("L", (400, 90), 90), Image.new("RGB", (60, 300), (0, 200, 0))
+    wide.paste(200, (200, 0, 400, 90))
+    tall.paste((250, 0, 0), (0, 0, 60, 150))
+    drawn = np.asarray(Image.open(io.BytesIO(components(CellMeans(grid), [wide, tall]))))
+    cell = 384 // 3
+    height, width = rows * cell, columns * cell
+    assert drawn.shape == (height, 4 * width, 3)
+    first, patches, second, others = np.split(drawn, 4, axis=1)
+    assert (first[:, :180] == 90).all() and (first[:, 220:] == 200).all()
+    assert (second[: height // 2 - 9] == (250, 0, 0)).all() and (
+        second[height // 2 + 9 :] == (0, 200, 0)
+    ).all()
+    for shown in (patches, others):
+        cells = shown.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
+        assert (cells == cells[:, :, :1, :1]).all()
+    # The middle of each is taken: dark to bright from left to right, red over green.
+    across, down = patches[0, cell // 2 :: cell, 0], others[cell // 2 :: cell, 0, 0]
+    assert sorted({0, 255} & set(across.tolist())) == [0, 255] and across[1] not in (0, 255)
+    assert abs(int(down[0]) - int(down[1])) == 255
+
+
+def test_drawn_twice_gives_the_same_bytes():
+    image = Image.effect_noise((64, 64), 50).convert("RGB")
+    assert components(CellMeans((4, 4)), [image]) == components(CellMeans((4, 4)), [image])

@@ -1,0 +1,76 @@
+"""What reducers are given of stored images, against the store and the encoder asked one by one."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+from atr.config import EncoderPreset
+from atr.features.signals import BESIDE, GIVEN, encoder_of, evenly, observed
+from atr.features.store import FeatureStore, ShardWriter, write_manifest
+
+NAMES = [f"image/{number}" for number in range(3)]
+PICTURES = {name: Image.new("RGB", (28, 28), (80 * place, 30, 90)) for place, name in enumerate(NAMES)}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A store of layer 1 and the checkpoint that its manifest is of."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3}
+    CLIPVisionModel(CLIPVisionConfig(**shape, patch_size=14, image_size=28)).save_pretrained(folder / "tower")
+    size = {"height": 28, "width": 28}
+    CLIPImageProcessorPil(size=size, crop_size=size).save_pretrained(folder / "tower")
+    writer = ShardWriter(folder, len(NAMES), 8)
+    writer.add(0, NAMES, torch.randn(3, 4, 24))
+    write_manifest(
+        folder, encoder="tiny", layer=1, grid=(2, 2), width=24, parameters={}, shards=writer.shards
+    )
+    return FeatureStore.open(folder), EncoderPreset("tiny", str(folder / "tower"))
+
+
+def refused(*_):
+    raise AssertionError("not needed")
+
+
+def test_features_and_grid_come_from_the_store_alone(project):
+    store, _ = project
+    fields = observed(store, NAMES[:0:-1], refused, refused, {"grid"}, CPU)
+    assert set(fields) == {"features_BND", "grid"} and fields["grid"] == (2, 2)
+    assert fields["features_BND"].dtype == torch.bfloat16
+    assert torch.equal(fields["features_BND"], torch.stack([store[2], store[1]]))
+
+
+def test_the_rest_is_what_the_stores_encoder_sees_in_the_pictures(project):
+    store, preset = project
+    encoder = encoder_of(store, preset, store.folder, CPU)
+    assert (encoder.layer, encoder.name) == (1, "tiny")
+    fields = observed(store, NAMES[1:], PICTURES.__getitem__, lambda: encoder, GIVEN, CPU)
+    assert set(fields) == {"features_BND", *GIVEN}
+    assert torch.equal(fields["features_BND"], torch.stack([store[1], store[2]]))
+    pixels_BCHW = encoder.preprocess([PICTURES[name] for name in NAMES[1:]])
+    assert torch.equal(fields["pixels_BCHW"], pixels_BCHW)
+    seen = encoder.observe(pixels_BCHW, {"attention_BN", "keys_BND"})
+    for name in ("attention_BN", "keys_BND"):
+        assert torch.equal(fields[name], seen[name])
+    assert torch.equal(fields["encode"](pixels_BCHW), seen["features_BND"])
+
+
+@pytest.mark.parametrize("need", sorted(BESIDE))
+def test_nothing_is_given_that_was_not_asked_for(project, need):
+    store, preset = project
+    encoder = encoder_of(store, preset, store.folder, CPU)
+    fields = observed(store, NAMES, PICTURES.__getitem__, lambda: encoder, {need, "text_BD"}, CPU)
+    assert set(fields) == {"features_BND", "grid", need}
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_images_are_taken_at_even_steps_in_batches(project, images, size):
+    store, _ = project
+    batches = list(evenly(store, images, size))
+    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+    taken = [store.index(name) for batch in batches for name in batch]
+    assert taken == {1: [0], 2: [0, 1], 3: [0, 1, 2], 5: [0, 1, 2]}[images]

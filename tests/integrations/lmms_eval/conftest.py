@@ -1,0 +1,36 @@
+"""The tiny models of tests/vlm, and what is made of them."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from atr import FeatureSelector
+from atr.integrations.lmms_eval.answering import ReducedVlm
+from atr.integrations.lmms_eval.arguments import Arguments
+
+_VLM = runpy.run_path(str(Path(__file__).parents[2] / "vlm/conftest.py"))
+tokenizer, family, processor = _VLM["tokenizer"], _VLM["family"], _VLM["processor"]
+make_model, model = _VLM["make_model"], _VLM["model"]
+
+
+@pytest.fixture
+def selector(family):
+    """Of the features that the tiny models read, with a head that tells tokens apart."""
+    torch.manual_seed(1)
+    layer = -2 if family != "llava_onevision" else -1
+    selector = FeatureSelector(24, (4, 4), layers=1, heads=2, encoder="tiny/tower", layer=layer)
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    return selector.eval()
+
+
+@pytest.fixture
+def make_vlm(model, processor, selector):
+    """From arguments to a reduced model that was not loaded from a folder."""
+
+    def make(**arguments):
+        given = {"pretrained": "tiny/llava", "selector": "tiny/selector", "keep": 1.0} | arguments
+        return ReducedVlm(model, processor, selector, Arguments.of(given))
+
+    return make

@@ -1,0 +1,22 @@
+"""Pictures of masks: what is kept is shown as it is, what is dropped is grey."""
+
+import torch
+from PIL import Image
+
+from atr.reduction.mask_pictures import mask_picture
+
+
+def test_kept_patches_are_untouched_and_dropped_ones_greyed():
+    images = [Image.new("RGB", (30, 20), (255, 0, 0)), Image.new("RGB", (30, 20), (0, 0, 255))]
+    mask = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
+    picture = mask_picture(images, mask, (2, 3))
+    width, height = picture.width // 2, picture.height // 2
+    centres = [
+        ((2 * column + 1) * width // 6, (2 * row + 1) * height // 4) for row in (0, 1) for column in (0, 1, 2)
+    ]
+    for image, colour in enumerate([(255, 0, 0), (0, 0, 255)]):
+        for cell, (x, y) in enumerate(centres):
+            assert picture.getpixel((image * width + x, y)) == colour
+            below = picture.getpixel((image * width + x, height + y))
+            assert (below == colour) == bool(mask[image, cell])
+            assert bool(mask[image, cell]) or max(below) - min(below) < 40

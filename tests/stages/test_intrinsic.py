@@ -1,0 +1,243 @@
+"""The measure stage in a folder of its own, on a tiny tower and images of the micro world."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from omegaconf import OmegaConf
+
+from atr import config
+from atr.core.tokens import mask_of
+from atr.datasets.prepared import save_images
+from atr.features.store import FeatureStore, ShardWriter, write_manifest
+from atr.micro import world
+from atr.micro.model import build_model, build_processor
+from atr.reduction import intrinsic as measures
+from atr.reduction.autoencoder import FeatureAutoencoder
+from atr.reduction.losses import unexplained_variance
+from atr.stages import (
+    DISTILLED,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    INTRINSIC,
+    PRETRAIN_FEATURES,
+    SELECTOR,
+    intrinsic,
+)
+
+ROOT = Path(__file__).parents[2]
+SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
+KEEP = [0.25, 0.5]
+SEED = 3  # of the prepared images; the stage's own is another
+PREPARED = {"seed": SEED, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
+IMAGES = [f"{benchmark}/{number:06d}" for benchmark in ("docs", "shapes") for number in range(6)]
+COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """What the stages before leave: tower, features, images, selector and autoencoder."""
+    folder = tmp_path_factory.mktemp("project")
+    torch.manual_seed(0)
+    processor = build_processor(["total"], SIZE)
+    model = folder / config.ENCODERS["micro"].path
+    build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(model)
+    processor.save_pretrained(model)
+    save_store(folder / EVALUATE_FEATURES, IMAGES)
+    save_store(folder / PRETRAIN_FEATURES, [f"docs/{number}" for number in range(20)])
+    drawn = [world.sample(*split(name), SEED).image for name in IMAGES]
+    save_images(folder / EVALUATE_IMAGES, zip(IMAGES, drawn, strict=True), PREPARED)
+    autoencoder = FeatureAutoencoder(WIDTH, GRID, layers=1, heads=1)
+    for trunk in (autoencoder.selector.trunk, autoencoder.reconstructor.trunk):
+        torch.nn.init.normal_(trunk.head.weight, std=0.1)
+    for selector in (SELECTOR, DISTILLED):
+        autoencoder.selector.save_pretrained(folder / selector)
+    autoencoder.save_pretrained(folder / intrinsic.AUTOENCODER)
+    return folder
+
+
+def split(name):
+    benchmark, index = name.split("/")
+    return benchmark, "evaluate", int(index)
+
+
+def save_store(folder, names):
+    folder.mkdir(parents=True)
+    writer = ShardWriter(folder, len(names), len(names))
+    writer.add(0, names, torch.randn(len(names), TOKENS, WIDTH))
+    about = {"encoder": "micro", "layer": -1, "grid": GRID, "width": WIDTH}
+    write_manifest(folder, **about, parameters={"encoder": "micro"}, shards=writer.shards, resolved=COMPUTED)
+
+
+@pytest.fixture
+def project(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("data", "experiments/pretrain", "experiments/distill"):
+        Path(part).parent.mkdir(exist_ok=True)
+        Path(part).symlink_to(prepared / part)
+    write_params()
+    logged = {}
+    log = SimpleNamespace(
+        metrics=lambda values, step: logged.update({step: logged.get(step, {}) | values}),
+        artifact=lambda *_: None,
+        logger=DummyLogger,
+    )
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
+    return logged
+
+
+def write_params(trainer=None, **changes):
+    params = OmegaConf.load(ROOT / "params.yaml")
+    params.trainer.update({"accelerator": "cpu", "devices": 1, "precision": "32-true"} | (trainer or {}))
+    params.pretrain.update({"layers": 1, "heads": 1, "epochs": 1, "batch_size": 4, "validation": 0.1})
+    params.pretrain.collapse_after = 1.0
+    params.evaluate.update({"keep": KEEP, "random_seeds": 2, "reducers": ["full", "none", "random"]})
+    params.evaluate.update({key: value for key, value in changes.items() if key in params.evaluate})
+    params.intrinsic.update({"images": 6, "batch_size": 4, "epochs": 1, "overlap_keep": 0.5})
+    params.intrinsic.update({key: value for key, value in changes.items() if key in params.intrinsic})
+    OmegaConf.save(params, "params.yaml")
+
+
+def run():
+    intrinsic.main(config.load("intrinsic"))
+    return json.loads((INTRINSIC / "metrics.json").read_text())
+
+
+def test_every_reducer_with_a_budget_is_measured_at_every_kept_fraction(project):
+    found = run()
+    about = {"parameters", "provenance", "resolved"}
+    assert set(found) == {"keep", "reducers", "overlap", "stability"} | about
+    resolved = found["resolved"]
+    assert (resolved["precision"], resolved["features"]) == ("32-true", COMPUTED)
+    assert found["keep"] == KEEP and found["stability"] is None
+    assert set(found["reducers"]) == {"random", "selector"}
+    for lines in found["reducers"].values():
+        assert set(lines) == {"reconstruction", "reconstruction_random", "text_coverage"}
+        assert all(len(line) == len(KEEP) for line in lines.values())
+        assert all(0 < value < 1 for value in lines["text_coverage"])
+    assert found["overlap"]["keep"] == 0.5 and found["overlap"]["names"] == ["random", "selector"]
+    (one, across), (back, other) = found["overlap"]["iou"]
+    assert one == other == 1 and across == back and 0 < across < 1
+    assert found["parameters"] == config.load("intrinsic").raw()
+    assert found["provenance"]["left_out"] == {
+        "distilled": "needs projected_BND, which a language model gives"
+    }
+    assert found["provenance"]["versions"]
+    assert {step: len(values) for step, values in project.items()} == {25: 6, 50: 6}
+    assert project[50]["selector/text_coverage"] == found["reducers"]["selector"]["text_coverage"][1]
+
+
+def test_the_selector_is_measured_on_images_at_even_steps_by_its_own_reconstructor(project):
+    found = run()["reducers"]["selector"]
+    net = FeatureAutoencoder.from_pretrained(intrinsic.AUTOENCODER)
+    store, chosen = FeatureStore.open(EVALUATE_FEATURES), IMAGES[::2]
+    features = torch.stack([store[store.index(name)] for name in chosen]).float()
+    with torch.no_grad():
+        for place, count in enumerate((4, 8)):
+            keep_BK = net.selector.select(features, count)
+            restored = net.restore(features, mask_of(keep_BK, TOKENS))
+            error = unexplained_variance(restored, features, net.selector.standardise.variance)
+            assert found["reconstruction"][place] == pytest.approx(error.item(), rel=1e-5)
+            covered = total = 0
+            for name, kept in zip(chosen, keep_BK.tolist(), strict=True):
+                for character in world.sample(*split(name), SEED).characters:
+                    side = world.SIZE / GRID[0]
+                    covered += int(character.y // side) * GRID[1] + int(character.x // side) in kept
+                    total += 1
+            assert found["text_coverage"][place] == pytest.approx(covered / total)
+
+
+def test_twice_gives_the_same_bytes_and_other_training_another_reconstructor(project):
+    first = run()
+    content = (INTRINSIC / "metrics.json").read_bytes()
+    run()
+    assert (INTRINSIC / "metrics.json").read_bytes() == content
+    write_params(epochs=2)
+    longer = run()["reducers"]["selector"]
+    assert longer["reconstruction"] == first["reducers"]["selector"]["reconstruction"]
+    assert longer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
+    write_params(pretrain_images=8)
+    fewer = run()["reducers"]["selector"]
+    assert fewer["reconstruction"] == longer["reconstruction"]
+    assert fewer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
+
+
+def test_more_training_seeds_give_the_stability(project):
+    write_params(training_seeds=3)
+    found = run()["stability"]
+    assert (found["keep"], found["seeds"]) == (KEEP, 3)
+    assert all(0 < value < 1 for value in found["iou"])
+    assert project[25]["selector/stability"] == found["iou"][0]
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Keeps the most attended tokens, after it has seen that it was given what it needs."""
+
+    needs: frozenset = field(default=frozenset({"attention_BN", "keys_BND", "pixels_BCHW", "grid"}))
+
+    def __call__(self, encoded, budget):
+        assert encoded.features_BND.dtype == torch.bfloat16, "as the evaluation gives them"
+        assert len(encoded.keys_BND) == len(encoded.pixels_BCHW) == len(encoded.attention_BN)
+        return encoded.attention_BN.topk(budget).indices.sort().values
+
+
+def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_out(project, monkeypatch):
+    more = {
+        "looking": lambda seed, selector: Looking(),
+        "asked": lambda seed, selector: Looking(frozenset({"text_BD"})),
+    }
+    monkeypatch.setattr(config, "REDUCERS", (*config.REDUCERS, *more))
+    monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
+    write_params(reducers=["full", "looking", "asked", "pyramiddrop"])
+    found = run()
+    assert set(found["reducers"]) == {"looking", "selector"} == set(found["overlap"]["names"])
+    assert found["provenance"]["left_out"] == {
+        "distilled": "needs projected_BND, which a language model gives",
+        "asked": "needs text_BD, which a language model gives",
+        "pyramiddrop": "chooses between the layers of a language model",
+    }
+
+
+@pytest.mark.parametrize(
+    "missing, message",
+    [
+        ("experiments/pretrain/autoencoder/model.safetensors", "model.safetensors is missing"),
+        ("data/features/evaluate/manifest.json", "manifest.json is missing"),
+        ("data/features/pretrain/manifest.json", "manifest.json is missing"),
+        ("data/prepared/evaluate/manifest.json", "manifest.json is missing"),
+    ],
+)
+def test_what_an_earlier_stage_did_not_leave_is_named_before_any_training(
+    project, monkeypatch, missing, message
+):
+    monkeypatch.setattr(intrinsic, "_train", lambda *_: 1 / 0)
+    moved = Path(missing).resolve()
+    aside = moved.with_name("aside")
+    moved.rename(aside)
+    try:
+        with pytest.raises(ValueError, match=message):
+            run()
+    finally:
+        aside.rename(moved)
+    assert not INTRINSIC.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # three times the imports, on a machine that may be busy
+def test_two_processes_train_and_one_measures(project):
+    write_params({"devices": 2, "strategy": "ddp"}, training_seeds=2)
+    subprocess.run(
+        [sys.executable, "-m", "atr.stages.intrinsic"],
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    found = json.loads((INTRINSIC / "metrics.json").read_text())
+    assert set(found["reducers"]) == {"random", "selector"} and found["stability"]["seeds"] == 2

@@ -1,0 +1,491 @@
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import MistralConfig
+
+from atr.vlm.in_llm import (
+    INSIDE,
+    FastV,
+    PyramidDrop,
+    Schedule,
+    Slots,
+    _best,
+    attention_of_last,
+    drop_inside,
+    keep_for,
+    lowest,
+)
+from atr.vlm.reduce import prepare
+
+LAYERS = 5
+SINGLE = ("<image> a b",)
+RAGGED = ("<image> a b", "c <image> d e f g <image> h", "i j k", "<image> <image> l")
+SUPPRESSED = [2, 4]  # the end, and a placeholder that a random model may well choose
+FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
+POSITIONS = pytest.mark.parametrize("positions", ["original", "contiguous"])
+ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+DROPS = pytest.mark.parametrize(
+    "drops, own",
+    [({2: 0.3}, False), ({1: 0.5, 2: 0.25, 3: 0.125}, True), ({1: 0.7, 2: 0.4, 4: 0.0}, False)],
+    ids=["fastv", "pyramiddrop", "every layer"],
+)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Drops as given; `keep` is not asked for."""
+
+    drops: dict
+    own: bool
+
+    def schedule(self, layers, keep):
+        return Schedule(layers, self.drops, self.own)
+
+
+@pytest.fixture
+def make_deep(make_model):
+    """A model of as many layers as have room for three drops."""
+
+    def make(attention="sdpa", dtype=torch.float32, kind=None, **change):
+        text = make_model().config.text_config
+        settings = {
+            key: value for key, value in text.to_dict().items() if key not in ("model_type", "layer_types")
+        }
+        deeper = (kind or type(text))(**settings | {"num_hidden_layers": LAYERS} | change)
+        return make_model(attention, dtype, text_config=deeper)
+
+    return make
+
+
+@pytest.fixture
+def deep(make_deep):
+    return make_deep()
+
+
+def embedded(model, inputs):
+    """Embeddings of a row, and its images' columns: of visual tokens, in order, and of newlines."""
+    ids = inputs["input_ids"]
+    embeds_1LD = model.get_input_embeddings()(ids)
+    columns_P = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
+    if not len(columns_P):
+        return embeds_1LD, []
+    images = {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask")}
+    features = model.model.get_image_features(**images).pooler_output
+    embeds_1LD[0, columns_P] = torch.cat(list(features))
+    newline = getattr(model.model, "image_newline", None)
+    found = []
+    for columns in columns_P.split([len(image) for image in features]):
+        is_newline = (
+            [bool((embeds_1LD[0, column] == newline).all()) for column in columns]
+            if newline is not None
+            else [False] * len(columns)
+        )
+        found.append([column for column, skip in zip(columns.tolist(), is_newline, strict=True) if not skip])
+    return embeds_1LD, found
+
+
+def pass_of(model, embeds_1LD, gone, positions):
+    """Logits of a row's last token and what it pays attention to in each layer, nothing shorter.
+
+    `gone` says which columns are hidden as keys from which layer on. Needs eager attention.
+    """
+    language_model, length = model.model.language_model, embeds_1LD.shape[1]
+    hidden, visible, paid = embeds_1LD, torch.ones(length, dtype=torch.bool), []
+    for index, layer in enumerate(language_model.layers):
+        visible[gone.get(index, [])] = False
+        mask = torch.full((length, length), -torch.inf).triu(1)
+        mask[:, ~visible] = -torch.inf
+        ids = visible.cumsum(0) - 1 if positions == "contiguous" else torch.arange(length)
+        rotations = language_model.rotary_emb(hidden, ids[None])
+        _, weights = layer.self_attn(layer.input_layernorm(hidden), rotations, mask[None, None])
+        paid.append(weights[0, :, -1].mean(0))
+        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotations)
+    return model.lm_head(language_model.norm(hidden))[0, -1], paid
+
+
+def chosen(model, inputs, drops, own, positions):
+    """Which columns leave a row before which layer: a full pass for each drop, rank, hide, go on."""
+    embeds_1LD, images = embedded(model, inputs)
+    gone, left = {}, copy.deepcopy(images)
+    for layer, keep in sorted(drops.items()):
+        _, paid = pass_of(model, embeds_1LD, gone, positions)
+        scores = paid[layer if own else layer - 1]
+        gone[layer] = []
+        for image, columns in enumerate(left):
+            count = math.floor(keep * len(images[image]) + 0.5)
+            best = sorted(columns, key=lambda column: -scores[column])[:count]
+            gone[layer] += [column for column in columns if column not in best]
+            left[image] = sorted(best)
+    return gone
+
+
+def greedy(model, inputs, drops, own, positions, steps):
+    """Greedy decoding of a row by hand without a cache; what left in the prefill stays away."""
+    gone = chosen(model, inputs, drops, own, positions)
+    embeds_1LD, _ = embedded(model, inputs)
+    said = []
+    for _ in range(steps):
+        logits, _ = pass_of(model, embeds_1LD, gone, positions)
+        logits[SUPPRESSED] = -torch.inf
+        said.append(int(logits.argmax()))
+        embeds_1LD = torch.cat([embeds_1LD, model.get_input_embeddings()(torch.tensor([said[-1:]]))], 1)
+    return said
+
+
+def generate(model, inputs, steps):
+    ids = model.generate(**inputs, max_new_tokens=steps, suppress_tokens=SUPPRESSED, do_sample=False)
+    return ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@FAMILIES
+@POSITIONS
+@ATTENTION
+@DROPS
+@torch.no_grad()
+def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
+    make_deep, process, attention, positions, drops, own
+):
+    model, exact = make_deep(attention), make_deep("eager")
+    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0, positions) as inside:
+        logits = model(**inside.whole).logits[:, -1]
+        said = generate(model, inside.whole, 4)
+    rows = [process(prompt) for prompt in RAGGED]
+    assert said == [greedy(exact, row, drops, own, positions, 4) for row in rows]
+    expected = [
+        pass_of(exact, embedded(exact, row)[0], chosen(exact, row, drops, own, positions), positions)[0]
+        for row in rows
+    ]
+    torch.testing.assert_close(logits, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@FAMILIES
+@DROPS
+@torch.no_grad()
+def test_the_tokens_kept_of_each_image_are_reported(make_deep, process, drops, own):
+    model = make_deep("eager")
+    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0) as inside:
+        model(**inside.whole)
+    reports = {layer: iter(kept) for layer, kept in inside.kept.items()}
+    for prompt in RAGGED:
+        row = process(prompt)
+        gone = chosen(model, row, drops, own, "original")
+        left = (row["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0].tolist()
+        sizes = [len(columns) for columns in embedded(model, row)[1]]
+        for layer in sorted(drops):
+            left = [column for column in left if column not in gone[layer]]
+            kept = [next(reports[layer]) for _ in sizes]
+            assert [report.of for report in kept] == sizes
+            counts = [math.floor(drops[layer] * size + 0.5) for size in sizes]
+            assert [report.tokens for report in kept] == counts
+            assert sum(len(report.indices_K) for report in kept) == len(left)
+            if len(sizes) == 1:
+                first = (row["input_ids"][0] == model.config.image_token_id).nonzero()[0, 0]
+                assert (kept[0].indices_K + first).tolist() == left
+    assert all(next(rest, None) is None for rest in reports.values())
+
+
+@FAMILIES
+@POSITIONS
+@pytest.mark.parametrize("prompts", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize(
+    "attention, dtype", [("eager", torch.float32), ("sdpa", torch.float32), ("sdpa", torch.bfloat16)]
+)
+@torch.no_grad()
+def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
+    make_deep, process, prompts, attention, dtype, positions
+):
+    model, inputs = make_deep(attention, dtype), process(*prompts)
+    untouched = model(**inputs).logits, generate(model, inputs, 3)
+    for name in INSIDE:
+        with drop_inside(prepare(model, inputs), INSIDE[name](), 1.0, positions) as inside:
+            assert torch.equal(model(**inside.whole).logits, untouched[0])
+            assert generate(model, inside.whole, 3) == untouched[1]
+
+
+@FAMILIES
+@torch.no_grad()
+def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
+    """Time and memory are saved, in prefill and in decoding, and the mean counts what the layers read."""
+    inputs = process(*SINGLE)
+    full = inputs["input_ids"].shape[1]
+    with drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5) as inside:
+        out = deep(**inside.whole, output_hidden_states=True, use_cache=True)
+        step = deep(
+            input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values, output_hidden_states=True
+        )
+    ((size, newlines),) = {(kept[0].of, kept[0].newlines) for kept in inside.kept.values()}
+    text = full - size - newlines
+    read = [layer.keys.shape[-2] - 1 - text - newlines for layer in step.past_key_values.layers]
+    assert read == [size, round(size / 2 + 0.1), *[round(size / 4 + 0.1)] * 1, *[round(size / 8 + 0.1)] * 2]
+    assert [sum(read) / LAYERS] == inside.tokens
+    # What the hooks give a layer is not what the layer before returned: these are the outputs.
+    outputs = [hidden.shape[1] - text - newlines for hidden in out.hidden_states[1:]]
+    assert outputs == read
+    assert {hidden.shape[1] for hidden in step.hidden_states} == {1}
+
+
+@torch.no_grad()
+def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, process):
+    seen = []
+    for layer in deep.model.language_model.layers:
+        layer.mlp.register_forward_hook(lambda module, given, made: seen.append(made.shape[:2]))
+    with drop_inside(prepare(deep, process(*RAGGED)), FastV(), 0.25) as inside:
+        deep(**inside.whole)
+    length = inside.whole["input_ids"].shape[1]
+    longest = max(7 + 8, 4 + 2)  # the text of a row, and 4 of 16 tokens of each of its images
+    assert seen == [(4, length)] * 2 + [(4, longest)] * 3
+
+
+def test_tiles_share_a_later_budget_by_the_tokens_they_have_left():
+    scores = torch.full((8,), -torch.inf)
+    scores[torch.tensor([2, 4, 5, 6, 7])] = torch.tensor([0.1, 0.2, 0.9, 0.3, 0.4])
+    parts = list(torch.arange(8).split(4))
+    assert _best(scores, parts, 3).tolist() == [2, 5, 7]
+
+
+@torch.no_grad()
+def test_contiguous_positions_count_from_the_first_token_that_is_left(deep, process):
+    """Rotations compare by difference alone, so that no answer shows where the numbers begin."""
+    given, language_model = {}, deep.model.language_model
+    with drop_inside(prepare(deep, process(*SINGLE)), FastV(), 0.25, "contiguous") as inside:
+        language_model.layers[3].register_forward_pre_hook(
+            lambda module, args, kwargs: given.update(kwargs, hidden=args[0]), with_kwargs=True
+        )
+        deep(**inside.whole)
+    left = torch.arange(3 + 4)[None]  # the text, and 4 of 16 tokens
+    for ours, expected in zip(
+        given["position_embeddings"], language_model.rotary_emb(given["hidden"], left), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+@FAMILIES
+@torch.no_grad()
+def test_the_model_is_afterwards_as_it_was(deep, process):
+    def snapshot():
+        hooks = [
+            (len(module._forward_pre_hooks), len(module._forward_hooks), sorted(vars(module)))
+            for module in deep.modules()
+        ]
+        return hooks, deep.config.to_dict(), copy.deepcopy(deep.state_dict())
+
+    inputs = process(*RAGGED)
+    untouched = deep(**inputs).logits  # transformers notes things at a module when it is first used
+    before = snapshot()
+    with drop_inside(prepare(deep, inputs), FastV(), 0.25) as inside:
+        generate(deep, inside.whole, 2)
+    with pytest.raises(KeyError), drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5):
+        raise KeyError
+    after = snapshot()
+    assert after[:2] == before[:2]
+    assert all(torch.equal(value, before[2][name]) for name, value in after[2].items())
+    assert torch.equal(deep(**inputs).logits, untouched)
+
+
+@FAMILIES
+@torch.no_grad()
+def test_attention_of_the_last_token_is_that_of_the_eager_layer(make_deep, process):
+    model, given = make_deep("eager"), {}
+    layer = model.model.language_model.layers[2]
+    layer.register_forward_pre_hook(
+        lambda module, args, kwargs: given.update(kwargs, hidden=args[0]), with_kwargs=True
+    )
+    inputs = process("<image> a b", "<image> c d e f")
+    weights_BHLL = model(**inputs, output_attentions=True).attentions[2]
+    scores_BL = attention_of_last(
+        layer, given["hidden"], given["position_embeddings"], inputs["attention_mask"].bool()
+    )
+    torch.testing.assert_close(scores_BL, weights_BHLL[:, :, -1].mean(1))
+
+
+@torch.no_grad()
+def test_attention_that_is_not_finite_ranks_nothing_and_is_named(make_deep, process):
+    model = make_deep()
+    model.model.language_model.layers[1].self_attn.q_proj.weight.data.fill_(torch.nan)
+    message = r"^layer 1: attention of images \[0, 1\] of 2 holds NaN or infinity"
+    with (
+        drop_inside(prepare(model, process("<image> a", "<image> b")), FastV(), 0.3) as inside,
+        pytest.raises(ValueError, match=message),
+    ):
+        model(**inside.whole)
+
+
+@torch.no_grad()
+def test_mistral_is_read_as_well(make_deep, process):
+    model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
+    exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
+    with drop_inside(prepare(model, process(*RAGGED)), FastV(), 0.3) as inside:
+        said = generate(model, inside.whole, 3)
+    rows = [process(prompt) for prompt in RAGGED]
+    assert said == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@torch.no_grad()
+def test_tiles_share_by_what_each_has_left_and_newlines_follow_their_rows(deep, process):
+    prepared = prepare(deep, process(*RAGGED))
+    with drop_inside(prepared, PyramidDrop(), 0.4, budget="tile", newline="follow") as inside:
+        deep(**inside.whole)
+    left = prepared.packing.groups("tile")
+    for kept_of_images in inside.kept.values():
+        stay = prepared.packing.with_newlines(
+            [
+                kept.indices_K[prepared.packing.tile_of[image][kept.indices_K] >= 0]
+                for image, kept in enumerate(kept_of_images)
+            ],
+            "follow",
+        )
+        for image, kept in enumerate(kept_of_images):
+            assert kept.indices_K.tolist() == stay[image].tolist()
+            total = sum(len(part) for part in left[image])
+            parts = [part[torch.isin(part, kept.indices_K)] for part in left[image]]
+            assert sum(map(len, parts)) == kept.tokens
+            for part, before in zip(parts, left[image], strict=True):
+                assert abs(len(part) - kept.tokens * len(before) / total) < 1
+            left[image] = parts
+
+
+@torch.no_grad()
+def test_an_image_that_is_shown_twice_is_ranked_in_each_place(deep, process):
+    image = Image.effect_noise((28, 28), 90).convert("RGB")
+    twice = prepare(deep, process("<image> a <image> b", images=[[image, image]]))
+    once = prepare(deep, process("<image>", images=[[image]]))
+    shared = replace(twice, packing=once.packing, encoded=once.encoded, tokens=once.tokens, image_of=[0, 0])
+    results = []
+    for prepared in (twice, shared):
+        with drop_inside(prepared, FastV(), 0.3) as inside:
+            logits = deep(**inside.whole).logits
+        results.append((logits, [kept.indices_K.tolist() for kept in inside.kept[2]]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    assert results[0][1][0] != results[0][1][1]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4), st.data())
+def test_narrowing_keeps_the_columns_that_stay_in_order(stay, data):
+    """Each row's, at its right end, twice over as well as at once."""
+    stay_BL = torch.tensor(stay)
+    later_BL = stay_BL & torch.tensor(data.draw(st.lists(st.booleans(), min_size=9, max_size=9)))
+    full = Slots(torch.arange(9).expand_as(stay_BL), torch.ones_like(stay_BL))
+    source_BS, slots = full.narrow(stay_BL)
+    assert torch.equal(source_BS, slots.column_BS)
+    again_BS, fewer = slots.narrow(later_BL)
+    assert torch.equal(slots.column_BS.gather(1, again_BS), fewer.column_BS)
+    for narrowed, wanted_BL in ((slots, stay_BL), (fewer, later_BL)):
+        for column_S, real_S, wanted_L in zip(narrowed.column_BS, narrowed.real_BS, wanted_BL, strict=True):
+            assert column_S[real_S].tolist() == wanted_L.nonzero()[:, 0].tolist()
+            assert real_S.tolist() == sorted(real_S.tolist())
+            assert len(set(column_S.tolist())) == len(column_S)
+
+
+@given(st.integers(4, 48), st.floats(0, 1), st.integers(1, 3000))
+def test_the_mean_of_a_schedule_is_that_of_what_its_layers_read(depth, keep, size):
+    for schedule in (FastV(3).schedule(depth, keep), PyramidDrop().schedule(depth, keep)):
+        counts = [schedule.count(layer, size) for layer in range(depth)]
+        assert counts == sorted(counts, reverse=True)
+        assert schedule.mean(size) == pytest.approx(sum(counts) / depth)
+    assert counts[: depth // 4] == [size] * (depth // 4)
+
+
+def test_schedules_are_those_of_the_papers():
+    """FastV keeps half after layer 2; PyramidDrop 50, 25 and 12.5 % after 8, 16 and 24 of 32 layers."""
+    half, pyramid = FastV().schedule(32, 0.5), PyramidDrop().schedule(32, 0.5)
+    assert half == Schedule(32, {2: 0.5}, own=False)
+    assert pyramid == Schedule(32, {8: 0.5, 16: 0.25, 24: 0.125}, own=True)
+    assert half.mean(576) == (2 * 576 + 30 * 288) / 32
+    assert pyramid.mean(576) == (576 + 288 + 144 + 72) / 4
+
+
+def test_of_fewer_layers_than_stages_each_is_one():
+    assert PyramidDrop().schedule(3, 0.5) == Schedule(3, {1: 0.5, 2: 0.25}, own=True)
+    assert PyramidDrop().schedule(2, 0.5) == Schedule(2, {1: 0.5}, own=True)
+
+
+@given(st.integers(1, 8), st.integers(1, 40), st.floats(0, 1))
+def test_what_fastv_keeps_for_a_mean_is_its_closed_form(layer, more, mean):
+    layers, size = layer + more, 10**9
+    keep = keep_for(FastV(layer), mean, layers, size)
+    if keep is None:
+        assert mean < (layer + more / size) / layers + 1e-12
+    else:
+        assert keep == pytest.approx((mean * layers - layer) / more, abs=1e-7)
+
+
+@given(st.integers(2, 48), st.integers(2, 3000), st.floats(0, 1))
+def test_what_is_kept_for_a_mean_gives_that_mean_or_is_out_of_reach(layers, size, mean):
+    for reducer in (FastV(1), PyramidDrop()):
+        keep = keep_for(reducer, mean, layers, size)
+        whole = min(reducer.schedule(layers, 0.5).drops)  # layers that read every token; the others read one
+        assert lowest(reducer, layers, size) == pytest.approx((whole + (layers - whole) / size) / layers)
+        assert (keep is None) == (mean < lowest(reducer, layers, size))
+        # Counts are whole: one is half a token off, and a single token up to a whole one.
+        if keep is not None:
+            assert abs(reducer.schedule(layers, keep).mean(size) - mean * size) < 1
+            assert 0 < keep <= 1
+
+
+def test_a_mean_is_reached_from_one_token_up():
+    """Of 16 tokens in three layers: FastV reads 16, 16 and 1 at least, PyramidDrop 16, 1 and 1."""
+    for reducer, least in ((FastV(), 33 / 48), (PyramidDrop(), 18 / 48)):
+        assert keep_for(reducer, least - 1e-6, 3, 16) is None
+        reached = reducer.schedule(3, keep_for(reducer, least + 1e-6, 3, 16)).mean(16)
+        assert 16 * least <= reached < 16 * least + 0.5
+        assert keep_for(reducer, 1.0, 3, 16) == 1.0
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Schedule(5, {}, own=True), "drops: there is none"),
+        (lambda: Schedule(5, {0: 0.5}, own=True), "layer: 0 is out of range, allowed: 1 <= layer < 5"),
+        (lambda: Schedule(5, {5: 0.5}, own=False), "layer: 5 is out of range"),
+        (lambda: Schedule(5, {1: 1.5}, own=False), r"keep: 1\.5 is out of range, allowed: 0 <= keep <= 1"),
+        (lambda: Schedule(5, {1: np.int64(1)}, own=False), r"keep: 1 is .*, a fraction and no count"),
+        (lambda: Schedule(5, {1: float("nan")}, own=False), r"keep: nan is out of range"),
+        (lambda: Schedule(5, {3: 0.5, 1: 0.2}, own=False), r"keep: 0\.5 is .* allowed: 0 <= keep <= 0\.2"),
+        (lambda: Schedule(5, {1: math.nan}, own=False), "keep: nan is out of range"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_by_name(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@torch.no_grad()
+def test_what_cannot_be_shortened_inside_is_refused_by_name(make_deep, deep, process):
+    inputs = process(*SINGLE)
+    prepared, shallow = prepare(deep, inputs), make_deep(num_hidden_layers=1)
+    with (
+        pytest.raises(ValueError, match="language model: 1 layer, allowed: two or more"),
+        drop_inside(prepare(shallow, inputs), PyramidDrop(), 0.5),
+    ):
+        pass
+    windowed = make_deep(kind=MistralConfig, sliding_window=8)
+    with (
+        pytest.raises(ValueError, match="language model: sliding_window 8 is not supported, allowed: None"),
+        drop_inside(prepare(windowed, inputs), FastV(), 0.5),
+    ):
+        pass
+    with (
+        pytest.raises(ValueError, match="newline: 'drop' is unknown"),
+        drop_inside(prepared, FastV(), 0.5, newline="drop"),
+    ):
+        pass
+    with drop_inside(prepared, FastV(), 0.5) as inside:
+        for call, message in {
+            lambda: deep(**process("<image> a b c")): r"\(1, 20\) are fed, allowed: \(1, 19\)",
+            lambda: generate(deep, {**inside.whole, "use_cache": False}, 2): r"\(1, 20\) are fed",
+            lambda: deep.generate(**inside.whole, num_beams=2, max_new_tokens=2): r"\(2, 19\) .*no beams",
+            lambda: deep.generate(
+                **inside.whole, cache_implementation="static", max_new_tokens=2
+            ): "StaticCache is not allowed",
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                call()
