@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING
 
 from atr import config
 from atr.core.files import read_json, sha256, whole_folder, write_json
-from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, depends_on, entry
+from atr.stages import (
+    AUTOENCODER,
+    PRETRAIN,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    SELECTOR,
+    STATISTICS,
+    STORE,
+    depends_on,
+    entry,
+)
 
 if TYPE_CHECKING:
     from atr.reduction.pretraining import SelectorTraining
 
-AUTOENCODER = PRETRAIN / "autoencoder"
 CHECKPOINTS = PRETRAIN / "checkpoints"
-STORE = PRETRAIN_FEATURES / "manifest.json"
-STATISTICS = 1024
-"""Training images that the features' mean and deviation are measured on."""
 
 
 def main(params: config.Params) -> None:
