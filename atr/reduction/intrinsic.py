@@ -1,8 +1,8 @@
 """Intrinsic measures of a selection, without a language model: reconstruction, text coverage, stability.
 
-A merging reducer is measured by the tokens it makes: features are reconstructed from these, each at the index it
-was put at. The index says little about a token that mixes others, so that a merger has neither text coverage nor
-masks. Shapes: see `atr.core.tokens`.
+A merging reducer is measured by the tokens it makes: features are reconstructed from these, each at its
+index. The index says little about a token that mixes others, so that a merger has neither text coverage nor masks.
+Shapes: see `atr.core.tokens`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def _text_N(centres: Iterable[tuple[float, float]], grid: tuple[int, int]) -> Te
 class Selection:
     """The tokens that a reducer keeps of a batch: their mask, and the new tokens of a merger.
 
-    It does not hold the batch's features: in float32 these are larger than the batch, for each budget and seed.
+    It does not hold the features, which in float32 are larger than the batch, for each budget and seed.
     """
 
     mask_BN: Tensor
@@ -127,7 +127,7 @@ def _point(
 def unexplained(
     net: FeatureAutoencoder, images: Sequence[ImageBatch], selections: Sequence[Selection]
 ) -> float:
-    """Fraction of the features' variance, over all tokens, that `net` does not reconstruct from the kept ones."""
+    """Fraction of the variance of all features that `net` does not reconstruct from the kept ones."""
     variance, total = net.selector.standardise.variance, 0.0
     for batch, selection in zip(images, selections, strict=True):
         restored_BND = net.restore(selection.features_BND(batch.encoded), selection.mask_BN)
@@ -147,7 +147,7 @@ def text_coverage(images: Sequence[ImageBatch], selections: Sequence[Selection])
 def kept_indices(
     drawn: Sequence[Reducer], images: Sequence[ImageBatch], keep: float
 ) -> list[list[list[int]]] | None:
-    """Kept indices by seed and image, from which the overlap of two reducers is computed; None for mergers."""
+    """Kept indices by seed and image, to compute the overlap of two reducers from; None for mergers."""
     if isinstance(drawn[0], Merger):
         return None
     return [[mask_N.nonzero()[:, 0].tolist() for mask_N in _mask_IN(one, images, keep)] for one in drawn]

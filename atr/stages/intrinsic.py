@@ -94,7 +94,7 @@ def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
 def _held_out(
     params: config.Params, needs: Set[str], device: "torch.device"
 ) -> tuple[list["ImageBatch"], list[str], dict[str, Any]]:
-    """The images that are measured, at even steps through all; their names, and how their features were computed."""
+    """Images at even steps through all, their names, and how their features were computed."""
     from atr.datasets import PreparedImages
     from atr.datasets.evaluation import text_centres
     from atr.features.signals import encoder_of, evenly, observed

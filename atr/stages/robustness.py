@@ -1,4 +1,4 @@
-"""Stage robustness: how much one reducer's tokens and answers change where deployment differs from training."""
+"""Stage robustness: how a reducer's tokens and answers change where deployment differs from training."""
 
 from dataclasses import replace
 from functools import partial
@@ -52,7 +52,7 @@ def _left_out(reason: str) -> dict[str, Any]:
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
-    """The changes of one reducer under each variant; of `full` the changes that no selection is to blame for."""
+    """The changes of one reducer under each variant; those of `full` are not due to any selection."""
     from atr.benchmarks import load_benchmark
     from atr.core.hardware import resolved
     from atr.datasets import load_questions, photographs

@@ -1,6 +1,6 @@
 """Milliseconds an image that a selection takes, and that the language model's prefill takes.
 
-The images are noise of one tile: neither towers nor language models take longer for some images than for others.
+The images are noise of one tile: neither towers nor language models take longer for some than for others.
 """
 
 from collections.abc import Iterator, Sequence

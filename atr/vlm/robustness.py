@@ -89,7 +89,7 @@ def robustness(
     """Scores in the reference deployment, and how each variant changes the kept tokens and the scores.
 
     `generator` reads images and answers in the reference deployment. `photographs` is the same on the images
-    `pictured`, whose answers are not scored: larger than the tower's images, they show the effect of a resize.
+    `pictured`, whose answers are not scored: larger than the tower's images, they show what a resize does.
     `with_full` observes all tokens as well, whose score changes without any selection.
     """
     cells = [(name, keep) for name in reducers for keep in settings.keep]
@@ -131,7 +131,7 @@ def observe(
     size: int,
     score: ScoreAnswer | None = None,
 ) -> Observation:
-    """The kept tokens of all images in each cell, `size` questions at a time, and the scores of the answers."""
+    """The kept tokens and the scores of the answers in each cell, `size` questions at a time."""
     needs = frozenset().union(*(reducer.needs for reducer in reducers.values()))
     seen = Observation(kept={cell: [] for cell in cells}, scores={cell: {} for cell in cells})
     for indices in generator.batches(questions, size):
