@@ -1,4 +1,4 @@
-"""Stage benchmark: a small file for each benchmark, which changes when the code of its questions or scores does.
+"""Stage benchmark: a small file for each benchmark, which changes when the benchmark's code does.
 
 The stages that draw questions and score answers depend on these files, and not on the code of benchmarks that
 params.yaml does not name.
@@ -9,20 +9,19 @@ from functools import partial
 
 from atr import config
 from atr.core import imports
-from atr.core.files import sha256, write_json
+from atr.core.files import digest, sha256, write_json
 from atr.stages import BENCHMARKS, entry
 
 
 def main(params: config.Params, benchmark: str) -> None:
-    """Check one benchmark, ours by name or your own file without .py; write its group and its code's digests."""
+    """Check one benchmark, ours or your own; write its group and the digest of its code."""
     from atr.benchmarks import load_benchmark
     from atr.core import catalog
 
-    loaded = load_benchmark(benchmark)
-    file, root = catalog.benchmark_file(benchmark).resolve(), catalog.PACKAGE.parent
-    reached = [path for path in imports.reached_files(file) if "benchmarks" in path.parts or path == file]
-    code = {path.relative_to(root).as_posix(): sha256(path) for path in sorted(reached)}
-    write_json(BENCHMARKS / f"{benchmark}.json", {"group": loaded.group, "code": code})
+    group = load_benchmark(benchmark).group
+    files = imports.reached_files(catalog.benchmark_file(benchmark))
+    code = digest(files=[sha256(path) for path in sorted(files)])
+    write_json(BENCHMARKS / f"{benchmark}.json", {"group": group, "code": code})
 
 
 if __name__ == "__main__":
