@@ -6,6 +6,7 @@ params.yaml does not name.
 
 from argparse import ArgumentParser
 from functools import partial
+from pathlib import Path
 
 from atr import config
 from atr.core import imports
@@ -19,7 +20,9 @@ def main(params: config.Params, benchmark: str) -> None:
     from atr.core import catalog
 
     group = load_benchmark(benchmark).group
-    files = imports.reached_files(catalog.benchmark_file(benchmark))
+    file = catalog.benchmark_file(benchmark)
+    root = imports.ROOT if file.is_relative_to(catalog.BENCHMARKS) else Path.cwd()
+    files = imports.reached_files(file, root)
     code = digest(files=[sha256(path) for path in sorted(files)])
     write_json(BENCHMARKS / f"{benchmark}.json", {"group": group, "code": code})
 
