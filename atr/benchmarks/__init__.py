@@ -5,14 +5,15 @@ micro world are drawn, not read, and scored by exact match.
 """
 
 from atr.benchmarks import ai2d, chartqa, docvqa, gqa, infovqa, mmbench, mmmu, mmstar, scienceqa, textvqa
-from atr.benchmarks.base import Asked, Benchmark, Example, Source
+from atr.benchmarks.base import Benchmark, Source
 from atr.benchmarks.metrics import exact_match
+from atr.core.records import Question
 
-__all__ = ["BENCHMARKS", "Benchmark", "Example", "Source"]
+__all__ = ["BENCHMARKS", "Benchmark", "Source"]
 
 
-def _exact(prediction: str, asked: Asked) -> float:
-    return exact_match(prediction, asked.answers)
+def _exact(prediction: str, question: Question) -> float:
+    return exact_match(prediction, question.answers)
 
 
 BENCHMARKS = {

@@ -1,40 +1,15 @@
 """What a file of atr/benchmarks says about its questions, and the parts that their prompts share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any, Protocol
+from typing import Any
+
+from atr.core.records import Example, Question
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 """LLaVA's requests for a short answer and for the letter of a choice, in the words it was trained on."""
-
-
-class Asked(Protocol):
-    """What a score is given of a question."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """The texts that are right, one or more; of a multiple choice, its letter."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice by letter, empty for a letter without one; none if it is open."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a benchmark's dataset as a question: the prompt's text without the model's own template."""
-
-    id: str
-    """Distinct within the benchmark."""
-    question: str
-    answers: list[str]
-    images: list[Any]
-    """Its images, in the order of the prompt, as the row holds them: they are not opened here."""
-    choices: list[str] = field(default_factory=list)
-    unit: str = ""
-    """Name shared by rows that count as right only together; empty if the row counts alone."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +25,6 @@ class Source:
     image_key: str = ""
 
 
-Row = Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """A set of questions: its group in the paper's sense (text or general), and the score of one answer.
@@ -61,9 +33,9 @@ class Benchmark:
     """
 
     group: str
-    score: Callable[[str, Asked], float]
+    score: Callable[[str, Question], float]
     source: Source | None = None
-    examples: Callable[[Iterable[Row]], Iterator[Example]] | None = None
+    examples: Callable[[Iterable[Mapping[str, Any]]], Iterator[Example]] | None = None
 
 
 def lettered(choices: Sequence[str]) -> str:

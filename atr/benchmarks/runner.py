@@ -2,64 +2,21 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Never, Protocol, TypeVar
+from typing import Never, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from atr.benchmarks import BENCHMARKS
 from atr.benchmarks.metrics import anls
-from atr.benchmarks.saved_rows import ANSWERED, FAILED, UNREADABLE, Row, Trial, Unfinished
+from atr.benchmarks.saved_rows import Unfinished
+from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row, Trial
 
 Batch = TypeVar("Batch")
 MAX_CONSECUTIVE_FAILURES = 16
 """Questions that fail one after the other under every trial: the model fails, not the questions."""
 ADAPTIVE = "_adaptive"
 """How the name of a reducer ends that decides itself how many tokens of an image it keeps."""
-
-
-class Question(Protocol):
-    """What the loop reads of a question."""
-
-    @property
-    def id(self) -> str:
-        """Name of the question."""
-
-    @property
-    def benchmark(self) -> str:
-        """A key of BENCHMARKS."""
-
-    @property
-    def group(self) -> str:
-        """Its benchmark's group."""
-
-    @property
-    def images(self) -> Sequence[str]:
-        """Names of its images, in the order of the prompt; none for a question without image."""
-
-    @property
-    def question(self) -> str:
-        """The text that is asked."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """The texts that are right, one or more; of a multiple choice, its letter."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice in the order of their letters; none if the question is open."""
-
-    @property
-    def unit(self) -> str:
-        """Name shared by the questions that count as right only together; empty if it counts alone."""
-
-    @property
-    def unreadable(self) -> str:
-        """Why its images could not be read, empty if they could."""
-
-
-Reply = tuple[str, int, int, int]
-"""The prediction for a question, its visual tokens that were kept, those fed with newlines, and all."""
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
@@ -196,7 +153,7 @@ class FailureMonitor:
         self.cause: Exception | None = None
 
     def check(self, batch: Sequence[Row]) -> None:
-        """Raise the first failure where MAX_CONSECUTIVE_FAILURES questions have failed since one was answered."""
+        """Raise the first error after MAX_CONSECUTIVE_FAILURES failed questions in a row."""
         if any(row.status == ANSWERED for row in batch):
             self.failed, self.cause = {}, None
             return

@@ -1,59 +1,13 @@
 """Rows of answers, and how they are kept: whole, and before an evaluation is finished."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from atr.core.files import write_text
-from atr.core.typed_json import record
-
-ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting that all questions are answered under: kept fraction, and seed if the reducer draws.
-
-    Where `keep` is None the reducer's own count is, image by image.
-    """
-
-    keep: float | None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One question under one trial, a line of results.jsonl; `tokens` of `tokens_full` visual ones were kept.
-
-    With the newlines at the ends of rows, which do not count, the language model was fed `tokens_fed`. Inside
-    the language model both are means over its layers.
-    Where there is no answer the status says why, `error` in words, and there is no score.
-    """
-
-    id: str
-    benchmark: str
-    group: str
-    image: str
-    """The first of `images`, empty if there is none."""
-    question: str
-    answer: str
-    """The first of `answers`."""
-    keep: float | None
-    seed: int | None
-    tokens: int
-    tokens_fed: int
-    tokens_full: int
-    prediction: str
-    score: float | None
-    anls: float | None
-    status: str = ANSWERED
-    """answered, unreadable (an image) or failed (the generation)."""
-    error: str = ""
-    images: Sequence[str] = field(default_factory=list)
-    answers: Sequence[str] = field(default_factory=list)
-    choices: Sequence[str] = field(default_factory=list)
-    unit: str = ""
+from atr.core.records import Row, Trial
+from atr.core.typed_json import parse_record
 
 
 def save_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -102,4 +56,4 @@ def _whole_lines(file: Path) -> Iterator[Row]:
         except (ValueError, RecursionError):  # empty, or cut off
             continue
         if not isinstance(row, dict) or row.keys() == names:
-            yield record(Row, row, f"{file} line {number}")
+            yield parse_record(Row, row, f"{file} line {number}")

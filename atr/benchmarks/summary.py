@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from atr.benchmarks.saved_rows import ANSWERED, STATUSES, Row
 from atr.core.bootstrap import Floats, by_unit, interval, resampled
+from atr.core.records import ANSWERED, STATUSES, Row
 
 TOKENS = ("tokens", "tokens_fed", "tokens_full")
 """Visual tokens of a row, and of an entry their mean."""

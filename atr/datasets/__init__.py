@@ -1,6 +1,6 @@
 """Images and questions: where they come from, and how they lie on disk once prepared."""
 
 from atr.datasets.prepared import PreparedImages
-from atr.datasets.questions import Question, load_questions
+from atr.datasets.questions import load_questions
 
-__all__ = ["PreparedImages", "Question", "load_questions"]
+__all__ = ["PreparedImages", "load_questions"]

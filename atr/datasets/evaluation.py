@@ -4,45 +4,17 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
-from atr.core.typed_json import check_distinct, record
+from atr.core.records import Example, Question
+from atr.core.typed_json import check_distinct, parse_record
 from atr.datasets.decoding import decode
-from atr.datasets.questions import Question
 from atr.micro import world
 
 Drawn = tuple[Question, list[tuple[str, Image.Image]]]
 """A question, and its images by name."""
-
-
-class Example(Protocol):
-    """A row of a dataset as a question; its images know how to read themselves."""
-
-    @property
-    def id(self) -> str:
-        """Distinct within the benchmark."""
-
-    @property
-    def question(self) -> str:
-        """The prompt's text."""
-
-    @property
-    def answers(self) -> list[str]:
-        """As a Question's."""
-
-    @property
-    def images(self) -> list[Any]:
-        """Cells of a parquet file."""
-
-    @property
-    def choices(self) -> list[str]:
-        """As a Question's."""
-
-    @property
-    def unit(self) -> str:
-        """As a Question's."""
 
 
 def drawn_by_micro(benchmark: str, group: str, count: int, seed: int, split: str) -> Iterator[Drawn]:
@@ -91,7 +63,7 @@ def read_from(
             unit=example.unit and f"{benchmark}/{example.unit}",
             unreadable=unreadable,
         )
-        yield record(Question, asdict(question), f"question {question.id}"), pictures
+        yield parse_record(Question, asdict(question), f"question {question.id}"), pictures
 
 
 def _sampled(examples: Iterable[Example], count: int, seed: int) -> Iterator[Example]:

@@ -52,7 +52,7 @@ class Cell:
         return bytes(content)
 
 
-class Row(dict[str, Any]):
+class TableRow(dict[str, Any]):
     """The values of a row by column.
 
     `[]` raises ValueError naming file and row for a missing column, and for null unless it is a hint.
@@ -120,7 +120,7 @@ def _fetched(dataset: str, pattern: str) -> Path:
         ) from error
 
 
-def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[Row]:
+def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[TableRow]:
     """Each row of the files in order: its values by column, a Cell for each column of images.
 
     `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them,
@@ -139,10 +139,10 @@ def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Itera
             )
         table = pq.read_table(path, columns=[name for name in names if name not in images])
         for number, values in enumerate(table.to_pylist()):
-            yield Row(path, number, values | {column: Cell(path, number, column) for column in images})
+            yield TableRow(path, number, values | {column: Cell(path, number, column) for column in images})
 
 
-def joined(unjoined: Iterable[Row], paths: Sequence[Path], key: str) -> Iterator[Row]:
+def joined(unjoined: Iterable[TableRow], paths: Sequence[Path], key: str) -> Iterator[TableRow]:
     """Rows that name their image by `key`, each with the `image` of that `id` in the files of images."""
     images = {row["id"]: row["image"] for row in rows(paths, ("id", "image"))}
     for row in unjoined:

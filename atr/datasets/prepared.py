@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from atr.core.files import read_json, sha256, whole_file, write_json
-from atr.core.typed_json import ListedFile, check_distinct, record
+from atr.core.typed_json import ListedFile, check_distinct, parse_record
 from atr.datasets.decoding import decode
 
 MANIFEST, FORMAT = "manifest.json", 1
@@ -95,7 +95,7 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         if not (self.folder / MANIFEST).is_file():
             raise ValueError(f"{self.folder / MANIFEST} is missing; the stage prepare writes it")
         content = read_json(self.folder / MANIFEST)
-        listed = record(_Manifest, content, str(self.folder / MANIFEST)).files
+        listed = parse_record(_Manifest, content, str(self.folder / MANIFEST)).files
         self.parameters: dict[str, Any] = content["parameters"]
         self._digests = {entry.file: entry.sha256 for entry in listed}
         self.ids = [name for entry in listed for name in self._ids(entry, verify)]

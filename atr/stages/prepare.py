@@ -8,8 +8,8 @@ from atr import config
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
+    from atr.core.records import Question
     from atr.datasets.evaluation import Drawn
-    from atr.datasets.questions import Question
 
 
 def main(params: config.Params) -> None:

@@ -7,7 +7,8 @@ import pytest
 from atr import config
 from atr.benchmarks import BENCHMARKS
 from atr.benchmarks.runner import MAX_CONSECUTIVE_FAILURES, answer_all, pictured, trials_of
-from atr.benchmarks.saved_rows import Row, Trial, Unfinished, save_rows
+from atr.benchmarks.saved_rows import Unfinished, save_rows
+from atr.core.records import Row, Trial
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from atr.benchmarks.saved_rows import Row
 from atr.benchmarks.summary import curves, summarise, tokens_full
+from atr.core.records import Row
 
 
 def row(benchmark, number, keep, seed, score, group="text"):

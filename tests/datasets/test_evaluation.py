@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from atr.config import GROUPS
+from atr.core.records import Question
 from atr.datasets import evaluation, parquet
-from atr.datasets.questions import Question
 from atr.micro import world
 
 

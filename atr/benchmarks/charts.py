@@ -1,0 +1,3 @@
+"""Benchmark charts."""
+
+GROUP = "text"

@@ -1,0 +1,3 @@
+"""Benchmark digits."""
+
+GROUP = "general"

@@ -1,0 +1,3 @@
+"""Benchmark docs."""
+
+GROUP = "text"

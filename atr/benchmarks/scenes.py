@@ -1,0 +1,3 @@
+"""Benchmark scenes."""
+
+GROUP = "general"

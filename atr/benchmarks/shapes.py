@@ -1,0 +1,3 @@
+"""Benchmark shapes."""
+
+GROUP = "general"

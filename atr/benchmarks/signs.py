@@ -1,0 +1,3 @@
+"""Benchmark signs."""
+
+GROUP = "text"
