@@ -8,19 +8,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from atr.benchmarks.base import LETTER, Source, lettered
+from atr.benchmarks.base import LETTER, HubDataset, letter_choices
 from atr.benchmarks.metrics import exact_words
 from atr.core.records import Example, Question
 
 GROUP = "general"
-SOURCE = Source("lmms-lab/ai2d", "data/test-*.parquet")
+SOURCE = HubDataset("lmms-lab/ai2d", "data/test-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     """One question a row; the dataset has no ids, so the row's number serves."""
     for number, row in enumerate(rows):
         choices = list(row["options"])
-        question = f"{row['question']}\n{lettered(choices)}{LETTER}"
+        question = f"{row['question']}\n{letter_choices(choices)}{LETTER}"
         answer = ascii_uppercase[int(row["answer"])]
         yield Example(f"{number:06d}", question, [answer], [row["image"]], choices)
 

@@ -6,12 +6,12 @@ Dataset, prompt and score as task chartqa of lmms-eval 0.3.5: relaxed accuracy o
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atr.benchmarks.base import Source
+from atr.benchmarks.base import HubDataset
 from atr.benchmarks.metrics import relaxed_accuracy
 from atr.core.records import Example, Question
 
 GROUP = "text"
-SOURCE = Source("lmms-lab/ChartQA", "data/test-*.parquet")
+SOURCE = HubDataset("lmms-lab/ChartQA", "data/test-*.parquet")
 WORD = "\nAnswer the question with a single word."
 
 

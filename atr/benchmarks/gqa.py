@@ -6,12 +6,12 @@ Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are a table
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atr.benchmarks.base import SHORT, Source
+from atr.benchmarks.base import SHORT, HubDataset
 from atr.benchmarks.metrics import exact_words
 from atr.core.records import Example, Question
 
 GROUP = "general"
-SOURCE = Source(
+SOURCE = HubDataset(
     "lmms-lab/GQA",
     "testdev_balanced_instructions/testdev-*.parquet",
     images="testdev_balanced_images/testdev-*.parquet",

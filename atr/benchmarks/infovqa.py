@@ -7,12 +7,12 @@ for texts with repeated blanks: see `anls`. It lies in DocVQA's repository.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atr.benchmarks.base import SHORT, Source
+from atr.benchmarks.base import SHORT, HubDataset
 from atr.benchmarks.metrics import anls
 from atr.core.records import Example, Question
 
 GROUP = "text"
-SOURCE = Source("lmms-lab/DocVQA", "InfographicVQA/validation-*.parquet")
+SOURCE = HubDataset("lmms-lab/DocVQA", "InfographicVQA/validation-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:

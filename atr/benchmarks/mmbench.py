@@ -10,11 +10,11 @@ choice is no option.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from atr.benchmarks.base import LETTER, Source
+from atr.benchmarks.base import LETTER, HubDataset
 from atr.core.records import Example, Question
 
 GROUP = "text"
-SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
+SOURCE = HubDataset("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000
 """Rows whose `index` is equal modulo this are the same question."""
 LETTERS = "ABCDE"

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from atr.benchmarks.base import LETTER, SHORT, Source, lettered
+from atr.benchmarks.base import LETTER, SHORT, HubDataset, letter_choices
 from atr.core.records import Example, Question
 
 GROUP = "general"
-SOURCE = Source("lmms-lab/MMMU", "data/validation-*.parquet")
+SOURCE = HubDataset("lmms-lab/MMMU", "data/validation-*.parquet")
 # What comes before the answer in a sentence; "=" only in the last one.
 INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 # With thousands' commas, in scientific notation, plain.
@@ -34,7 +34,9 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
         closed = row["question_type"] == "multiple-choice"
         choices = _literals(row["options"]) if closed else []
         text = (
-            f"{row['question']}\n{lettered(choices)}\n{LETTER}" if closed else f"{row['question']}\n{SHORT}"
+            f"{row['question']}\n{letter_choices(choices)}\n{LETTER}"
+            if closed
+            else f"{row['question']}\n{SHORT}"
         )
         named = sorted(set(re.findall(r"<image (\d+)>", text)))
         images = [row[f"image_{number}"] for number in named]

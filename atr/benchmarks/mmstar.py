@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atr.benchmarks.base import LETTER, Source
+from atr.benchmarks.base import LETTER, HubDataset
 from atr.core.records import Example, Question
 
 GROUP = "general"
-SOURCE = Source("Lin-Chen/MMStar", "mmstar.parquet")
+SOURCE = HubDataset("Lin-Chen/MMStar", "mmstar.parquet")
 # The places where the letter is looked for, all of them at the start of the answer.
 STATED = re.compile(r"(?:the answer is |option |\()?(.)", re.DOTALL)
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from atr.benchmarks.base import LETTER, Source, lettered
+from atr.benchmarks.base import LETTER, HubDataset, letter_choices
 from atr.benchmarks.metrics import exact_match
 from atr.core.records import Example, Question
 
 GROUP = "general"
-SOURCE = Source("lmms-lab/ScienceQA", "ScienceQA-IMG/test-*.parquet")
+SOURCE = HubDataset("lmms-lab/ScienceQA", "ScienceQA-IMG/test-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
@@ -21,7 +21,7 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     for number, row in enumerate(rows):
         context = f"Context: {row['hint']}\n" if row["hint"] else ""
         choices = list(row["choices"])
-        question = f"{context}{row['question']}\n{lettered(choices)}{LETTER}"
+        question = f"{context}{row['question']}\n{letter_choices(choices)}{LETTER}"
         yield Example(f"{number:06d}", question, [ascii_uppercase[row["answer"]]], [row["image"]], choices)
 
 

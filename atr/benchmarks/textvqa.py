@@ -6,12 +6,12 @@ Dataset, prompt and score as task textvqa_val of lmms-eval 0.3.5, without the li
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from atr.benchmarks.base import SHORT, Source
+from atr.benchmarks.base import SHORT, HubDataset
 from atr.benchmarks.vqa import vqa_accuracy
 from atr.core.records import Example, Question
 
 GROUP = "text"
-SOURCE = Source("lmms-lab/textvqa", "data/validation-*.parquet")
+SOURCE = HubDataset("lmms-lab/textvqa", "data/validation-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:

@@ -35,12 +35,11 @@ def load_questions(folder: Path) -> list[Question]:
 
 
 def _check_group(question: Question, where: str) -> None:
-    """Raise ValueError unless the file of the question's benchmark exists and has the question's group."""
+    """Raise ValueError unless the question's benchmark is known and has the question's group."""
     try:
-        group = _group_of(question.benchmark)
-    except (OSError, SyntaxError, ValueError):
-        known = [name for name in catalog.names(catalog.BENCHMARKS) if _group_of(name)]
-        allowed = f"{', '.join(known)}, or the path of a file with a GROUP"
+        group = catalog.benchmark_group(question.benchmark)
+    except ValueError:
+        allowed = f"{', '.join(catalog.benchmarks())}, or the path of a file with a GROUP"
         raise ValueError(
             f"{where}: benchmark: {short(question.benchmark)} is unknown, allowed: {allowed}"
         ) from None
@@ -48,9 +47,3 @@ def _check_group(question: Question, where: str) -> None:
         raise ValueError(
             f"{where}: group: {short(question.group)} is not {question.benchmark}'s, allowed: {group}"
         )
-
-
-def _group_of(benchmark: str) -> str | None:
-    """GROUP of one of our benchmarks, by its name, or of the user's own, by its path without `.py`."""
-    ours = catalog.BENCHMARKS / f"{benchmark}.py"
-    return catalog.constants(ours if ours.is_file() else Path(f"{benchmark}.py")).get("GROUP")

@@ -26,7 +26,7 @@ def cells(hub, tmp_path):
     """The first and second are the same picture, the third is cut off, the fourth is no picture."""
     contents = [hub.png(1), hub.png(1), hub.png(2)[:90], b"", hub.png(3)]
     rows = [{"image": {"bytes": content, "path": None}} for content in contents]
-    return [row["image"] for row in parquet.rows(hub.write(tmp_path, "chartqa", rows, files=1))]
+    return [row["image"] for row in parquet.read_rows(hub.write(tmp_path, "chartqa", rows, files=1))]
 
 
 def read(examples, count=99, seed=0):
