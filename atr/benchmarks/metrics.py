@@ -32,8 +32,8 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     ANLS is its mean over questions. Raises ValueError if there are no answers.
 
     lmms-eval differs in two ways. It scores a distance of exactly one half as 0.5; the paper, and this
-    function, score it as 0. And it counts edits after merging runs of blanks but divides by the length before,
-    so that repeated blanks raise its similarity.
+    function, score it as 0. And it counts edits after merging runs of blanks but divides by the length
+    before, so that repeated blanks raise its similarity.
 
     >>> anls("iglo", ["igloo"])
     0.8

@@ -47,7 +47,7 @@ def answer_all(
 ) -> list[Row]:
     """Answer all questions under every trial; the rows are ordered by trial, then by question.
 
-    `batches` hold indices of questions. `prepare` encodes the images and texts of a batch once for all trials.
+    `batches` hold indices of questions; `prepare` encodes a batch of images and texts once for all trials.
     With `share` (rank, processes) each process answers its part of the batches, and all get all rows.
     The questions of a batch that fails are tried one by one; one that fails alone, or whose images cannot be
     read, gets a row with its status and no score, as no answer is not an empty answer.
@@ -140,7 +140,7 @@ class _Loop(Generic[_Batch]):
     def _answer_batch(
         self, questions: Sequence[Question], trials: Sequence[Trial]
     ) -> tuple[list[Row], list[Trial]]:
-        """Rows of a batch, and the trials under which it failed; a single question has rows under those too."""
+        """Rows of a batch, and the trials under which it failed; a single question has rows of these too."""
         rows: list[Row] = []
         failed: list[Trial] = []
         images = [question.images for question in questions]

@@ -30,8 +30,8 @@ class _Point:
 def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
     """One entry per benchmark and per group at each kept fraction, in the order of the rows.
 
-    A question's score is its mean over seeds; a unit of several questions scores the lowest of them; a group's
-    score is the mean over its benchmarks. `keep` is None for an adaptive count, whose mean kept fraction is
+    A question's score is its mean over seeds; a unit of several questions scores the lowest of them; the
+    score of a group is the mean over its benchmarks. `keep` is None for an adaptive count, whose mean kept fraction is
     `tokens` / `tokens_full`. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (without reduction) are
     means over the same units with the same weights.
     `questions` counts units, of which some are `answered`, `unreadable` or `failed`; only answered ones enter

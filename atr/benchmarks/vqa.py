@@ -20,7 +20,7 @@ _CONTRACTED = """
     who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
     y'all'd've you'd you'd've you'll you're you've
 """
-# Each contraction by its misspelling without one apostrophe. Those that are words as well (well, were) are left out.
+# Each contraction by its spelling without one apostrophe, unless that is a word itself (well, were).
 _CONTRACTIONS = {
     word[: place.start()] + word[place.end() :]: word
     for word in _CONTRACTED.split()
@@ -31,9 +31,9 @@ _CONTRACTIONS = {
 def normalise_vqa(text: str) -> str:
     """Normalise an answer as EvalAI does for TextVQA.
 
-    In turn: lower the case, remove commas and question marks, put a blank before 's; remove punctuation marks
-    that touch a blank anywhere in the text and replace the others by a blank; remove full stops unless a digit
-    follows; write number words as digits; remove articles; put the apostrophe into contractions.
+    In turn: lower the case, remove commas and question marks, put a blank before 's; remove punctuation
+    marks that touch a blank anywhere in the text and replace the others by a blank; remove full stops unless
+    a digit follows; write number words as digits; remove articles; put the apostrophe into contractions.
 
     >>> normalise_vqa("The two T-shirts, dont!")
     "2 t shirts don't"

@@ -3,7 +3,6 @@
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import NamedTuple
 
@@ -55,28 +54,25 @@ def sample_questions(
 def _with_images(benchmark: str, group: str, example: Example) -> Pictured:
     """A question with its images; one whose images cannot be read has none, and says why."""
     images, unreadable = [], ""
-    for image in example.images:
-        if not isinstance(image, DrawnImage | ImageCell):
-            raise ValueError(
-                f"{benchmark}: image {short(image)} of example {example.id} is not allowed, allowed: an image "
-                "of a row"
-            )
+    if wrong := [image for image in example.images if not isinstance(image, DrawnImage | ImageCell)]:
+        where = f"{benchmark}: images of example {short(example.id)}"
+        raise ValueError(f"{where}: {short(wrong[0])} is not allowed, allowed: images of a row")
     try:
         images = [_read(benchmark, image) for image in example.images]
     except ValueError as error:
         unreadable = str(error)
-    question = Question(
-        id=f"{benchmark}/{example.id}",
-        benchmark=benchmark,
-        group=group,
-        images=[image.id for image in images],
-        question=example.question,
-        answers=example.answers,
-        choices=example.choices,
-        unit=example.unit and f"{benchmark}/{example.unit}",
-        unreadable=unreadable,
-    )
-    return parse_record(Question, asdict(question), f"question {question.id}"), images
+    question = {
+        "id": f"{benchmark}/{example.id}",
+        "benchmark": benchmark,
+        "group": group,
+        "images": [image.id for image in images],
+        "question": example.question,
+        "answers": example.answers,
+        "choices": example.choices,
+        "unit": example.unit and f"{benchmark}/{example.unit}",
+        "unreadable": unreadable,
+    }
+    return parse_record(Question, question, f"question {question['id']}"), images
 
 
 def _read(benchmark: str, image: DrawnImage | ImageCell) -> EvaluationImage:

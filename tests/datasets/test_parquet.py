@@ -111,7 +111,7 @@ def test_rows_of_one_group_are_read_together(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet"
     table = pa.table({"image": pa.array([bytes([n]) for n in range(64)], pa.binary())})
     pq.write_table(table, path, row_group_size=16)
-    cells = [parquet.Cell(path, number, "image") for number in range(64)]
+    cells = [parquet.ImageCell(path, number, "image") for number in range(64)]
     parquet._cells.cache_clear()
     assert [cell.read() for cell in cells] == [bytes([n]) for n in range(64)]
     assert parquet._cells.cache_info().misses == 4
