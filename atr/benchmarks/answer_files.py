@@ -18,8 +18,8 @@ def save_rows(path: Path, rows: Iterable[Row]) -> None:
 class UnfinishedRows:
     """The rows of an unfinished evaluation: an interrupted one resumes after the last finished batch.
 
-    Each process appends to its own file `<path>.<rank>.jsonl`. The name in `path` is a hash of everything that
-    an answer depends on, so that rows of other parameters or other code are never resumed from.
+    Each process appends to its own file `<path>.<rank>.jsonl`. The name in `path` is a hash of everything
+    that an answer depends on, so that rows of other parameters or other code are never resumed from.
     """
 
     def __init__(self, path: Path, rank: int = 0) -> None:

@@ -31,9 +31,9 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     """One entry per benchmark and per group at each kept fraction, in the order of the rows.
 
     A question's score is its mean over seeds; a unit of several questions scores the lowest of them; the
-    score of a group is the mean over its benchmarks. `keep` is None for an adaptive count, whose mean kept fraction is
-    `tokens` / `tokens_full`. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (without reduction) are
-    means over the same units with the same weights.
+    score of a group is the mean over its benchmarks. `keep` is None for an adaptive count, whose mean kept
+    fraction is `tokens` / `tokens_full`. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (without
+    reduction) are means over the same units with the same weights.
     `questions` counts units, of which some are `answered`, `unreadable` or `failed`; only answered ones enter
     the means. `low` and `high` bound the 95 % interval of the mean by a bootstrap over the answered units of
     each benchmark. It draws the same units at every kept fraction and for every reducer that answered equally

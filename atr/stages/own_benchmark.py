@@ -1,6 +1,7 @@
-"""DVC stage own_benchmark: the digest of one benchmark's file, which prepare and evaluate depend on.
+"""DVC stage own_benchmark: the digest of the file of one of the user's own benchmarks.
 
-DVC cannot depend on a file that params.yaml names, but a stage with a matrix can write a file for each name.
+Its cell in the matrix depends on the file; stages that read several benchmarks depend on the digests, as DVC
+allows no list of files from params.yaml as dependencies of one stage.
 """
 
 from argparse import ArgumentParser
@@ -17,7 +18,8 @@ OWN = Path("data/own")
 def main(params: config.Params, name: str) -> None:
     """Check a benchmark's file and write its digest to data/own/<name>.json.
 
-    The name is the path of the file without `.py`. Raises ValueError, one line that names the file, if it is missing or is no benchmark.
+    The name is the path of the file without `.py`. Raises ValueError naming the file if it is missing or is no
+    benchmark.
     """
     from atr.benchmarks import benchmark_file, load_benchmark
 

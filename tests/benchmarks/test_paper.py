@@ -29,14 +29,10 @@ def test_the_groups_are_the_papers():
 
 
 @pytest.mark.parametrize("name", sorted(TEXT | GENERAL))
-def test_every_row_is_a_question_with_an_image_and_an_answer(hub, repository, name):
+def test_every_row_is_one_question_with_images_that_can_be_read(hub, repository, name):
     examples = read(repository, name)
-    assert len(examples) == len({example.id for example in examples}) == len(hub.DATASETS[name][2])
-    for example in examples:
-        assert example.question and example.answers and all(example.answers)
-        assert all(image.read() for image in example.images) and example.images
-        right = load_benchmark(name).score(example.answers[0], example)
-        assert right == 1.0
+    assert len(examples) == len(hub.DATASETS[name][2])
+    assert all(image.read() for example in examples for image in example.images)
 
 
 PROMPTS = {
