@@ -8,8 +8,8 @@ from typing import TypeVar
 from atr.core.typed_json import check_distinct, read_records
 from atr.datasets.prepared import MANIFEST_FILE, changed_file_error, check_listed, read_manifest
 
-PROMPTS = "prompts"
-TEXT_CENTRES = "text_centres"
+PROMPT_ANNOTATION = "prompts"
+TEXT_ANNOTATION = "text_centres"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def load_prompts(folder: Path) -> dict[str, list[str]]:
 
     Raises ValueError naming the file, and the line and key in it, that is missing, changed or not allowed.
     """
-    return {line.image: line.prompts for line in _read(Path(folder), _Prompts, PROMPTS)}
+    return {line.image: line.prompts for line in _read(Path(folder), _Prompts, PROMPT_ANNOTATION)}
 
 
 def load_text_centres(folder: Path) -> dict[str, list[tuple[float, float]]]:
@@ -44,7 +44,7 @@ def load_text_centres(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
     Only drawn images say where their text is; any other image has no centres.
     """
-    return {line.image: line.text_centres for line in _read(Path(folder), _TextCentres, TEXT_CENTRES)}
+    return {line.image: line.text_centres for line in _read(Path(folder), _TextCentres, TEXT_ANNOTATION)}
 
 
 def _read(folder: Path, kind: type[_Line], annotation: str) -> Iterable[_Line]:

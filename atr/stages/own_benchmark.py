@@ -18,7 +18,7 @@ OWN = Path("data/own")
 def main(params: config.Params, name: str) -> None:
     """Check a benchmark's file and write its digest to data/own/<name>.json.
 
-    The name is the path of the file without `.py`. Raises ValueError naming the file if it is missing or is no
+    The name is the path of the file without `.py`. Raises ValueError naming the file if it is missing or no
     benchmark.
     """
     from atr.benchmarks import benchmark_file, load_benchmark

@@ -21,7 +21,7 @@ def main(params: config.Params) -> None:
     from atr.core import tracking
     from atr.core.files import whole_folder
     from atr.datasets import evaluation
-    from atr.datasets.annotations import PROMPTS, TEXT_CENTRES
+    from atr.datasets.annotations import PROMPT_ANNOTATION, TEXT_ANNOTATION
     from atr.datasets.prepared import save_images
     from atr.datasets.questions import save_questions
     from atr.datasets.training_images import training_images
@@ -34,12 +34,12 @@ def main(params: config.Params) -> None:
         parameters = params.raw() | {"commits": _commits(params.prepare, benchmarks)}
         with whole_folder(PRETRAIN_IMAGES) as folder:
             progress = tqdm(images, "pretraining images", count, mininterval=1)
-            save_images(folder, progress, parameters, PROMPTS)
+            save_images(folder, progress, parameters, PROMPT_ANNOTATION)
         questions: list[Question] = []
         pictured = (question for stream in streams for question in stream)
         with whole_folder(EVALUATE_IMAGES) as folder:
             progress = tqdm(pictured, "questions", mininterval=1)
-            save_images(folder, evaluation.deduplicate(progress, questions), parameters, TEXT_CENTRES)
+            save_images(folder, evaluation.deduplicate(progress, questions), parameters, TEXT_ANNOTATION)
             unreadable = evaluation.unreadable_questions(questions)
             save_questions(folder, questions)
         for question in unreadable:

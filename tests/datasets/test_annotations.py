@@ -19,20 +19,20 @@ def save(folder, values, annotation):
 
 @pytest.fixture
 def folder(tmp_path):
-    save(tmp_path, PROMPTS, annotations.PROMPTS)
+    save(tmp_path, PROMPTS, annotations.PROMPT_ANNOTATION)
     return tmp_path
 
 
 def test_values_come_back_bit_by_bit(tmp_path):
-    save(tmp_path / "pretrain", PROMPTS, annotations.PROMPTS)
-    save(tmp_path / "evaluate", CENTRES, annotations.TEXT_CENTRES)
+    save(tmp_path / "pretrain", PROMPTS, annotations.PROMPT_ANNOTATION)
+    save(tmp_path / "evaluate", CENTRES, annotations.TEXT_ANNOTATION)
     assert load_prompts(tmp_path / "pretrain") == PROMPTS
     assert load_text_centres(tmp_path / "evaluate") == CENTRES
     assert PreparedImages(tmp_path / "pretrain").ids == list(PROMPTS)
 
 
 def test_a_folder_without_images_has_nothing_to_say(tmp_path):
-    save(tmp_path, {}, annotations.TEXT_CENTRES)
+    save(tmp_path, {}, annotations.TEXT_ANNOTATION)
     assert load_text_centres(tmp_path) == {}
 
 
