@@ -3,13 +3,15 @@
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
-from atr.config import Prepare
 from atr.datasets import drawn, folder, parquet
 from atr.datasets.decoding import decode
+
+if TYPE_CHECKING:
+    from atr.config.prepare import Prepare
 
 COCO = ("detection-datasets/coco", "data/train-*.parquet")
 """The 117,266 training images of COCO 2017 (Lin et al., 2014), 19 GB, with their `image_id`."""
@@ -24,7 +26,7 @@ class TrainingImage(NamedTuple):
     """What stage distill asks about it: the image's own questions if it was drawn, else `prepare.prompts`."""
 
 
-def training_images(prepare: Prepare, seed: int) -> Iterator[TrainingImage]:
+def training_images(prepare: "Prepare", seed: int) -> Iterator[TrainingImage]:
     """`prepare.images` images of the micro world, of COCO or of the user's folder, drawn or sampled by seed.
 
     Raises ValueError naming the folder that holds too few, or the picture that cannot be read.

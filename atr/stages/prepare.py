@@ -9,6 +9,7 @@ from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
     from atr.benchmarks import Benchmark
+    from atr.config.prepare import Prepare
     from atr.core.records import Question
     from atr.datasets.evaluation import Pictured
 
@@ -71,7 +72,7 @@ def _check_scores(benchmark: "Benchmark", pictured: "Iterable[Pictured]") -> "It
         yield question, images
 
 
-def _commits(prepare: config.Prepare, benchmarks: "Iterable[Benchmark]") -> dict[str, str]:
+def _commits(prepare: "Prepare", benchmarks: "Iterable[Benchmark]") -> dict[str, str]:
     """The commits of the hub's datasets that were read."""
     from atr.benchmarks import HubDataset
     from atr.datasets import parquet, training_images
