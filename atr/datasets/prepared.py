@@ -1,4 +1,4 @@
-"""Prepared images on disk: parquet files of PNG bytes with a manifest, read one row group at a time."""
+"""Prepared images on disk: parquet files of PNG images with a manifest, read one row group at a time."""
 
 import io
 import json
@@ -20,14 +20,14 @@ from atr.datasets.decoding import decode
 MANIFEST_FILE = "manifest.json"
 _FORMAT = 1
 _FILE_IMAGES = 1024
-# Small row groups, so that one image costs the reading of a few.
+# Small row groups: reading one image reads its whole group.
 _GROUP_IMAGES = 32
 _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 
 @dataclass(frozen=True)
 class _Prepare:
-    """What is read of the section `prepare` that the images were made by."""
+    """Required parameters of section `prepare`, of which the images were prepared."""
 
     source: str
     prompts: list[str]
@@ -36,7 +36,7 @@ class _Prepare:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """What is read of the parameters that the images were made by."""
+    """Required parameters of stage prepare."""
 
     seed: int
     prepare: _Prepare
@@ -136,9 +136,9 @@ def changed_file_error(path: Path, manifest: Path) -> ValueError:
 class PreparedImages(Sequence[tuple[str, Image.Image]]):
     """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
 
-    Raises ValueError naming the file, and the row and id of a single image, if it is missing, of another
-    number of images than listed, corrupt, or (with `verify`, which reads every file once) edited since. Of
-    the processes that share a folder it is enough that one verifies it.
+    Raises ValueError naming the file (and, for one image, row and id) if it is missing, corrupt, has another
+    number of images than listed or, with `verify`, another checksum. Verifying reads every file once; one of
+    several processes that share a folder is enough.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -181,7 +181,7 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
 @lru_cache(maxsize=4)
 def _row_group(path: Path, digest: str, group: int) -> list[bytes]:
-    # The digest tells a file from another one that has taken its place since.
+    # The digest is part of the cache's key, so that a replaced file is read again.
     with pq.ParquetFile(path) as file:
         contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
     return contents
