@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from atr import config
+from atr.config.prepare import MICRO_BENCHMARKS
 from atr.micro.model import PATCH
+from atr.micro.params import Recipe
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
@@ -71,7 +72,7 @@ class Stored(Protocol):
 class LessonDataset(Dataset[Shown]):
     """All lessons of a training: reading first, then questions; fewer are for a whole page later on."""
 
-    def __init__(self, draw: Draw, recipe: config.Recipe) -> None:
+    def __init__(self, draw: Draw, recipe: Recipe) -> None:
         self.draw, self.recipe = draw, recipe
 
     def __len__(self) -> int:
@@ -90,7 +91,7 @@ class StoredLessons(Dataset[Shown]):
     The others are asked about. Each pass over either is in an order of its own, and asks anew.
     """
 
-    def __init__(self, draw: Draw, store: Stored, reading: int, recipe: config.Recipe) -> None:
+    def __init__(self, draw: Draw, store: Stored, reading: int, recipe: Recipe) -> None:
         self.draw, self.store, self.reading, self.recipe = draw, store, reading, recipe
 
     def __len__(self) -> int:
@@ -112,12 +113,12 @@ def _order(length: int, seed: int) -> list[int]:
     return order
 
 
-def reading_steps(recipe: config.Recipe) -> int:
+def reading_steps(recipe: Recipe) -> int:
     """Steps of the first phase, in which what lies before the language model alone learns to read."""
     return round(recipe.steps * recipe.reading)
 
 
-def transcribed(step: int, recipe: config.Recipe) -> float:
+def transcribed(step: int, recipe: Recipe) -> float:
     """Fraction of the docs that ask for the whole page."""
     return 0.5 if step < recipe.steps / 2 else 0.15
 
@@ -229,9 +230,7 @@ class Collator:
 class LessonDataModule(lightning.LightningDataModule):
     """Lessons to train on, and the benchmarks to be examined in after each epoch."""
 
-    def __init__(
-        self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: config.Recipe
-    ) -> None:
+    def __init__(self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: Recipe) -> None:
         super().__init__()
         self.lessons, self.collate, self.recipe = lessons, collate, recipe
 
@@ -251,4 +250,4 @@ class LessonDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[str]:
         """The names of the benchmarks to be examined in."""
-        return DataLoader(list(config.BENCHMARKS), batch_size=None)  # type: ignore[arg-type]  # a list will do
+        return DataLoader(list(MICRO_BENCHMARKS), batch_size=None)  # type: ignore[arg-type]  # a list will do

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from atr import config
+from atr.config.presets import ENCODERS
 from atr.core.hub import split
 from atr.micro.model import PATCH
+from atr.micro.params import MicroParams
 
 TEXT = """---
 license: apache-2.0
@@ -74,7 +75,7 @@ config.json.
 """
 
 
-def card(params: config.Params, scores: Mapping[str, float], minutes: float) -> str:
+def card(params: MicroParams, scores: Mapping[str, float], minutes: float) -> str:
     """Markdown that states data, recipe, seed, time and scores."""
     recipe = params.micro
     text = TEXT.format(
@@ -89,11 +90,11 @@ def card(params: config.Params, scores: Mapping[str, float], minutes: float) -> 
 
 
 def card_dinov2(
-    params: config.Params, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
+    params: MicroParams, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
 ) -> str:
     """As `card`, with the accuracies of the probe that the layer was chosen by."""
     recipe, wanted = params.micro_dinov2, params.micro_features
-    encoder, accuracy = config.ENCODERS["dinov2-small"], probe["accuracy"]
+    encoder, accuracy = ENCODERS["dinov2-small"], probe["accuracy"]
     layers = [str(layer) for layer in range(1, 1 + max(len(read) for read in accuracy.values()))]
     rows = [("size", *layers), ("---",) * (1 + len(layers))]
     rows += [(size, *(f"{read[layer]:.2f}" for layer in layers)) for size, read in accuracy.items()]

@@ -17,7 +17,6 @@ from transformers import (
     LlavaProcessor,
 )
 
-from atr import config
 from atr.micro.curriculum import (
     BLANK,
     CHARACTERS,
@@ -31,6 +30,7 @@ from atr.micro.curriculum import (
     StoredLessons,
     reading_steps,
 )
+from atr.micro.params import Recipe
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 
 UNWRITTEN = 0.1
@@ -65,7 +65,7 @@ class MicroTraining(lightning.LightningModule):
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        recipe: config.Recipe,
+        recipe: Recipe,
         examine: Callable[[LlavaForConditionalGeneration, str], float],
         see: Callable[[Tensor], Seen],
         new_layers: int = 0,

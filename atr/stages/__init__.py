@@ -95,13 +95,17 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def entry(stage: str, main: Callable[[config.Params], None]) -> None:
+def entry(
+    stage: str,
+    main: Callable[[Any], None],
+    load_or_exit: Callable[[str], config.Params] = config.load_or_exit,
+) -> None:
     """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
 
     2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
     started it. An unexpected exception keeps its traceback.
     """
-    params = config.load_or_exit(stage)
+    params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         lifetime.follow()
@@ -125,8 +129,8 @@ def entry_of_reducer(stage: str, main: Callable[[config.Params, str], None]) -> 
 def _known(reducer: str) -> str:
     if catalog.reducer_file(reducer).is_file():
         return reducer
-    allowed = ", ".join((*catalog.names(catalog.PEERS), *catalog.names(catalog.TRAINED)))
-    raise ArgumentTypeError(f"{reducer!r} is unknown, allowed: {allowed}, or a Python file without .py")
+    allowed = f"{', '.join(catalog.reducers())}, or the path of your own file without .py"
+    raise ArgumentTypeError(f"{reducer!r} is unknown, allowed: {allowed}")
 
 
 def _leave(stage: str, stop: BaseException) -> Never:

@@ -9,18 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from atr import config
-from atr.core import imports
+from atr.core import catalog, imports
 from atr.core.files import digest, sha256, write_json
 from atr.stages import BENCHMARKS, entry
 
 
 def main(params: config.Params, benchmark: str) -> None:
     """Check one benchmark, ours or your own; write its group and the digest of its code."""
-    from atr.benchmarks import load_benchmark
-    from atr.core import catalog
+    from atr.benchmarks import benchmark_file, load_benchmark
 
-    group = load_benchmark(benchmark).group
-    file = catalog.benchmark_file(benchmark)
+    group, file = load_benchmark(benchmark).group, benchmark_file(benchmark)
     root = imports.ROOT if file.is_relative_to(catalog.BENCHMARKS) else Path.cwd()
     files = imports.reached_files(file, root)
     code = digest(files=[sha256(path) for path in sorted(files)])

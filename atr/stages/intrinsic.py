@@ -95,20 +95,19 @@ def _held_out(
     params: config.Params, needs: Set[str], device: "torch.device"
 ) -> tuple[list["ImageBatch"], list[str], dict[str, Any]]:
     """Images at even steps through all, their names, and how their features were computed."""
-    from atr.datasets import PreparedImages
-    from atr.datasets.evaluation import text_centres
+    from atr.datasets import PreparedImages, load_text_centres
     from atr.features.signals import encoder_of, evenly, observed
     from atr.features.store import FeatureStore
     from atr.reduction.intrinsic import ImageBatch
 
     store = FeatureStore.open(EVALUATE_FEATURES, {"encoder": params.encoder.name})
     prepared, settings = PreparedImages(EVALUATE_IMAGES), params.intrinsic
-    drawn = prepared.parameters
+    text_centres = load_text_centres(EVALUATE_IMAGES)
     encoder = cache(partial(encoder_of, store, params.encoder, ENCODERS, device))
 
     def batches() -> Iterator[ImageBatch]:
         for names in evenly(store, settings.images, settings.batch_size):
-            centres = [text_centres(name, drawn["seed"], drawn["prepare"]["split"]) for name in names]
+            centres = [text_centres[name] for name in names]
             yield ImageBatch.of(observed(store, names, prepared.image, encoder, needs, device), centres)
 
     names = [name for batch in evenly(store, settings.images, settings.batch_size) for name in batch]

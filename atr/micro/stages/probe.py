@@ -3,15 +3,16 @@
 from functools import partial
 from pathlib import Path
 
-from atr import config
+from atr.config.presets import ENCODERS as PRESETS
 from atr.core.files import write_json
+from atr.micro.params import MicroParams, load_or_exit
 from atr.stages import ENCODERS, entry
 
 PROBE = Path("data/micro/probe.json")
-ENCODER = config.ENCODERS["dinov2-small"]
+ENCODER = PRESETS["dinov2-small"]
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write data/micro/probe.json: the fraction of characters read right, by image size and layer."""
     from atr.core import tracking
     from atr.features.encoder import Encoder
@@ -42,4 +43,4 @@ def main(params: config.Params) -> None:
 
 
 if __name__ == "__main__":
-    entry("micro_probe", main)
+    entry("micro_probe", main, load_or_exit)

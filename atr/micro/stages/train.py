@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atr import config
 from atr.core.files import whole_folder, write_text
+from atr.micro.params import MicroParams, load_or_exit
 from atr.stages import depends_on, entry
 
 TRAINING = Path("data/micro/training")
@@ -14,7 +14,7 @@ MODEL, CHECKPOINTS = TRAINING / "llava", TRAINING / "checkpoints" / "llava"
 VALIDATION_QUESTIONS = 64
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write data/micro/training/llava: bfloat16 weights, processor, and a model card with held-out scores."""
     from lightning.pytorch import seed_everything
 
@@ -55,11 +55,13 @@ def write(
     """The folder `home`, whole or not at all; the scores by benchmark of what is in it, in float32."""
     import torch
 
+    from atr.micro import world
+
     with whole_folder(home) as folder:
         save(folder)
         processor.save_pretrained(folder)
         model, saved = load(str(folder), torch.float32)
-        scores = {benchmark: examine(saved, model, benchmark) for benchmark in config.BENCHMARKS}
+        scores = {benchmark: examine(saved, model, benchmark) for benchmark in world.DRAW}
         write_text(folder / "README.md", card(scores))
     return scores
 
@@ -77,4 +79,4 @@ def score(processor: Any, model: Any, benchmark: str, split: str, count: int, se
 
 
 if __name__ == "__main__":
-    entry("micro", main)
+    entry("micro", main, load_or_exit)

@@ -3,19 +3,20 @@
 from functools import partial
 from typing import Any
 
-from atr import config
+from atr.config.presets import VLMS
 from atr.core.files import read_json
+from atr.micro.params import MicroParams, load_or_exit
 from atr.micro.stages.features import ENCODER, FEATURES, parameters
 from atr.micro.stages.probe import PROBE
 from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS, score, write
 from atr.stages import ENCODERS, depends_on, entry
 
-LANGUAGE_MODEL = config.VLMS["micro"].path
+LANGUAGE_MODEL = VLMS["micro"].path
 MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
 MEASURED_IMAGES = 512  # of the store, evenly spread: enough for the mean and deviation of each channel
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write data/micro/training/llava-dinov2: all but the tower, as stage micro does, on stored features."""
     import torch
     from lightning.pytorch import seed_everything
@@ -77,4 +78,4 @@ def _build(path: str, new_layers: int) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    entry("micro_dinov2", main)
+    entry("micro_dinov2", main, load_or_exit)
