@@ -1,4 +1,4 @@
-"""The micro stage on a model of a size for a test: trained, saved, examined, and loaded again."""
+"""The stage micro on a tiny model: trained, saved, scored, and loaded again."""
 
 import re
 import shutil
@@ -12,12 +12,12 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr import config
 from atr.benchmarks.metrics import exact_match
-from atr.micro.model import answers
+from atr.micro.scoring import generate_answers
 from atr.micro.stages import train
-from atr.micro.world import sample
+from atr.micro.world import DRAW, sample
 from atr.vlm.checkpoint import load_vlm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECIPE = {
     "width": 64, "layers": 1, "reading_layer": 0, "naming_layer": 1, "steps": 4, "batch_size": 2,
     "warmup_steps": 1, "epochs": 2, "workers": 0, "compile": "false", "reading": 0.5,
@@ -41,20 +41,20 @@ def logged(tmp_path, monkeypatch):
     return metrics
 
 
-def test_what_it_leaves_is_loaded_and_scores_as_its_card_says(logged):
+def test_the_saved_model_loads_and_scores_as_its_card_says(logged):
     train.main(config.load("micro"))
     model, processor = load_vlm(str(train.MODEL), torch.float32)
-    assert set(logged) == set(config.BENCHMARKS)
+    assert set(logged) == set(DRAW)
     card = (train.MODEL / "README.md").read_text()
     for benchmark, score in logged.items():
         drawn = [sample(benchmark, "evaluate", index, 0) for index in range(3)]
-        said = answers(model, processor, [s.image for s in drawn], [s.turns[0][0] for s in drawn])
-        right = [exact_match(a, [s.turns[0][1]]) for a, s in zip(said, drawn, strict=True)]
+        answers = generate_answers(model, processor, [s.image for s in drawn], [s.turns[0][0] for s in drawn])
+        right = [exact_match(a, [s.turns[0][1]]) for a, s in zip(answers, drawn, strict=True)]
         assert score == pytest.approx(sum(right) / 3)
         assert f"| {benchmark} | {score:.3f} |" in card
     weights = (train.MODEL / "model.safetensors").read_bytes()
     shutil.rmtree(train.MODEL)
-    with pytest.MonkeyPatch.context() as patch:  # and is made again from its last checkpoint
+    with pytest.MonkeyPatch.context() as patch:  # written again from the last checkpoint
         patch.setattr("atr.micro.training.MicroTraining.training_step", lambda *_: 1 / 0)
         train.main(config.load("micro"))
     assert (train.MODEL / "model.safetensors").read_bytes() == weights

@@ -1,4 +1,4 @@
-"""The stages of the second micro model on a tower of a size for a test: probed, encoded, trained, loaded."""
+"""The stages of the second micro model on a tiny tower: probed, encoded, trained, loaded."""
 
 import re
 from contextlib import nullcontext
@@ -16,13 +16,17 @@ from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.features.wheel_weights import locate
+from atr.micro.drawing import SIZE
+from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
+from atr.micro.scoring import score_benchmark
 from atr.micro.stages import features, probe, train_dinov2
-from atr.micro.world import ANSWERS, QUESTIONS, SIZE, lesson
+from atr.micro.vocabulary import VOCABULARY
+from atr.micro.world import DRAW
 from atr.stages import ENCODERS
 from atr.vlm.checkpoint import check_features, load_vlm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECTIONS = {
     "micro_probe": {"images": 24, "sizes": "[28, 42]"},
     "micro_features": {"images": 5, "batch_size": 2, "charts": 0.9},
@@ -52,7 +56,7 @@ def logged(tmp_path, monkeypatch):
         "data/encoders/dinov2-small"
     )
     BitImageProcessorPil(size={"shortest_edge": 256}).save_pretrained("data/encoders/dinov2-small")
-    processor = build_processor((*QUESTIONS, *ANSWERS), SIZE)
+    processor = build_processor(VOCABULARY, SIZE)
     build_model(processor, SIZE, width=64, layers=1, text_layers=1).save_pretrained("data/micro/llava")
     processor.save_pretrained("data/micro/llava")
     metrics = {}
@@ -65,7 +69,7 @@ def logged(tmp_path, monkeypatch):
     return metrics
 
 
-def test_the_probe_tells_of_every_size_and_layer(logged):
+def test_the_probe_covers_every_size_and_layer(logged):
     probe.main(config.load("micro_probe"))
     found = read_json(probe.PROBE)
     assert (found["encoder"], found["images"]) == ("dinov2-small", 24)
@@ -76,13 +80,13 @@ def test_the_probe_tells_of_every_size_and_layer(logged):
 
 
 @pytest.mark.slow
-def test_what_is_trained_on_stored_features_is_loaded_with_the_tower_and_scores_as_its_card_says(logged):
+def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged):
     features.main(config.load("micro_features"))
     store = FeatureStore.open(features.FEATURES)
     preset = config.ENCODERS["dinov2-small"]
     encoder = Encoder.load("data/encoders/dinov2-small", preset.layer, size=preset.size)
     for index in (0, 1, 2, 4):
-        image = lesson(index, 0, reading=index < 2, transcribe=0.0, charts=0.9).image
+        image = draw_lesson(index, 0, reading=index < 2, transcribe=0.0, charts=0.9).image
         with torch.inference_mode():
             expected = encoder(encoder.preprocess([image]))[0].bfloat16()
         torch.testing.assert_close(store[index], expected, rtol=2**-7, atol=1e-4)
@@ -94,8 +98,8 @@ def test_what_is_trained_on_stored_features_is_loaded_with_the_tower_and_scores_
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()
-    for benchmark in config.BENCHMARKS:
-        score = train_dinov2.score(processor, model, benchmark, "evaluate", 1, 0)
+    for benchmark in DRAW:
+        score = score_benchmark(processor, model, benchmark, "evaluate", 1, 0)
         assert logged[benchmark] == score and f"| {benchmark} | {score:.3f} |" in card
     assert "| size | 1 |\n| --- | --- |\n| 224 | 0.75 |" in card
     assert sum(file.stat().st_size for file in train_dinov2.MODEL.iterdir()) < 2**20
