@@ -7,6 +7,14 @@ from typing import Any
 
 from atr import config
 from atr.cli.disk import Disks
+from atr.config.distill import Distill
+from atr.config.evaluate import Evaluate
+from atr.config.prepare import Prepare
+from atr.config.presets import EncoderPreset, VlmPreset
+from atr.config.pretrain import Pretrain
+from atr.config.robustness import Robustness
+from atr.config.selector_training import SelectorTraining
+from atr.config.trainer import Trainer
 from atr.core.files import read_json
 
 FEATURE_BYTES = 2
@@ -114,7 +122,7 @@ class Autoencoder:
     hidden: int
 
     @classmethod
-    def of(cls, pretrain: config.Pretrain, width: int) -> "Autoencoder":
+    def of(cls, pretrain: Pretrain, width: int) -> "Autoencoder":
         """The one that these parameters make on features of that width."""
         return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
 
@@ -162,14 +170,14 @@ class Autoencoder:
 class Plan:
     """The costs of a pipeline, from its parameters alone; `features` is None where the encoder is unknown."""
 
-    encoder: config.EncoderPreset
-    vlm: config.VlmPreset
-    trainer: config.Trainer
-    prepare: config.Prepare
-    pretrain: config.Pretrain
-    distill: config.Distill
-    evaluate: config.Evaluate
-    robustness: config.Robustness
+    encoder: EncoderPreset
+    vlm: VlmPreset
+    trainer: Trainer
+    prepare: Prepare
+    pretrain: Pretrain
+    distill: Distill
+    evaluate: Evaluate
+    robustness: Robustness
     features: Features | None
 
     @property
@@ -319,14 +327,14 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
     if source not in PIXELS:
         yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
-    if set(plan.prepare.benchmarks) & set(config.PAPER_BENCHMARKS):
+    if set(plan.prepare.benchmarks) & set(QUESTIONS):
         yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
 
 
 def _misfits(plan: Plan, width: int) -> Iterator[str]:
     """Selectors that cannot be made for features of that width."""
-    recipes: dict[str, config.SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
+    recipes: dict[str, SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
     for name, recipe in recipes.items():
         if width % recipe.heads:
             yield f"{name}.heads: {recipe.heads} does not divide the encoder's width {width}"

@@ -1,11 +1,12 @@
 """What the machine computes in: where an `auto` precision is decided, and what results record."""
 
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from atr import config
+if TYPE_CHECKING:
+    from atr.config.trainer import Trainer
 
 BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 """Names in `torch.cpu.get_capabilities()`, on x86 and on Arm."""
@@ -13,7 +14,7 @@ BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
 _FULL_NAMES = {16: "16-mixed", 32: "32-true", 64: "64-true"}
 
 
-def precision_of(trainer: config.Trainer) -> int | str:
+def precision_of(trainer: "Trainer") -> int | str:
     """Lightning's name of the arithmetic; auto is what the hardware has instructions for.
 
     A CPU without bfloat16 instructions emulates them, ten times as slowly as it computes in float32. Raises
@@ -39,7 +40,7 @@ def _is_cpu(accelerator: str) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not found)
 
 
-def lightning_kwargs(trainer: config.Trainer) -> dict[str, Any]:
+def lightning_kwargs(trainer: "Trainer") -> dict[str, Any]:
     """The keyword arguments of `lightning.Trainer` and of `lightning.Fabric` on this machine."""
     return trainer.kwargs() | {"precision": precision_of(trainer)}
 

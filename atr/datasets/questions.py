@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from atr.config import GROUPS
+from atr.core import catalog
 from atr.core.files import write_text
 from atr.core.typed_json import records, short
 
@@ -35,9 +35,7 @@ class Question:
         """Raise ValueError naming the key that is not allowed."""
         if not self.id:
             raise ValueError("id: '' is not allowed, allowed: a name of its own")
-        if self.benchmark not in GROUPS:
-            raise ValueError(f"benchmark: {short(self.benchmark)} is unknown, allowed: {', '.join(GROUPS)}")
-        if self.group != (group := GROUPS[self.benchmark]):
+        if self.group != (group := catalog.benchmark_group(self.benchmark)):
             raise ValueError(f"group: {short(self.group)} is not {self.benchmark}'s, allowed: {group}")
         if not self.answers:
             raise ValueError("answers: [] is not allowed, allowed: one text or more")

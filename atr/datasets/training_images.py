@@ -3,28 +3,30 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from atr.config import BENCHMARKS, Prepare
 from atr.core.typed_json import short
 from atr.datasets import folder, parquet
 from atr.datasets.decoding import decode
 from atr.micro import world
 
+if TYPE_CHECKING:
+    from atr.config.prepare import Prepare
+
 COCO = ("detection-datasets/coco", "data/train-*.parquet")
 """The 117,266 training images of COCO 2017 (Lin et al., 2014), 19 GB, with their `image_id`."""
 
 
-def images(prepare: Prepare, seed: int) -> Iterator[tuple[str, Image.Image]]:
+def images(prepare: "Prepare", seed: int) -> Iterator[tuple[str, Image.Image]]:
     """`prepare.images` pictures with their names: of the micro world, of COCO, or of the user's folder.
 
     Raises ValueError naming the folder that holds fewer, or the picture that cannot be read.
     """
     if prepare.source == "micro":
-        drawn = [name for name in prepare.benchmarks if name in BENCHMARKS]
-        return _micro(drawn or list(BENCHMARKS), prepare.images, seed)
+        drawn = [name for name in prepare.benchmarks if name in world.DRAW]
+        return _micro(drawn or list(world.DRAW), prepare.images, seed)
     if prepare.source == "coco":
         return coco(parquet.find(prepare.repository, *COCO), prepare.images, seed)
     return folder.images(Path(prepare.source), prepare.images, seed)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from atr import config
 from atr.features.store import FeatureStore
 from atr.micro.drawing import Sample
+from atr.micro.params import Recipe
 from atr.micro.targets import Collator, LessonInput
 from atr.micro.world import DRAW
 
@@ -21,7 +21,7 @@ DrawLesson = Callable[..., Sample]
 class LessonDataset(Dataset[LessonInput]):
     """All lessons of a training, each drawn once."""
 
-    def __init__(self, draw: DrawLesson, recipe: config.Recipe) -> None:
+    def __init__(self, draw: DrawLesson, recipe: Recipe) -> None:
         self.draw, self.recipe = draw, recipe
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class StoredLessons(Dataset[LessonInput]):
     takes them in another order and asks other questions.
     """
 
-    def __init__(self, draw: DrawLesson, store: FeatureStore, reading: int, recipe: config.Recipe) -> None:
+    def __init__(self, draw: DrawLesson, store: FeatureStore, reading: int, recipe: Recipe) -> None:
         self.draw, self.store, self.reading, self.recipe = draw, store, reading, recipe
 
     def __len__(self) -> int:
@@ -65,12 +65,12 @@ def _shuffle(length: int, seed: int) -> list[int]:
     return order
 
 
-def count_reading_steps(recipe: config.Recipe) -> int:
+def count_reading_steps(recipe: Recipe) -> int:
     """Steps of the reading phase."""
     return round(recipe.steps * recipe.reading)
 
 
-def transcription_share(step: int, recipe: config.Recipe) -> float:
+def transcription_share(step: int, recipe: Recipe) -> float:
     """Fraction of the docs at a step whose question asks for the whole page."""
     return 0.5 if step < recipe.steps / 2 else 0.15
 
@@ -95,9 +95,7 @@ class LessonSampler(Sampler[int]):
 class LessonDataModule(lightning.LightningDataModule):
     """Lessons for training; names of the benchmarks for validation after each epoch."""
 
-    def __init__(
-        self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: config.Recipe
-    ) -> None:
+    def __init__(self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: Recipe) -> None:
         super().__init__()
         self.lessons, self.collate, self.recipe = lessons, collate, recipe
 

@@ -1,7 +1,6 @@
 """Builds the micro world's vision-language models from the Llava classes of transformers."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from atr.core.tokens import sine_positions
 from atr.features.encoder import Encoder
-from atr.reduction.layers import Standardise
 from atr.vlm.external_tower import cut_off, put_tower
 
 PATCH = 14
@@ -179,22 +177,6 @@ def _load_language_model(
         (model.lm_head, trained.lm_head),
     ):
         new.load_state_dict(old.state_dict())
-
-
-@torch.no_grad()
-def fold_standardisation(
-    model: LlavaForConditionalGeneration, standardise: Standardise, dtype: torch.dtype
-) -> LlavaForConditionalGeneration:
-    """A copy in `dtype` that takes raw features, of a model trained on standardised features.
-
-    The projector's first layer absorbs the mean and deviation.
-    """
-    copy = deepcopy(model)
-    linear = copy.model.multi_modal_projector.linear_1
-    linear.weight.div_(standardise.deviation_D)
-    # The bias must cancel the mean as the rounded weights transform it.
-    linear.bias.sub_(linear.weight.to(dtype).float() @ standardise.mean_D)
-    return copy.to(dtype)
 
 
 def _build_config(

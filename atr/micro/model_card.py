@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from atr import config
+from atr.config.presets import ENCODERS
 from atr.core.hub import split
 from atr.micro.model import PATCH
+from atr.micro.params import MicroParams
 
 _CARD = """---
 license: apache-2.0
@@ -73,7 +74,7 @@ of config.json.
 """
 
 
-def render_card(params: config.Params, scores: Mapping[str, float], minutes: float) -> str:
+def render_card(params: MicroParams, scores: Mapping[str, float], minutes: float) -> str:
     """Markdown with data, recipe, seed, training time and scores."""
     recipe = params.micro
     text = _CARD.format(
@@ -88,11 +89,11 @@ def render_card(params: config.Params, scores: Mapping[str, float], minutes: flo
 
 
 def render_dinov2_card(
-    params: config.Params, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
+    params: MicroParams, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
 ) -> str:
     """As `render_card`, with the probe's accuracies by which the layer was chosen."""
     recipe, features = params.micro_dinov2, params.micro_features
-    encoder, accuracy = config.ENCODERS["dinov2-small"], probe["accuracy"]
+    encoder, accuracy = ENCODERS["dinov2-small"], probe["accuracy"]
     layers = [str(layer) for layer in range(1, 1 + max(map(len, accuracy.values())))]
     rows = [("size", *layers), ("---",) * (1 + len(layers))]
     rows += [(size, *(f"{by_layer[layer]:.2f}" for layer in layers)) for size, by_layer in accuracy.items()]

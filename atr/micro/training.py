@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import LlamaModel, LlavaForConditionalGeneration, LlavaProcessor
 
-from atr import config
 from atr.micro.curriculum import LessonDataModule, LessonDataset, StoredLessons, count_reading_steps
 from atr.micro.losses import CharacterHeads, DigitHeads, answer_loss, name_loss, normalise
+from atr.micro.params import Recipe
 from atr.micro.targets import BLANK, TURN_TOKENS, Collator
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 
@@ -44,7 +44,7 @@ class MicroTraining(lightning.LightningModule):
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        recipe: config.Recipe,
+        recipe: Recipe,
         score: Callable[[LlavaForConditionalGeneration, str], float],
         encode: Callable[[Tensor], TowerStates],
         new_layers: int = 0,

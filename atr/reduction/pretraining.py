@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -14,12 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import ExplainedVariance
 
-from atr import config
 from atr.core.tokens import budget, mask_of, random_mask_BN, top_k_BK
 from atr.reduction import losses
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 from atr.reduction.mask_pictures import mask_picture
+
+if TYPE_CHECKING:
+    from atr.config.distill import Distill
+    from atr.config.pretrain import Pretrain
 
 TOP_K = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as inference takes them."""
@@ -57,7 +60,7 @@ class RecordedTraining(LightningModule):
 class SelectorTraining(RecordedTraining):
     """Minimises L_rec + max(L_pr, p) over features_BND."""
 
-    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.pretrain = pretrain
@@ -126,7 +129,7 @@ class SelectorTraining(RecordedTraining):
 class ReconstructorTraining(LightningModule):
     """Minimises L_rec alone, from tokens kept at random: a reconstructor that no selector has taught."""
 
-    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
         # Several processes would wait for the gradients of every parameter that could have one.
         autoencoder.selector.requires_grad_(False)
@@ -157,7 +160,7 @@ class ReconstructorTraining(LightningModule):
 
 
 def _reconstruction_loss(
-    autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, restored_BND: Tensor, features_BND: Tensor
+    autoencoder: FeatureAutoencoder, pretrain: "Pretrain", restored_BND: Tensor, features_BND: Tensor
 ) -> Tensor:
     distance = losses.RECONSTRUCTION[pretrain.normalise]
     return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
@@ -169,7 +172,7 @@ def step_noise(module: LightningModule, seed: int) -> torch.Generator:
     return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
 
 
-def optimizers(module: LightningModule, recipe: config.Pretrain | config.Distill) -> OptimizerLRScheduler:
+def optimizers(module: LightningModule, recipe: "Pretrain | Distill") -> OptimizerLRScheduler:
     """AdamW with a linear warm-up and a cosine fall to zero, for a training of known length."""
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -198,7 +201,7 @@ class CollapseGuard(Callback):
 
     MEMORY = 0.95
 
-    def __init__(self, pretrain: config.Pretrain) -> None:
+    def __init__(self, pretrain: "Pretrain") -> None:
         self.pretrain = pretrain
         self.kept: float | None = None
 
@@ -267,7 +270,7 @@ class MaskPictures(Callback):
 
 
 def new_autoencoder(
-    pretrain: config.Pretrain,
+    pretrain: "Pretrain",
     width: int,
     grid: tuple[int, int],
     encoder: str,

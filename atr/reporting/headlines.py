@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from atr import config
+from atr.core import catalog
 from atr.reporting.intrinsic import Measure
 from atr.reporting.paired import LOSS, OUTCOMES, TIE, WIN, Match, Versus
 from atr.reporting.results import Comparison, Results
 
-GROUPS = tuple(dict.fromkeys(config.GROUPS.values()))
+GROUPS = catalog.GROUPS
 """All groups of benchmarks, each a file of DVC's metrics."""
 
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from atr import config
 from atr.core.files import plain_name, read_json
+from atr.core.layout import LAYOUT
 from atr.core.typed_json import record, records
 
 PAPER = ("full", "none", "random", "selector")
@@ -20,7 +20,7 @@ UNBUDGETED = ("full", "none")
 """Of PAPER, the ones that drop nothing or everything: lines without a kept fraction to choose."""
 ADAPTIVE = "_adaptive"
 """How the name of a reducer ends that decides itself how many tokens it keeps; before it, its sibling's."""
-SETTINGS = tuple(("evaluate", key) for key in (*config.LAYOUT, "max_new_tokens"))
+SETTINGS = tuple(("evaluate", key) for key in (*LAYOUT, "max_new_tokens"))
 """Section and key of the parameters that change the answers of any reducer: all that are shown share them."""
 MACHINE = ("device", "processor")
 """Of what a result was computed in, the keys that results may differ in: only rounding depends on them."""

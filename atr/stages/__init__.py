@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, Never
 
 from atr import config
-from atr.core import lifetime
+from atr.core import catalog, lifetime
 from atr.core.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
@@ -39,7 +39,7 @@ REPORT = Path("experiments/report")
 
 def weights_of(reducer: str) -> Path:
     """Folder of the selector that a reducer of this name is made of, if it is made of one."""
-    return DISTILLED if reducer in config.DISTILLED else SELECTOR
+    return DISTILLED if reducer in catalog.trained("distill") else SELECTOR
 
 
 def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
     """
     manifests = [folder / "manifest.json" for folder in (EVALUATE_IMAGES, EVALUATE_FEATURES)]
     read = [file for file in (EVALUATE_IMAGES / "questions.jsonl", *manifests) if file.is_file()]
-    if reducer in (*config.SELECTORS, *config.DISTILLED):
+    if reducer in catalog.trained():
         read.append(weights_of(reducer))
     return UNFINISHED / reducer / digest(**known, **depends_on(params, *read))
 
@@ -79,13 +79,17 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def entry(stage: str, main: Callable[[config.Params], None]) -> None:
+def entry(
+    stage: str,
+    main: Callable[[Any], None],
+    load_or_exit: Callable[[str], config.Params] = config.load_or_exit,
+) -> None:
     """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
 
     2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
     started it. An unexpected exception keeps its traceback.
     """
-    params = config.load_or_exit(stage)
+    params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         lifetime.follow()

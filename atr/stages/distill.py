@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from atr import config
+from atr.config.evaluate import Evaluate
 from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, depends_on, entry
 from atr.stages.pretrain import STATISTICS, STORE
@@ -60,7 +61,7 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
 
     precision, words = precision_of(params.trainer), params.distill.max_new_tokens
     device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
-    settings = config.Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
+    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 

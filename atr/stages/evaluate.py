@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from atr import config
+from atr.core import catalog
 from atr.core.files import whole_folder, write_json
 from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
 
@@ -74,5 +75,5 @@ def _answerer(params: config.Params, fabric: "Fabric") -> "Generator":
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
-    parser.add_argument("reducer", choices=(*config.REDUCERS, *config.SELECTORS, *config.DISTILLED))
+    parser.add_argument("reducer", choices=catalog.reducers())
     entry("evaluate", partial(main, reducer=parser.parse_args().reducer))

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from atr import config
+from atr.config.prepare import MICRO_BENCHMARKS, Prepare
+from atr.core import catalog
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
     """The questions of a benchmark with their pictures; what a dataset lacks is found before any is drawn."""
     from atr.datasets import evaluation, parquet
 
-    prepare, about = params.prepare, (benchmark, config.GROUPS[benchmark])
-    if benchmark in config.BENCHMARKS:
+    prepare, about = params.prepare, (benchmark, catalog.benchmark_group(benchmark))
+    if benchmark in MICRO_BENCHMARKS:
         return evaluation.drawn_by_micro(*about, prepare.questions, params.seed, prepare.split)
     from atr.benchmarks import BENCHMARKS
 
@@ -61,12 +63,12 @@ def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
     return evaluation.read_from(*about, examples(rows), prepare.questions, params.seed)
 
 
-def _commits(prepare: config.Prepare) -> dict[str, str]:
+def _commits(prepare: Prepare) -> dict[str, str]:
     """The commits of the hub's datasets that were read."""
     from atr.datasets import parquet, training_images
 
     datasets = [training_images.COCO[0]] if prepare.source == "coco" else []
-    if paper := [name for name in prepare.benchmarks if name not in config.BENCHMARKS]:
+    if paper := [name for name in prepare.benchmarks if name not in MICRO_BENCHMARKS]:
         from atr.benchmarks import BENCHMARKS
 
         datasets += [source.hub for name in paper if (source := BENCHMARKS[name].source)]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from atr.config import ONE_TILE, Evaluate, VlmPreset
+from atr.core import catalog
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
 from atr.vlm.checkpoint import (
     check_features,
@@ -28,6 +28,10 @@ from atr.vlm.in_llm import INSIDE, Inside, LayerReducer, drop_inside, keep_for, 
 from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, check_positions, shorten
+
+if TYPE_CHECKING:
+    from atr.config.evaluate import Evaluate
+    from atr.config.presets import VlmPreset
 
 Reply = tuple[str, int, int, int]
 """The answer, the visual tokens that were kept, those fed to the language model with newlines, and all."""
@@ -76,7 +80,7 @@ class Generator:
     model: Any
     processor: Any
     source: Source
-    settings: Evaluate
+    settings: "Evaluate"
     resolved: Mapping[str, Any] = field(default_factory=dict)
     """What answers depend on beside settings and precision, for results to record: the attention kernel, the
     model's version, and what the stored features were computed in (None where the images are read)."""
@@ -84,12 +88,12 @@ class Generator:
     @classmethod
     def load(
         cls,
-        vlm: VlmPreset,
+        vlm: "VlmPreset",
         precision: int | str,
         device: torch.device,
         images: Callable[[], Images],
         features: Callable[[], Features],
-        settings: Evaluate,
+        settings: "Evaluate",
         locate: Callable[[str], str] = str,
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
@@ -126,8 +130,10 @@ class Generator:
         Raises ValueError, before anything is asked, for a selector of other features than the model reads,
         and for a reducer of ONE_TILE where the model cuts images into tiles.
         """
-        if name in ONE_TILE and cuts_images(self.model):
-            allowed = ", ".join(other for other in (*REDUCERS, *INSIDE) if other not in ONE_TILE)
+        if catalog.reducer_traits(name).one_tile and cuts_images(self.model):
+            allowed = ", ".join(
+                other for other in catalog.reducers() if not catalog.reducer_traits(other).one_tile
+            )
             raise ValueError(
                 f"reducer {name} cannot serve {self.model.config.model_type}, which cuts images into tiles, "
                 f"allowed: {allowed}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atr.core import tokens
+from atr.core.layout import LAYOUT
 from atr.core.tokens import shares, top_k_BK
 from atr.reduction import (
     Adaptive,
@@ -29,13 +30,6 @@ from atr.vlm.tiling import TileLayout
 ADAPTIVE = "adaptive"
 OF_A_TOKEN = ("attention_BN", "first_attention_BN", "keys_BND", "projected_BND")
 """What is known of a token wherever it lies, and so of those of several tiles as well."""
-CHOICES = {
-    "positions": ("original", "contiguous"),
-    "budget": ("image", "tile"),
-    "newline": ("keep", "follow"),
-    "interpolation": ("model", "off"),
-}
-"""The layout policies, as in `atr.config`; meaning in `atr.vlm.reduce.reduce`."""
 POSITIONS = "original"
 """The default wherever positions are asked for: selectors are taught and evaluated under it."""
 
@@ -45,8 +39,8 @@ _NONE = torch.empty(0, dtype=torch.int64)
 
 def check_choice(key: str, value: str) -> None:
     """Raise ValueError for a value of a layout policy that there is not."""
-    if value not in CHOICES[key]:
-        raise ValueError(f"{key}: {value!r} is unknown, allowed: {', '.join(CHOICES[key])}")
+    if value not in LAYOUT[key]:
+        raise ValueError(f"{key}: {value!r} is unknown, allowed: {', '.join(LAYOUT[key])}")
 
 
 @dataclass(frozen=True)

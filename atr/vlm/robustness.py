@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atr.config import PROMPTS
 from atr.core.bootstrap import interval, resampled
 from atr.reduction import Full, Reducer
 from atr.vlm.generation import Asked, Batch, Generator
@@ -65,7 +64,7 @@ class _Described:
     """An image of which no answer is asked."""
 
     images: list[str]
-    question: str = PROMPTS[0]
+    question: str = "Describe the image in detail."
 
 
 @dataclass

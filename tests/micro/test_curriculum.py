@@ -1,12 +1,12 @@
 import torch
 
-from atr import config
 from atr.micro.curriculum import LessonDataset, StoredLessons
 from atr.micro.lessons import draw_lesson
+from atr.micro.params import Micro
 
 
 def recipe(**changes):
-    return config.Micro(**{"steps": 10, "batch_size": 2, "epochs": 1, "workers": 0, **changes})
+    return Micro(**{"steps": 10, "batch_size": 2, "epochs": 1, "workers": 0, **changes})
 
 
 def draw(index):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from atr import config
+from atr.config.presets import VLMS
 from atr.micro.drawing import SIZE
 from atr.micro.model import build_model, build_processor
 from atr.micro.vocabulary import VOCABULARY
@@ -72,5 +72,5 @@ def test_pixels_reach_the_tower_unchanged_but_for_their_scale(processor):
 
 def test_configurations_mark_the_class_token_as_untrained(model):
     """Reducers that rank by its attention need to know: they would rank by noise."""
-    shipped = AutoConfig.from_pretrained(ROOT / config.VLMS["micro"].path).vision_config
+    shipped = AutoConfig.from_pretrained(ROOT / VLMS["micro"].path).vision_config
     assert shipped.untrained_class_token and model.config.vision_config.untrained_class_token

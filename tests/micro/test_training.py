@@ -6,12 +6,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from atr import config
 from atr.micro.curriculum import LessonDataset, StoredLessons
 from atr.micro.drawing import SIZE
 from atr.micro.lessons import draw_lesson
 from atr.micro.losses import name_loss
 from atr.micro.model import build_model, build_processor
+from atr.micro.params import Micro
 from atr.micro.targets import BLANK, TURN_TOKENS, Collator
 from atr.micro.training import MicroTraining, TowerStates, encode_images, encode_stored, train_micro_model
 from atr.micro.vocabulary import VOCABULARY
@@ -32,7 +32,7 @@ def recipe(**changes):
         "warmup_steps": 1,
         "workers": 0,
     }
-    return config.Micro(**{**values, "compile": False, "reading": 0.5, **changes})
+    return Micro(**{**values, "compile": False, "reading": 0.5, **changes})
 
 
 @pytest.fixture(scope="module")

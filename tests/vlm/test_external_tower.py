@@ -14,8 +14,9 @@ from atr.config import Evaluate, VlmPreset
 from atr.core.hub import checkpoint_digest
 from atr.features.encoder import Encoder, load_image_processor
 from atr.features.preprocess import describe
-from atr.micro.model import build_model, build_model_on_tower, build_processor, fold_standardisation
+from atr.micro.model import build_model, build_model_on_tower, build_processor
 from atr.micro.scoring import generate_answers
+from atr.micro.standardisation import fold_standardisation
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
 from atr.reduction.peers._baselines import L2Norm

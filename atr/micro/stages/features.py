@@ -3,15 +3,16 @@
 import time
 from pathlib import Path
 
-from atr import config
+from atr.config.presets import ENCODERS as PRESETS
+from atr.micro.params import MicroParams, load_or_exit
 from atr.stages import ENCODERS, entry
 
 FEATURES = Path("data/micro/training/features")
-ENCODER = config.ENCODERS["dinov2-small"]
+ENCODER = PRESETS["dinov2-small"]
 SHARD_IMAGES = 1024
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write the feature store data/micro/training/features, without the lessons' questions."""
     from atr.core import tracking
 
@@ -34,7 +35,7 @@ def main(params: config.Params) -> None:
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
 
 
-def store_parameters(params: config.Params) -> dict[str, object]:
+def store_parameters(params: MicroParams) -> dict[str, object]:
     """Parameters of the images and their features; the training refuses a store made with others."""
     section = params.micro_features
     return {
@@ -49,4 +50,4 @@ def store_parameters(params: config.Params) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    entry("micro_features", main)
+    entry("micro_features", main, load_or_exit)

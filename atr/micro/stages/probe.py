@@ -3,15 +3,15 @@
 from functools import partial
 from pathlib import Path
 
-from atr import config
 from atr.core.files import write_json
+from atr.micro.params import MicroParams, load_or_exit
 from atr.micro.stages.features import ENCODER
 from atr.stages import ENCODERS, entry
 
 PROBE = Path("data/micro/probe.json")
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write data/micro/probe.json: the fraction of characters read correctly, by image size and layer."""
     from atr.core import tracking
     from atr.features.wheel_weights import locate
@@ -51,4 +51,4 @@ def _probe_size(path: str, size: int, images: int, seed: int) -> dict[int, float
 
 
 if __name__ == "__main__":
-    entry("micro_probe", main)
+    entry("micro_probe", main, load_or_exit)

@@ -1,12 +1,10 @@
 """Stage micro, of `make micro`: trains the micro world's vision-language model from scratch."""
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atr import config
-from atr.core.files import whole_folder, write_text
+from atr.micro.params import MicroParams, load_or_exit
 from atr.stages import depends_on, entry
 
 TRAINING = Path("data/micro/training")
@@ -14,7 +12,7 @@ MODEL, CHECKPOINTS = TRAINING / "llava", TRAINING / "checkpoints" / "llava"
 VALIDATION_QUESTIONS = 64
 
 
-def main(params: config.Params) -> None:
+def main(params: MicroParams) -> None:
     """Write data/micro/training/llava: bfloat16 weights, processor, and a model card with held-out scores."""
     from lightning.pytorch import seed_everything
 
@@ -23,26 +21,27 @@ def main(params: config.Params) -> None:
     from atr.micro.curriculum import LessonDataset
     from atr.micro.lessons import draw_lesson
     from atr.micro.model_card import render_card
+    from atr.micro.model_folder import write_model_folder
     from atr.micro.training import train_micro_model
     from atr.reduction.checkpoints import Checkpoints
     from atr.vlm.checkpoint import load_vlm
 
-    seed, checkpoints = params.seed, Checkpoints(CHECKPOINTS, **depends_on(params))
+    recipe, seed, checkpoints = params.micro, params.seed, Checkpoints(CHECKPOINTS, **depends_on(params))
     with tracking.run("micro", params) as run:
         seed_everything(seed, workers=True, verbose=False)
         module, processor = _build(params)
         lessons, kwargs = (
-            LessonDataset(partial(draw_lesson, seed=seed), params.micro),
+            LessonDataset(partial(draw_lesson, seed=seed), recipe),
             lightning_kwargs(params.trainer),
         )
         train_micro_model(module, lessons, processor, checkpoints, run.logger(), kwargs)
         save = module.model.bfloat16().save_pretrained
         render = partial(render_card, params, minutes=module.seconds / 60)
-        run.metrics(write_model(MODEL, processor, save, load_vlm, params.micro.questions, seed, render))
+        run.metrics(write_model_folder(MODEL, processor, save, load_vlm, recipe.questions, seed, render))
         run.artifact(MODEL, folder="model")
 
 
-def _build(params: config.Params) -> tuple[Any, Any]:
+def _build(params: MicroParams) -> tuple[Any, Any]:
     """The training module around a new model, and its processor."""
     from atr.micro.drawing import SIZE
     from atr.micro.model import build_model, build_processor
@@ -52,39 +51,11 @@ def _build(params: config.Params) -> tuple[Any, Any]:
 
     recipe, processor = params.micro, build_processor(VOCABULARY, SIZE)
     model = build_model(processor, SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
-    score = partial(
-        score_benchmark, processor, split="validation", count=VALIDATION_QUESTIONS, seed=params.seed
-    )
+    count, seed = VALIDATION_QUESTIONS, params.seed
+    score = partial(score_benchmark, processor, split="validation", count=count, seed=seed)
     encode = partial(encode_images, model, recipe.reading_layer, recipe.naming_layer)
     return MicroTraining(model, recipe, score, encode), processor
 
 
-def write_model(
-    home: Path,
-    processor: Any,
-    save: Callable[[Path], None],
-    load: Callable[..., tuple[Any, Any]],
-    questions: int,
-    seed: int,
-    render: Callable[[Mapping[str, float]], str],
-) -> dict[str, float]:
-    """Write the folder `home`, complete or not at all; return the saved model's scores by benchmark.
-
-    Scores are exact match in float32 on held-out questions. `render` makes the model card from them.
-    """
-    import torch
-
-    from atr.micro.scoring import score_benchmark
-    from atr.micro.world import DRAW
-
-    with whole_folder(home) as folder:
-        save(folder)
-        processor.save_pretrained(folder)
-        model, saved = load(str(folder), torch.float32)
-        scores = {name: score_benchmark(saved, model, name, "evaluate", questions, seed) for name in DRAW}
-        write_text(folder / "README.md", render(scores))
-    return scores
-
-
 if __name__ == "__main__":
-    entry("micro", main)
+    entry("micro", main, load_or_exit)
