@@ -196,7 +196,8 @@ def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
         "stages:\n"
         "  pretrain:\n    cmd: cp params.yaml pretrained.yaml\n    params: [encoder, pretrain]\n"
         "    outs: [pretrained.yaml]\n"
-        "  report:\n    cmd: cp params.yaml reported.yaml\n    params: [report.pages]\n    outs: [reported.yaml]\n"
+        "  report:\n    cmd: cp params.yaml reported.yaml\n    params: [report.pages]\n"
+        "    outs: [reported.yaml]\n"
     )
 
     def call(*command):
