@@ -7,11 +7,14 @@ toolkit also takes the text "nan" of an empty choice as an option that an answer
 choice is no option.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from atr.benchmarks.base import LETTER, Asked, Example, Row, Source
+from atr.benchmarks.base import LETTER, HubDataset
+from atr.core.records import Example, Question
 
-SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
+GROUP = "text"
+SOURCE = HubDataset("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000
 """Rows whose `index` is equal modulo this are the same question."""
 LETTERS = "ABCDE"
@@ -22,7 +25,7 @@ WRITTEN = [
 ]
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     """One question a row, named after its index, and its rotations a unit.
 
     A choice keeps its letter where the one before it is empty, as rotations leave it.
@@ -39,10 +42,10 @@ def examples(rows: Iterable[Row]) -> Iterator[Example]:
         )
 
 
-def score(prediction: str, asked: Asked) -> float:
+def score(prediction: str, question: Question) -> float:
     """1.0 if the letter or else the choice found in the answer is the right one, else 0.0."""
-    found = letter_in(prediction) or choice_in(prediction, asked.choices)
-    return float(found == asked.answers[0])
+    found = letter_in(prediction) or choice_in(prediction, question.choices)
+    return float(found == question.answers[0])
 
 
 def letter_in(prediction: str) -> str | None:

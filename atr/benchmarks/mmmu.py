@@ -9,12 +9,15 @@ import ast
 import random
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any
 
-from atr.benchmarks.base import LETTER, SHORT, Asked, Example, Row, Source, lettered
+from atr.benchmarks.base import LETTER, SHORT, HubDataset, letter_choices
+from atr.core.records import Example, Question
 
-SOURCE = Source("lmms-lab/MMMU", "data/validation-*.parquet")
+GROUP = "general"
+SOURCE = HubDataset("lmms-lab/MMMU", "data/validation-*.parquet")
 # What comes before the answer in a sentence; "=" only in the last one.
 INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 # With thousands' commas, in scientific notation, plain.
@@ -25,13 +28,15 @@ NUMBERS = (
 )
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     """One question a row, with those of its images that its text or its choices name."""
     for row in rows:
         closed = row["question_type"] == "multiple-choice"
         choices = _literals(row["options"]) if closed else []
         text = (
-            f"{row['question']}\n{lettered(choices)}\n{LETTER}" if closed else f"{row['question']}\n{SHORT}"
+            f"{row['question']}\n{letter_choices(choices)}\n{LETTER}"
+            if closed
+            else f"{row['question']}\n{SHORT}"
         )
         named = sorted(set(re.findall(r"<image (\d+)>", text)))
         images = [row[f"image_{number}"] for number in named]
@@ -50,11 +55,11 @@ def _literals(text: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def score(prediction: str, asked: Asked) -> float:
+def score(prediction: str, question: Question) -> float:
     """1.0 if the letter found in the answer to a multiple choice, or the open answer, is right, else 0.0."""
-    if asked.choices:
-        return float(parse_choice(prediction, asked.choices) == asked.answers[0])
-    return float(_is_right(parse_open(prediction), asked.answers))
+    if question.choices:
+        return float(parse_choice(prediction, question.choices) == question.answers[0])
+    return float(_is_right(parse_open(prediction), question.answers))
 
 
 def parse_choice(prediction: str, choices: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def record(kind: type[Record], content: Any, where: str, exact: bool = False) -> Record:
+def parse_record(kind: type[Record], content: Any, where: str, exact: bool = False) -> Record:
     """A dataclass from a decoded JSON object; `where` names its place, for errors.
 
     `exact` asks for every field and for no other key; else fields with a default may be absent, and unknown
@@ -45,8 +45,8 @@ def record(kind: type[Record], content: Any, where: str, exact: bool = False) ->
         raise ValueError(f"{where}: {error}") from None
 
 
-def records(kind: type[Record], path: Path, exact: bool = False) -> Iterator[Record]:
-    """The lines of a file of one JSON object a line; raises ValueError as `record`, naming file and line."""
+def read_records(kind: type[Record], path: Path, exact: bool = False) -> Iterator[Record]:
+    """Read a JSON-lines file; raises ValueError as `parse_record`, with the file and line."""
     # Not splitlines(), which breaks a line at the separators that Unicode allows inside a JSON string.
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         where = f"{path} line {number}"
@@ -54,11 +54,11 @@ def records(kind: type[Record], path: Path, exact: bool = False) -> Iterator[Rec
             content = json.loads(line)
         except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
             raise ValueError(f"{where} is not valid JSON: {error}") from None
-        yield record(kind, content, where, exact)
+        yield parse_record(kind, content, where, exact)
 
 
 def value_of(hint: Any, value: Any, where: str) -> Any:
-    """A decoded JSON value as a type has it, a tuple where that is one; raises ValueError as `record`."""
+    """Convert a decoded JSON value to the type `hint`; raises ValueError as `parse_record`."""
     if (allowed := _scalars(hint)) is not None:
         if type(value) in allowed and _is_sound(value):
             return value
@@ -67,7 +67,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:
         return value
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return record(hint, value, where)
+        return parse_record(hint, value, where)
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in parts:

@@ -15,7 +15,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def images(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
+def sample_pictures(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
     """A seeded sample of `count` pictures below the folder, as (relative path, RGB image).
 
     Linked files and folders are read, a folder once however many links lead to it; hidden ones are left out.

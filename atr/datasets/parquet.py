@@ -31,7 +31,7 @@ _BINARY = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class ImageCell:
     """The image in one row of a file: its bytes are read when they are needed."""
 
     path: Path
@@ -52,7 +52,7 @@ class Cell:
         return bytes(content)
 
 
-class Row(dict[str, Any]):
+class TableRow(dict[str, Any]):
     """The values of a row by column.
 
     `[]` raises ValueError naming file and row for a missing column, and for null unless it is a hint.
@@ -72,7 +72,7 @@ class Row(dict[str, Any]):
         raise ValueError(f"{self._place}: there is no column {column}, there are {', '.join(self)}")
 
 
-def find(repository: str, dataset: str, pattern: str) -> list[Path]:
+def find_files(repository: str, dataset: str, pattern: str) -> list[Path]:
     """The parquet files of a dataset that match a glob pattern, in order, fetched first if on the hub.
 
     `repository` is "hub", where a revision may stand behind the id (`org/name@revision`), or a folder that
@@ -91,7 +91,7 @@ def find(repository: str, dataset: str, pattern: str) -> list[Path]:
     return paths
 
 
-def commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
+def resolve_commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
     """The commit by which each of these datasets was read from the hub; none of a folder, which has none."""
     from huggingface_hub import snapshot_download
 
@@ -120,8 +120,8 @@ def _fetched(dataset: str, pattern: str) -> Path:
         ) from error
 
 
-def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[Row]:
-    """Each row of the files in order: its values by column, a Cell for each column of images.
+def read_rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[TableRow]:
+    """Each row of the files in order: its values by column, an ImageCell for each column of images.
 
     `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them,
     and a column named image, or image_1 and so on, that holds none.
@@ -139,13 +139,15 @@ def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Itera
             )
         table = pq.read_table(path, columns=[name for name in names if name not in images])
         for number, values in enumerate(table.to_pylist()):
-            yield Row(path, number, values | {column: Cell(path, number, column) for column in images})
+            yield TableRow(
+                path, number, values | {column: ImageCell(path, number, column) for column in images}
+            )
 
 
-def joined(unjoined: Iterable[Row], paths: Sequence[Path], key: str) -> Iterator[Row]:
+def join_images(table: Iterable[TableRow], paths: Sequence[Path], key: str) -> Iterator[TableRow]:
     """Rows that name their image by `key`, each with the `image` of that `id` in the files of images."""
-    images = {row["id"]: row["image"] for row in rows(paths, ("id", "image"))}
-    for row in unjoined:
+    images = {row["id"]: row["image"] for row in read_rows(paths, ("id", "image"))}
+    for row in table:
         if row[key] not in images:
             raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, which a row's {key} names")
         row["image"] = images[row[key]]

@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from atr.datasets.photographs import PHOTOGRAPHS, photograph
+
 T = TypeVar("T")
 
 SIZE = 168
@@ -60,20 +62,6 @@ FONTS = (
     "DejaVuSerif-Bold",
 )
 HELD_OUT_FONT = "DejaVuSansMono-Bold"
-PHOTOGRAPHS = {
-    "astronaut": ("skimage", "data/astronaut.png"),
-    "coffee": ("skimage", "data/coffee.png"),
-    "cat": ("skimage", "data/chelsea.png"),
-    "rocket": ("skimage", "data/rocket.jpg"),
-    "brick": ("skimage", "data/brick.png"),
-    "grass": ("skimage", "data/grass.png"),
-    "gravel": ("skimage", "data/gravel.png"),
-    "camera": ("skimage", "data/camera.png"),
-    "coins": ("skimage", "data/coins.png"),
-    "moon": ("skimage", "data/moon.png"),
-    "china": ("sklearn", "datasets/images/china.jpg"),
-    "flower": ("sklearn", "datasets/images/flower.jpg"),
-}
 # The left part of every photograph is for training, the right part is held out; both are wider than a crop.
 PHOTOGRAPH_SPLIT = 0.55
 SMALLEST_CROP = 160
@@ -213,15 +201,6 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
-
-
-def photograph(name: str) -> Image.Image:
-    """The whole of one of PHOTOGRAPHS, RGB."""
-    from importlib.resources import files
-
-    package, path = PHOTOGRAPHS[name]
-    with files(package).joinpath(path).open("rb") as file:
-        return Image.open(file).convert("RGB")
 
 
 @cache

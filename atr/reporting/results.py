@@ -10,7 +10,7 @@ from typing import Any
 
 from atr.core.files import plain_name, read_json
 from atr.core.layout import LAYOUT
-from atr.core.typed_json import record, records
+from atr.core.typed_json import parse_record, read_records
 
 PAPER = ("full", "none", "random", "selector")
 """The lines of the paper's plots, as far as they are evaluated; other reducers join them."""
@@ -281,7 +281,7 @@ def _evaluation(reducer: str, folder: Path) -> Evaluation:
     path = folder / "summary.json"
     summary = read(path, stage)
     with made_by(stage):
-        record(_Summary, summary, str(path))
+        parse_record(_Summary, summary, str(path))
         if summary["reducer"] != reducer:
             raise ValueError(f"{path} is of reducer {summary['reducer']!r}")
     return Evaluation(
@@ -393,7 +393,7 @@ def _masks(path: Path, stage: str) -> Masks | None:
     if content.get("grid") is None and not content.get("masks"):
         return None
     with made_by(stage):
-        written = record(_Written, content, str(path))
+        written = parse_record(_Written, content, str(path))
     rows, columns = written.grid
     for image, kept in written.masks.items():
         if not all(0 <= index < rows * columns for index in kept):
@@ -424,7 +424,7 @@ def _rows(path: Path, stage: str) -> list[Row]:
         raise ValueError(f"{path} is missing; stage {stage} makes it")
     rows: dict[tuple[str, float | None, int | None], Row] = {}
     with made_by(stage):
-        for number, row in enumerate(records(Row, path), start=1):
+        for number, row in enumerate(read_records(Row, path), start=1):
             if (place := (row.id, row.keep, row.seed)) in rows:
                 raise ValueError(f"{path} line {number}: question {row.id} a second time")
             rows[place] = row

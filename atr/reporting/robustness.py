@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atr.core.files import plain_name
-from atr.core.typed_json import record
+from atr.core.typed_json import parse_record
 from atr.reporting.figures import Style, styles
 from atr.reporting.results import made_by, read
 from atr.reporting.style import RULE, png, theme
@@ -98,7 +98,7 @@ def load_robustness(path: Path) -> Robustness | None:
         return None
     content = read(path, "robustness")
     with made_by("robustness"):
-        return record(Robustness, content, str(path), exact=True)
+        return parse_record(Robustness, content, str(path), exact=True)
 
 
 def _lists(robustness: Robustness) -> Iterator[tuple[str, list[Any]]]:

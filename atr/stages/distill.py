@@ -21,8 +21,7 @@ def main(params: config.Params) -> None:
         from lightning.pytorch import seed_everything
 
         from atr.core.hardware import lightning_kwargs
-        from atr.datasets import PreparedImages
-        from atr.datasets.training_images import AskedImages
+        from atr.datasets import PreparedImages, load_prompts
         from atr.features.store import FeatureStore
         from atr.reduction import selector_card
         from atr.reduction.checkpoints import Checkpoints
@@ -33,7 +32,8 @@ def main(params: config.Params) -> None:
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
-        asked = AskedImages(names, images.parameters)
+        prompts = load_prompts(PRETRAIN_IMAGES)
+        asked = [(name, prompts[name]) for name in names]
         data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
         seed_everything(seed, verbose=False)
         sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])

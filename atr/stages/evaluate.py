@@ -23,9 +23,9 @@ def main(params: config.Params, reducer: str) -> None:
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.runner import answer_all, pictured, trials_of
-        from atr.benchmarks.saved_rows import Unfinished, save_rows
-        from atr.benchmarks.summary import curves, summarise, tokens_full
+        from atr.benchmarks.answer_files import UnfinishedRows, save_rows
+        from atr.benchmarks.runner import answer_all, choose_pictured, trials_of
+        from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
         from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import Reduced
@@ -42,19 +42,19 @@ def main(params: config.Params, reducer: str) -> None:
         reduced = Reduced.by(answerer, reducer, {trial.seed for trial in trials}, weights_of(reducer))
         batches = answerer.batches(questions, asked.batch_size)
         name = unfinished(params, reducer, provenance=provenance, resolved=computed)
-        share, stopped = (fabric.global_rank, fabric.world_size), Unfinished(name, fabric.global_rank)
+        share, stopped = (fabric.global_rank, fabric.world_size), UnfinishedRows(name, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         about = names | {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
-        scores, full = summarise(rows, asked.bootstrap, params.seed), tokens_full(rows)
+        scores, full = summarise(rows, asked.bootstrap, params.seed), mean_tokens_full(rows)
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", about | {"tokens_full": full, "scores": scores})
-            write_json(folder / "masks.json", reduced.masks(*pictured(questions, trials, rows)))
+            write_json(folder / "masks.json", reduced.masks(*choose_pictured(questions, trials, rows)))
         stopped.remove_others()
-        for kept, scored, mean in curves(scores):
+        for kept, scored, mean in score_curves(scores):
             run.metrics({scored: mean}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 

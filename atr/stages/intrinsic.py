@@ -65,14 +65,14 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
 
 def _images(params: config.Params, store: Any, prepared: Any, needs: Set[str], device: Any) -> Iterator[Any]:
     """Batches of the held-out images that are measured, at even steps through all of them."""
-    from atr.datasets.evaluation import text_centres
+    from atr.datasets import load_text_centres
     from atr.features.signals import encoder_of, evenly, observed
     from atr.reduction.intrinsic import Images
 
-    asked, drawn = params.intrinsic, prepared.parameters
+    asked, text_centres = params.intrinsic, load_text_centres(prepared.folder)
     encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
     for names in evenly(store, asked.images, asked.batch_size):
-        centres = [text_centres(name, drawn["seed"], drawn["prepare"]["split"]) for name in names]
+        centres = [text_centres[name] for name in names]
         yield Images.of(observed(store, names, prepared.image, encoder, needs, device), centres)
 
 

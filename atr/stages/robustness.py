@@ -21,10 +21,10 @@ def main(params: config.Params) -> None:
     from atr.core import tracking
 
     with tracking.run("robustness", params) as run:
-        from atr.benchmarks import BENCHMARKS
+        from atr.benchmarks import load_benchmark
         from atr.core.hardware import resolved
         from atr.datasets import load_questions
-        from atr.micro import world
+        from atr.datasets.photographs import PHOTOGRAPHS, photograph
         from atr.vlm.inputs import WholeInputs
         from atr.vlm.robustness import Settings, curves, first_of_each, make, robustness
 
@@ -32,16 +32,16 @@ def main(params: config.Params) -> None:
         questions = first_of_each(load_questions(EVALUATE_IMAGES), asked.questions)
         answerer = _answerer(params)
         # Larger than the tower's images, these show what a resize changes.
-        photographs = SimpleNamespace(image=world.photograph)
+        photographs = SimpleNamespace(image=photograph)
         source = WholeInputs(answerer.model, answerer.processor, photographs, evaluated.interpolation)
         reducers, left_out = make(answerer, evaluated.budgeted, weights_of)
         found = robustness(
             answerer,
             reducers,
             questions,
-            lambda question, prediction: BENCHMARKS[question.benchmark].score(prediction, question),
+            lambda question, prediction: load_benchmark(question.benchmark).score(prediction, question),
             replace(answerer, source=source),
-            list(world.PHOTOGRAPHS),
+            list(PHOTOGRAPHS),
             Settings(asked.keep, evaluated.batch_size, evaluated.bootstrap, params.seed),
         )
         provenance = tracking.provenance() | {"left_out": left_out}

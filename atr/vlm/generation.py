@@ -5,14 +5,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from atr.core import catalog
+from atr.core.records import Question, Reply, Trial
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
 from atr.vlm.checkpoint import (
     check_features,
@@ -32,33 +33,6 @@ from atr.vlm.reduce import Prepared, check_positions, shorten
 if TYPE_CHECKING:
     from atr.config.evaluate import Evaluate
     from atr.config.presets import VlmPreset
-
-Reply = tuple[str, int, int, int]
-"""The answer, the visual tokens that were kept, those fed to the language model with newlines, and all."""
-
-
-class Asked(Protocol):
-    """What is read of a question."""
-
-    @property
-    def images(self) -> Sequence[str]:
-        """Names of its images, in the order of the prompt."""
-
-    @property
-    def question(self) -> str:
-        """The text that is asked."""
-
-
-class Trial(Protocol):
-    """What is read of a setting that questions are answered under."""
-
-    @property
-    def keep(self) -> float | None:
-        """Kept fraction; None for the reducer's own count."""
-
-    @property
-    def seed(self) -> int | None:
-        """Of a reducer that draws."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +135,7 @@ class Generator:
             raise self._too_low(reducer, max(keeps))
         return found
 
-    def batches(self, questions: Sequence[Asked], size: int) -> list[list[int]]:
+    def batches(self, questions: Sequence[Question], size: int) -> list[list[int]]:
         """Indices of the questions, at most `size` together, all of a batch with equally many images.
 
         Where the source does not pad, their prompts are equally long too: an answer then cannot depend on the
@@ -197,24 +171,25 @@ class Generator:
         `keep` and both counts are means over the layers; raises ValueError for one that is not reachable.
         """
         if batch.whole is None:
-            return [(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
+            return [Reply(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
         sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
         of = _by_question(sizes, batch.images)
         if keep == 0:
             return [
-                (answer, 0, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)
+                Reply(answer, 0, 0, size)
+                for answer, size in zip(self._generate(batch.blind), of, strict=True)
             ]
         if isinstance(reducer, LayerReducer):
             with self._dropping(batch.whole, reducer, keep) as inside:
                 answers = self._generate(inside.whole)
             counts = [_by_question(each, batch.images) for each in (inside.tokens, inside.fed)]
-            return list(zip(answers, *counts, of, strict=True))
+            return list(starmap(Reply, zip(answers, *counts, of, strict=True)))
         shorter = batch.whole.reduce(reducer, self._policy(keep))
         tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
         fed = _by_question([kept.tokens + kept.newlines for kept in shorter.kept], batch.images)
         placeholders_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
         assert fed == placeholders_B, "fed is what was kept, and newlines"
-        return list(zip(self._generate(shorter), tokens, fed, of, strict=True))
+        return list(starmap(Reply, zip(self._generate(shorter), tokens, fed, of, strict=True)))
 
     @torch.inference_mode()
     def masks(

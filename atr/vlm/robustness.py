@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atr.core.bootstrap import interval, resampled
+from atr.core.records import Question
 from atr.reduction import Full, Reducer
-from atr.vlm.generation import Asked, Batch, Generator
+from atr.vlm.generation import Batch, Generator
 from atr.vlm.in_llm import LayerReducer
 from atr.vlm.policy import Policy
 from atr.vlm.variants import VARIANTS, Variant, deployed
@@ -23,26 +24,6 @@ Cell = tuple[str, float]
 """A reducer by its name, and a kept fraction."""
 FULL: Cell = ("full", 1.0)
 """All tokens: what changes here does so whatever is selected."""
-
-
-class Question(Asked, Protocol):
-    """What is read of a question that has a right answer."""
-
-    @property
-    def id(self) -> str:
-        """Name of the question."""
-
-    @property
-    def benchmark(self) -> str:
-        """Name of its benchmark."""
-
-    @property
-    def unit(self) -> str:
-        """Name shared by the questions that count only together; empty if it counts alone."""
-
-    @property
-    def unreadable(self) -> str:
-        """Why its images could not be read, empty if they could."""
 
 
 Score = Callable[[Any, str], float]

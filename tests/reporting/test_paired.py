@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from atr.benchmarks import saved_rows as asked
 from atr.benchmarks.summary import summarise
+from atr.core import records as asked
 from atr.reporting.paired import LOSS, TIE, WIN, Difference, matches, versus
 from atr.reporting.results import Evaluation, Results, Row, Score
 

@@ -170,7 +170,7 @@ runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
     "stage, owner, name, arguments",
     [
         ("prepare", "atr.datasets.questions", "save_questions", ()),
-        ("evaluate", "atr.benchmarks.saved_rows", "save_rows", ("full",)),
+        ("evaluate", "atr.benchmarks.answer_files", "save_rows", ("full",)),
         ("report", "atr.reporting.html", "render", ()),
     ],
 )

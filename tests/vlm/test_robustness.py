@@ -8,7 +8,7 @@ from PIL import Image
 
 from atr.config import GROUPS, Evaluate
 from atr.core.bootstrap import interval, resampled
-from atr.datasets import Question
+from atr.core.records import Question
 from atr.reduction import REDUCERS
 from atr.reduction.peers._baselines import L2Norm
 from atr.vlm import robustness
