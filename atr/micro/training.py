@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel, LlavaForConditionalGeneration, LlavaProcessor
 
 from atr.micro.curriculum import LessonDataModule, LessonDataset, StoredLessons, count_reading_steps
-from atr.micro.losses import CharacterHeads, DigitHeads, answer_loss, name_loss, normalise
+from atr.micro.losses import CharacterHeads, DigitHeads, answer_loss, name_loss, normalise_states
 from atr.micro.params import Recipe
 from atr.micro.targets import BLANK, TURN_TOKENS, Collator
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
@@ -102,7 +102,7 @@ class MicroTraining(lightning.LightningModule):
         if self.trains_tower:
             assert tower.reading_BND is not None and tower.naming_BND is not None
             reading = [tower.reading_BND, tower.features_BND]
-            naming.append(self.naming_projection(normalise(tower.naming_BND)))
+            naming.append(self.naming_projection(normalise_states(tower.naming_BND)))
         embedding_VD, names_BN2 = self.model.get_input_embeddings().weight, batch["names"]
         has_text_BN = characters_BN2[..., 0] != BLANK
         character = [self.character_heads.loss(states_BND, characters_BN2) for states_BND in reading]

@@ -18,7 +18,7 @@ def message(folder, key, value):
     OmegaConf.update(tree, key, value, force_add=True)
     OmegaConf.save(tree, folder / "params.yaml")
     with pytest.raises(config.ConfigError) as caught:
-        params.load("micro_probe", folder / "params.yaml")
+        params.load_micro("micro_probe", folder / "params.yaml")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -32,7 +32,7 @@ def test_the_shipped_file_states_every_parameter():
 
 @pytest.mark.parametrize("stage", PARAMETERS.stages)
 def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
-    declared = params.load(stage, SHIPPED)
+    declared = params.load_micro(stage, SHIPPED)
     assert list(declared.raw()) == list(PARAMETERS.stages[stage])
     for key in set(PARAMETERS.keys) - set(declared.raw()):
         with pytest.raises(AssertionError, match=key):
@@ -41,8 +41,8 @@ def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
 
 def test_the_file_is_found_from_the_root_of_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert params.load("micro").raw() == params.load("micro", SHIPPED).raw()
-    assert params.load("micro").labels() == {}, "the file names neither encoder nor model"
+    assert params.load_micro("micro").raw() == params.load_micro("micro", SHIPPED).raw()
+    assert params.load_micro("micro").labels() == {}, "the file names neither encoder nor model"
 
 
 def test_a_wrong_value_ends_a_stage_with_one_line(tmp_path, capsys):
@@ -50,7 +50,7 @@ def test_a_wrong_value_ends_a_stage_with_one_line(tmp_path, capsys):
     tree.micro.steps = 0
     OmegaConf.save(tree, tmp_path / "params.yaml")
     with pytest.raises(SystemExit, match="2"):
-        params.load_or_exit("micro_probe", tmp_path / "params.yaml")
+        params.load_micro_or_exit("micro_probe", tmp_path / "params.yaml")
     assert capsys.readouterr().err == (
         "atr micro_probe: micro.steps: 0 is out of range, allowed: 1 <= steps <= 2147483647\n"
     )
