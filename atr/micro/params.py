@@ -1,4 +1,4 @@
-"""The trainings of the small world: a dataclass for each section of data/micro/params.yaml."""
+"""The trainings of the micro world: a dataclass for each section of data/micro/params.yaml."""
 
 from dataclasses import field
 from pathlib import Path
@@ -160,7 +160,7 @@ class MicroFeatures:
 
 
 class MicroParams(loader.Params):
-    """The parameters that one stage of the small world declares, read-only."""
+    """The parameters that one stage of the micro world declares, read-only."""
 
     micro: Micro
     micro_probe: MicroProbe
@@ -168,15 +168,15 @@ class MicroParams(loader.Params):
     micro_dinov2: MicroDinov2
 
 
-STAGES = {
+MICRO_STAGES = {
     "micro": ("seed", "trainer", "micro"),
     "micro_probe": ("seed", "micro_probe"),
     "micro_features": ("seed", "trainer", "micro_features"),
     "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
-"""The parameters each stage declares, and the only ones it is given."""
+"""The parameters that each stage declares, and the only ones it gets."""
 
-SECTIONS = {
+MICRO_SECTIONS = {
     "trainer": Trainer,
     "micro": Micro,
     "micro_probe": MicroProbe,
@@ -184,14 +184,14 @@ SECTIONS = {
     "micro_dinov2": MicroDinov2,
 }
 
-PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, SECTIONS, STAGES)
+PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, MICRO_SECTIONS, MICRO_STAGES)
 
 
-def load(stage: str, path: str | Path = "") -> MicroParams:
-    """Check the whole file and return the sections that the stage declares; as `atr.config.load`."""
+def load_micro(stage: str, path: str | Path = "") -> MicroParams:
+    """Check the whole file and return the sections that the stage declares, as `atr.config.load` does."""
     return cast(MicroParams, loader.load(stage, path, PARAMETERS))
 
 
-def load_or_exit(stage: str, path: str | Path = "") -> MicroParams:
-    """Return what `load` does; where that raises, print its one line to stderr and exit with 2."""
+def load_micro_or_exit(stage: str, path: str | Path = "") -> MicroParams:
+    """Return what `load_micro` does; if it raises, print its one line to stderr and exit with 2."""
     return cast(MicroParams, loader.load_or_exit(stage, path, PARAMETERS))
