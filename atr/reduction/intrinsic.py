@@ -20,7 +20,7 @@ from atr.core.tokens import budget, mask_of
 from atr.reduction import REDUCERS
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.base import EncoderOutput, Merger, Reducer
-from atr.reduction.checked import ask, ask_merged
+from atr.reduction.checked import select, select_merged
 from atr.reduction.losses import unexplained_variance
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
@@ -68,9 +68,9 @@ class Kept:
         """Ask a reducer for the fraction `keep` of the tokens."""
         count, merged_BKD = budget(keep, encoded.tokens), None
         if isinstance(reducer, Merger):
-            keep_BK, merged_BKD = ask_merged(reducer, encoded, count)
+            keep_BK, merged_BKD = select_merged(reducer, encoded, count)
         else:
-            keep_BK = ask(reducer, encoded, count)
+            keep_BK = select(reducer, encoded, count)
         return cls(mask_of(keep_BK, encoded.tokens), merged_BKD)
 
     def features_BND(self, encoded: EncoderOutput) -> Tensor:

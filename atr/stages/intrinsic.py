@@ -56,7 +56,7 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
     data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
     sample = (store[place] for place in data.training[:STATISTICS])
     net = pretraining.new_autoencoder(pretrain, store.width, store.grid, *about, sample)
-    kind: Any = pretraining.SelectorTraining if number else pretraining.ReconstructorTraining
+    kind: Any = pretraining.AutoencoderTraining if number else pretraining.ReconstructorTraining
     epochs, logger = (pretrain.epochs, None) if number else (params.intrinsic.epochs, run.logger())
     if not number:
         data.training = data.training[: params.intrinsic.pretrain_images]

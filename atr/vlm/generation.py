@@ -14,6 +14,7 @@ from torch import Tensor
 
 from atr.config import ONE_TILE, Evaluate, VlmPreset
 from atr.reduction import REDUCERS, Reducer, SelectorReducer
+from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.vlm.checkpoint import (
     check_features,
     check_selector,
@@ -24,7 +25,7 @@ from atr.vlm.checkpoint import (
     warn_of_positions,
     weight_dtype,
 )
-from atr.vlm.in_llm import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
+from atr.vlm.in_llm import Inside, drop_inside
 from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, check_positions, shorten

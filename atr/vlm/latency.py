@@ -17,7 +17,7 @@ from atr.core.timing import milliseconds
 from atr.core.tokens import budget
 from atr.features.attention_hooks import FIELDS
 from atr.reduction import EncoderOutput, Merger, Reducer
-from atr.reduction.checked import ask, ask_merged
+from atr.reduction.checked import select, select_merged
 from atr.vlm.families import Llava, encode
 
 
@@ -69,7 +69,8 @@ def selection(
 def _ask(reducer: Reducer, images: EncoderOutput, count: int) -> object:
     # A copy, as a reducer may remember the scores of the object that it was asked for last.
     images = replace(images)
-    return ask_merged(reducer, images, count) if isinstance(reducer, Merger) else ask(reducer, images, count)
+    checked = select_merged if isinstance(reducer, Merger) else select
+    return checked(reducer, images, count)
 
 
 @torch.inference_mode()
