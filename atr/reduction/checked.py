@@ -59,7 +59,9 @@ def check_inputs(reducer: Reducer, encoded: EncoderOutput) -> None:
 
 def _served_by(encoded: EncoderOutput) -> list[str]:
     """Built-in reducers that need no more than was encoded."""
-    reducers = {name: registry.build_reducer(name, 0, registry.placeholder()) for name in registry.built_in_names()}
+    reducers = {
+        name: registry.build_reducer(name, 0, registry.placeholder()) for name in registry.built_in_names()
+    }
     return [
         name
         for name, reducer in reducers.items()

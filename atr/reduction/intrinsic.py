@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from atr.core.tokens import budget, mask_of
-from atr.reduction import REDUCERS
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.base import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
+from atr.reduction.layer_schedule import LayerReducer
 from atr.reduction.losses import unexplained_variance
+from atr.reduction.registry import build_reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 Reducers = Mapping[str, Sequence[Reducer]]
@@ -86,16 +87,19 @@ def made(
 ) -> tuple[dict[str, list[Reducer]], dict[str, str]]:
     """Reducers of these names (random of 0 to `seeds` - 1), and why the others cannot be measured.
 
-    Those are left out that need more of an image than is `given`, and those inside a language model, which
-    are not among REDUCERS. `weights` gives the selector that one of a name is made of.
+    Those are left out that need more of an image than is `given`, and those inside a language model. `weights` gives the selector that one of a name is made of.
     """
     reducers: dict[str, list[Reducer]] = {}
     left_out: dict[str, str] = {}
     for name in names:
-        if name not in REDUCERS:
+        drawn: list[Reducer] = []
+        for seed in range(seeds if name == "random" else 1):
+            reducer = build_reducer(name, seed, weights(name))
+            if not isinstance(reducer, LayerReducer):
+                drawn.append(reducer)
+        if not drawn:
             left_out[name] = "chooses between the layers of a language model"
             continue
-        drawn = [REDUCERS[name](seed, weights(name)) for seed in range(seeds if name == "random" else 1)]
         if lacking := sorted(drawn[0].needs - set(given)):
             left_out[name] = f"needs {', '.join(lacking)}, which a language model gives"
         else:

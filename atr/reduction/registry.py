@@ -115,7 +115,7 @@ def _builder(module: ModuleType, file: Path, class_name: str | None) -> Callable
     if len(kinds) != 1:
         names = ", ".join(kind.__name__ for kind in kinds) or "none"
         raise ValueError(
-            f"{file}: it has {len(kinds)} reducers ({names}), allowed: a function build(seed=0), or exactly one "
+            f"{file}: it has {len(kinds)} reducers ({names}), allowed: a function build(seed=0), or one "
             "class with `needs` and `__call__(encoded, budget)`"
         )
     return kinds[0]  # type: ignore[no-any-return]

@@ -40,14 +40,16 @@ def main(params: config.Params) -> None:
 
 
 def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]:
-    from atr.reduction import REDUCERS, SelectorReducer
+    from atr.reduction import SelectorReducer
+    from atr.reduction.layer_schedule import LayerReducer
+    from atr.reduction.registry import build_reducer
     from atr.vlm import latency
     from atr.vlm.checkpoint import check_selector
 
     asked = params.latency
     with model.device:
-        known = [name for name in params.evaluate.budgeted if name in REDUCERS]
-        reducers = {name: REDUCERS[name](0, weights_of(name)) for name in known}
+        built = {name: build_reducer(name, 0, weights_of(name)) for name in params.evaluate.budgeted}
+        reducers = {name: one for name, one in built.items() if not isinstance(one, LayerReducer)}
     for reducer in reducers.values():
         if isinstance(reducer, SelectorReducer):
             check_selector(model, reducer.selector)

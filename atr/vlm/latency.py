@@ -69,8 +69,9 @@ def selection(
 def _ask(reducer: Reducer, images: EncoderOutput, count: int) -> object:
     # A copy, as a reducer may remember the scores of the object that it was asked for last.
     images = replace(images)
-    checked = select_merged if isinstance(reducer, Merger) else select
-    return checked(reducer, images, count)
+    if isinstance(reducer, Merger):
+        return select_merged(reducer, images, count)
+    return select(reducer, images, count)
 
 
 @torch.inference_mode()

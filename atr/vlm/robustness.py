@@ -15,8 +15,8 @@ from tqdm import tqdm
 from atr.config import PROMPTS
 from atr.core.bootstrap import interval, resampled
 from atr.reduction import Full, Reducer
+from atr.reduction.layer_schedule import LayerReducer
 from atr.vlm.generation import Asked, Batch, Generator
-from atr.vlm.in_llm import LayerReducer
 from atr.vlm.policy import Policy
 from atr.vlm.variants import VARIANTS, Variant, deployed
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from atr.reduction.peers._baselines import L2Norm, PixelVariance, Uniform
+from atr.reduction.peers._merging import AveragePooling, ToMe
 
 from atr.reduction import NEEDS, EncoderOutput, Full, NoImage, Random
 from atr.reduction.checked import ask, ask_merged, ask_scores
-from atr.reduction.peers._baselines import L2Norm, PixelVariance, Uniform
-from atr.reduction.peers._merging import AveragePooling, ToMe
 
 
 class Given:

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+from atr.reduction.peers._diversity import Scope
 
 from atr.reduction import REDUCERS, DistilledReducer, EncoderOutput, FeatureSelector, SelectorReducer
-from atr.reduction.peers._diversity import Scope
 
 
 @pytest.fixture

@@ -42,9 +42,7 @@ class ImageDownsampling:
         r, c = small_grid((rows, columns), budget)
         top, left = (rows - r) // 2, (columns - c) // 2
         pixels_BCHW = encoded.require("pixels_BCHW")
-        padded_BCHW = _shrunk_and_padded(
-            pixels_BCHW, (r * height, c * width), (top * height, left * width)
-        )
+        padded_BCHW = _shrunk_and_padded(pixels_BCHW, (r * height, c * width), (top * height, left * width))
         small_N = _lattice(top + torch.arange(r), left + torch.arange(c), columns)
         kept_K = small_N[_even(budget, r * c)].to(features_BND.device)
         return keep_BK, encoded.encode(padded_BCHW).to(features_BND)[:, kept_K]

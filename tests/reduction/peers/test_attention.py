@@ -6,10 +6,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from atr.reduction.base import Adaptive, Apportioner, EncoderOutput, Merger, Scorer
 from atr.reduction.peers._attention import (
     ClassAttention,
     HiRED,
@@ -23,6 +19,10 @@ from atr.reduction.peers._attention import (
     parts_N,
     quotas_BC,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atr.reduction.base import Adaptive, Apportioner, EncoderOutput, Merger, Scorer
 
 REDUCERS = {
     "class_attention": ClassAttention(),

@@ -8,9 +8,9 @@ from fractions import Fraction
 
 import pytest
 import torch
+from atr.reduction.peers._baselines import L2Norm, PixelVariance, Uniform, rectangles
 
 from atr.reduction import REDUCERS, EncoderOutput, Full, NoImage, Random, Scorer
-from atr.reduction.peers._baselines import L2Norm, PixelVariance, Uniform, rectangles
 
 GRIDS = [*itertools.product(range(1, 7), range(1, 7)), (3, 17), (17, 3)]
 

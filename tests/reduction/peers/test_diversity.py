@@ -7,11 +7,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from atr.core.tokens import top_k_BK
-from atr.reduction import EncoderOutput, FeatureSelector, Scorer, SelectorReducer
 from atr.reduction.peers._diversity import (
     MMR,
     CDPruner,
@@ -24,6 +19,11 @@ from atr.reduction.peers._diversity import (
     max_min_order_BK,
     mmr_order_BK,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atr.core.tokens import top_k_BK
+from atr.reduction import EncoderOutput, FeatureSelector, Scorer, SelectorReducer
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from atr.reduction.peers._baselines import Uniform, rectangles
+from atr.reduction.peers._merging import AveragePooling, ImageDownsampling, ToMe, means, small_grid
 from PIL import Image
 
 from atr.reduction import EncoderOutput
 from atr.reduction.base import Merger, Scorer
-from atr.reduction.peers._baselines import Uniform, rectangles
-from atr.reduction.peers._merging import AveragePooling, ImageDownsampling, ToMe, means, small_grid
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 PATCH = (3, 2)
