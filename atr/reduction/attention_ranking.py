@@ -17,9 +17,9 @@ def attention_order_BN(encoded: EncoderOutput, budget: int) -> Tensor:
 
 
 def attended_and_spread(encoded: EncoderOutput, budget: int, spread: int) -> tuple[Tensor, Tensor]:
-    """The `budget` - `spread` most attended tokens, and `spread` at an even stride over the raster of the rest.
+    """The `budget` - `spread` most attended tokens, and `spread` of the rest at an even stride.
 
-    int64 (B, M) by falling attention and (B, C) in raster order.
+    The stride is over the raster. int64 (B, M) by falling attention, and (B, C) in raster order.
     """
     order_BN = attention_order_BN(encoded, budget)
     most_BM, rest_BR = order_BN.tensor_split([budget - spread], dim=1)

@@ -31,8 +31,8 @@ class EncoderOutput:
     projected_BND: Tensor | None = None
     """Tokens after the projector, in the embedding space of the language model; of that model's width."""
     text_BD: Tensor | None = None
-    """Question of each image in the space of `projected_BND`: the mean of its tokens' unit embeddings, so that
-    the product with a unit vector is the mean cosine to them."""
+    """Question of each image in the space of `projected_BND`: the mean of its tokens' unit embeddings, so
+    that the product with a unit vector is the mean cosine to them."""
     pixels_BCHW: Tensor | None = None
     """Pixel values as the encoder takes them."""
     image_key_BX: Tensor | None = None
@@ -112,7 +112,7 @@ class Adaptive(Reducer, Protocol):
 
 @runtime_checkable
 class Scorer(Reducer, Protocol):
-    """A reducer whose scores are comparable over all tiles of an image, so that tiles can share one budget."""
+    """A reducer whose scores are comparable over the tiles of an image, so that tiles share one budget."""
 
     @property
     def threshold(self) -> float | None:

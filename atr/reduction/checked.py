@@ -13,11 +13,11 @@ from atr.reduction.limits import NoImage
 def select(reducer: Reducer, encoded: EncoderOutput, budget: int) -> Tensor:
     """Indices that a reducer keeps of each image, exactly `budget` in raster order; keep_BK.
 
-    Raises a one-line ValueError naming the reducer for fields it needs that were not encoded, a budget outside
-    1 to N (0 is allowed for NoImage alone), NaN or infinity in what it would read, and a selection that is not
-    as `Reducer` says: another count or dtype, tokens twice, out of raster order or out of range.
+    Raises a one-line ValueError naming the reducer for fields it needs that were not encoded, a budget
+    outside 1 to N (0 is allowed for NoImage alone), NaN or infinity in what it would read, and a selection
+    that breaks the contract of `Reducer`: wrong count or dtype, tokens twice, out of order or out of range.
     """
-    check_inputs(reducer, encoded)
+    check_fields(reducer, encoded)
     _check_budget(reducer, encoded, budget)
     keep_BK = reducer(encoded, budget)
     _check_selection(reducer, encoded, budget, keep_BK)
@@ -26,7 +26,7 @@ def select(reducer: Reducer, encoded: EncoderOutput, budget: int) -> Tensor:
 
 def select_merged(merger: Merger, encoded: EncoderOutput, budget: int) -> tuple[Tensor, Tensor]:
     """As `select`, with the merged features (B, K, D), which must be finite and of the features' dtype."""
-    check_inputs(merger, encoded)
+    check_fields(merger, encoded)
     _check_budget(merger, encoded, budget)
     keep_BK, merged_BKD = merger.merge(encoded, budget)
     _check_selection(merger, encoded, budget, keep_BK)
@@ -37,15 +37,15 @@ def select_merged(merger: Merger, encoded: EncoderOutput, budget: int) -> tuple[
 
 
 def select_scores(scorer: Scorer, encoded: EncoderOutput) -> Tensor:
-    """Finite scores of all tokens, scores_BN; raises ValueError as `check_inputs` and for other scores."""
-    check_inputs(scorer, encoded)
+    """Finite scores of all tokens, scores_BN; raises ValueError as `check_fields` and for other scores."""
+    check_fields(scorer, encoded)
     scores_BN = scorer.scores(encoded)
     _check_tensor(scorer, "scores", scores_BN, tuple(encoded.features_BND.shape[:2]))
     check_finite(scores_BN, f"reducer {_name(scorer)}: scores")
     return scores_BN
 
 
-def check_inputs(reducer: Reducer, encoded: EncoderOutput) -> None:
+def check_fields(reducer: Reducer, encoded: EncoderOutput) -> None:
     """Raise ValueError if a reducer needs what was not encoded, or would read NaN or infinity."""
     if missing := _missing(reducer.needs, encoded):
         raise ValueError(
@@ -102,7 +102,7 @@ def _check_tensor(
 ) -> None:
     where = f"reducer {_name(reducer)}: {what}"
     if not isinstance(values, Tensor):
-        raise ValueError(f"{where} are a {type(values).__name__}, allowed: a tensor of shape {shape}")
+        raise ValueError(f"{where} are of type {type(values).__name__}, allowed: a tensor of shape {shape}")
     if values.shape != shape:
         raise ValueError(f"{where} have shape {tuple(values.shape)}, allowed: {shape}")
     if dtype is not None and values.dtype != dtype:

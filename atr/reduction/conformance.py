@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ def _equal(one: Tensor, other: Tensor, message: str) -> None:
 
 def _read_by(reducer: Reducer, batch: DrawnBatch) -> EncoderOutput:
     """The batch with no more fields than the reducer needs."""
-    return replace(batch.encoded, **dict.fromkeys(OPTIONAL_FIELDS - reducer.needs))
+    absent: dict[str, Any] = dict.fromkeys(OPTIONAL_FIELDS - reducer.needs)
+    return replace(batch.encoded, **absent)
 
 
 def _selects(subject: Subject, batch: DrawnBatch, budget: int) -> None:

@@ -13,8 +13,8 @@ COVERED = 0.1
 """Fraction of an image's tokens chosen by coverage, before the highest scores of the others.
 
 Coverage helps most where few tokens are kept. Each of its choices depends on all earlier ones, so that
-rounding in the first may change every later one, while a ranking changes only where two scores are close. With
-this limit most tokens are stable, and coverage takes equally many steps at any larger budget.
+rounding in the first may change every later one, while a ranking changes only where two scores are close.
+With this limit most tokens are stable, and coverage takes equally many steps at any larger budget.
 """
 
 

@@ -87,7 +87,8 @@ def made(
 ) -> tuple[dict[str, list[Reducer]], dict[str, str]]:
     """Reducers of these names (random of 0 to `seeds` - 1), and why the others cannot be measured.
 
-    Those are left out that need more of an image than is `given`, and those inside a language model. `weights` gives the selector that one of a name is made of.
+    Those are left out that need more of an image than is `given`, and those inside a language model.
+    `weights` gives the selector that one of a name is made of.
     """
     reducers: dict[str, list[Reducer]] = {}
     left_out: dict[str, str] = {}

@@ -17,8 +17,8 @@ class Schedule:
 
     `drops` maps a layer, counted from 0, to the fraction that it and later layers read. The tokens with the
     most attention from the prompt's last token stay (mean over heads), measured in the layer before the drop
-    (`own=False`) or in the layer itself. Raises ValueError for no drop, a layer outside 1 to `layers` - 1, and
-    a fraction outside 0 to 1 or above an earlier one.
+    (`own=False`) or in the layer itself. Raises ValueError for no drop, a layer outside 1 to `layers` - 1,
+    and a fraction outside 0 to 1 or above an earlier one.
     """
 
     layers: int

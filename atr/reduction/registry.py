@@ -68,7 +68,7 @@ def built_in_names() -> list[str]:
 
 def placeholder() -> FeatureSelector:
     """The smallest selector, in place of a trained one, to read the traits of reducers made of one."""
-    return FeatureSelector(width=1, grid=(1, 1), layers=0, heads=1)
+    return FeatureSelector(width=4, grid=(1, 1), layers=0, heads=1)
 
 
 def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> FeatureSelector:
@@ -136,7 +136,7 @@ def _built(build: Callable[..., Any], file: Path, *arguments: Any) -> Reducer | 
         raise ValueError(f"{file}: {build.__name__} raised {_one_line(error)}") from error
     if not isinstance(needs, frozenset) or not (callable(reducer) or isinstance(reducer, LayerReducer)):
         raise ValueError(
-            f"{file}: {build.__name__} makes a {type(reducer).__name__}, which is no reducer: it needs a "
+            f"{file}: {build.__name__} returns a value of type {type(reducer).__name__}, which is no reducer: it needs a "
             "frozenset `needs` and `__call__(encoded, budget)`"
         )
     if unknown := sorted(map(str, needs - OPTIONAL_FIELDS)):

@@ -21,7 +21,7 @@ from atr.reduction import (
     SelectorReducer,
 )
 from atr.reduction.base import Apportioner
-from atr.reduction.checked import check_inputs, select, select_scores
+from atr.reduction.checked import check_fields, select, select_scores
 from atr.reduction.distilled import DistilledReducer
 from atr.vlm.families import Tiling
 from atr.vlm.tiling import TileLayout
@@ -172,7 +172,7 @@ def _packed(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout) -> li
 
     Its `image_key_BX` is that of all its tiles, (1, T, ...) for T of them.
     """
-    check_inputs(reducer, encoded)
+    check_fields(reducer, encoded)
     features = packing.values(encoded.features_BND)
     images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
     for name in sorted(reducer.needs & set(OF_A_TOKEN)):
@@ -194,7 +194,7 @@ def _packed(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout) -> li
 def _adaptive(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout, policy: Policy) -> list[Tensor]:
     """As many tokens as an image needs, within the bounds: by the reducer's count, or above its threshold."""
     if isinstance(reducer, Adaptive) and set(packing.tiling.tiles) == {1}:
-        check_inputs(reducer, encoded)
+        check_fields(reducer, encoded)
         wanted = [_bounded(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
         return [kept_K.cpu() for kept_K in ask_each(reducer, encoded, wanted)]
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
@@ -237,7 +237,7 @@ def _apportioned(
     budgets: Iterable[int],
 ) -> list[list[int]]:
     """Each image's budget split by the reducer over its tiles, the groups."""
-    check_inputs(reducer, encoded)
+    check_fields(reducer, encoded)
     firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
     return [
         reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])

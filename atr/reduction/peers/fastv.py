@@ -8,7 +8,7 @@ from atr.reduction.layer_schedule import LayerReducer, Schedule
 
 @dataclass(frozen=True)
 class FastV:
-    """FastV (Chen et al., ECCV 2024): after the first `layer` layers only a part of the visual tokens is left.
+    """FastV (Chen et al., ECCV 2024): only a part of the visual tokens passes the first `layer` layers.
 
     Tokens are ranked by the attention of the last layer that still reads all of them, as in the release.
     """
