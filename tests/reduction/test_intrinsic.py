@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atr.core.tokens import budget
-from atr.reduction import FeatureSelector, Random, SelectorReducer, intrinsic
+from atr.reduction import FeatureSelector, SelectorReducer, intrinsic
 from atr.reduction.intrinsic import ImageBatch, Selection
+from atr.reduction.peers.random import Random
 from atr.reduction.registry import build_reducer
 
 GRID, TOKENS, WIDTH = (3, 4), 12, 8

