@@ -39,7 +39,7 @@ def _parser() -> ArgumentParser:
     for command in (plan, overlay):
         command.add_argument("--params", default="params.yaml", metavar="FILE", help="default: params.yaml")
     check = commands.add_parser("check", help="whether a reducer has the properties that all of ours have")
-    check.add_argument("reducers", nargs="+", metavar="reducer", help="a name, a file, or package.module:Class")
+    check.add_argument("reducers", nargs="+", metavar="reducer", help="name, file, or package.module:Class")
     check.set_defaults(run=_check)
     reruns = commands.add_parser("reruns", help="which stages a change of a file runs again")
     reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
@@ -68,7 +68,7 @@ def _overlay(options: Namespace) -> None:
 
 
 def _check(options: Namespace) -> None:
-    from atr.cli.check import check
+    from atr.reduction.conformance import check
 
     sys.exit(check(options.reducers))
 

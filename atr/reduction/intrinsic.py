@@ -1,8 +1,8 @@
 """Intrinsic measures of a selection, without a language model: reconstruction, text coverage, stability.
 
 A merging reducer is measured by the tokens it makes: features are reconstructed from these, each at its
-index. The index says little about a token that mixes others, so that a merger has neither text coverage nor masks.
-Shapes: see `atr.core.tokens`.
+index. The index says little about a token that mixes others, so that a merger has neither text coverage nor
+masks. Shapes: see `atr.core.tokens`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

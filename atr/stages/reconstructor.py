@@ -53,7 +53,7 @@ def _train(params: config.Params, store: "FeatureStore", number: int, run: "Run"
     sample = (store[place] for place in data.training[:STATISTICS])
     net = pretraining.new_autoencoder(pretrain, store.width, store.grid, *source, sample)
     if number:
-        selector = pretraining.SelectorTraining(net, pretrain, seed)
+        selector = pretraining.AutoencoderTraining(net, pretrain, seed)
         return pretraining.train_beside(selector, data, pretrain.epochs, None, **kwargs)
     data.training = data.training[: params.intrinsic.pretrain_images]
     reconstructor = pretraining.ReconstructorTraining(net, pretrain, seed)

@@ -47,7 +47,13 @@ def _why_left_out(reducer: str) -> str:
 
 
 def _left_out(reason: str) -> dict[str, Any]:
-    nothing = {"questions": 0, "photographs": 0, "full": None, "reference": {}, "variants": []}
+    nothing: dict[str, Any] = {
+        "questions": 0,
+        "photographs": 0,
+        "full": None,
+        "reference": {},
+        "variants": [],
+    }
     return {"keep": [], **nothing, "left_out": reason, "resolved": {}}
 
 

@@ -97,7 +97,9 @@ def test_one_that_draws_has_the_mean_of_its_seeds():
     batches = images(4, 3)
     reducers = [Random(seed) for seed in range(3)]
     together = intrinsic.measure_lines(reducers, {"echo": Echo()}, batches, [0.3, 0.6])
-    alone = [intrinsic.measure_lines([reducer], {"echo": Echo()}, batches, [0.3, 0.6]) for reducer in reducers]
+    alone = [
+        intrinsic.measure_lines([reducer], {"echo": Echo()}, batches, [0.3, 0.6]) for reducer in reducers
+    ]
     for name in together:
         means = [sum(values) / 3 for values in zip(*(lines[name] for lines in alone), strict=True)]
         assert together[name] == pytest.approx(means)
@@ -106,7 +108,8 @@ def test_one_that_draws_has_the_mean_of_its_seeds():
 
 def test_batches_do_not_matter():
     once, parts = (
-        intrinsic.measure_lines([Random()], {"echo": Echo()}, batches, [0.4]) for batches in (images(7), images(3, 4))
+        intrinsic.measure_lines([Random()], {"echo": Echo()}, batches, [0.4])
+        for batches in (images(7), images(3, 4))
     )
     assert once["echo"] == pytest.approx(parts["echo"], rel=1e-6)
     assert once["text_coverage"] == pytest.approx(parts["text_coverage"])
@@ -180,7 +183,11 @@ def test_the_features_of_one_batch_alone_are_held_whatever_the_budgets_and_seeds
     nets = {"one": Jealous(), "other": Jealous()}
     lines = intrinsic.measure_lines(drawn, nets, batches, keep)
     assert {len(net.shown) for net in nets.values()} == {len(drawn) * len(batches) * len(keep)}
-    assert lines["one"] == lines["other"] == intrinsic.measure_lines(drawn, {"echo": Echo()}, batches, keep)["echo"]
+    assert (
+        lines["one"]
+        == lines["other"]
+        == intrinsic.measure_lines(drawn, {"echo": Echo()}, batches, keep)["echo"]
+    )
 
 
 def test_what_merges_is_held_for_one_budget_at_a_time():

@@ -9,8 +9,8 @@ from PIL import Image
 from atr.config import GROUPS, Evaluate
 from atr.core.bootstrap import interval, resampled
 from atr.datasets import Question
-from atr.reduction.registry import build_reducer
 from atr.reduction.peers.l2_norm import L2Norm
+from atr.reduction.registry import build_reducer
 from atr.vlm import robustness
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import WholeInputs
@@ -128,8 +128,12 @@ def test_a_reducer_that_reads_the_question_is_given_it(measure):
 
 def test_images_cut_into_another_number_of_tokens_are_not_compared():
     cell = ("place", 0.5)
-    own = Observation(kept={cell: [(torch.tensor([0, 1]), 4), (torch.tensor([0, 1]), 8), (torch.tensor([2]), 2)]})
-    other = Observation(kept={cell: [(torch.tensor([1, 2]), 4), (torch.tensor([0, 1]), 6), (torch.tensor([2]), 2)]})
+    own = Observation(
+        kept={cell: [(torch.tensor([0, 1]), 4), (torch.tensor([0, 1]), 8), (torch.tensor([2]), 2)]}
+    )
+    other = Observation(
+        kept={cell: [(torch.tensor([1, 2]), 4), (torch.tensor([0, 1]), 6), (torch.tensor([2]), 2)]}
+    )
     assert overlaps(other, own, cell) == {"mean": pytest.approx((1 / 3 + 1) / 2), "lowest": 1 / 3}
     none = Observation(kept={cell: [(kept, of + 1) for kept, of in own.kept[cell]]})
     assert overlaps(none, own, cell) is None
