@@ -168,7 +168,7 @@ class MicroParams(loader.Params):
     micro_dinov2: MicroDinov2
 
 
-STAGES = {
+MICRO_STAGES = {
     "micro": ("seed", "trainer", "micro"),
     "micro_probe": ("seed", "micro_probe"),
     "micro_features": ("seed", "trainer", "micro_features"),
@@ -176,7 +176,7 @@ STAGES = {
 }
 """The parameters each stage declares, and the only ones it is given."""
 
-SECTIONS = {
+MICRO_SECTIONS = {
     "trainer": Trainer,
     "micro": Micro,
     "micro_probe": MicroProbe,
@@ -184,14 +184,14 @@ SECTIONS = {
     "micro_dinov2": MicroDinov2,
 }
 
-PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, SECTIONS, STAGES)
+MICRO_PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, MICRO_SECTIONS, MICRO_STAGES)
 
 
-def load(stage: str, path: str | Path = "") -> MicroParams:
+def load_micro(stage: str, path: str | Path = "") -> MicroParams:
     """Check the whole file and return the sections that the stage declares; as `atr.config.load`."""
-    return cast(MicroParams, loader.load(stage, path, PARAMETERS))
+    return cast(MicroParams, loader.load(stage, path, MICRO_PARAMETERS))
 
 
-def load_or_exit(stage: str, path: str | Path = "") -> MicroParams:
-    """Return what `load` does; where that raises, print its one line to stderr and exit with 2."""
-    return cast(MicroParams, loader.load_or_exit(stage, path, PARAMETERS))
+def load_micro_or_exit(stage: str, path: str | Path = "") -> MicroParams:
+    """Return what `load_micro` does; where that raises, print its one line to stderr and exit with 2."""
+    return cast(MicroParams, loader.load_or_exit(stage, path, MICRO_PARAMETERS))

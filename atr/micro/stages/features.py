@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from atr.config.presets import ENCODERS as PRESETS
-from atr.micro.params import MicroParams, load_or_exit
+from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.stages import ENCODERS, entry
 
 FEATURES = Path("data/micro/training/features")
@@ -50,4 +50,4 @@ def store_parameters(params: MicroParams) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    entry("micro_features", main, load_or_exit)
+    entry("micro_features", main, load_micro_or_exit)

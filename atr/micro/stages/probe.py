@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from atr.core.files import write_json
-from atr.micro.params import MicroParams, load_or_exit
+from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.micro.stages.features import ENCODER
 from atr.stages import ENCODERS, entry
 
@@ -51,4 +51,4 @@ def _probe_size(path: str, size: int, images: int, seed: int) -> dict[int, float
 
 
 if __name__ == "__main__":
-    entry("micro_probe", main, load_or_exit)
+    entry("micro_probe", main, load_micro_or_exit)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from atr.micro.params import MicroParams, load_or_exit
+from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.stages import depends_on, entry
 
 TRAINING = Path("data/micro/training")
@@ -58,4 +58,4 @@ def _build(params: MicroParams) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    entry("micro", main, load_or_exit)
+    entry("micro", main, load_micro_or_exit)

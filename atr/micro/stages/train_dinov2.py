@@ -5,7 +5,7 @@ from typing import Any
 
 from atr.config.presets import VLMS
 from atr.core.files import read_json
-from atr.micro.params import MicroParams, load_or_exit
+from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.micro.stages.features import ENCODER, FEATURES, store_parameters
 from atr.micro.stages.probe import PROBE
 from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS
@@ -85,4 +85,4 @@ def _build(params: MicroParams, path: str, standardise: Any) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    entry("micro_dinov2", main, load_or_exit)
+    entry("micro_dinov2", main, load_micro_or_exit)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr.benchmarks.metrics import exact_match
-from atr.micro.params import PARAMETERS, load
+from atr.micro.params import MICRO_PARAMETERS, load_micro
 from atr.micro.scoring import generate_answers
 from atr.micro.stages import train
 from atr.micro.world import DRAW, sample
@@ -28,14 +28,14 @@ RECIPE = {
 def logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "VALIDATION_QUESTIONS", 2)
-    above, _, below = (ROOT / PARAMETERS.path).read_text().partition("\nmicro:")
+    above, _, below = (ROOT / MICRO_PARAMETERS.path).read_text().partition("\nmicro:")
     section, _, below = below.partition("\n\n")
     for key, value in (RECIPE | {"questions": 3}).items():
         section, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", section, flags=re.MULTILINE)
         assert count == 1, key
     above = above.replace("accelerator: auto", "accelerator: cpu")
-    Path(PARAMETERS.path).parent.mkdir(parents=True)
-    Path(PARAMETERS.path).write_text(f"{above}\nmicro:{section}\n\n{below}")
+    Path(MICRO_PARAMETERS.path).parent.mkdir(parents=True)
+    Path(MICRO_PARAMETERS.path).write_text(f"{above}\nmicro:{section}\n\n{below}")
     metrics = {}
     log = SimpleNamespace(metrics=metrics.update, artifact=lambda *_, **__: None, logger=DummyLogger)
     monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
@@ -43,7 +43,7 @@ def logged(tmp_path, monkeypatch):
 
 
 def test_the_saved_model_loads_and_scores_as_its_card_says(logged):
-    train.main(load("micro"))
+    train.main(load_micro("micro"))
     model, processor = load_vlm(str(train.MODEL), torch.float32)
     assert set(logged) == set(DRAW)
     card = (train.MODEL / "README.md").read_text()
@@ -57,5 +57,5 @@ def test_the_saved_model_loads_and_scores_as_its_card_says(logged):
     shutil.rmtree(train.MODEL)
     with pytest.MonkeyPatch.context() as patch:  # written again from the last checkpoint
         patch.setattr("atr.micro.training.MicroTraining.training_step", lambda *_: 1 / 0)
-        train.main(load("micro"))
+        train.main(load_micro("micro"))
     assert (train.MODEL / "model.safetensors").read_bytes() == weights
