@@ -37,8 +37,8 @@ _Representer.add_representer(type(None), _Representer.represent_none)
 def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = "params.yaml") -> Changes:
     """Write the values of `overlay`, and of `settings` ("section.key=value", which win), into `path`.
 
-    Returns the changed values. Raises ConfigError, one line with key, value and what is allowed, if the result
-    is no valid parameter file. After any failure `path` is unchanged.
+    Returns the changed values. Raises ConfigError, one line with key, value and what is allowed, if the
+    result is no valid parameter file. After any failure `path` is unchanged.
     """
     before = config.flat(path)
     changes = _merged(config.read(overlay), settings)
@@ -88,7 +88,7 @@ def _lay(section: CommentedMap, changes: Mapping[str, Any]) -> None:
 
 
 def _styled(value: Any, old: Any) -> Any:
-    """The value; text in quotes if need be, a list in the style of the old one with the comment at its end."""
+    """The value; text quoted if need be, a list in the style of the old one with the comment at its end."""
     if isinstance(value, str):
         return _quoted(value)
     if not isinstance(value, list):
