@@ -33,13 +33,13 @@ def name_loss(states_BND: Tensor, embedding_VD: Tensor, names_BN2: Tensor, has_t
     A patch of text has the names of its line: the question that the line answers, and its word. Without this
     loss the language model learns to read, but long confuses the lines of a page.
     """
-    logits_BNV = functional.linear(normalise(states_BND), embedding_VD)
+    logits_BNV = functional.linear(normalise_states(states_BND), embedding_VD)
     weights_BN2 = torch.where(has_text_BN, 1.0, NO_TEXT_WEIGHT).unsqueeze(-1).expand_as(names_BN2)
     return _two_slot_loss([logits_BNV] * 2, names_BN2, weights_BN2)
 
 
 class CharacterHeads(nn.Module):
-    """Two linear heads that name the first two characters of each patch."""
+    """Two linear heads that predict the first two characters of each patch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class CharacterHeads(nn.Module):
 
     def loss(self, states_BND: Tensor, characters_BN2: Tensor) -> Tensor:
         """Cross-entropy, averaged over the two characters."""
-        logits = [head(normalise(states_BND)) for head in self.heads]
+        logits = [head(normalise_states(states_BND)) for head in self.heads]
         weights_BN2 = torch.where(characters_BN2 == BLANK, NO_TEXT_WEIGHT, 1.0)
         return _two_slot_loss(logits, characters_BN2, weights_BN2)
 
 
 class DigitHeads(nn.Module):
-    """A linear head for each place of a number, to name the digits read so far at each patch of text."""
+    """A linear head for each place of a number: predicts the digits up to each patch of text."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -61,13 +61,13 @@ class DigitHeads(nn.Module):
 
     def loss(self, states_BND: Tensor, digits_BN4: Tensor) -> Tensor:
         """Cross-entropy, averaged over places and patches of text; zero if no patch has text."""
-        logits_BN4C = torch.stack([head(normalise(states_BND)) for head in self.heads], dim=2)
+        logits_BN4C = torch.stack([head(normalise_states(states_BND)) for head in self.heads], dim=2)
         logits, digits = logits_BN4C.flatten(0, 2).float(), digits_BN4.flatten()
         total = functional.cross_entropy(logits, digits, ignore_index=IGNORE, reduction="sum")
         return total / (digits != IGNORE).sum().clamp(min=1)
 
 
-def normalise(states_BND: Tensor) -> Tensor:
+def normalise_states(states_BND: Tensor) -> Tensor:
     """Layer norm without parameters: tower and projector end without one, and features grow in training."""
     return functional.layer_norm(states_BND, states_BND.shape[-1:])
 

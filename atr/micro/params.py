@@ -1,4 +1,4 @@
-"""The trainings of the small world: a dataclass for each section of data/micro/params.yaml."""
+"""The trainings of the micro world: a dataclass for each section of data/micro/params.yaml."""
 
 from dataclasses import field
 from pathlib import Path
@@ -160,7 +160,7 @@ class MicroFeatures:
 
 
 class MicroParams(loader.Params):
-    """The parameters that one stage of the small world declares, read-only."""
+    """The parameters that one stage of the micro world declares, read-only."""
 
     micro: Micro
     micro_probe: MicroProbe
@@ -174,7 +174,7 @@ MICRO_STAGES = {
     "micro_features": ("seed", "trainer", "micro_features"),
     "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
 }
-"""The parameters each stage declares, and the only ones it is given."""
+"""The parameters that each stage declares, and the only ones it gets."""
 
 MICRO_SECTIONS = {
     "trainer": Trainer,
@@ -184,14 +184,14 @@ MICRO_SECTIONS = {
     "micro_dinov2": MicroDinov2,
 }
 
-MICRO_PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, MICRO_SECTIONS, MICRO_STAGES)
+PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, MICRO_SECTIONS, MICRO_STAGES)
 
 
 def load_micro(stage: str, path: str | Path = "") -> MicroParams:
-    """Check the whole file and return the sections that the stage declares; as `atr.config.load`."""
-    return cast(MicroParams, loader.load(stage, path, MICRO_PARAMETERS))
+    """Check the whole file and return the sections that the stage declares, as `atr.config.load` does."""
+    return cast(MicroParams, loader.load(stage, path, PARAMETERS))
 
 
 def load_micro_or_exit(stage: str, path: str | Path = "") -> MicroParams:
-    """Return what `load_micro` does; where that raises, print its one line to stderr and exit with 2."""
-    return cast(MicroParams, loader.load_or_exit(stage, path, MICRO_PARAMETERS))
+    """Return what `load_micro` does; if it raises, print its one line to stderr and exit with 2."""
+    return cast(MicroParams, loader.load_or_exit(stage, path, PARAMETERS))

@@ -6,15 +6,8 @@ from omegaconf import OmegaConf
 
 from atr import config
 from atr.config import loader
-from atr.micro.params import (
-    MICRO_PARAMETERS,
-    Micro,
-    MicroDinov2,
-    MicroFeatures,
-    MicroProbe,
-    load_micro,
-    load_micro_or_exit,
-)
+from atr.micro import params
+from atr.micro.params import PARAMETERS, Micro, MicroDinov2, MicroFeatures, MicroProbe
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "data/micro/params.yaml"
@@ -25,31 +18,31 @@ def message(folder, key, value):
     OmegaConf.update(tree, key, value, force_add=True)
     OmegaConf.save(tree, folder / "params.yaml")
     with pytest.raises(config.ConfigError) as caught:
-        load_micro("micro_probe", folder / "params.yaml")
+        params.load_micro("micro_probe", folder / "params.yaml")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_the_shipped_file_states_every_parameter():
     tree = OmegaConf.load(SHIPPED)
-    for name, kind in MICRO_PARAMETERS.sections.items():
+    for name, kind in PARAMETERS.sections.items():
         assert list(tree[name]) == [field.name for field in fields(kind)]
-    assert list(tree) == list(MICRO_PARAMETERS.keys)
+    assert list(tree) == list(PARAMETERS.keys)
 
 
-@pytest.mark.parametrize("stage", MICRO_PARAMETERS.stages)
+@pytest.mark.parametrize("stage", PARAMETERS.stages)
 def test_a_stage_gets_what_it_declares_and_nothing_else(stage):
-    declared = load_micro(stage, SHIPPED)
-    assert list(declared.raw()) == list(MICRO_PARAMETERS.stages[stage])
-    for key in set(MICRO_PARAMETERS.keys) - set(declared.raw()):
+    declared = params.load_micro(stage, SHIPPED)
+    assert list(declared.raw()) == list(PARAMETERS.stages[stage])
+    for key in set(PARAMETERS.keys) - set(declared.raw()):
         with pytest.raises(AssertionError, match=key):
             getattr(declared, key)
 
 
 def test_the_file_is_found_from_the_root_of_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert load_micro("micro").raw() == load_micro("micro", SHIPPED).raw()
-    assert load_micro("micro").labels() == {}, "the file names neither encoder nor model"
+    assert params.load_micro("micro").raw() == params.load_micro("micro", SHIPPED).raw()
+    assert params.load_micro("micro").labels() == {}, "the file names neither encoder nor model"
 
 
 def test_a_wrong_value_ends_a_stage_with_one_line(tmp_path, capsys):
@@ -57,7 +50,7 @@ def test_a_wrong_value_ends_a_stage_with_one_line(tmp_path, capsys):
     tree.micro.steps = 0
     OmegaConf.save(tree, tmp_path / "params.yaml")
     with pytest.raises(SystemExit, match="2"):
-        load_micro_or_exit("micro_probe", tmp_path / "params.yaml")
+        params.load_micro_or_exit("micro_probe", tmp_path / "params.yaml")
     assert capsys.readouterr().err == (
         "atr micro_probe: micro.steps: 0 is out of range, allowed: 1 <= steps <= 2147483647\n"
     )

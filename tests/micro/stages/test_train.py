@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr.benchmarks.metrics import exact_match
-from atr.micro.params import MICRO_PARAMETERS, load_micro
+from atr.micro.params import PARAMETERS, load_micro
 from atr.micro.scoring import generate_answers
 from atr.micro.stages import train
 from atr.micro.world import DRAW, sample
@@ -28,14 +28,14 @@ RECIPE = {
 def logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "VALIDATION_QUESTIONS", 2)
-    above, _, below = (ROOT / MICRO_PARAMETERS.path).read_text().partition("\nmicro:")
+    above, _, below = (ROOT / PARAMETERS.path).read_text().partition("\nmicro:")
     section, _, below = below.partition("\n\n")
     for key, value in (RECIPE | {"questions": 3}).items():
         section, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", section, flags=re.MULTILINE)
         assert count == 1, key
     above = above.replace("accelerator: auto", "accelerator: cpu")
-    Path(MICRO_PARAMETERS.path).parent.mkdir(parents=True)
-    Path(MICRO_PARAMETERS.path).write_text(f"{above}\nmicro:{section}\n\n{below}")
+    Path(PARAMETERS.path).parent.mkdir(parents=True)
+    Path(PARAMETERS.path).write_text(f"{above}\nmicro:{section}\n\n{below}")
     metrics = {}
     log = SimpleNamespace(metrics=metrics.update, artifact=lambda *_, **__: None, logger=DummyLogger)
     monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))

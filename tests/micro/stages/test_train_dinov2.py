@@ -19,7 +19,7 @@ from atr.features.wheel_weights import locate
 from atr.micro.drawing import SIZE
 from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
-from atr.micro.params import MICRO_PARAMETERS, load_micro
+from atr.micro.params import PARAMETERS, load_micro
 from atr.micro.scoring import score_benchmark
 from atr.micro.stages import features, probe, train_dinov2
 from atr.micro.vocabulary import VOCABULARY
@@ -42,7 +42,7 @@ SECTIONS = {
 def logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_dinov2, "VALIDATION_QUESTIONS", 1)
-    text = (ROOT / MICRO_PARAMETERS.path).read_text()
+    text = (ROOT / PARAMETERS.path).read_text()
     for section, values in SECTIONS.items():
         above, _, below = text.partition(f"\n{section}:")
         for key, value in values.items():
@@ -50,8 +50,8 @@ def logged(tmp_path, monkeypatch):
             assert count == 1, key
         text = f"{above}\n{section}:{below}"
     text = text.replace("accelerator: auto", "accelerator: cpu").replace("precision: auto", "precision: 32")
-    Path(MICRO_PARAMETERS.path).parent.mkdir(parents=True)
-    Path(MICRO_PARAMETERS.path).write_text(text)
+    Path(PARAMETERS.path).parent.mkdir(parents=True)
+    Path(PARAMETERS.path).write_text(text)
     tower = {"hidden_size": 24, "num_hidden_layers": 7, "num_attention_heads": 3, "mlp_ratio": 1}
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**tower, patch_size=14, image_size=518)).save_pretrained(
@@ -110,7 +110,7 @@ def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged
 def test_features_of_other_lessons_are_refused(logged):
     features.main(load_micro("micro_features"))
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
-    text = Path(MICRO_PARAMETERS.path).read_text()
-    Path(MICRO_PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
+    text = Path(PARAMETERS.path).read_text()
+    Path(PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
     with pytest.raises(ValueError, match="seed is 0, asked for is 1: run the extract stage again"):
         train_dinov2.main(load_micro("micro_dinov2"))
