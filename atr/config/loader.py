@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar, get_type_hints
 
 from pydantic import ValidationError
 
-from atr.config.errors import ConfigError, abridge, describe, failure, from_validation, join, wrong_type
+from atr.config.errors import ConfigError, abridge, describe_type, failure, from_validation, join, wrong_type
 from atr.config.reading import read
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def build(kind: type[Section], prefix: str, values: Any) -> Section:
         if name not in allowed:
             raise failure(f"{prefix}{name}", value, "is an unknown key", join(allowed))
         if not _is_literal(value):
-            written_out = f"{describe(hints[name])}, written out"
+            written_out = f"{describe_type(hints[name])}, written out"
             raise failure(f"{prefix}{name}", value, "is not a value", written_out)
         if _is_nested(value):
             raise wrong_type(f"{prefix}{name}", value, hints[name])
@@ -227,7 +227,7 @@ def _is_literal(value: object) -> bool:
 
 def _unquoted(value: Any, hint: Any) -> Any:
     """Numbers in quotes as numbers, in fields that take no text."""
-    kind = describe(hint)
+    kind = describe_type(hint)
     if isinstance(value, list) and kind in ("list[int]", "list[float]"):
         return [_unquoted(item, float if "float" in kind else int) for item in value]
     if isinstance(value, str) and kind in ("int", "float", "int | None"):

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from atr import config
-from atr.config.errors import describe
+from atr.config.errors import describe_type
 from atr.config.fields import STRICT
 from atr.config.loader import ParameterFile, build, load
 from atr.config.stages import PIPELINE
@@ -138,7 +138,7 @@ INF, NAN = float("inf"), float("nan")
 NUMBERS = [0, -1, -(10**30), 10**30, 0.0, -0.5, 1e-300, 1e300, INF, -INF, NAN]
 NO_NUMBERS = [True, None, "", "x", "nan", "1e999", [], [[]], {}, {"a": 1}, "0" * 5000]
 FIELDS = [
-    (section, name, describe(hint))
+    (section, name, describe_type(hint))
     for section, kind in SECTIONS.items()
     for name, hint in get_type_hints(kind, include_extras=True).items()
 ]

@@ -139,7 +139,7 @@ def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, 
     monkeypatch.setattr("atr.features.store.FeatureStore.open", lambda *_, **__: None)
     monkeypatch.setattr("atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained", lambda *_: None)
     write_params(precision="16-mixed")
-    with pytest.raises(ValueError, match=r"^trainer\.precision: 16-mixed is of GPUs"):
+    with pytest.raises(ValueError, match=r"^trainer\.precision: 16-mixed needs a GPU"):
         STAGES[stage]()
     assert not any(file.exists() for file in RESULTS)
 
