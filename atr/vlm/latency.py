@@ -17,8 +17,7 @@ from atr.core.tokens import budget
 from atr.features.attention_hooks import FIELDS
 from atr.reduction import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
-from atr.vlm.families import encode
-from atr.vlm.families.llava import Llava
+from atr.vlm.families import Llava, encode
 
 
 def noise(model: Any, images: int, seed: int) -> Tensor:
