@@ -53,6 +53,8 @@ def from_validation(error: ValidationError, kind: type, prefix: str) -> ConfigEr
         return failure(f"{prefix}{key}", rule["value"], rule["problem"], rule["allowed"])
     name = str(first["loc"][0])
     hint = get_type_hints(kind, include_extras=True)[name]
+    if first["type"] == "missing":
+        return ConfigError(f"{prefix}{name}: missing, allowed: {describe(hint)}")
     if first["type"] in _BOUNDS:
         return failure(f"{prefix}{name}", value, OUT_OF_RANGE, _bounds(kind, name))
     if first["type"] == "literal_error":

@@ -43,7 +43,8 @@ def _check_own(names: list[str]) -> list[str]:
         try:
             weights = catalog.reducer_traits(name).weights
         except ValueError as error:
-            raise refusal(name, str(error), problem="is no reducer") from None
+            problem, _, allowed = f"is no reducer: {error}".partition(", allowed: ")
+            raise refusal(name, allowed or "a Python file", problem=problem) from None
         if weights:
             raise refusal(name, f"a reducer without WEIGHTS; {name}.py has {weights!r}")
     return names

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, AllowInfNan, ConfigDict, Field, ValidationInfo
 
 from atr.config.errors import UNKNOWN, join, refusal
 
@@ -32,15 +32,16 @@ def are_distinct(values: Collection[object]) -> bool:
     return len(set(values)) == len(values) > 0
 
 
-def check_fractions(values: list[float]) -> list[float]:
+def check_fractions(values: list[float], info: ValidationInfo) -> list[float]:
     """Refuse kept fractions out of range, or ones that figures and tables would print alike."""
     distinguishable = are_distinct([f"{value:g}" for value in values]) and len(values) <= 100
     if not (distinguishable and all(0 < value <= 1 for value in values)):
-        raise refusal(values, "1 to 100 distinct fractions, 0 < fraction <= 1, of six digits")
+        raise refusal(values, f"1 to 100 distinct fractions, 0 < {info.field_name} <= 1, of six digits")
     return values
 
 
-KeptFractions = Annotated[list[float], AfterValidator(check_fractions)]
+KeptFractions = Annotated[list[Annotated[float, AllowInfNan()]], AfterValidator(check_fractions)]
+"""Its own check refuses NaN and infinity too, with the range in the message."""
 
 
 def check_names(names: list[str], known: Collection[str], own: str) -> list[str]:

@@ -43,7 +43,8 @@ def _check_own(names: list[str]) -> list[str]:
         try:
             catalog.benchmark_group(name)
         except ValueError as error:
-            raise refusal(name, str(error), problem="is no benchmark") from None
+            problem = f"is no benchmark: {str(error).partition(', allowed: ')[0]}"
+            raise refusal(name, "a Python file with GROUP = 'text' or 'general'", problem=problem) from None
     return names
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import yaml
-from pydantic import ValidationError
 from pydantic.dataclasses import dataclass
 
-from atr.config.errors import ConfigError, abridge, from_validation, join
+from atr.config.errors import ConfigError, abridge, join
 from atr.config.fields import STRICT
+from atr.config.loader import build
 
 FOLDER = Path(__file__).with_suffix("")
 
@@ -65,11 +65,11 @@ def read_presets(kind: type[Preset], folder: Path) -> dict[str, Preset]:
 def _read(kind: type[Preset], path: Path) -> Preset:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return kind(name=path.stem, **values)
-    except ValidationError as error:
-        raise from_validation(error, kind, f"{path}: ") from None
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}, allowed: a preset in YAML") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {abridge(values)} is no mapping, allowed: a preset in YAML")
+    return build(kind, f"{path}: ", {"name": path.stem, **values})
 
 
 ENCODERS = read_presets(EncoderPreset, FOLDER / "encoders")

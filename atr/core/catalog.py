@@ -134,10 +134,10 @@ def _check(path: Path, key: str, value: object, allowed: tuple[object, ...]) -> 
 
 
 @cache
-def benchmarks() -> list[str]:
-    """The benchmarks of the package by group: the files of atr/benchmarks with a GROUP."""
+def benchmarks() -> dict[str, str]:
+    """Groups by benchmark: the files of atr/benchmarks with a GROUP, text-based ones first."""
     groups = {name: constants(BENCHMARKS / f"{name}.py").get("GROUP") for name in names(BENCHMARKS)}
-    return [name for group in GROUPS for name in groups if groups[name] == group]
+    return {name: group for group in GROUPS for name in groups if groups[name] == group}
 
 
 def benchmark_group(name: str) -> str:

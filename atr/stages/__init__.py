@@ -54,7 +54,7 @@ def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
             str(path): sha256(path) if path.is_file() else folder_digest(path) for path in map(Path, read)
         },
         "versions": [version(library) for library in ("torch", "transformers", "lightning")],
-        "code": folder_digest(Path(config.__file__).parent, "*.py"),
+        "code": folder_digest(catalog.PACKAGE, "*.py"),
     }
 
 

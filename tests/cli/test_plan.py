@@ -22,6 +22,9 @@ from transformers import (
 from atr import config
 from atr.cli import overlay, plan
 from atr.cli.disk import Disks
+from atr.config.presets import ENCODERS, VLMS
+from atr.config.pretrain import Pretrain
+from atr.config.trainer import Trainer
 from atr.features.datamodule import FeatureDataModule
 from atr.features.encoder import Encoder
 from atr.reduction.autoencoder import FeatureAutoencoder
@@ -63,7 +66,7 @@ def test_stored_features_have_the_papers_size(path, image, hundred_thousand):
 
 
 def test_every_preset_is_known():
-    assert all(plan.features_of(preset.path) for preset in config.ENCODERS.values())
+    assert all(plan.features_of(preset.path) for preset in ENCODERS.values())
 
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
@@ -111,7 +114,7 @@ def autoencoder(pretrain, width, grid):
 
 @pytest.mark.parametrize(("width", "layers", "ratio"), [(24, 1, 4.0), (36, 3, 2.6), (192, 2, 4.0)])
 def test_parameters_are_those_of_the_modules(width, layers, ratio):
-    pretrain = config.Pretrain(layers=layers, ffn_ratio=ratio)
+    pretrain = Pretrain(layers=layers, ffn_ratio=ratio)
     real = autoencoder(pretrain, width, (3, 4))
     size = plan.Autoencoder.of(pretrain, width)
     for module, count in (
@@ -136,7 +139,7 @@ def counted(run):
 
 
 def test_flops_are_those_that_torch_counts():
-    pretrain = config.Pretrain(layers=2, heads=3, ffn_ratio=3.0)
+    pretrain = Pretrain(layers=2, heads=3, ffn_ratio=3.0)
     real, tokens = autoencoder(pretrain, 24, (4, 5)), 20
     size = plan.Autoencoder.of(pretrain, 24)
     features_BND = torch.randn(6, tokens, 24)
@@ -173,13 +176,13 @@ def test_split_and_steps_are_those_of_the_data_module(planned, images, batch):
     ("devices", "nodes", "processes"), [(8, 1, 8), ("auto", 1, 1), (-1, 2, 1), ([0, 3], 2, 4)]
 )
 def test_each_device_takes_its_own_batch(planned, devices, nodes, processes):
-    trainer = config.Trainer(devices=devices, num_nodes=nodes)
+    trainer = Trainer(devices=devices, num_nodes=nodes)
     costs = replace(planned("llava-next"), trainer=trainer)
     assert costs.processes == processes
     assert costs.steps == 40 * (95_000 // processes // 32)
 
 
-@pytest.mark.parametrize("name", config.PAPER_BENCHMARKS)
+@pytest.mark.parametrize("name", plan.QUESTIONS)
 def test_questions_are_those_that_the_benchmark_says(name):
     first = (ROOT / f"atr/benchmarks/{name}.py").read_text().partition("\n")[0]
     count = re.findall(r": ([\d,]+) ", first)[-1]
@@ -311,7 +314,7 @@ def test_an_unknown_encoder_is_said_to_be_unknown(planned):
 )
 def test_as_many_tiles_as_the_largest_grid_of_the_family_and_its_base(name, family, side):
     grids = family().image_grid_pinpoints
-    assert config.VLMS[name].tiles == max((height // side) * (width // side) for height, width in grids) + 1
+    assert VLMS[name].tiles == max((height // side) * (width // side) for height, width in grids) + 1
 
 
 def test_the_model_of_the_paper_may_shrink_its_grid(planned):

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from atr import config
 from atr.core.files import read_json
 from atr.micro.model import build_model, build_processor
-from atr.micro.world import ANSWERS, QUESTIONS
+from atr.micro.vocabulary import VOCABULARY
 from atr.stages import (
     DISTILL,
     DISTILLED,
@@ -85,7 +85,7 @@ def prepared(tmp_path_factory):
     """A tiny model in the place of the shipped one, and a few images and questions of the micro world."""
     folder = tmp_path_factory.mktemp("prepared")
     torch.manual_seed(0)
-    processor = build_processor((*QUESTIONS, *ANSWERS), 56)
+    processor = build_processor(VOCABULARY, 56)
     model = folder / config.VLMS["micro"].path
     build_model(processor, 56, width=64, layers=2, text_layers=1).save_pretrained(model)
     processor.save_pretrained(model)
