@@ -26,7 +26,6 @@ from atr.core import catalog
 STAGES = {
     "benchmark": (),
     "prepare": ("seed", "prepare"),
-    "own_benchmark": (),
     "extract": ("encoder", "trainer", "extract"),
     "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),
     "distill": ("seed", "encoder", "vlm", "trainer", "distill", "evaluate.positions"),

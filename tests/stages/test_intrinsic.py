@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from omegaconf import OmegaConf
 
 from atr import config
 from atr.core.tokens import mask_of
+from atr.datasets.annotations import TEXT_ANNOTATION
+from atr.datasets.drawn import MICRO, draw_rows
 from atr.datasets.prepared import save_images
 from atr.features.store import FeatureStore, ShardWriter, write_manifest
 from atr.micro import world
@@ -53,8 +56,11 @@ def prepared(tmp_path_factory):
     processor.save_pretrained(model)
     save_store(folder / EVALUATE_FEATURES, IMAGES)
     save_store(folder / PRETRAIN_FEATURES, [f"docs/{number}" for number in range(20)])
-    drawn = [world.sample(*split(name), SEED).image for name in IMAGES]
-    save_images(folder / EVALUATE_IMAGES, zip(IMAGES, drawn, strict=True), PREPARED)
+    rows = (next(islice(draw_rows(MICRO, *split(name)[:2], SEED), split(name)[2], None)) for name in IMAGES)
+    images = (
+        (name, row["image"].image, row["image"].text_centres) for name, row in zip(IMAGES, rows, strict=True)
+    )
+    save_images(folder / EVALUATE_IMAGES, images, PREPARED, TEXT_ANNOTATION)
     autoencoder = FeatureAutoencoder(WIDTH, GRID, layers=1, heads=1)
     for trunk in (autoencoder.selector.trunk, autoencoder.reconstructor.trunk):
         torch.nn.init.normal_(trunk.head.weight, std=0.1)

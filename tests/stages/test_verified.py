@@ -94,7 +94,7 @@ def opened(first, monkeypatch):
         (
             distill,
             (),
-            {"atr.datasets.training_images.AskedImages": stop},
+            {"atr.datasets.load_prompts": stop},
             {PRETRAIN_FEATURES, PRETRAIN_IMAGES},
         ),
         (

@@ -94,9 +94,8 @@ def theirs(texts, tmp_path_factory):
 
 
 def score(benchmark, prediction, answer, choices=()):
-    return load_benchmark(benchmark).score(
-        prediction, SimpleNamespace(answers=[answer], choices=list(choices))
-    )
+    question = SimpleNamespace(answers=[answer], choices=list(choices))
+    return load_benchmark(benchmark).score(prediction, question)
 
 
 def test_answers_of_vqa_are_normalised_as_theirs(texts, theirs):
