@@ -2,7 +2,7 @@
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atr import config
 from atr.core import catalog
@@ -17,12 +17,6 @@ from atr.stages import (
     weights_of,
 )
 
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-    from atr.core.records import Trial
-    from atr.vlm.generation import Generator
-
 
 def main(params: config.Params, reducer: str) -> None:
     """Write results.jsonl, summary.json and masks.json, all or none; an interrupted run is resumed."""
@@ -34,7 +28,7 @@ def main(params: config.Params, reducer: str) -> None:
         from atr.benchmarks.answer_files import UnfinishedRows, save_rows
         from atr.benchmarks.runner import answer_all, choose_pictured
         from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
-        from atr.core.hardware import lightning_kwargs
+        from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import ReducedGenerator
 
@@ -42,10 +36,11 @@ def main(params: config.Params, reducer: str) -> None:
         fabric.launch()
         questions, evaluate = load_questions(EVALUATE_IMAGES), params.evaluate
         generator = _load_generator(params, fabric)
-        computed = _computed(params, fabric, generator)
+        hardware = resolved(precision_of(params.trainer), fabric.device)
+        computed = {"provenance": tracking.provenance(), "resolved": hardware | dict(generator.resolved)}
         trials = _trials(params, reducer, generator, fabric)
-        seeds = {trial.seed for trial in trials}
-        reduced = ReducedGenerator.build(generator, reducer, seeds, weights_of(reducer))
+        seeds, weights = {trial.seed for trial in trials}, weights_of(reducer)
+        reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
         batches = generator.batches(questions, evaluate.batch_size)
         # Commit and parameters do not cover the user's own file.
         path = unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
@@ -54,8 +49,8 @@ def main(params: config.Params, reducer: str) -> None:
         if not fabric.is_global_zero:
             return
         scores, full = summarise(rows, evaluate.bootstrap, params.seed), mean_tokens_full(rows)
-        summary = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
-        summary |= {"parameters": params.raw(), **computed, "tokens_full": full, "scores": scores}
+        names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
+        summary = {**names, **computed, "parameters": params.raw(), "tokens_full": full, "scores": scores}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", summary)
@@ -66,7 +61,7 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _load_generator(params: config.Params, fabric: "Fabric") -> "Generator":
+def _load_generator(params: config.Params, fabric: Any) -> Any:
     from atr.core.hardware import precision_of
     from atr.datasets import PreparedImages
     from atr.features.store import FeatureStore
@@ -80,16 +75,7 @@ def _load_generator(params: config.Params, fabric: "Fabric") -> "Generator":
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 
-def _computed(params: config.Params, fabric: "Fabric", generator: "Generator") -> dict[str, Any]:
-    """What the results were computed by, beside the parameters."""
-    from atr.core import tracking
-    from atr.core.hardware import precision_of, resolved
-
-    hardware = resolved(precision_of(params.trainer), fabric.device)
-    return {"provenance": tracking.provenance(), "resolved": hardware | dict(generator.resolved)}
-
-
-def _trials(params: config.Params, reducer: str, generator: "Generator", fabric: "Fabric") -> "list[Trial]":
+def _trials(params: config.Params, reducer: str, generator: Any, fabric: Any) -> list[Any]:
     """The trials of a reducer at the kept fractions that it can reach; the others are named on stderr."""
     from atr.benchmarks.runner import trials_of
 
