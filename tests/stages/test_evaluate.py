@@ -206,8 +206,8 @@ def test_budgets_out_of_reach_between_the_layers_are_left_out_and_told(
     assert masks["keep"] == trials[0][0]
     last = {"fastv": 4, "pyramiddrop": 2}[reducer]
     assert {len(kept) for kept in masks["masks"].values()} == {last}
-    told = f"{reducer} cannot keep as few as {below}: left out"
-    assert capsys.readouterr().err.count(told) == 1
+    line = f"{reducer} cannot keep as few as {below}: left out"
+    assert capsys.readouterr().err.count(line) == 1
 
 
 def test_where_no_budget_is_in_reach_nothing_is_asked(project):
@@ -258,7 +258,7 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
 
 
 class Watched:
-    """Generator.prepare: notes what it is asked for, and stops as on Ctrl-C after `most` batches."""
+    """Generator.prepare: records its images, and stops as on Ctrl-C after `most` batches."""
 
     def __init__(self, monkeypatch):
         self.seen, self.most, real = [], None, Generator.prepare
@@ -434,13 +434,13 @@ def test_a_question_about_features_that_are_not_finite_is_failed_and_says_why(pr
         spoilt = run(reducer)[0]
     finally:
         save_store(trained / EVALUATE_FEATURES)
-    about = [row for row in spoilt if row["image"] == IMAGES[1]]
+    failed = [row for row in spoilt if row["image"] == IMAGES[1]]
     name = {"selector": "SelectorReducer", "random": "Random", "full": "Full"}[reducer]
     reason = f"ValueError: reducer {name}: features_BND of images [0] of 1 holds NaN or infinity"
-    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in about} == {
+    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in failed} == {
         ("failed", None, reason)
     }
-    assert [row for row in spoilt if row not in about] == [row for row in rows if row["image"] != IMAGES[1]]
+    assert [row for row in spoilt if row not in failed] == [row for row in rows if row["image"] != IMAGES[1]]
 
 
 @pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled_ranking", "selector_mmr"])
