@@ -95,6 +95,7 @@ def _generator(params: config.Params) -> "Generator":
     import torch
     from lightning.fabric import Fabric
 
+    from atr.config.evaluate import Evaluate
     from atr.datasets import PreparedImages
     from atr.features.wheel_weights import locate
     from atr.vlm.checkpoint import load_vlm, version_of
@@ -104,7 +105,7 @@ def _generator(params: config.Params) -> "Generator":
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     tower = partial(locate, folder=ENCODERS)
     model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
-    settings: Any = SimpleNamespace(**{**vars(params.evaluate), "positions": "original"})
+    settings = Evaluate(**vars(params.evaluate), positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
     source = WholeInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)
