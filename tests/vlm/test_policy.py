@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from atr.reduction.peers._attention import ClassAttention, HiRED, apportion
+from atr.reduction.peers._diversity import CDPruner
 from PIL import Image
 
 from atr.core.tokens import budget, shares, top_k_BK
@@ -16,8 +18,6 @@ from atr.reduction import (
     Scorer,
     SelectorReducer,
 )
-from atr.reduction.peers._attention import ClassAttention, HiRED, apportion
-from atr.reduction.peers._diversity import CDPruner
 from atr.vlm.families import Tiling, encode, family_of
 from atr.vlm.policy import Policy, as_reducer, choose_packed
 from atr.vlm.tiling import TileLayout
