@@ -57,7 +57,7 @@ def _mistakes(processor: Any, given: Tensor, own: Tensor, images: Sequence[Any])
 
 
 class _Fit:
-    """The linear fit, per channel, of given pixels to those of one way of preprocessing; `error` in levels."""
+    """The linear fit, per channel, of given pixels to those that were made; `error` in levels of 255."""
 
     def __init__(self, processor: Any, given: Tensor, made: Tensor) -> None:
         self.mean_C, self.std_C = _normalisation(processor)

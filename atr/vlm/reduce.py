@@ -2,7 +2,7 @@
 
 The images are encoded outside the model. The placeholders of dropped tokens are removed from `input_ids` and
 `attention_mask`, and the kept features are passed as `mm_encoder_outputs`, which `forward` and `generate` of
-transformers >= 5.18 accept. Shapes: B rows, L tokens of a row, P packed tokens of an image, K kept ones, D width.
+transformers >= 5.18 accept. Shapes: B rows, L tokens of a row, P packed and K kept tokens of an image, D width.
 """
 
 import itertools
@@ -74,16 +74,16 @@ def reduce(
 ) -> Reduced:
     """Shorten a processor's output to `keep` (a fraction, or an int count) of the tokens of each image.
 
-    Rows may be padded on either side and hold several images or none; the result is left-padded to the longest
-    row. With `keep="adaptive"` a trained selector chooses the count of each image: it keeps the tokens with
-    positive logit, within `bounds` (lowest and highest fraction or count per image, or per tile if `budget` is
-    "tile").
+    Rows may be padded on either side and hold several images or none; the result is left-padded to the
+    longest row. With `keep="adaptive"` a trained selector chooses the count of each image: it keeps the
+    tokens with positive logit, within `bounds` (lowest and highest fraction or count per image, or per tile
+    if `budget` is "tile").
 
     `positions` are the position ids of the kept tokens:
 
     - "original": every token keeps its position in the full sequence, and generation continues from there.
-      Without mask and cache transformers would read the gaps as borders between packed sequences, so that the
-      result sets `use_cache`; passing `use_cache=False` beside it raises TypeError.
+      Without mask and cache transformers would read the gaps as borders between packed sequences, so that
+      the result sets `use_cache`; passing `use_cache=False` beside it raises TypeError.
     - "contiguous": the model numbers the shorter sequence itself, as any prompt.
 
     A warning is given if the selector's record names other positions.
@@ -94,13 +94,13 @@ def reduce(
     - `budget`: the tiles of an "image" share its budget, the highest scores first; or each "tile" gets a share
       in proportion to its tokens.
     - `newline`: "keep" all newlines, or let them "follow" their rows: a row without kept tokens has none.
-    - `interpolation`: if OneVision downsamples an image, its scores are resampled as its features are and tokens
+    - `interpolation`: if OneVision downsamples an image, scores are resampled like the features and tokens
       are selected afterwards ("model"), or tokens are selected without any resampling ("off").
 
-    Raises ValueError for an unsupported model family, inputs other than text and images, placeholders that do
-    not match the images, `keep` out of range, a reducer that does not serve the images, a selector trained on
-    other features than the model reads, and original positions under FlashAttention, which reads the gaps as
-    borders in spite of a cache, or for a language model without position ids.
+    Raises ValueError for an unsupported model family, inputs other than text and images, placeholders that
+    do not match the images, `keep` out of range, a reducer that does not serve the images, a selector
+    trained on other features than the model reads, and original positions under FlashAttention, which reads
+    the gaps as borders in spite of a cache, or for a language model without position ids.
     """
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
@@ -143,7 +143,7 @@ class Prepared:
         return select_tokens(reducer, self.encoded, self.layout, policy)
 
     def keep_tokens(self, kept: Sequence[Tensor], reducer: Reducer, policy: Policy) -> Reduced:
-        """The input with the `kept` tokens (K,) of each encoded image, as `choose` returns them for `reducer`."""
+        """The input with the `kept` tokens (K,) of each encoded image, which `choose` returned for `reducer`."""
         tokens = self._merge(reducer, kept) if isinstance(reducer, Merger) else self.tokens
         with_newlines = self.layout.with_newlines(list(kept), policy.newline)
         report = [
@@ -171,12 +171,11 @@ class Prepared:
         sizes = None if tiling.sizes is None else [tiling.sizes[image] for image in image_of]
         arrangements = tuple(tiling.arrangements[image] for image in image_of) if tiling.arrangements else ()
         repeats_R = torch.tensor(counts, device=self.encoded.features_BND.device)
+        text_BD = self._embed_text().repeat_interleave(repeats_R, 0)
         return replace(
             self,
             layout=replace(self.layout, tiling=Tiling(counts, tiling.grid, sizes, arrangements)),
-            encoded=replace(
-                self.encoded.of(tiles), text_BD=self._embed_text().repeat_interleave(repeats_R, 0)
-            ),
+            encoded=replace(self.encoded.of(tiles), text_BD=text_BD),
             tokens=[self.tokens[image] for image in image_of],
             image_of=range(len(image_of)),
         )
@@ -248,8 +247,8 @@ def shorten(
 ) -> dict[str, Any]:
     """Keep the tokens `keep` (K,) of the `image_features` (P, D) of each image, in order of the placeholders.
 
-    For images that are encoded and projected already. Budgets may differ between images. The result serves one
-    call of the model; errors as in `reduce`.
+    For images that are encoded and projected already. Budgets may differ between images. The result serves
+    one call of the model; errors as in `reduce`.
     """
     check_positions(model, positions)
     _check_keys(model, inputs)
@@ -291,7 +290,7 @@ def _placeholders(model: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _image_bounds(placeholder_BL: Tensor, sizes: Sequence[int]) -> Tensor:
-    """First placeholder of each image and the end, as indices into all placeholders row by row; (images + 1,)."""
+    """First placeholder of each image and the end, as indices into all placeholders; int64 (images + 1,)."""
     row_P = placeholder_BL.nonzero()[:, 0]
     if len(row_P) != sum(sizes):
         raise ValueError(

@@ -50,10 +50,11 @@ def select_tokens(
 ) -> list[Tensor]:
     """Indices kept of the packed tokens of each image, without newlines; int64 (K,) each, on the CPU.
 
-    If images have several tiles, a Scorer compares their tokens by score, and an Apportioner splits the budget
-    over the tiles. A reducer that needs neither grid nor pixels is given the packed tokens of an image as one
-    set. Any other reducer, and one that merges, serves images of one tile only. Raises ValueError for such a
-    reducer on several tiles, for `keep` or bounds out of range, and as `atr.reduction.checked.select` does.
+    If images have several tiles, a Scorer compares their tokens by score, and an Apportioner splits the
+    budget over the tiles. A reducer that needs neither grid nor pixels is given the packed tokens of an
+    image as one set. Any other reducer, and one that merges, serves images of one tile only. Raises
+    ValueError for such a reducer on several tiles, for `keep` or bounds out of range, and as
+    `atr.reduction.checked.select` does.
     """
     if policy.keep == ADAPTIVE:
         return _select_adaptive(reducer, encoded, layout, policy)
