@@ -150,7 +150,7 @@ class Distillation(RecordedTraining):
         scores_BN = self.selector(encoded.features_BND.float(), encoded.grid)
         weights = []
         for scores_P1, tile_P in zip(
-            prepared.packing.values(scores_BN.unsqueeze(-1)), prepared.packing.tile_of, strict=True
+            prepared.layout.values(scores_BN.unsqueeze(-1)), prepared.layout.tile_of, strict=True
         ):
             visual_P = (tile_P != ROW_END).to(scores_P1.device)
             ones_P = torch.ones_like(scores_P1[:, 0])

@@ -17,20 +17,19 @@ from atr.core.records import Question, Reply, Trial
 from atr.reduction import Reducer, SelectorReducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
-from atr.vlm.checkpoint import (
+from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
+from atr.vlm.compatibility import (
     check_features,
+    check_positions,
     check_selector,
     cuts_images,
-    load_vlm,
     other_images,
-    version_of,
     warn_of_positions,
-    weight_dtype,
 )
 from atr.vlm.in_llm import Inside, drop_inside
 from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 from atr.vlm.policy import ADAPTIVE, Policy
-from atr.vlm.reduce import Prepared, check_positions, shorten
+from atr.vlm.reduce import Prepared, shorten
 
 if TYPE_CHECKING:
     from atr.config.evaluate import Evaluate
@@ -172,7 +171,7 @@ class Generator:
         """
         if batch.whole is None:
             return [Reply(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
-        sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
+        sizes = [batch.whole.layout.sizes[image] for image in batch.whole.image_of]
         of = _by_question(sizes, batch.images)
         if keep == 0:
             return [
@@ -206,9 +205,9 @@ class Generator:
         for image, question in asked.items():
             whole = self.source.prepare([[image]], [question], reducer.needs)
             if "text_BD" in reducer.needs:
-                whole = whole.asked()
-            (kept_K,) = whole.packing.in_whole_image(self._kept(whole, reducer, keep))
-            kept[image], grid = kept_K.tolist(), list(whole.packing.tiling.grid)
+                whole = whole.with_text()
+            (kept_K,) = whole.layout.in_whole_image(self._kept(whole, reducer, keep))
+            kept[image], grid = kept_K.tolist(), list(whole.layout.tiling.grid)
         return {"grid": grid, "keep": keep, "masks": kept}
 
     @property

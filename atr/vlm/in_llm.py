@@ -255,7 +255,7 @@ def _best(scores_P: Tensor, parts: Sequence[Tensor], count: int) -> Tensor:
 
 def _shown(prepared: Prepared) -> TileLayout:
     """The packing of the images as often as they are shown, in the order of the placeholders."""
-    packing, tiling = prepared.packing, prepared.packing.tiling
+    packing, tiling = prepared.layout, prepared.layout.tiling
     sizes = tiling.sizes and [tiling.sizes[image] for image in prepared.image_of]
     tiles = tuple(tiling.tiles[image] for image in prepared.image_of)
     return TileLayout(packing.model, Tiling(tiles, tiling.grid, sizes), packing.resample)

@@ -151,9 +151,9 @@ def observe(
 def _kept(generator: Generator, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
     whole, settings = batch.whole, generator.settings
     assert whole is not None
-    whole = whole.asked() if "text_BD" in reducer.needs else whole
+    whole = whole.with_text() if "text_BD" in reducer.needs else whole
     kept = whole.choose(reducer, Policy(keep, settings.positions, settings.budget, settings.newline))
-    return list(zip(kept, whole.packing.sizes, strict=True))
+    return list(zip(kept, whole.layout.sizes, strict=True))
 
 
 def compare(

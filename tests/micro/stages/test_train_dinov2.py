@@ -25,7 +25,8 @@ from atr.micro.stages import features, probe, train_dinov2
 from atr.micro.vocabulary import VOCABULARY
 from atr.micro.world import DRAW
 from atr.stages import ENCODERS
-from atr.vlm.checkpoint import check_features, load_vlm
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_features
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = {
