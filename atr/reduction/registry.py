@@ -136,7 +136,7 @@ def _built(build: Callable[..., Any], file: Path, *arguments: Any) -> Reducer | 
         raise ValueError(f"{file}: {build.__name__} raised {_one_line(error)}") from error
     if not isinstance(needs, frozenset) or not (callable(reducer) or isinstance(reducer, LayerReducer)):
         raise ValueError(
-            f"{file}: {build.__name__} returns a value of type {type(reducer).__name__}, which is no reducer, "
+            f"{file}: {build.__name__} returns a {type(reducer).__name__}, which is no reducer, "
             "allowed: an object with a frozenset `needs` and `__call__(encoded, budget)`"
         )
     if unknown := sorted(map(str, needs - OPTIONAL_FIELDS)):

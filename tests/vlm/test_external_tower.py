@@ -17,7 +17,7 @@ from atr.features.preprocess import describe
 from atr.micro.model import answers, build_model, build_model_on, build_processor, folded
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
-from atr.reduction.peers._baselines import L2Norm
+from atr.reduction.peers.l2_norm import L2Norm
 from atr.vlm.checkpoint import check_features, check_selector, load_vlm
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from atr.core.tokens import budget
-from atr.reduction import FeatureSelector, Random, SelectorReducer
+from atr.reduction import FeatureSelector, SelectorReducer
+from atr.reduction.peers.random import Random
 from atr.vlm import latency
 
 

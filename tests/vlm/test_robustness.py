@@ -9,8 +9,8 @@ from PIL import Image
 from atr.config import GROUPS, Evaluate
 from atr.core.bootstrap import interval, resampled
 from atr.datasets import Question
-from atr.reduction import REDUCERS
-from atr.reduction.peers._baselines import L2Norm
+from atr.reduction.peers.l2_norm import L2Norm
+from atr.reduction.registry import build_reducer
 from atr.vlm import robustness
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import WholeInputs
@@ -120,7 +120,7 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, m
 
 
 def test_a_reducer_that_reads_the_question_is_given_it(measure):
-    found = measure({"cdpruner_text": REDUCERS["cdpruner_text"](0, "")}, ["batch of one"])
+    found = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
     assert found["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
 
 
