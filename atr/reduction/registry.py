@@ -78,7 +78,7 @@ def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> Feature
 
 
 def _module(file: Path) -> ModuleType:
-    """Import a file as the module that it is, seen from the project root (the current folder)."""
+    """Import a file under its dotted name, as seen from the project root, the current folder."""
     dotted, root = _dotted(file)
     if root not in sys.path:
         sys.path.insert(0, root)
@@ -94,9 +94,10 @@ def _module(file: Path) -> ModuleType:
 
 def _dotted(file: Path) -> tuple[str, str]:
     """The module name of a file, and the folder that the name starts from."""
-    path = file.resolve()
-    roots = [root for root in (catalog.PACKAGE.parent, Path.cwd()) if path.is_relative_to(root)]
-    root = roots[-1] if roots else path.parent
+    path, package = file.resolve(), catalog.PACKAGE.resolve()
+    root = package.parent if path.is_relative_to(package) else Path.cwd().resolve()
+    if not path.is_relative_to(root):
+        root = path.parent
     parts = path.relative_to(root).with_suffix("").parts
     if not all(part.isidentifier() for part in parts):
         raise ValueError(f"{file}: this path cannot be imported, allowed: letters, digits, _ in each part")

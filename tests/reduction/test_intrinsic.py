@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from atr.core.tokens import budget
 from atr.reduction import FeatureSelector, SelectorReducer, intrinsic
-from atr.reduction.peers.random import Random
 from atr.reduction.intrinsic import Images, Kept
+from atr.reduction.peers.random import Random
 
 GRID, TOKENS, WIDTH = (3, 4), 12, 8
 
