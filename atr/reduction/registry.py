@@ -80,7 +80,7 @@ def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> Feature
 def _module(file: Path) -> ModuleType:
     """Import a file under its dotted name, as seen from the project root, the current folder."""
     dotted, root = _dotted(file)
-    if root not in sys.path:
+    if not dotted.startswith("atr.") and root not in sys.path:
         sys.path.insert(0, root)
     importlib.invalidate_caches()
     try:
