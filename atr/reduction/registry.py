@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,7 @@ def build_from(
             f"reducer {name!r}: there is no file {file}, allowed: the path of a Python file in the project "
             f"without .py, or one of {', '.join(built_in_names())}"
         )
-    build = _builder(_module(file), file, class_name)
+    build = _builder(_module(file.resolve(), file), file, class_name)
     constants = catalog.constants(file)
     if constants.get("WEIGHTS"):
         return _built(build, file, _loaded(selector, name))
@@ -77,9 +78,13 @@ def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> Feature
     return selector if isinstance(selector, FeatureSelector) else FeatureSelector.from_pretrained(selector)
 
 
-def _module(file: Path) -> ModuleType:
-    """Import a file under its dotted name, as seen from the project root, the current folder."""
-    dotted, root = _dotted(file)
+@cache
+def _module(path: Path, file: Path) -> ModuleType:
+    """Import a file under its dotted name, as seen from the project root, the current folder.
+
+    `path` is the whole path, `file` the one that errors show.
+    """
+    dotted, root = _dotted(path, file)
     if not dotted.startswith("atr.") and root not in sys.path:
         sys.path.insert(0, root)
     importlib.invalidate_caches()
@@ -87,14 +92,14 @@ def _module(file: Path) -> ModuleType:
         module = importlib.import_module(dotted)
     except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{file}: it cannot be imported: {_one_line(error)}") from error
-    if Path(str(module.__file__)).resolve() != file.resolve():
+    if Path(str(module.__file__)).resolve() != path:
         raise ValueError(f"{file}: another module has the name {dotted}, {module.__file__}: rename the file")
     return module
 
 
-def _dotted(file: Path) -> tuple[str, str]:
+def _dotted(path: Path, file: Path) -> tuple[str, str]:
     """The module name of a file, and the folder that the name starts from."""
-    path, package = file.resolve(), catalog.PACKAGE.resolve()
+    package = catalog.PACKAGE.resolve()
     root = package.parent if path.is_relative_to(package) else Path.cwd().resolve()
     if not path.is_relative_to(root):
         root = path.parent
