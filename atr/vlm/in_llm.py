@@ -261,7 +261,7 @@ def _shown_layout(prepared: Prepared) -> TileLayout:
     layout, tiling = prepared.layout, prepared.layout.tiling
     sizes = tiling.sizes and [tiling.sizes[image] for image in prepared.image_of]
     tiles = tuple(tiling.tiles[image] for image in prepared.image_of)
-    return TileLayout(packing.model, Tiling(tiles, tiling.grid, sizes), packing.resample)
+    return TileLayout(layout.model, Tiling(tiles, tiling.grid, sizes), layout.resample)
 
 
 def _check_language_model(config: Any) -> None:
