@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 BITS = 256
-TOLERATED = BITS // 4
+MAX_DIFFERING_BITS = BITS // 4
 """Bits in which a tower may differ from itself, tuned with a language model or rounded to another type.
 
 Two towers that were trained apart differ in half of them, 128 with a deviation of 8: the micro tower and
@@ -35,6 +35,6 @@ def check_fingerprint(known: object) -> None:
         raise ValueError(f"fingerprint: {known!r:.80} is not allowed, allowed: up to {BITS // 4} hex digits")
 
 
-def is_same(one: str, other: str) -> bool:
+def is_same_tower(one: str, other: str) -> bool:
     """Whether two fingerprints are of one tower."""
-    return (int(one, 16) ^ int(other, 16)).bit_count() <= TOLERATED
+    return (int(one, 16) ^ int(other, 16)).bit_count() <= MAX_DIFFERING_BITS

@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # their ow
 from atr.core.files import digest, sha256
 
 
-def split(path: str) -> tuple[str, str | None]:
+def split_revision(path: str) -> tuple[str, str | None]:
     """A folder or hub id, and the revision that is written behind it: `org/name@revision`.
 
     >>> split("org/name@v1.5"), split("org/name")
@@ -23,13 +23,13 @@ def split(path: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def located(path: str) -> dict[str, Any]:
+def pretrained_arguments(path: str) -> dict[str, Any]:
     """The arguments by which `from_pretrained` loads a folder, or a hub id at its revision."""
-    name, revision = split(path)
+    name, revision = split_revision(path)
     return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
 
 
-def commit_of(path: str) -> str | None:
+def hub_commit(path: str) -> str | None:
     """The commit that a hub id was loaded at, by the hub's cache; None for a folder, which has none.
 
     Raises ValueError for what is neither a folder nor in the cache.
@@ -37,9 +37,9 @@ def commit_of(path: str) -> str | None:
     return None if Path(path).is_dir() else _snapshot(path).name
 
 
-def version_of(path: str) -> dict[str, str | None]:
+def checkpoint_version(path: str) -> dict[str, str | None]:
     """Commit and digest of a checkpoint, for results to record."""
-    return {"commit": commit_of(path), "digest": checkpoint_digest(path)}
+    return {"commit": hub_commit(path), "digest": checkpoint_digest(path)}
 
 
 def checkpoint_digest(path: str) -> str:
@@ -57,7 +57,7 @@ def checkpoint_digest(path: str) -> str:
 
 def _snapshot(path: str) -> Path:
     """The folder of the hub's cache, named by the commit, that holds what was loaded of a hub id."""
-    name, revision = split(path)
+    name, revision = split_revision(path)
     found = try_to_load_from_cache(name, "config.json", revision=revision)
     if not isinstance(found, str):
         raise ValueError(f"{path} is neither a folder nor in the hub's cache")

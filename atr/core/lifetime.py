@@ -11,27 +11,27 @@ from pathlib import Path
 
 import psutil
 
-FIRST = "ATR_FIRST_PROCESS"
+FIRST_PROCESS = "ATR_FIRST_PROCESS"
 """Environment variable with the id of a stage's first process, for the ranks that it starts."""
-POLL = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two looks."""
-GRACE = 10.0
+GRACE_SECONDS = 10.0
 """Seconds to end in order; a collective operation that waits for a rank that is gone takes no signal."""
 
 
-def follow() -> None:
+def end_with_parent() -> None:
     """End this process with SIGTERM, after GRACE by force, soon after the one it works for has ended.
 
     A rank works for the stage's first process, which started it; that one works for the dvc above it, if any.
     """
-    first = int(os.environ.setdefault(FIRST, str(os.getpid())))
+    first = int(os.environ.setdefault(FIRST_PROCESS, str(os.getpid())))
     is_first = first == os.getpid()
-    followed = dvc_above() if is_first else _parent(first)
+    followed = find_dvc() if is_first else _parent(first)
     if followed or not is_first:
         threading.Thread(target=_end_after, args=(followed,), daemon=True, name="lifetime").start()
 
 
-def dvc_above() -> psutil.Process | None:
+def find_dvc() -> psutil.Process | None:
     """The dvc process that this one works for, if there is one."""
     return next(filter(_is_dvc, psutil.Process().parents()), None)
 
@@ -53,9 +53,9 @@ def _parent(pid: int) -> psutil.Process | None:
 
 def _end_after(followed: psutil.Process | None) -> None:
     while followed and _runs(followed):
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)
 
 

@@ -70,7 +70,7 @@ def top_k_BK(scores_BN: Tensor, k: int) -> Tensor:
     return order_BN[..., :k].sort(dim=-1).values
 
 
-def replace(features_BND: Tensor, mask_BN: Tensor, vector_D: Tensor) -> Tensor:
+def replace_dropped(features_BND: Tensor, mask_BN: Tensor, vector_D: Tensor) -> Tensor:
     """Put one vector in the place of every dropped token: M * F + (1 - M) * E_masked; (B, N, D).
 
     Written as a product and not as an index so that gradients reach the mask.
@@ -90,7 +90,7 @@ def mask_of(keep_BK: Tensor, tokens: int) -> Tensor:
     return mask_BN.scatter_(-1, keep_BK, 1.0)
 
 
-def number(key: str, value: object) -> int | float:
+def parse_number(key: str, value: object) -> int | float:
     """A count (int) or fraction (float) from a number of Python, NumPy or torch, or an array of no dimension.
 
     A float of lower precision is the shortest decimal it prints as: the 0.7 of float32 means 0.7. Raises
@@ -114,7 +114,7 @@ def budget(keep: float, tokens: int) -> int:
     Of no tokens every fraction is none. Ints and floats may be NumPy's or torch's, as in `number`. Raises
     ValueError for a count outside 0..tokens or a fraction outside 0..1.
     """
-    keep = number("keep", keep)
+    keep = parse_number("keep", keep)
     if isinstance(keep, int):
         if not 0 <= keep <= tokens:
             raise ValueError(f"keep: {keep} is out of range, allowed: a count of 0 to {tokens} tokens")

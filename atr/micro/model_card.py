@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from atr import config
-from atr.core.hub import split
+from atr.core.hub import split_revision
 from atr.micro.model import PATCH
 
 TEXT = """---
@@ -98,7 +98,7 @@ def card_dinov2(
     rows = [("size", *layers), ("---",) * (1 + len(layers))]
     rows += [(size, *(f"{read[layer]:.2f}" for layer in layers)) for size, read in accuracy.items()]
     text = TEXT_DINOV2.format(
-        tower=split(encoder.path)[0],
+        tower=split_revision(encoder.path)[0],
         layer=encoder.layer,
         size=encoder.size,
         tokens=((encoder.size or 0) // PATCH) ** 2,

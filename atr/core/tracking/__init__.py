@@ -64,7 +64,7 @@ def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
         tracked.end(status)
 
 
-def provenance() -> dict[str, Any]:
+def current_provenance() -> dict[str, Any]:
     """Commit and versions that made a result; nothing that differs between two executions at one commit."""
     libraries = ("torch", "transformers", "lightning")
     versions = {"atr": atr.__version__} | {name: version(name) for name in libraries}
@@ -79,7 +79,7 @@ class _Tracked:
         self._run_id = run_id
         self._parent_id = parent_id
         self._name = name
-        self._kept = unlogged.folder(run_id)
+        self._kept = unlogged.run_folder(run_id)
         self._failed = False
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -106,27 +106,27 @@ class _Tracked:
         if self._failed and status == "FINISHED":
             self._send_again()
 
-    def _send(self, what: str, call: unlogged.Call) -> None:
+    def _send(self, what: str, call: unlogged.LogCall) -> None:
         """Log it; once the log has failed, only keep it: a dead server asked at each step takes hours."""
         if not self._failed:
             try:
-                return unlogged.perform(self._client, call)
+                return unlogged.log_call(self._client, call)
             except Exception as error:  # of MLflow, or of any library that its stores stand on
                 self._failed = True
                 self._say(
-                    f"{what} could not be logged ({store.reason(error)}); this and all that follows is kept "
+                    f"{what} could not be logged ({store.one_line(error)}); this and all that follows is kept "
                     f"in {self._kept}, `python -m atr.core.tracking` sends it"
                 )
         try:
-            unlogged.keep(self._kept, call)
+            unlogged.save_call(self._kept, call)
         except OSError as error:
             self._say(f"{what} is not logged, and could not be kept: {error}")
 
     def _send_again(self) -> None:
         """What failed for a moment needs nobody's hand; for all else the line that was printed stands."""
         with suppress(Exception):
-            store.check_answer()
-            unlogged.send(self._client, self._kept)
+            store.check_server()
+            unlogged.send_calls(self._client, self._kept)
             self._say("all of it is logged after all")
 
     def _say(self, text: str) -> None:
@@ -162,7 +162,7 @@ def _now() -> int:
 def _start(stage: str, params: config.Params, part: str) -> _Tracked:
     name = f"{stage}/{part}" if part else stage
     tags = {"pipeline": _pipeline_id(), **config.labels(params.path), **_git_tags()}
-    with store.usable():
+    with store.log_errors():
         client, experiment = store.connect()
         parent = _parent(client, experiment, tags, params)
         tags |= {"stage": stage, "mlflow.parentRunId": parent}
@@ -199,7 +199,7 @@ def _pipeline_id() -> str:
     given = os.environ.get("ATR_PIPELINE")
     if given:
         return given
-    if process := lifetime.dvc_above():
+    if process := lifetime.find_dvc():
         # By the minute: the start that the system reports moves by a second when its clock is set.
         start = int(process.create_time() // 60)
         return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]

@@ -14,9 +14,9 @@ def main() -> None:
     """Exits with 1 and a line for each run where something could not be sent; it is kept then."""
     failed = False
     try:
-        with store.usable():
+        with store.log_errors():
             client, _ = store.connect()
-        for home in unlogged.folders():
+        for home in unlogged.pending_folders():
             failed |= not _sent(client, home)
     except ValueError as error:
         sys.exit(str(error))
@@ -25,9 +25,9 @@ def main() -> None:
 
 def _sent(client: "MlflowClient", home: Path) -> bool:
     try:
-        unlogged.send(client, home)
+        unlogged.send_calls(client, home)
     except Exception as error:  # of MLflow, or of any library that its stores stand on
-        print(f"{home}: {store.reason(error)}", file=sys.stderr)
+        print(f"{home}: {store.one_line(error)}", file=sys.stderr)
         return False
     print(f"{home}: logged")
     return True

@@ -30,7 +30,7 @@ _ENVIRONMENT = {
 }
 
 
-def project() -> Path:
+def project_folder() -> Path:
     """The folder of the user's project: the working folder, or what DVC copied it from.
 
     `dvc exp run --temp` and `--queue` run the stages in a folder below `.dvc/tmp/exps`, which DVC deletes.
@@ -40,32 +40,36 @@ def project() -> Path:
     return next((folder.parents[2] for folder in copies), here)
 
 
-def uri() -> str:
+def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the project's database; a database's path is absolute."""
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE}"
-    return f"{_SQLITE}{project() / given.removeprefix(_SQLITE)}" if given.startswith(_SQLITE) else given
+    return (
+        f"{_SQLITE}{project_folder() / given.removeprefix(_SQLITE)}" if given.startswith(_SQLITE) else given
+    )
 
 
-def shown() -> str:
+def uri_without_password() -> str:
     """The URI as a message may have it, without a password."""
-    return re.sub(r"//[^/@]*@", "//", uri())
+    return re.sub(r"//[^/@]*@", "//", tracking_uri())
 
 
-def reason(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, in one line that is no page."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 @contextmanager
-def usable() -> Iterator[None]:
+def log_errors() -> Iterator[None]:
     """Raise a ValueError in place of what MLflow raises, or any library that its stores stand on."""
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"the MLflow log {shown()} cannot be used: {reason(error)}") from error
+        raise ValueError(
+            f"the MLflow log {uri_without_password()} cannot be used: {one_line(error)}"
+        ) from error
 
 
 def connect() -> tuple["MlflowClient", str]:
@@ -79,10 +83,10 @@ def connect() -> tuple["MlflowClient", str]:
     # alembic reports every step of a new schema, and MLflow prints a traceback of what it raises as well.
     for name, level in (("alembic", logging.WARNING), ("mlflow.store.db.utils", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
-    if not uri().startswith(_SQLITE):
-        check_answer()
+    if not tracking_uri().startswith(_SQLITE):
+        check_server()
         return _open(None)
-    database = Path(uri().removeprefix(_SQLITE))
+    database = Path(tracking_uri().removeprefix(_SQLITE))
     # Without a location of ours a file database would get its artifacts in ./mlruns; a server knows its own.
     location = (database.parent.resolve() / _ARTIFACTS).as_uri()
     with _alone(database):
@@ -96,7 +100,7 @@ def _open(location: str | None) -> tuple["MlflowClient", str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri())
+    client = MlflowClient(tracking_uri())
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         try:
@@ -115,20 +119,20 @@ def _open(location: str | None) -> tuple["MlflowClient", str]:
     return client, found.experiment_id
 
 
-def check_answer() -> None:
+def check_server() -> None:
     """One short request to a server, before others, which are given more time; raises ValueError."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    if not uri().startswith(("http://", "https://")):
+    if not tracking_uri().startswith(("http://", "https://")):
         return
     try:
-        host = get_default_host_creds(uri())  # type: ignore[no-untyped-call]
+        host = get_default_host_creds(tracking_uri())  # type: ignore[no-untyped-call]
         http_request(host, "/health", "GET", timeout=_PROBE_SECONDS, max_retries=0)  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise ValueError(
-            f"the MLflow server {shown()} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the "
+            f"the MLflow server {uri_without_password()} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the "
             f"log is {DATABASE}"
         ) from error
 

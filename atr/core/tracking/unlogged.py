@@ -19,17 +19,17 @@ from atr.core.tracking import store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-UNLOGGED = Path("experiments/unlogged")
+UNLOGGED_FOLDER = Path("experiments/unlogged")
 _CALLS = "calls.jsonl"
 _BATCH = 1000
 """Metrics that MLflow takes at a time."""
 
-Call = dict[str, Any]
+LogCall = dict[str, Any]
 """`run` and one of: `metrics`, a list of (key, value, milliseconds, step); `status`, and when it `ended`, in
 milliseconds; `artifact`, the path of a file or folder, and the `folder` of the run that it goes to."""
 
 
-def perform(client: "MlflowClient", call: Call) -> None:
+def log_call(client: "MlflowClient", call: LogCall) -> None:
     """Log it; raises whatever MLflow and the libraries of its stores raise."""
     from mlflow.entities import Metric
 
@@ -42,17 +42,17 @@ def perform(client: "MlflowClient", call: Call) -> None:
         log(call["run"], call["artifact"], call["folder"])
 
 
-def folder(run_id: str) -> Path:
+def run_folder(run_id: str) -> Path:
     """Where the calls of a stage's run are kept."""
-    return store.project() / UNLOGGED / run_id
+    return store.project_folder() / UNLOGGED_FOLDER / run_id
 
 
-def folders() -> list[Path]:
+def pending_folders() -> list[Path]:
     """Those of all runs of the project that lack something."""
-    return sorted(path.parent for path in (store.project() / UNLOGGED).glob(f"*/{_CALLS}"))
+    return sorted(path.parent for path in (store.project_folder() / UNLOGGED_FOLDER).glob(f"*/{_CALLS}"))
 
 
-def keep(home: Path, call: Call) -> None:
+def save_call(home: Path, call: LogCall) -> None:
     """Write a call down in the folder `home`, and copy what it would have logged; raises OSError."""
     home.mkdir(parents=True, exist_ok=True)
     with _lock(home):
@@ -64,7 +64,7 @@ def keep(home: Path, call: Call) -> None:
             calls.write(f"\n{json.dumps(call)}")
 
 
-def send(client: "MlflowClient", home: Path) -> None:
+def send_calls(client: "MlflowClient", home: Path) -> None:
     """Log all that is kept in the folder `home`, which is gone then.
 
     Raises what MLflow raises, and keeps all of it: MLflow takes what has arrived before as the same.
@@ -72,7 +72,7 @@ def send(client: "MlflowClient", home: Path) -> None:
     with _lock(home):
         for call in _in_order(_read(home)):
             artifact = {"artifact": str(home / call["artifact"])} if "artifact" in call else {}
-            perform(client, call | artifact)
+            log_call(client, call | artifact)
         shutil.rmtree(home)
 
 
@@ -91,7 +91,7 @@ def _copy(path: Path, home: Path) -> str:
     return number
 
 
-def _read(home: Path) -> Iterator[Call]:
+def _read(home: Path) -> Iterator[LogCall]:
     for line in (home / _CALLS).read_text().splitlines():
         try:
             yield json.loads(line or "{}")
@@ -99,7 +99,7 @@ def _read(home: Path) -> Iterator[Call]:
             print(f"atr: {home / _CALLS}: half a line is left out, the disk was full", file=sys.stderr)
 
 
-def _in_order(calls: Iterator[Call]) -> Iterator[Call]:
+def _in_order(calls: Iterator[LogCall]) -> Iterator[LogCall]:
     """First numbers, as many at a time as go, then how the runs ended, then files: their store is another."""
     points: dict[str, list[list[Any]]] = defaultdict(list)
     others = []

@@ -15,7 +15,7 @@ def main(params: config.Params) -> None:
     """Write data/micro/probe.json: the fraction of characters read right, by image size and layer."""
     from atr.core import tracking
     from atr.features.encoder import Encoder
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.micro import world
     from atr.micro.curriculum import Collator
     from atr.micro.model import build_processor
@@ -23,7 +23,7 @@ def main(params: config.Params) -> None:
 
     probe, seed = params.micro_probe, params.seed
     with tracking.run("micro_probe", params) as run:
-        path = locate(ENCODER.path, ENCODERS)
+        path = resolve_weights(ENCODER.path, ENCODERS)
         tokenizer = build_processor((*world.QUESTIONS, *world.ANSWERS), world.SIZE).tokenizer
         lesson = partial(world.lesson, seed=seed, reading=True, transcribe=0.0)
         held_out = range(probe.images, probe.images + probe.images // 4)

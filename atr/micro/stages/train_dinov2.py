@@ -22,8 +22,8 @@ def main(params: config.Params) -> None:
 
     from atr.core import tracking
     from atr.core.hardware import lightning_kwargs
-    from atr.features.store import MANIFEST, FeatureStore
-    from atr.features.wheel_weights import locate
+    from atr.features.store import MANIFEST_FILE, FeatureStore
+    from atr.features.wheel_weights import resolve_weights
     from atr.micro import world
     from atr.micro.curriculum import StoredLessons
     from atr.micro.model import folded
@@ -38,7 +38,7 @@ def main(params: config.Params) -> None:
     with tracking.run("micro_dinov2", params) as run:
         store = FeatureStore.open(FEATURES, parameters(params), verify=tracking.is_first_process())
         seed_everything(seed, workers=True, verbose=False)
-        at = partial(locate, folder=ENCODERS)
+        at = partial(resolve_weights, folder=ENCODERS)
         model, processor = _build(at(ENCODER.path), recipe.new_layers)
         standardise, step = Standardise(store.width), max(1, len(store) // MEASURED_IMAGES)
         standardise.measure(store[position] for position in range(0, len(store), step))
@@ -51,12 +51,12 @@ def main(params: config.Params) -> None:
         module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
         draw = partial(world.lesson, seed=seed, charts=params.micro_features.charts)
         lessons = StoredLessons(draw, store, params.micro_features.reading_images, recipe)
-        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST, LANGUAGE_MODEL))
+        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST_FILE, LANGUAGE_MODEL))
         train(module, lessons, processor, checkpoints, run.logger(), lightning_kwargs(params.trainer))
         save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
         held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
         text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)
-        run.metrics(write(MODEL, processor, save, partial(load_vlm, locate=at), held_out, text))
+        run.metrics(write(MODEL, processor, save, partial(load_vlm, resolve_weights=at), held_out, text))
         run.artifact(MODEL, folder="model")
 
 

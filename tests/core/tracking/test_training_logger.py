@@ -75,4 +75,4 @@ def test_a_training_outlives_its_log(find, monkeypatch, capsys):
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []

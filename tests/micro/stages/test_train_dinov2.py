@@ -15,7 +15,7 @@ from atr import config
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 from atr.micro.model import build_model, build_processor
 from atr.micro.stages import features, probe, train_dinov2
 from atr.micro.world import ANSWERS, QUESTIONS, SIZE, lesson
@@ -90,7 +90,7 @@ def test_what_is_trained_on_stored_features_is_loaded_with_the_tower_and_scores_
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     train_dinov2.main(config.load("micro_dinov2"))
     model, processor = load_vlm(
-        str(train_dinov2.MODEL), torch.float32, locate=partial(locate, folder=ENCODERS)
+        str(train_dinov2.MODEL), torch.float32, resolve_weights=partial(resolve_weights, folder=ENCODERS)
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()
