@@ -101,7 +101,8 @@ def test_the_project_of_a_copy_that_dvc_made_is_the_one_it_was_made_from(tmp_pat
 
 STAGE = """
 import sys
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 
 def main(params):

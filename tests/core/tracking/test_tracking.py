@@ -83,7 +83,8 @@ def test_a_stage_that_stops_ends_its_run_and_its_parent(find, request, error, st
 def test_sigterm_ends_the_run_as_killed(find, folder):
     script = """
 import os, signal
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 def main(params):
     with tracking.run("report", params):

@@ -43,7 +43,7 @@ def train(module, logger):
 
 
 def steps(run):
-    client = MlflowClient(tracking.store.uri())
+    client = MlflowClient(tracking.store.tracking_uri())
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
 
 

@@ -16,7 +16,7 @@ from atr.integrations.lmms_eval.arguments import Arguments
 from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.selector_digest import digest_selector
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = os.environ.get("ATR_LMMS_EVAL")
 pytestmark = [
     pytest.mark.slow,
