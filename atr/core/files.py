@@ -122,7 +122,7 @@ def plain_name(name: object) -> str:
 
 
 def digest(**depends_on: Any) -> str:
-    """Hash of everything unfinished work depends on; used as its file name, so stale work is never resumed."""
+    """Hash of everything unfinished work depends on; its file name, so that none is resumed stale."""
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -9,8 +9,8 @@ BITS = 256
 MAX_DIFFERING_BITS = BITS // 4
 """Bits in which two fingerprints of one tower may differ after fine-tuning or rounding to another dtype.
 
-Two towers trained independently differ in half of the bits, 128 +- 8: the micro tower and DINOv2-small in 135.
-DINOv2-small and a copy with noise of a tenth of its weights' standard deviation differ in 12.
+Two towers trained independently differ in half of the bits (128, standard deviation 8): the micro tower and
+DINOv2-small in 135. DINOv2-small and a copy with noise of a tenth of its weights' deviation differ in 12.
 """
 _HEX = re.compile(rf"[0-9a-f]{{1,{BITS // 4}}}")
 _STRIDE = 2654435761  # odd and large: successive places lie in different filters and at different pixels

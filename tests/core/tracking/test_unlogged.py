@@ -110,8 +110,8 @@ def test_a_log_that_fails_costs_no_result_and_is_sent_later(
     (home,) = unlogged.pending_folders()
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and all that follows is kept "
-        rf"in {home}, `python -m atr.core.tracking` sends it\n",
+        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and everything after it "
+        rf"is saved in {home}; `python -m atr.core.tracking` sends it\n",
         said.err,
     )
     for name in ("selector/config.json", "summary.json"):
@@ -209,7 +209,7 @@ def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path, capsys):
 
     unlogged.send_calls(Client(), home)
     assert sent == [("a", "FINISHED", 1), ("a", "FINISHED", 2)]
-    assert "half a line is left out" in capsys.readouterr().err
+    assert "skipped a line cut off by a full disk" in capsys.readouterr().err
 
 
 def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, broken, monkeypatch, find):
@@ -314,8 +314,8 @@ def test_a_server_that_dies_costs_no_result_and_is_sent_all_when_it_is_back(serv
     dead = subprocess.run(send, env=environment, capture_output=True, text=True)
     assert dead.returncode == 1
     assert dead.stderr.splitlines() == [
-        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the log "
-        "is experiments/mlflow.db"
+        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI to log "
+        "to experiments/mlflow.db"
     ]
     (kept,) = unlogged.pending_folders()
     server()
