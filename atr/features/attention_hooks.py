@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+CAPTURABLE = ("attention_BN", "keys_BND", "first_attention_BN")
 _FIRST = 1  # as `hidden_states` counts layers
 
 # Tokens that stand for the whole image, by type of tower; they come first, register tokens after them.
@@ -37,7 +37,7 @@ def leading_tokens(config: Any) -> tuple[int, int]:
 
 
 @contextmanager
-def observing(
+def capture_attention(
     tower: Any, layer: int, class_tokens: int, extra_tokens: int, needs: Collection[str]
 ) -> Iterator[dict[str, Tensor]]:
     """Within the block, one forward of `tower` is watched; at its end the dict holds what `needs` names.
@@ -51,8 +51,8 @@ def observing(
     these layers' attention alone is computed a second time, eagerly, as the fused kernels give no weights. So
     the features do not depend on what is asked for. Raises ValueError for a need that is not in FIELDS.
     """
-    if unknown := sorted(set(needs) - set(FIELDS)):
-        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(FIELDS)}")
+    if unknown := sorted(set(needs) - set(CAPTURABLE)):
+        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(CAPTURABLE)}")
     seen: dict[str, Tensor] = {}
     if not needs:
         yield seen
@@ -69,9 +69,9 @@ def observing(
 
 
 @contextmanager
-def _called(watched: dict[str, Any]) -> Iterator[dict[str, Call]]:
+def _called(watched: dict[str, Any]) -> Iterator[dict[str, _Call]]:
     """Arguments that each module is called with in the block, once; there at its end."""
-    seen: list[tuple[str, Call]] = []
+    seen: list[tuple[str, _Call]] = []
     watches = [
         module.register_forward_hook(
             lambda module, args, kwargs, output, need=need: seen.append((need, (args, kwargs))),
@@ -79,7 +79,7 @@ def _called(watched: dict[str, Any]) -> Iterator[dict[str, Call]]:
         )
         for need, module in watched.items()
     ]
-    calls: dict[str, Call] = {}
+    calls: dict[str, _Call] = {}
     try:
         yield calls
     finally:
@@ -89,7 +89,7 @@ def _called(watched: dict[str, Any]) -> Iterator[dict[str, Call]]:
     calls.update(seen)
 
 
-def _attended(tower: Any, attention: Any, call: Call, queries: slice) -> Tensor:
+def _attended(tower: Any, attention: Any, call: _Call, queries: slice) -> Tensor:
     """Attention that each token receives from the queries, its mean over them and the heads; (B, T)."""
     args, kwargs = call
     with _eager(tower):
@@ -97,7 +97,7 @@ def _attended(tower: Any, attention: Any, call: Call, queries: slice) -> Tensor:
     return weights_BHTT[:, :, queries].mean((1, 2), dtype=torch.float32)
 
 
-def _keys(tower: Any, attention: Any, call: Call) -> Tensor:
+def _keys(tower: Any, attention: Any, call: _Call) -> Tensor:
     """Each token's key, its mean over heads; (B, T, C)."""
     args, kwargs = call
     hidden_BTD = args[0] if args else kwargs["hidden_states"]

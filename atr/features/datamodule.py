@@ -16,7 +16,7 @@ from atr.features.store import FeatureStore
 ImageBatch = tuple[int, list[str], Tensor]  # index of the first image, ids, pixel_values_BCHW
 
 
-class Images(Protocol):
+class NamedImages(Protocol):
     """Anything that gives (id, picture) by index: prepared images, or a plain list."""
 
     def __len__(self) -> int:
@@ -29,7 +29,9 @@ class Images(Protocol):
 class ShardBatches(Dataset[ImageBatch]):
     """One item is one whole batch of consecutive images; no batch straddles two shards."""
 
-    def __init__(self, images: Images, preprocess: Preprocess, batch_size: int, shard_images: int) -> None:
+    def __init__(
+        self, images: NamedImages, preprocess: Preprocess, batch_size: int, shard_images: int
+    ) -> None:
         self.images = images
         self.preprocess = preprocess
         self.shard_images = shard_images
@@ -62,7 +64,12 @@ class ImageDataModule(LightningDataModule):
     """Images for the predict loop; needs a Trainer with `use_distributed_sampler=False`."""
 
     def __init__(
-        self, images: Images, preprocess: Preprocess, batch_size: int, shard_images: int, workers: int = 0
+        self,
+        images: NamedImages,
+        preprocess: Preprocess,
+        batch_size: int,
+        shard_images: int,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         # A rank has nothing to do where there are fewer shards than devices.

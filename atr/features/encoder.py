@@ -28,8 +28,8 @@ from transformers import (
 from transformers.utils import logging
 
 from atr.core.finite import check_finite_weights
-from atr.core.hub import located, split
-from atr.features.attention_hooks import CLASS_TOKENS, leading_tokens, observing
+from atr.core.hub import pretrained_arguments, split_revision
+from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, leading_tokens
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -41,7 +41,7 @@ _UNREAD = ("pooler.", "head.")
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """The tokens of an image as the tower orders them: class tokens, register tokens, patches."""
 
     grid: tuple[int, int]
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         self,
         tower: PreTrainedModel,
         image_processor: Any,
-        layout: Layout,
+        layout: TokenLayout,
         name: str,
         layer: int,
         options: Mapping[str, Any],
@@ -131,17 +131,17 @@ class Encoder(nn.Module):
         `atr.features.attention_hooks.observing`, ValueError for others.
         """
         extra = self.layout.class_tokens, self.layout.extra_tokens
-        with observing(self.tower, -1, *extra, needs) as seen:
+        with capture_attention(self.tower, -1, *extra, needs) as seen:
             features_BND = self(pixel_values_BCHW)
         return {"features_BND": features_BND, **seen}
 
 
 def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
     """The tower's own configuration, and the prefix of its weights where the checkpoint holds more."""
-    if split(path)[0].count("/") > 1 and not Path(path).is_dir():
+    if split_revision(path)[0].count("/") > 1 and not Path(path).is_dir():
         raise ValueError(f"{path}: there is no such folder, and no hub id has two slashes")
     try:
-        config = AutoConfig.from_pretrained(**located(path))
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if hasattr(config, "vision_config"):
@@ -175,7 +175,9 @@ def _interpolates(config: PretrainedConfig) -> bool:
 
 
 @torch.inference_mode()
-def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]) -> Layout:
+def _measure(
+    path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]
+) -> TokenLayout:
     """Run one layer of the tower on torch's meta device, which knows shapes alone, so that no weight is read.
 
     The processor, not the configuration, decides how large images arrive; the tower whether it takes them.
@@ -201,7 +203,7 @@ def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, option
         raise ValueError(
             f"{path}: {states[-1].shape[1]} tokens are not {extra_tokens} and {rows} x {columns} patches"
         )
-    return Layout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
+    return TokenLayout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
 
 
 def _arriving_size(path: str, preprocess: Preprocess) -> tuple[int, int]:
@@ -227,7 +229,7 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
         with quiet():
             # Misshapen weights are reported rather than raised, so that the message can name them.
             tower, report = AutoModel.from_pretrained(
-                **located(path),
+                **pretrained_arguments(path),
                 config=config,
                 key_mapping={prefix: ""} if prefix else None,
                 dtype=torch.float32,
@@ -259,16 +261,18 @@ def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
         resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(**located(path), backend="pil", **resized)
+            processor = AutoImageProcessor.from_pretrained(
+                **pretrained_arguments(path), backend="pil", **resized
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {first_line(error)}") from error
-    tell_substitute(path, processor)
+    warn_of_substitute(path, processor)
     return processor
 
 
-def tell_substitute(path: str, processor: Any) -> None:
+def warn_of_substitute(path: str, processor: Any) -> None:
     """Say so where another image processor was taken than the one that the folder asks torchvision for."""
-    written, _ = type(processor).get_image_processor_dict(**located(path))
+    written, _ = type(processor).get_image_processor_dict(**pretrained_arguments(path))
     asked = written.get("image_processor_type", "")
     used = type(processor).__name__
     # The name without `Fast` is written for both: it asks for neither.

@@ -12,8 +12,8 @@ from atr.core.fingerprint import fingerprint
 from atr.core.hardware import resolved
 from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
-from atr.features.preprocess import describe
-from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
+from atr.features.preprocess import describe_preprocessing
+from atr.features.store import STORE_DTYPE, ShardWriter, clear_store, write_manifest
 
 
 class FeatureExtraction(LightningModule):
@@ -27,7 +27,7 @@ class FeatureExtraction(LightningModule):
         """features_BND in the store's dtype."""
         _, _, pixel_values_BCHW = batch
         features_BND: Tensor = self.encoder(pixel_values_BCHW)
-        return features_BND.to(DTYPE)
+        return features_BND.to(STORE_DTYPE)
 
 
 class StoreWriter(Callback):
@@ -40,7 +40,7 @@ class StoreWriter(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take a former store away before any rank writes."""
         if trainer.is_global_zero:
-            clear(self.folder)
+            clear_store(self.folder)
         trainer.strategy.barrier("former store removed")
 
     def on_predict_batch_end(
@@ -80,7 +80,7 @@ class StoreWriter(Callback):
                 grid=encoder.grid,
                 width=encoder.width,
                 fingerprint=fingerprint(encoder.tower),
-                preprocess=describe(encoder.image_processor),
+                preprocess=describe_preprocessing(encoder.image_processor),
                 parameters=parameters,
                 shards=shards,
                 resolved={**resolved(trainer.precision, trainer.strategy.root_device), **version},

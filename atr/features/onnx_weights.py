@@ -11,16 +11,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-Weights = dict[str, NDArray[np.float32]]
+NamedWeights = dict[str, NDArray[np.float32]]
 
-POSITIONS = "embeddings.position_embeddings"
+_POSITIONS = "embeddings.position_embeddings"
 _ROOT = "backbone"  # what the exported module called its DINOv2
 _LINEAR = re.compile(rf"/{_ROOT}/(.+)/MatMul")
 # The class token's position is a constant of one node, those of the patches are reshaped to be interpolated.
 _POSITION_NODES = {"Concat": 0, "Reshape": 1}
 
 
-def weights_of(model: onnx.ModelProto) -> Weights:
+def read_dinov2_weights(model: onnx.ModelProto) -> NamedWeights:
     """Every weight of the backbone by its published name; what lies behind the backbone is left out.
 
     Raises ValueError where there is no position embedding to be found.
@@ -39,6 +39,6 @@ def weights_of(model: onnx.ModelProto) -> Weights:
             elif node.name.startswith(f"/{_ROOT}/embeddings/") and node.op_type in _POSITION_NODES:
                 positions[_POSITION_NODES[node.op_type]] = constants[constant]
     if len(positions) != len(_POSITION_NODES):
-        raise ValueError(f"the ONNX graph has {len(positions)} parts of {POSITIONS}, wanted: 2")
-    named[POSITIONS] = np.concatenate([positions[0], positions[1]], axis=1)
+        raise ValueError(f"the ONNX graph has {len(positions)} parts of {_POSITIONS}, wanted: 2")
+    named[_POSITIONS] = np.concatenate([positions[0], positions[1]], axis=1)
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in named.items()}

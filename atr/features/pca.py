@@ -11,26 +11,26 @@ from PIL import Image, ImageOps
 
 from atr.features.encoder import Encoder
 
-Floats = NDArray[np.floating[Any]]
+_Floats = NDArray[np.floating[Any]]
 
-SIDE = 384  # pixels of the longer side of one picture, about
+PICTURE_SIDE = 384  # pixels of the longer side of one picture, about
 
 
 @torch.inference_mode()
-def components(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
+def pca_picture(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
     """PNG of the images in a row, each followed by its patches in the `colours` of their features.
 
     Of each image the middle is taken that has the shape of the encoder's grid. The encoder must be as it was
     loaded, in float32 on the CPU: so the bytes do not depend on accelerator and precision of an extraction.
     """
     rows, columns = encoder.grid
-    cell = max(1, SIDE // max(encoder.grid))
+    cell = max(1, PICTURE_SIDE // max(encoder.grid))
     width, height = columns * cell, rows * cell
     fitted = [ImageOps.fit(image.convert("RGB"), (width, height)) for image in images]
     features_BND = encoder(encoder.preprocess(fitted)).numpy()
     picture = Image.new("RGB", (2 * width * len(fitted), height))
     for place, (image, features_ND) in enumerate(zip(fitted, features_BND, strict=True)):
-        patches_RC3 = np.rint(255 * colours(features_ND.reshape(rows, columns, -1))).astype(np.uint8)
+        patches_RC3 = np.rint(255 * pca_colours(features_ND.reshape(rows, columns, -1))).astype(np.uint8)
         patches = Image.fromarray(patches_RC3).resize(image.size, Image.Resampling.NEAREST)
         picture.paste(image, (2 * place * width, 0))
         picture.paste(patches, ((2 * place + 1) * width, 0))
@@ -39,7 +39,7 @@ def components(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def colours(features_RCD: Floats) -> Floats:
+def pca_colours(features_RCD: _Floats) -> _Floats:
     """RGB in 0..1 of each patch (R rows, C columns): the first three principal components of its features.
 
     The components are those of this picture alone, and each spreads over its colour from the 1st to the 99th
@@ -60,5 +60,5 @@ def colours(features_RCD: Floats) -> Floats:
     components_N3 = centred_ND @ directions_3D.T
     low, high = np.percentile(components_N3, [1, 99], axis=0)
     span = np.where(high > low, high - low, 1.0)
-    colours_N3: Floats = ((components_N3 - low) / span).clip(0, 1)
+    colours_N3: _Floats = ((components_N3 - low) / span).clip(0, 1)
     return colours_N3.reshape(rows, columns, 3)

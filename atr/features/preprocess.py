@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIZES = ((301, 96), (64, 210), (37, 20), (224, 224), (640, 427))
+PROBE_SIZES = ((301, 96), (64, 210), (37, 20), (224, 224), (640, 427))
 """(width, height) of the probes: wide, tall, smaller than any tower reads, square, and a photograph's."""
 
 
-def probe(width: int, height: int) -> Image.Image:
+def probe_image(width: int, height: int) -> Image.Image:
     """A picture of hard edges and fine detail in all channels, in which no two ways to resize agree."""
     y, x, channel = np.ogrid[:height, :width, :3]
     pixels = (x * x // 7 + 3 * y * (channel + 1) + 40 * channel + 90 * ((x // 5 + y // 3) % 2)) % 256
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def describe(processor: Any) -> dict[str, Any]:
+def describe_preprocessing(processor: Any) -> dict[str, Any]:
     """The settings of an image processor of transformers, and a hash of the pixels it makes of the probes.
 
     The hash alone decides whether two agree, whatever their classes and settings are called; the settings say
@@ -32,7 +32,7 @@ def describe(processor: Any) -> dict[str, Any]:
     }
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def explain_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """In what two descriptions differ, empty where they make the same pixels of the same images."""
     if one["pixels"] == other["pixels"]:
         return ""
@@ -44,7 +44,7 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _hash(make: Callable[[Image.Image], Any]) -> str:
     digest = hashlib.sha256()
-    for size in SIZES:
-        pixels = np.asarray(make(probe(*size)), dtype=np.float32)
+    for size in PROBE_SIZES:
+        pixels = np.asarray(make(probe_image(*size)), dtype=np.float32)
         digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
     return digest.hexdigest()

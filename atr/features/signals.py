@@ -7,26 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from atr.features.attention_hooks import FIELDS
+from atr.features.attention_hooks import CAPTURABLE
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 
 if TYPE_CHECKING:
     from atr.config.presets import EncoderPreset
 
-BESIDE = frozenset({*FIELDS, "pixels_BCHW", "encode"})
-GIVEN = BESIDE | {"grid"}
+COMPUTED_SIGNALS = frozenset({*CAPTURABLE, "pixels_BCHW", "encode"})
+ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
 """Which of a reducer's needs are met without a language model."""
 
 
-def encoder_of(store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device) -> Encoder:
+def load_store_encoder(
+    store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device
+) -> Encoder:
     """The encoder whose features a store holds, on a device; `folder` and errors as in `locate`."""
-    path, layer = locate(preset.path, folder), store.manifest["layer"]
+    path, layer = resolve_weights(preset.path, folder), store.manifest["layer"]
     return Encoder.load(path, layer, preset.name, preset.size).to(device)
 
 
-def evenly(store: FeatureStore, images: int, size: int) -> Iterator[list[str]]:
+def sample_evenly(store: FeatureStore, images: int, size: int) -> Iterator[list[str]]:
     """Names of so many images (all where there are fewer) at even steps through a store, `size` at a time."""
     count = min(images, len(store))
     names = [store.ids[place * len(store) // count] for place in range(count)]
@@ -34,7 +36,7 @@ def evenly(store: FeatureStore, images: int, size: int) -> Iterator[list[str]]:
 
 
 @torch.inference_mode()
-def observed(
+def observe_signals(
     store: FeatureStore,
     names: Sequence[str],
     picture: Callable[[str], Image.Image],
@@ -48,11 +50,11 @@ def observed(
     """
     features_BND = torch.stack([store[store.index(name)] for name in names]).to(device)
     fields = {"features_BND": features_BND, "grid": store.grid}
-    beside = BESIDE & set(needs)
+    beside = COMPUTED_SIGNALS & set(needs)
     if not beside:
         return fields
     tower = encoder()
     pixels_BCHW = tower.preprocess([picture(name) for name in names]).to(device)
-    seen = tower.observe(pixels_BCHW, beside & set(FIELDS))
+    seen = tower.observe(pixels_BCHW, beside & set(CAPTURABLE))
     known = {"pixels_BCHW": pixels_BCHW, "encode": tower, **seen}
     return fields | {name: known[name] for name in beside}

@@ -26,12 +26,12 @@ from atr.core.files import read_json, sha256, whole_file, write_json
 from atr.core.fingerprint import check_fingerprint
 from atr.core.typed_json import ListedFile, check_distinct, parse_record, short, value_of
 
-FORMAT = "atr-features-1"
-MANIFEST = "manifest.json"
-DTYPE = torch.bfloat16
+STORE_FORMAT = "atr-features-1"
+MANIFEST_FILE = "manifest.json"
+STORE_DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_DTYPE_NAME = str(DTYPE).removeprefix("torch.")
+_DTYPE_NAME = str(STORE_DTYPE).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class _Manifest:
     shards: list[ListedFile]
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {FORMAT}")
+        if self.format != STORE_FORMAT:
+            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {STORE_FORMAT}")
         if self.dtype != _DTYPE_NAME:
             raise ValueError(f"dtype: {short(self.dtype)} is not allowed, allowed: {_DTYPE_NAME}")
         check_fingerprint(self.fingerprint)
@@ -70,10 +70,10 @@ class _Manifest:
             raise ValueError(f"shards: {short(sizes)} images, allowed: equally many, in the last no more")
 
 
-def clear(folder: Path) -> None:
+def clear_store(folder: Path) -> None:
     """Remove a former store from `folder`, the manifest first, so that no cut-off run can look whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for shard in folder.glob("shard-*.safetensors"):
         shard.unlink()
 
@@ -102,13 +102,13 @@ class ShardWriter:
         end = offset + len(ids)
         assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
         # As they are stored: what float32 holds may be more than bfloat16 does.
-        features_BND = features_BND.to(DTYPE)
+        features_BND = features_BND.to(STORE_DTYPE)
         finite_B = features_BND.isfinite().flatten(1).all(1)
         if not finite_B.all():
             broken = ids[int(finite_B.int().argmin())]
             raise ValueError(f"image {broken}: the encoder's features are not finite")
         if self._buffer_SND is None:
-            self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=DTYPE)
+            self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=STORE_DTYPE)
         self._buffer_SND[offset:end] = features_BND
         self._ids.extend(ids)
         if end == self.shard_images or first + len(ids) == self.images:
@@ -145,9 +145,9 @@ def write_manifest(
     computed in, and by which checkpoint.
     """
     write_json(
-        folder / MANIFEST,
+        folder / MANIFEST_FILE,
         {
-            "format": FORMAT,
+            "format": STORE_FORMAT,
             "encoder": encoder,
             "layer": layer,
             "dtype": _DTYPE_NAME,
@@ -181,18 +181,20 @@ class FeatureStore(Dataset[Tensor]):
         file once) edited since. Of the processes that share a store it is enough that one verifies it.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = _read_manifest(folder / MANIFEST_FILE)
         for key, asked in (expect or {}).items():
             found = manifest["parameters"].get(key)
             if found != asked:
-                raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
+                raise ValueError(
+                    f"{folder / MANIFEST_FILE}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}"
+                )
         _check_present(folder, manifest["shards"])
         if verify:
             _verify(folder, manifest["shards"])
         store = cls(folder, manifest)
         for number in range(len(manifest["shards"])):
             store._map(number)
-        check_distinct(f"{folder / MANIFEST}: image ids", store.ids)
+        check_distinct(f"{folder / MANIFEST_FILE}: image ids", store.ids)
         return store
 
     @property
@@ -247,7 +249,7 @@ class FeatureStore(Dataset[Tensor]):
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable shard: {error}") from error
         shape = (images, self.manifest["tokens"], self.manifest["width"])
-        if features_SND.shape != shape or features_SND.dtype != DTYPE:
+        if features_SND.shape != shape or features_SND.dtype != STORE_DTYPE:
             raise ValueError(f"{path}: features are {tuple(features_SND.shape)}, the manifest says {shape}")
         return features_SND
 

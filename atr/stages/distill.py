@@ -56,11 +56,12 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
     import torch
 
     from atr.core.hardware import precision_of
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
     precision, words = precision_of(params.trainer), params.distill.max_new_tokens
-    device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
+    device = torch.device("cpu")  # until the trainer has a device
+    tower = partial(resolve_weights, folder=ENCODERS)
     settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
@@ -70,7 +71,10 @@ def _write(params: config.Params, module: Any) -> None:
     from atr.core.hardware import resolved
 
     computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
-    about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}
+    about = {
+        "provenance": tracking.current_provenance(),
+        "resolved": computed | dict(module.answerer.resolved),
+    }
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}

@@ -32,7 +32,11 @@ def main(params: config.Params, reducer: str) -> None:
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
-        asked, questions, provenance = params.evaluate, load_questions(EVALUATE_IMAGES), tracking.provenance()
+        asked, questions, provenance = (
+            params.evaluate,
+            load_questions(EVALUATE_IMAGES),
+            tracking.current_provenance(),
+        )
         answerer = _answerer(params, fabric)
         computed = {**resolved(precision_of(params.trainer), fabric.device), **answerer.resolved}
         keep = answerer.reachable(reducer, asked.keep)
@@ -63,13 +67,13 @@ def _answerer(params: config.Params, fabric: "Fabric") -> "Generator":
     from atr.core.hardware import precision_of
     from atr.datasets import PreparedImages
     from atr.features.store import FeatureStore
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
     expect, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
     images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expect, verify=verify)
-    precision, tower = precision_of(params.trainer), partial(locate, folder=ENCODERS)
+    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODERS)
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 

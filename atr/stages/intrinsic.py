@@ -16,7 +16,7 @@ def main(params: config.Params) -> None:
     with tracking.run("intrinsic", params) as run:
         from atr.core.hardware import resolved
         from atr.datasets import PreparedImages
-        from atr.features.signals import GIVEN
+        from atr.features.signals import ENCODER_SIGNALS
         from atr.features.store import FeatureStore
         from atr.reduction import autoencoder, intrinsic
 
@@ -29,12 +29,17 @@ def main(params: config.Params) -> None:
         if not random.trainer.is_global_zero:
             return
         with (device := random.trainer.strategy.root_device):
-            reducers, left_out = intrinsic.made(named.budgeted, named.random_seeds, stages.weights_of, GIVEN)
+            reducers, left_out = intrinsic.made(
+                named.budgeted, named.random_seeds, stages.weights_of, ENCODER_SIGNALS
+            )
         images = list(_images(params, held_out, prepared, intrinsic.needs(reducers), device))
         nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
         selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
         results = intrinsic.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
-        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
+        about = {
+            "parameters": params.raw(),
+            "provenance": tracking.current_provenance() | {"left_out": left_out},
+        }
         computed = resolved(random.trainer.precision, device) | {"features": held_out.manifest["resolved"]}
         write_json(stages.INTRINSIC / "metrics.json", results | about | {"resolved": computed})
         for fraction, values in intrinsic.curves(results):
@@ -66,14 +71,14 @@ def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
 def _images(params: config.Params, store: Any, prepared: Any, needs: Set[str], device: Any) -> Iterator[Any]:
     """Batches of the held-out images that are measured, at even steps through all of them."""
     from atr.datasets import load_text_centres
-    from atr.features.signals import encoder_of, evenly, observed
+    from atr.features.signals import load_store_encoder, observe_signals, sample_evenly
     from atr.reduction.intrinsic import Images
 
     asked, text_centres = params.intrinsic, load_text_centres(prepared.folder)
-    encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
-    for names in evenly(store, asked.images, asked.batch_size):
+    encoder = cache(partial(load_store_encoder, store, params.encoder, stages.ENCODERS, device))
+    for names in sample_evenly(store, asked.images, asked.batch_size):
         centres = [text_centres[name] for name in names]
-        yield Images.of(observed(store, names, prepared.image, encoder, needs, device), centres)
+        yield Images.of(observe_signals(store, names, prepared.image, encoder, needs, device), centres)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,20 @@ def main(params: config.Params) -> None:
 
         from atr.core.hardware import precision_of, resolved
         from atr.core.timing import device_name
-        from atr.features.wheel_weights import locate
+        from atr.features.wheel_weights import resolve_weights
         from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 
         precision = precision_of(params.trainer)
         device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-        tower = partial(locate, folder=ENCODERS)
-        model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
+        tower = partial(resolve_weights, folder=ENCODERS)
+        model, _ = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
         times = _times(params, model.to(device))
         computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
-        about = {"parameters": params.raw(), "provenance": tracking.provenance(), "resolved": computed}
+        about = {
+            "parameters": params.raw(),
+            "provenance": tracking.current_provenance(),
+            "resolved": computed,
+        }
         write_json(
             LATENCY / "metrics.json", {"device": f"{device_name(device)}, {precision}", **times, **about}
         )

@@ -68,7 +68,7 @@ def _write(params: config.Params, module: "SelectorTraining") -> None:
         "final": module.history[-1],
         "history": module.history,
         "parameters": params.raw(),
-        "provenance": tracking.provenance(),
+        "provenance": tracking.current_provenance(),
         "resolved": computed | {"features": read_json(STORE)["resolved"]},
         "store": sha256(STORE),
     }

@@ -44,7 +44,7 @@ def main(params: config.Params) -> None:
             list(PHOTOGRAPHS),
             Settings(asked.keep, evaluated.batch_size, evaluated.bootstrap, params.seed),
         )
-        provenance = tracking.provenance() | {"left_out": left_out}
+        provenance = tracking.current_provenance() | {"left_out": left_out}
         computed = {**resolved("32-true", answerer.model.device), **answerer.resolved}
         about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
         write_json(ROBUSTNESS / "metrics.json", found | about)
@@ -59,14 +59,14 @@ def _answerer(params: config.Params) -> "Generator":
     from lightning.fabric import Fabric
 
     from atr.datasets import PreparedImages
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of
     from atr.vlm.generation import Generator
     from atr.vlm.inputs import WholeInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(locate, folder=ENCODERS)
-    model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
+    tower = partial(resolve_weights, folder=ENCODERS)
+    model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
     settings = replace(params.evaluate, positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
     source = WholeInputs(model.to(device), processor, images, settings.interpolation)

@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from atr.core import hub
-from atr.core.fingerprint import fingerprint, is_same
+from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.core.finite import check_finite_weights
-from atr.core.hub import checkpoint_digest, located
-from atr.features.encoder import first_line, quiet, tell_substitute
-from atr.features.preprocess import describe, difference
+from atr.core.hub import checkpoint_digest, pretrained_arguments
+from atr.features.encoder import first_line, quiet, warn_of_substitute
+from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector
 from atr.vlm.external_tower import PREFIX, fetch_tower, tower_of
 from atr.vlm.families import FAMILIES, family_of
@@ -68,18 +68,18 @@ def weight_dtype(precision: int | str) -> torch.dtype:
 
 
 def load_vlm(
-    path: str, dtype: torch.dtype, attention: str = "sdpa", locate: Callable[[str], str] = str
+    path: str, dtype: torch.dtype, attention: str = "sdpa", resolve_weights: Callable[[str], str] = str
 ) -> tuple[Any, Any]:
     """The frozen model, in eval mode and with weights of `dtype`, and its processor.
 
-    A tower that the folder names and leaves out is taken from where `locate` says its hub id lies. Raises
-    ValueError naming `path` for what is no checkpoint, a family without host, a processor that is not there,
-    counts visual tokens otherwise than the model or has no chat template, tokens of a tower that are no
+    A tower that the folder names and leaves out comes from where `resolve_weights` says its hub id lies.
+    Raises ValueError naming `path` for what is no checkpoint, a family without host, a processor that is not
+    there, counts visual tokens otherwise than the model or has no chat template, tokens of a tower that are no
     patches, weights that are broken, of another shape, not finite, or do not cover the model, and a tower
     that cannot be had.
     """
     try:
-        config = AutoConfig.from_pretrained(**located(path))
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
         family, is_fetched = config.model_type, tower_of(config) is not None
         if family not in FAMILIES:
             raise ValueError(
@@ -89,7 +89,10 @@ def load_vlm(
         _check_counted(path, config, processor)
         with quiet() if is_fetched else nullcontext():  # its report of a missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                **located(path), dtype=dtype, attn_implementation=attention, output_loading_info=True
+                **pretrained_arguments(path),
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
             )
     # transformers has an exception of its own for every file that is missing, cut off or of another shape.
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -100,21 +103,23 @@ def load_vlm(
     if missing := sorted(absent):
         raise ValueError(f"{path}: the weights lack {missing[0]} and {len(missing) - 1} more")
     if is_fetched:
-        fetch_tower(model, path, locate)
+        fetch_tower(model, path, resolve_weights)
     check_finite_weights(model.state_dict(), path)
     return model.eval().requires_grad_(False), processor
 
 
-def version_of(path: str, model: Any, locate: Callable[[str], str] = str) -> dict[str, str | None]:
+def version_of(path: str, model: Any, resolve_weights: Callable[[str], str] = str) -> dict[str, str | None]:
     """Commit and digest of what `load_vlm` loaded; with the digest of a tower that the folder leaves out."""
     tower = tower_of(model.config)
-    return hub.version_of(path) | ({"tower": checkpoint_digest(locate(tower))} if tower else {})
+    return hub.checkpoint_version(path) | (
+        {"tower": checkpoint_digest(resolve_weights(tower))} if tower else {}
+    )
 
 
 def _load_processor(path: str, family: str) -> Any:
     """The processor of texts and images in a folder or of a hub id; errors as in `load_vlm`."""
     try:
-        processor: Any = PROCESSORS.get(family, AutoProcessor).from_pretrained(**located(path))
+        processor: Any = PROCESSORS.get(family, AutoProcessor).from_pretrained(**pretrained_arguments(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
     # Without processor_config.json transformers takes a processor that fails at the first image.
@@ -123,7 +128,7 @@ def _load_processor(path: str, family: str) -> Any:
         raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {counted}")
     if not processor.chat_template:
         raise ValueError(f"{path}: the processor has no chat template to put a question in")
-    tell_substitute(path, processor.image_processor)
+    warn_of_substitute(path, processor.image_processor)
     return processor
 
 
@@ -217,7 +222,7 @@ def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
     made = manifest["preprocess"]
     if made is None:
         return "nothing says how their images were preprocessed"
-    differing = difference(made, describe(processor.image_processor))
+    differing = explain_difference(made, describe_preprocessing(processor.image_processor))
     return differing and f"their images and the model's differ in {differing}"
 
 
@@ -256,7 +261,7 @@ def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
 def _has_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may be that of a fingerprint; a model not loaded yet has none to compare."""
     own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
-    return known is None or own is None or is_same(known, own)
+    return known is None or own is None or is_same_tower(known, own)
 
 
 def _name(model: Any) -> str:

@@ -68,15 +68,16 @@ class Generator:
         images: Callable[[], Images],
         features: Callable[[], Features],
         settings: "Evaluate",
-        locate: Callable[[str], str] = str,
+        resolve_weights: Callable[[str], str] = str,
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
 
         That is `features` where the model is to be given them and reads whole images, preprocessed as theirs
-        were, else `images`; only what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError
-        for what `load_vlm` refuses, positions that the model cannot have, and features that it does not read.
+        were, else `images`; only what is needed is opened. `resolve_weights` is that of `load_vlm`. Raises
+        ValueError for what `load_vlm` refuses, positions that the model cannot have, and features that it
+        does not read.
         """
-        model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
+        model, processor = load_vlm(vlm.path, weight_dtype(precision), resolve_weights=resolve_weights)
         check_positions(model, settings.positions)
         model = model.to(device)
         if cuts_images(model) or not vlm.stored:
@@ -93,7 +94,7 @@ class Generator:
                 computed = store.manifest["resolved"]
         resolved = {
             "attention": str(model.config.get_text_config()._attn_implementation),
-            "vlm": version_of(vlm.path, model, locate),
+            "vlm": version_of(vlm.path, model, resolve_weights),
             "features": computed,
         }
         return cls(model, processor, source, settings, resolved)

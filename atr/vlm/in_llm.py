@@ -56,7 +56,7 @@ class Schedule:
                 raise ValueError(
                     f"layer: {layer} is out of range, allowed: 1 <= layer < {self.layers} layers"
                 )
-            fraction = tokens.number("keep", keep)
+            fraction = tokens.parse_number("keep", keep)
             if isinstance(fraction, int) or not 0 <= fraction <= before:
                 raise ValueError(
                     f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}, a fraction and no count"
@@ -66,7 +66,7 @@ class Schedule:
     def left(self, layer: int) -> float:
         """What fraction of an image's visual tokens a layer reads."""
         passed = [drop for drop in self.drops if drop <= layer]
-        return float(tokens.number("keep", self.drops[max(passed)])) if passed else 1.0
+        return float(tokens.parse_number("keep", self.drops[max(passed)])) if passed else 1.0
 
     def count(self, layer: int, size: int) -> int:
         """How many of `size` tokens that is."""

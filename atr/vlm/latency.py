@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from atr.core.timing import milliseconds
 from atr.core.tokens import budget
-from atr.features.attention_hooks import FIELDS
+from atr.features.attention_hooks import CAPTURABLE
 from atr.reduction import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import ask, ask_merged
 from atr.vlm.families import Llava, encode
@@ -52,7 +52,7 @@ def selection(
 
     for name, reducer in tqdm(reducers.items(), f"selection, batch {images}"):
         seen = encoded(model, pixels_BCHW, reducer.needs)
-        observed = reducer.needs & set(FIELDS)
+        observed = reducer.needs & set(CAPTURABLE)
         extra = max(0.0, tower(observed) - tower(frozenset())) if observed else 0.0
         for fraction in kept:
             count = budget(fraction, seen.tokens)

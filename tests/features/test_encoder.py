@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from atr.features import encoder as encoder_module
-from atr.features.attention_hooks import observing
+from atr.features.attention_hooks import capture_attention
 from atr.features.encoder import Encoder
 
 SMALL = {
@@ -203,7 +203,7 @@ def test_attention_is_captured_within_a_whole_llava_as_in_the_tower_alone(layer,
     pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND", "first_attention_BN")
     with torch.inference_mode():
         alone = encoder.observe(pixels_BCHW, needs)
-        with observing(llava.model.vision_tower, layer, 1, 1, needs) as seen:
+        with capture_attention(llava.model.vision_tower, layer, 1, 1, needs) as seen:
             llava.model.get_image_features(pixels_BCHW, vision_feature_layer=layer)
     for need in needs:
         torch.testing.assert_close(seen[need], alone[need], rtol=0, atol=0)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from atr.core.files import sha256
 from atr.features import store as module
-from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
+from atr.features.store import FeatureStore, ShardWriter, clear_store, write_manifest
 
 IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
 PARAMETERS = {"encoder": "tiny", "layer": -2}
@@ -29,7 +29,7 @@ def ids(images=IMAGES):
 
 def write(folder, batch=2, finish=True):
     """Write the store in batches that keep inside shards."""
-    clear(folder)
+    clear_store(folder)
     writer = ShardWriter(folder, IMAGES, SHARD)
     for start in range(0, IMAGES, SHARD):
         for first in range(start, min(start + SHARD, IMAGES), batch):
@@ -139,7 +139,7 @@ def test_an_unfinished_store_is_refused(tmp_path):
 
 
 def test_a_new_extraction_takes_the_former_store_away(folder):
-    clear(folder)
+    clear_store(folder)
     assert not list(folder.iterdir())
 
 
@@ -354,7 +354,7 @@ def test_of_a_former_store_the_manifest_goes_first(folder, monkeypatch):
     monkeypatch.setattr(
         Path, "unlink", lambda path, **options: gone.append(path.name) or unlink(path, **options)
     )
-    clear(folder)
+    clear_store(folder)
     assert gone[0] == "manifest.json" and len(gone) == 4
 
 

@@ -22,7 +22,7 @@ from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
 from atr.datasets.questions import save_questions
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
@@ -82,7 +82,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
-        preprocess=describe(build_processor(["total"], SIZE).image_processor),
+        preprocess=describe_preprocessing(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
         resolved=COMPUTED,

@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration as Llava
 from atr import config
 from atr.datasets.prepared import save_images
 from atr.features.encoder import Encoder
-from atr.features.pca import components
+from atr.features.pca import pca_picture
 from atr.features.store import FeatureStore
 from atr.micro import world
 from atr.stages import extract
@@ -113,7 +113,7 @@ def test_two_photographs_are_pictured_as_the_encoder_sees_them(workspace):
     picture = Image.open("data/features/pretrain/components.png")
     assert picture.size == (4 * 384, 384)
     features = Encoder.load(PRESET.path, PRESET.layer)
-    expected = components(features, [world.photograph(name) for name in ("coffee", "flower")])
+    expected = pca_picture(features, [world.photograph(name) for name in ("coffee", "flower")])
     assert Path("data/features/pretrain/components.png").read_bytes() == expected
 
 

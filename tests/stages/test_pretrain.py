@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atr import config
-from atr.features.store import ShardWriter, clear, write_manifest
+from atr.features.store import ShardWriter, clear_store, write_manifest
 from atr.reduction import FeatureSelector
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.stages import PRETRAIN_FEATURES, SELECTOR, pretrain
@@ -91,7 +91,7 @@ def write_params(**changes):
 
 
 def write_store(seed=0):
-    clear(PRETRAIN_FEATURES)
+    clear_store(PRETRAIN_FEATURES)
     writer = ShardWriter(PRETRAIN_FEATURES, IMAGES, 16)
     features = torch.randn(IMAGES, 6, 8, generator=torch.Generator().manual_seed(seed))
     for first in range(0, IMAGES, 8):

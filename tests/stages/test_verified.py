@@ -79,7 +79,7 @@ def opened(first, monkeypatch):
             extract,
             ("pretrain",),
             {
-                "atr.features.wheel_weights.locate": nothing,
+                "atr.features.wheel_weights.resolve_weights": nothing,
                 "atr.features.encoder.Encoder.load": nothing,
                 "atr.features.datamodule.ImageDataModule": stop,
             },

@@ -12,7 +12,7 @@ from atr import config
 from atr.config import Evaluate, VlmPreset
 from atr.core.fingerprint import fingerprint
 from atr.features.encoder import Encoder
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.reduction import EncoderOutput, FeatureSelector, Full, NoImage, Random, SelectorReducer
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.families import Tiling, encode, project
@@ -521,7 +521,7 @@ def checkpoint(model, processor, tmp_path):
     ],
 )
 def test_only_the_source_that_the_model_needs_is_opened(checkpoint, processor, family, stored, source):
-    described = {"preprocess": describe(processor.image_processor), "resolved": {}}
+    described = {"preprocess": describe_preprocessing(processor.image_processor), "resolved": {}}
     store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24, **described})
     opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
     opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
@@ -577,7 +577,9 @@ class Extracted(Stored):
         encoder = Encoder.load(path, -2)
         about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path}
         about |= {"fingerprint": fingerprint(encoder.tower)}
-        super().__init__(manifest=about | {"resolved": {}, "preprocess": describe(encoder.image_processor)})
+        super().__init__(
+            manifest=about | {"resolved": {}, "preprocess": describe_preprocessing(encoder.image_processor)}
+        )
         images = [Pictures("llava_next").image(name) for name in self.names]
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(images))

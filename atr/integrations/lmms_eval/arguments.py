@@ -23,7 +23,7 @@ class Arguments:
 
     `pretrained` and `selector` are folders or hub ids. `keep` is as it is written: 1.0 is a fraction and
     means all tokens, 1 is a count and means one. `device` is by default the one that accelerate chooses.
-    `selector_digest` is that of `atr.integrations.lmms_eval.caching`.
+    `selector_digest` is that of `atr.integrations.lmms_eval.selector_digest`.
     Raises ValueError naming key, value and what is allowed.
     """
 

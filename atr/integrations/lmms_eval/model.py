@@ -15,8 +15,8 @@ from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
-from atr.integrations.lmms_eval.answering import Answer, Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import Answer, Decoding, ReducedVlm
 
 MEDIA = ("text", "image")
 

@@ -19,7 +19,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from atr.features.attention_hooks import CLASS_TOKENS, FIELDS, leading_tokens, observing
+from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
 from atr.reduction.base import EncoderOutput
 
 # More tiles than any image has: OneVision's packing then never finds too many tokens to keep them all.
@@ -149,8 +149,8 @@ def encode(
     if pixels.ndim == 5:  # filled up with blank tiles to the most tiles of any image
         pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
     pixels_BCHW = pixels.to(tower.device, tower.dtype)
-    observed = set(needs) & set(FIELDS)
-    with observing(tower, _layers(model)[-1], *_leading_tokens(tower, observed), observed) as seen:
+    observed = set(needs) & set(CAPTURABLE)
+    with capture_attention(tower, _layers(model)[-1], *_leading_tokens(tower, observed), observed) as seen:
         features_BND = _features(model, pixels_BCHW)
     known: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model)}
     known = {name: value for name, value in (known | seen).items() if name in needs}

@@ -15,7 +15,7 @@ from atr.config.presets import ENCODERS as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 from atr.micro.drawing import SIZE
 from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
@@ -96,7 +96,7 @@ def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     train_dinov2.main(load_micro("micro_dinov2"))
     model, processor = load_vlm(
-        str(train_dinov2.MODEL), torch.float32, locate=partial(locate, folder=ENCODERS)
+        str(train_dinov2.MODEL), torch.float32, resolve_weights=partial(resolve_weights, folder=ENCODERS)
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()

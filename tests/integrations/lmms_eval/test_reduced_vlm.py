@@ -7,8 +7,8 @@ from PIL import Image
 
 from atr import FeatureSelector
 from atr.core.tokens import budget
-from atr.integrations.lmms_eval.answering import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 SHORT = Decoding(max_new_tokens=6)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from atr.core.hub import located
+from atr.core.hub import pretrained_arguments
 from atr.integrations.lmms_eval.arguments import DTYPES, Arguments
-from atr.integrations.lmms_eval.caching import check_digest
+from atr.integrations.lmms_eval.selector_digest import check_selector_digest
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
 from atr.vlm.families import family_of
@@ -55,7 +55,7 @@ class ReducedVlm:
         have, and a selector that does not fit or is not the one of the digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
-        check_digest(arguments.selector_digest, selector)
+        check_selector_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         family_of(unloaded)
@@ -132,7 +132,7 @@ class ReducedVlm:
 
 def _config(path: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(**located(path))
+        return AutoConfig.from_pretrained(**pretrained_arguments(path))
     except OSError as error:
         raise ValueError(f"pretrained: {path!r} is no model: {error}, allowed: a folder or hub id") from error
 
