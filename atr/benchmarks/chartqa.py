@@ -12,15 +12,15 @@ from atr.core.records import Example, Question
 
 GROUP = "text"
 SOURCE = HubDataset("lmms-lab/ChartQA", "data/test-*.parquet")
-WORD = "\nAnswer the question with a single word."
+_WORD = "\nAnswer the question with a single word."
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question a row; the dataset has no ids, so the row's number serves."""
+    """One question per row, with the row's number as id, as the dataset has none."""
     for number, row in enumerate(rows):
-        yield Example(f"{number:06d}", row["question"] + WORD, [row["answer"]], [row["image"]])
+        yield Example(f"{number:06d}", row["question"] + _WORD, [row["answer"]], [row["image"]])
 
 
 def score(prediction: str, question: Question) -> float:
-    """Relaxed accuracy, 5 % of the number."""
+    """Relaxed accuracy with a tolerance of 5 %."""
     return relaxed_accuracy(prediction, question.answers)

@@ -1,6 +1,6 @@
 """DocVQA (Mathew et al., 2021, arXiv 2007.00398), validation: 5,349 questions on scanned pages.
 
-Dataset, prompt and score as task docvqa_val of lmms-eval 0.3.5, but for a distance of exactly one half and
+Dataset, prompt and score as task docvqa_val of lmms-eval 0.3.5, except for a distance of exactly one half and
 for texts with repeated blanks: see `anls`.
 """
 
@@ -16,7 +16,7 @@ SOURCE = HubDataset("lmms-lab/DocVQA", "DocVQA/validation-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question a row, with every answer that was given."""
+    """One question per row, with all of its answers."""
     for row in rows:
         yield Example(str(row["questionId"]), row["question"] + SHORT, list(row["answers"]), [row["image"]])
 

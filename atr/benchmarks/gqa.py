@@ -1,6 +1,6 @@
 """GQA (Hudson and Manning, 2019, arXiv 1902.09506), balanced testdev: 12,578 questions on 398 photographs.
 
-Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are a table of their own.
+Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are in a second table.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ SOURCE = HubDataset(
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question a row, with its short answer."""
+    """One question per row, with its short answer."""
     for row in rows:
         yield Example(str(row["id"]), row["question"] + SHORT, [row["answer"]], [row["image"]])
 

@@ -17,7 +17,7 @@ SOURCE = HubDataset("lmms-lab/ScienceQA", "ScienceQA-IMG/test-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question a row, after its hint; the dataset has no ids, so the row's number serves."""
+    """One question per row, behind its hint, with the row's number as id, as the dataset has none."""
     for number, row in enumerate(rows):
         context = f"Context: {row['hint']}\n" if row["hint"] else ""
         choices = list(row["choices"])
@@ -26,6 +26,6 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
 
 
 def score(prediction: str, question: Question) -> float:
-    """Exact match of the letter that the answer starts with before a full stop, or of the whole answer."""
+    """Exact match of the letter before a full stop at the start of the answer, else of the whole answer."""
     starting = re.match(r"\s*([A-Z])\.", prediction)
     return exact_match(starting[1] if starting else prediction, question.answers)

@@ -15,9 +15,9 @@ SOURCE = HubDataset("lmms-lab/textvqa", "data/validation-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question a row, with the answers of ten annotators."""
+    """One question per row, with the answers of ten annotators."""
     for row in rows:
-        # capitalize() also lowers what follows the first letter, as it does there.
+        # As in lmms-eval, capitalize() also lowers the case of all but the first letter.
         question = row["question"].capitalize() + SHORT
         yield Example(str(row["question_id"]), question, list(row["answers"]), [row["image"]])
 

@@ -1,4 +1,4 @@
-"""Prepared images on disk: parquet files of PNG bytes with a manifest, read one row group at a time."""
+"""Prepared images on disk: parquet files of PNG images with a manifest, read one row group at a time."""
 
 import io
 import json
@@ -17,17 +17,17 @@ from atr.core.files import read_json, sha256, whole_file, write_json, write_text
 from atr.core.typed_json import ListedFile, check_distinct, parse_record
 from atr.datasets.decoding import decode
 
-MANIFEST_FILE = "manifest.json"
+IMAGE_MANIFEST = "manifest.json"
 _FORMAT = 1
 _FILE_IMAGES = 1024
-# Small row groups, so that one image costs the reading of a few.
+# Small row groups: reading one image reads its whole group.
 _GROUP_IMAGES = 32
 _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 
 @dataclass(frozen=True)
 class _Prepare:
-    """What is read of the section `prepare` that the images were made by."""
+    """Required parameters of section `prepare`, of which the images were prepared."""
 
     source: str
     prompts: list[str]
@@ -36,7 +36,7 @@ class _Prepare:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """What is read of the parameters that the images were made by."""
+    """Required parameters of stage prepare."""
 
     seed: int
     prepare: _Prepare
@@ -89,7 +89,7 @@ def save_images(
         path = folder / f"{annotation}.jsonl"
         write_text(path, "".join(lines))
         manifest["annotations"] = [_listed(path, len(lines))]
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_json(folder / IMAGE_MANIFEST, manifest)
 
 
 def _encode(
@@ -112,7 +112,7 @@ def _listed(path: Path, images: int) -> dict[str, str | int]:
 
 def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest of a prepared folder, and its parameters as they were written; errors as `Manifest`."""
-    path = Path(folder) / MANIFEST_FILE
+    path = Path(folder) / IMAGE_MANIFEST
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage prepare writes it")
     content = read_json(path)
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
 
 def check_listed(folder: Path, entry: ListedFile, verify: bool) -> None:
     """Raise ValueError if a file that the manifest lists is missing or, with `verify`, was changed."""
-    path, manifest = folder / entry.file, folder / MANIFEST_FILE
+    path, manifest = folder / entry.file, folder / IMAGE_MANIFEST
     if not path.is_file():
         raise ValueError(f"{path} is missing, though {manifest} lists it")
     if verify and sha256(path) != entry.sha256:
@@ -136,9 +136,9 @@ def changed_file_error(path: Path, manifest: Path) -> ValueError:
 class PreparedImages(Sequence[tuple[str, Image.Image]]):
     """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
 
-    Raises ValueError naming the file, and the row and id of a single image, if it is missing, of another
-    number of images than listed, corrupt, or (with `verify`, which reads every file once) edited since. Of
-    the processes that share a folder it is enough that one verifies it.
+    Raises ValueError naming the file (and, for one image, row and id) if it is missing, corrupt, has another
+    number of images than listed or, with `verify`, another checksum. Verifying reads every file once; one of
+    several processes that share a folder is enough.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -147,13 +147,13 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         listed = manifest.files
         self._digests = {entry.file: entry.sha256 for entry in listed}
         self.ids = [name for entry in listed for name in self._ids(entry, verify)]
-        check_distinct(f"{self.folder / MANIFEST_FILE}: image ids", self.ids)
+        check_distinct(f"{self.folder / IMAGE_MANIFEST}: image ids", self.ids)
         self._places = [(entry.file, row) for entry in listed for row in range(entry.images)]
         self._indices = {name: index for index, name in enumerate(self.ids)}
 
     def _ids(self, entry: ListedFile, verify: bool) -> list[str]:
         check_listed(self.folder, entry, verify)
-        path, manifest = self.folder / entry.file, self.folder / MANIFEST_FILE
+        path, manifest = self.folder / entry.file, self.folder / IMAGE_MANIFEST
         try:
             is_ours = pq.read_schema(path).equals(_SCHEMA)
             names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist() if is_ours else []
@@ -181,7 +181,7 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
 @lru_cache(maxsize=4)
 def _row_group(path: Path, digest: str, group: int) -> list[bytes]:
-    # The digest tells a file from another one that has taken its place since.
+    # The digest is part of the cache's key, so that a replaced file is read again.
     with pq.ParquetFile(path) as file:
         contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
     return contents

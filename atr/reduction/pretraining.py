@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from atr.config.distill import Distill
     from atr.config.pretrain import Pretrain
 
-TOP_K = (0.1, 0.3, 0.5)
+VALIDATION_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as inference takes them."""
 
 
-Trained = TypeVar("Trained", "SelectorTraining", "ReconstructorTraining")
+Trained = TypeVar("Trained", "AutoencoderTraining", "ReconstructorTraining")
 
 
 class DivergedError(ValueError):
@@ -57,7 +57,7 @@ class RecordedTraining(LightningModule):
         self.history = checkpoint["history"]
 
 
-class SelectorTraining(RecordedTraining):
+class AutoencoderTraining(RecordedTraining):
     """Minimises L_rec + max(L_pr, p) over features_BND."""
 
     def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
@@ -88,7 +88,7 @@ class SelectorTraining(RecordedTraining):
 
     def _top_k(self, logits_BN: Tensor, features_BND: Tensor) -> dict[str, Tensor]:
         terms = {}
-        for keep in TOP_K:
+        for keep in VALIDATION_KEEP:
             keep_BK = top_k_BK(logits_BN, budget(keep, logits_BN.shape[1]))
             restored_BND = self.autoencoder.restore(features_BND, mask_of(keep_BK, logits_BN.shape[1]))
             terms[f"loss_reconstruction_top_{keep}"] = self._distance(restored_BND, features_BND)
@@ -261,7 +261,7 @@ class MaskPictures(Callback):
         """Draw and publish, on one rank."""
         if not trainer.is_global_zero:
             return
-        assert isinstance(module, SelectorTraining)
+        assert isinstance(module, AutoencoderTraining)
         selector = module.autoencoder.selector
         mask_BN = selector(self.features_BND.to(module.device)) > 0
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
@@ -297,8 +297,8 @@ def new_autoencoder(
     return autoencoder
 
 
-def train(
-    module: SelectorTraining,
+def train_autoencoder(
+    module: AutoencoderTraining,
     data: LightningDataModule,
     checkpoints: Checkpoints,
     pictures: MaskPictures,
@@ -344,7 +344,7 @@ def train_beside(
 
     Raises DivergedError as `train` does.
     """
-    guarded = isinstance(module, SelectorTraining)
+    guarded = isinstance(module, AutoencoderTraining)
     callbacks: list[Callback] = [CollapseGuard(module.pretrain)] if guarded else []
     # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
     kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}

@@ -7,8 +7,17 @@ from typing import Any
 from atr import config
 from atr.config.evaluate import Evaluate
 from atr.core.files import sha256, whole_folder, write_json
-from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, depends_on, entry
-from atr.stages.pretrain import STATISTICS, STORE
+from atr.stages import (
+    DISTILL,
+    DISTILLED,
+    ENCODERS,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    STATISTICS,
+    STORE,
+    depends_on,
+    entry,
+)
 
 CHECKPOINTS = DISTILL / "checkpoints"
 

@@ -1,14 +1,20 @@
 """Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
 
 import sys
-from argparse import ArgumentParser
 from functools import partial
 from typing import TYPE_CHECKING
 
 from atr import config
-from atr.core import catalog
 from atr.core.files import whole_folder, write_json
-from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
+from atr.stages import (
+    ENCODERS,
+    EVALUATE,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    entry_of_reducer,
+    unfinished,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -78,6 +84,4 @@ def _answerer(params: config.Params, fabric: "Fabric") -> "Generator":
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
-    parser.add_argument("reducer", choices=catalog.reducers())
-    entry("evaluate", partial(main, reducer=parser.parse_args().reducer))
+    entry_of_reducer("evaluate", main)

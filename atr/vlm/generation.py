@@ -14,7 +14,9 @@ from torch import Tensor
 
 from atr.core import catalog
 from atr.core.records import Question, Reply, Trial
-from atr.reduction import REDUCERS, Reducer, SelectorReducer
+from atr.reduction import Reducer, SelectorReducer
+from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
+from atr.reduction.registry import build_reducer, placeholder
 from atr.vlm.checkpoint import (
     check_features,
     check_selector,
@@ -25,7 +27,7 @@ from atr.vlm.checkpoint import (
     warn_of_positions,
     weight_dtype,
 )
-from atr.vlm.in_llm import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
+from atr.vlm.in_llm import Inside, drop_inside
 from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, check_positions, shorten
@@ -100,7 +102,7 @@ class Generator:
         return cls(model, processor, source, settings, resolved)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
-        """One of REDUCERS, its weights where the model is, or of INSIDE.
+        """A reducer by its name, its weights on the device of the model.
 
         Raises ValueError, before anything is asked, for a selector of other features than the model reads,
         and for a reducer of ONE_TILE where the model cuts images into tiles.
@@ -113,10 +115,8 @@ class Generator:
                 f"reducer {name} cannot serve {self.model.config.model_type}, which cuts images into tiles, "
                 f"allowed: {allowed}"
             )
-        if name in INSIDE:
-            return INSIDE[name]()
         with self.model.device:
-            reducer = REDUCERS[name](seed, selector)
+            reducer = build_reducer(name, seed, selector)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
             warn_of_positions(reducer.selector, self.settings.positions)
@@ -128,9 +128,9 @@ class Generator:
         Inside it a fraction is a mean over the layers, of which the first read every token. Raises ValueError
         where none can be kept, and for a language model of too few layers.
         """
-        if name not in INSIDE:
+        reducer = build_reducer(name, 0, placeholder())
+        if not isinstance(reducer, LayerReducer):
             return list(keeps)
-        reducer = INSIDE[name]()
         found = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
         if not found:
             raise self._too_low(reducer, max(keeps))
