@@ -1,0 +1,109 @@
+"""The records that pass between the rooms: what is asked, under which setting, and what is answered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
+"""What became of a question: answered, not asked as its image is unreadable, or the generation failed."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question as a benchmark's file reads it from a row; the prompt has no chat template yet."""
+
+    id: str
+    """Distinct within the benchmark."""
+    question: str
+    answers: list[str]
+    images: list[Any]
+    """Its images in the order of the prompt, not yet decoded: cells of a parquet file or drawn pictures."""
+    choices: list[str] = field(default_factory=list)
+    unit: str = ""
+    """Name shared by the examples that count as right only together; empty if the example counts alone."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about an image (several, or none), with everything that scoring needs."""
+
+    id: str
+    benchmark: str
+    """Name of a benchmark: its file in atr/benchmarks, or the path of the user's own file without `.py`."""
+    group: str
+    """The benchmark's group: text or general."""
+    images: list[str]
+    """Ids of the prepared images, in the order of the prompt."""
+    question: str
+    answers: list[str]
+    """Every right answer, or one answer of each annotator; of a multiple choice, its letter."""
+    choices: list[str] = field(default_factory=list)
+    """Texts of a multiple choice in the order of their letters; empty if the question is open."""
+    unit: str = ""
+    """Name shared by the questions that count as right only together; empty if the question counts alone."""
+    unreadable: str = ""
+    """Why an image cannot be read; such a question is counted but not asked. Empty if all can be read."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError naming the key that is not allowed."""
+        if not self.id:
+            raise ValueError("id: '' is not allowed, allowed: a name of its own")
+        if not self.answers:
+            raise ValueError("answers: [] is not allowed, allowed: one text or more")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting under which all questions are answered."""
+
+    keep: float | None
+    """Kept fraction of the visual tokens; None if the reducer chooses a count for each image."""
+    seed: int | None = None
+    """Seed of a random reducer; None for a deterministic one."""
+
+
+class Reply(NamedTuple):
+    """The prediction for one question, and its numbers of visual tokens."""
+
+    prediction: str
+    tokens: int
+    """Visual tokens kept; if the language model drops them, the mean over its layers."""
+    tokens_fed: int
+    """Kept tokens plus the newlines fed with them; if the language model drops them, the mean over layers."""
+    tokens_full: int
+    """Visual tokens without reduction."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question answered under one trial: a line of results.jsonl.
+
+    Numbers of tokens are those of `Reply`. Unless the status is `answered` there is no score, and `error`
+    says why.
+    """
+
+    id: str
+    benchmark: str
+    group: str
+    image: str
+    """The first of `images`, empty if there is none."""
+    question: str
+    answer: str
+    """The first of `answers`."""
+    keep: float | None
+    seed: int | None
+    tokens: int
+    tokens_fed: int
+    tokens_full: int
+    prediction: str
+    score: float | None
+    """The benchmark's own score, in 0..1."""
+    anls: float | None
+    """ANLS of the prediction, in 0..1."""
+    status: str = ANSWERED
+    """One of STATUSES."""
+    error: str = ""
+    images: Sequence[str] = field(default_factory=list)
+    answers: Sequence[str] = field(default_factory=list)
+    choices: Sequence[str] = field(default_factory=list)
+    unit: str = ""
