@@ -73,7 +73,7 @@ def outcome_table(differences: PairedDifferences) -> Table:
         for name, line in differences.others.items()
     ]
     counts = [differences.outcomes(keep) for keep in keeps]
-    totals = [[f"{name}, number", *(str(count[name]) for count in counts)] for name in OUTCOMES]
+    totals = [[f"{name}, total", *(str(count[name]) for count in counts)] for name in OUTCOMES]
     title = f"{differences.comparison.title}: outcome of {differences.best} against each other reducer"
     return Table(title, _keep_header(keeps), [rows, totals])
 

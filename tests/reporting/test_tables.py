@@ -76,7 +76,7 @@ def test_outcomes_are_named_and_counted():
     table = tables.outcome_table(compared())
     assert table.blocks == [
         [["random", "win", "tie"], ["other", "—", "loss"]],
-        [["win, number", "1", "0"], ["tie, number", "0", "1"], ["loss, number", "0", "1"]],
+        [["win, total", "1", "0"], ["tie, total", "0", "1"], ["loss, total", "0", "1"]],
     ]
 
 
