@@ -91,11 +91,14 @@ def cell_path(folder: Path, reducer: str) -> Path:
 def check_agreement(conditions: Mapping[Path, dict[str, Any]], stage: str) -> None:
     """Raise ValueError if a file differs from the first one in a condition, given by key."""
     (first, expected), *others = conditions.items() or [(Path(), {})]
-    for path, found in others:
-        for key in expected | found:
-            if found.get(key) != expected.get(key):
-                values = f"{short(found.get(key))} is not allowed, allowed: {short(expected.get(key))}"
-                raise ValueError(f"{path}: {key}: {values}, as in {first}; run stage {stage} for both")
+    for path, values in others:
+        for key in expected | values:
+            value, allowed = values.get(key), expected.get(key)
+            if value != allowed:
+                message = (
+                    f"{path}: {key}: {short(value)} is not allowed, allowed: {short(allowed)}, as in {first}"
+                )
+                raise ValueError(f"{message}; run stage {stage} for both")
 
 
 def conditions_of(result: Sourced) -> dict[str, Any]:

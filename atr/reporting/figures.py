@@ -22,7 +22,7 @@ ImageLookup = Callable[[str], Image.Image]
 
 @dataclass(frozen=True)
 class LineStyle:
-    """LineStyle of a reducer's line in every plot; a muted line is thin and has no band."""
+    """Style of a reducer's line in every plot; a muted line is thin and has no band."""
 
     label: str
     color: str
@@ -121,7 +121,7 @@ def _legend_names(comparisons: Sequence[Comparison]) -> list[str]:
     names = [*first.curves, *first.adaptive, *_levels(first)]
 
     def level(name: str) -> float:
-        return fmean(fmean(score.mean for score in _points(each, name)) for each in comparisons)
+        return fmean(fmean(score.mean for score in _points(part, name)) for part in comparisons)
 
     return names if len(names) <= 6 else sorted(names, key=level, reverse=True)
 

@@ -94,8 +94,8 @@ def relative(score: float, full: float) -> float:
 def _computed_in(results: Results) -> str:
     """Precision, attention kernel and inputs, shared by all reducers, and the machines, which may differ."""
     machines: dict[str, list[str]] = {}
-    for name, each in results.evaluations.items():
-        machine = f"{each.resolved['device']} ({each.resolved['processor']})"
+    for name, evaluation in results.evaluations.items():
+        machine = f"{evaluation.resolved['device']} ({evaluation.resolved['processor']})"
         machines.setdefault(machine, []).append(name)
     place = next(iter(machines))
     if len(machines) > 1:
@@ -151,9 +151,9 @@ def _outcome_sentence(differences: PairedDifferences, counts: Counter[str], keep
 
 
 def _difference_numbers(differences: Sequence[PairedDifferences]) -> dict[str, Any]:
-    keeps = sorted({keep for each in differences for keep in each.keeps})
+    keeps = sorted({keep for part in differences for keep in part.keeps})
     return {
-        f"{keep:g}": {each.comparison.name: _differences_at(each, keep) for each in differences}
+        f"{keep:g}": {part.comparison.name: _differences_at(part, keep) for part in differences}
         for keep in keeps
     }
 

@@ -25,7 +25,7 @@ def draw_differences(differences: PairedDifferences) -> bytes:
     A cell is coloured if its interval excludes zero, and has a mark of MARKS.
     """
     lines = {name: line for name, line in differences.others.items() if line}
-    names = sorted(lines, key=lambda name: fmean(each.mean for each in lines[name].values()))
+    names = sorted(lines, key=lambda name: fmean(difference.mean for difference in lines[name].values()))
     keeps = differences.keeps
     points_OK, texts = _cells([lines[name] for name in names], keeps)
     limit = float(np.nanmax(np.abs(points_OK), initial=1.0))

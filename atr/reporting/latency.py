@@ -100,11 +100,10 @@ def load_latency(folder: Path, reducers: Sequence[str]) -> LatencyResults | None
     if path.is_file():
         sources["prefill"] = times = read_result(PrefillCell, path, "prefill")
         prefill = times.prefill
-        # The prefill depends on fewer parameters than the selection.
-        expected, found = _conditions(first), _conditions(times)
-        shared = {key: value for key, value in expected.items() if key in found}
-        found = {key: found[key] for key in shared}
-        check_agreement({cell_path(folder, next(iter(cells))): shared, path: found}, "prefill")
+        selection, conditions = _conditions(first), _conditions(times)
+        shared = selection.keys() & conditions.keys()  # the prefill depends on fewer parameters
+        pair = {cell_path(folder, first.reducer): selection, path: conditions}
+        check_agreement({key: {name: part[name] for name in shared} for key, part in pair.items()}, "prefill")
     entries = [entry for cell in cells.values() for entry in cell.entries]
     return LatencyResults(first.device, entries, prefill, sources)
 

@@ -105,7 +105,7 @@ def build_report(
         headlines=_headlines(results, groups),
         both_groups=sections.curve_picture("groups", results.groups, best),
         groups=_curve_pictures("group", results, best),
-        differences=sections.difference_section([each for each in groups if each.keeps], matches),
+        differences=sections.difference_section(groups, matches),
         benchmarks=_curve_pictures("benchmark", results, best),
         pages=list(sections.page_pictures(results, image, settings)),
         examples=sections.example_picture(results, chosen, image),
@@ -125,9 +125,8 @@ def build_report(
 
 
 def _headlines(results: Results, groups: list[PairedDifferences]) -> list[str]:
-    outcomes = [
-        headlines.outcome_sentence(each, results.half) for each in groups if results.half in each.keeps
-    ]
+    half = results.half
+    outcomes = [headlines.outcome_sentence(group, half) for group in groups if half in group.keeps]
     return headlines.selector_sentences(results) + outcomes
 
 
@@ -142,12 +141,12 @@ def _curve_pictures(kind: str, results: Results, best: str) -> list[Picture]:
 def _source_tables(results: Results, measured: Measurements, settings: dict[str, Any]) -> dict[str, Table]:
     """Parameters and provenance of every stage with results."""
     sources: dict[str, Sourced] = {"pretrain": results.pretraining}
-    sources |= {f"evaluate {name}": each for name, each in results.evaluations.items()}
+    sources |= {f"evaluate {name}": evaluation for name, evaluation in results.evaluations.items()}
     sources |= measured.sources
     parameters = {
         name: {**source.parameters, "resolved": source.resolved} for name, source in sources.items()
     }
     return {
         "parameters": tables.parameter_table(parameters | {"report": {"report": settings}}),
-        "provenance": tables.provenance_table({name: each.provenance for name, each in sources.items()}),
+        "provenance": tables.provenance_table({name: source.provenance for name, source in sources.items()}),
     }

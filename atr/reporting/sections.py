@@ -73,29 +73,30 @@ def curve_picture(name: str, comparisons: Sequence[Comparison], best: str) -> Pi
 def score_tables(results: Results, differences: Sequence[PairedDifferences]) -> list[Table]:
     """Scores and differences of each group and benchmark, then the tokens of each group."""
     shown = []
-    for each in differences:
-        shown.append(tables.score_table(each.comparison))
-        if each.keeps:
-            shown.append(tables.difference_table(each))
+    for part in differences:
+        shown.append(tables.score_table(part.comparison))
+        if part.keeps:
+            shown.append(tables.difference_table(part))
     return shown + [tables.token_table(group) for group in results.groups]
 
 
 def difference_section(
     differences: Sequence[PairedDifferences], matches: Sequence[AdaptiveMatch]
 ) -> DifferenceSection:
-    """The differences of the groups, each with a heat map and a table of outcomes."""
+    """The differences of the groups that have some, each with a heat map and a table of outcomes."""
+    groups = [group for group in differences if group.keeps]
     pictures = [
         Picture(
-            f"differences-{each.comparison.name}",
-            f"Points by which {each.best} leads each other reducer: {each.comparison.title}.",
-            draw_differences(each),
+            f"differences-{group.comparison.name}",
+            f"Points by which {group.best} leads each other reducer: {group.comparison.title}.",
+            draw_differences(group),
         )
-        for each in differences
+        for group in groups
     ]
     return DifferenceSection(
-        sentences=[sentence for each in differences for sentence in outcome_sentences(each)],
+        sentences=[sentence for group in groups for sentence in outcome_sentences(group)],
         pictures=pictures,
-        tables=[tables.outcome_table(each) for each in differences],
+        tables=[tables.outcome_table(group) for group in groups],
         matches=tables.match_table(matches) if matches else None,
     )
 

@@ -107,10 +107,10 @@ def intrinsic_tables(intrinsic: IntrinsicResults) -> list[Table]:
 def reconstruction_table(intrinsic: IntrinsicResults) -> Table:
     """Unexplained variance at each kept fraction, for each of the two reconstructors."""
     curves = intrinsic.reducers
-    trained_together = [[name, *_decimals(each.reconstruction, 3)] for name, each in curves.items()]
+    trained_together = [[name, *_decimals(lines.reconstruction, 3)] for name, lines in curves.items()]
     random_masks = [
-        [f"{name}, reconstructor of random masks", *_decimals(each.reconstruction_random, 3)]
-        for name, each in curves.items()
+        [f"{name}, reconstructor of random masks", *_decimals(lines.reconstruction_random, 3)]
+        for name, lines in curves.items()
     ]
     title = "Unexplained variance of the reconstructed features"
     return Table(title, _keep_header(intrinsic.keep), [trained_together, random_masks])
@@ -118,7 +118,7 @@ def reconstruction_table(intrinsic: IntrinsicResults) -> Table:
 
 def coverage_table(intrinsic: IntrinsicResults) -> Table | None:
     """Written characters whose token is kept, in %; None if no reducer was measured on text."""
-    known = {name: each.text_coverage for name, each in intrinsic.reducers.items() if each.text_coverage}
+    known = {name: lines.text_coverage for name, lines in intrinsic.reducers.items() if lines.text_coverage}
     rows = [[name, *map(_percent, line)] for name, line in known.items()]
     title = "Written characters whose token is kept, %"
     return Table(title, _keep_header(intrinsic.keep), [rows]) if rows else None
@@ -146,14 +146,8 @@ def robustness_tables(robustness: RobustnessResults) -> list[Table]:
     """Overlap on the images of the questions and on photographs, and change of score; one row per variant."""
     variants = robustness.variants
     cells = [f"{name} {keep:g}" for name in robustness.reference for keep in robustness.keep]
-    questions = [
-        [
-            each.name,
-            *(NO_PIXEL_CHANGED if each.no_pixel_changed else _overlap(iou) for iou in _all(each, "iou")),
-        ]
-        for each in variants
-    ]
-    photographs = [[each.name, *map(_overlap, _all(each, "photographs"))] for each in variants]
+    questions = [[variant.name, *_question_overlaps(variant)] for variant in variants]
+    photographs = [[variant.name, *map(_overlap, _all(variant, "photographs"))] for variant in variants]
     title, header = "Overlap (IoU, lowest in brackets) on", ["deployment", *cells]
     return [
         Table(f"{title} the images of {robustness.questions} questions", header, [questions]),
@@ -188,8 +182,10 @@ def parameter_table(sources: Mapping[str, dict[str, Any]]) -> Table:
             names[key, str(value)].append(source)
             values[key, _stage(source)].add(str(value))
     rows = []
-    for (key, value), found in sorted(names.items()):
-        shown = dict.fromkeys(_stage(name) if len(values[key, _stage(name)]) == 1 else name for name in found)
+    for (key, value), having in sorted(names.items()):
+        shown = dict.fromkeys(
+            _stage(name) if len(values[key, _stage(name)]) == 1 else name for name in having
+        )
         rows.append([key, value, ", ".join(shown)])
     return Table("Parameters", ["parameter", "value", "stages"], [rows], numeric=False)
 
@@ -272,14 +268,20 @@ def _latency_row(entry: SelectionTime, saved: float | None) -> list[str]:
 def _change_table(robustness: RobustnessResults, cells: Sequence[str]) -> Table:
     """Score in the reference, and its change under each variant; all tokens first if they were measured."""
     means = [mean for line in robustness.reference.values() for mean in line]
-    changes = [[each.name, *map(_difference, _all(each, "change"))] for each in robustness.variants]
+    variants = robustness.variants
+    changes = [[variant.name, *map(_difference, _all(variant, "change"))] for variant in variants]
     reference, header = ["reference, %", *map(_percent, means)], ["deployment", *cells]
     if robustness.full is not None:
         reference.insert(1, _percent(robustness.full))
         header.insert(1, "all tokens")
-        for row, variant in zip(changes, robustness.variants, strict=True):
+        for row, variant in zip(changes, variants, strict=True):
             row.insert(1, _difference(variant.full))
     return Table("Change of the score in points, with its 95 % interval", header, [[reference], changes])
+
+
+def _question_overlaps(variant: VariantChanges) -> list[str]:
+    overlaps = _all(variant, "iou")
+    return [NO_PIXEL_CHANGED if variant.no_pixel_changed else _overlap(overlap) for overlap in overlaps]
 
 
 def _all(variant: VariantChanges, key: str) -> list[Any]:

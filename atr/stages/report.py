@@ -29,7 +29,7 @@ def _build(params: config.Params) -> "ReportContent":
     from atr.reporting.intrinsic import load_intrinsic
     from atr.reporting.latency import load_latency
     from atr.reporting.report import Measurements, build_report
-    from atr.reporting.results import load_results
+    from atr.reporting.result_files import load_results
     from atr.reporting.robustness import load_robustness
 
     reducers = params.evaluate.names

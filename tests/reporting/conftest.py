@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.reporting import results
 from atr.reporting.intrinsic import load_intrinsic
 from atr.reporting.latency import load_latency
 from atr.reporting.report import Measurements, build_report
+from atr.reporting.result_files import load_results
 from atr.reporting.robustness import load_robustness
 
+PAPER = ("full", "none", "random", "selector")
 PEERS = (
     "average_pooling", "cdpruner", "cdpruner_text", "class_attention", "dart", "divprune", "fastv", "hired",
     "holov", "image_downsampling", "l2_norm", "mmr", "pixel_variance", "prumerge", "prumerge_plus",
@@ -39,8 +40,8 @@ def world(folder, tmp_path):
 
 @pytest.fixture(scope="session")
 def load():
-    def loaded(folder, names=results.PAPER):
-        return results.load_results(folder / "evaluate", folder / "pretrain/metrics.json", names)
+    def loaded(folder, names=PAPER):
+        return load_results(folder / "evaluate", folder / "pretrain/metrics.json", names)
 
     return loaded
 

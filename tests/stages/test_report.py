@@ -215,7 +215,7 @@ def test_the_report_loads_no_model_library():
 import sys
 from atr.stages import report
 from atr.datasets import PreparedImages
-from atr.reporting import html, intrinsic, latency, markdown, report, results, robustness
+from atr.reporting import html, intrinsic, latency, markdown, report, result_files, robustness
 print({"torch", "transformers", "lightning", "matplotlib.pyplot"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code]
