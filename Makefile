@@ -28,12 +28,12 @@ help:
 reproduce: $(STAMP)
 	dvc repro
 
-# All names that atr.config has for the model, so that a new peer is compared without a word here. They are told
+# All names that atr.core.catalog has for the model, so that a new peer is compared without a word here. They are told
 # first: the shell stops at an assignment that fails, but not at a word of a command.
-NAMES = $$(python -c 'from atr import config; \
-	print(*config.serving(config.$(1), config.load_or_exit("evaluate").vlm), sep=",")')
+NAMES = $$(python -c 'from atr import config; from atr.core import catalog; \
+	print(*config.serving(catalog.$(1), config.load_or_exit("evaluate").vlm), sep=",")')
 compare: $(STAMP)
-	reducers=$(call NAMES,REDUCERS); selectors=$(call NAMES,SELECTORS); distilled=$(call NAMES,DISTILLED); \
+	reducers=$(call NAMES,untrained()); selectors=$(call NAMES,trained("pretrain")); distilled=$(call NAMES,trained("distill")); \
 	dvc exp run -S "evaluate.reducers=[$$reducers]" -S "evaluate.selectors=[$$selectors]" \
 		-S "evaluate.distilled=[$$distilled]"
 
@@ -72,7 +72,7 @@ micro-dinov2: $(STAMP) $(TRAINING)/features/manifest.json
 $(TRAINING)/features/manifest.json: | $(STAMP)
 	python -m atr.micro.stages.features
 
-# Which layer the preset dinov2-small of atr/config.py is to be read at, into data/micro/probe.json.
+# Which layer the preset dinov2-small of atr/config/presets is to be read at, into data/micro/probe.json.
 micro-probe: $(STAMP)
 	python -m atr.micro.stages.probe
 

@@ -28,7 +28,7 @@ from atr.micro import world
 from atr.reduction import FeatureSelector
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.losses import at_least, kept_fraction, unexplained_variance
-from atr.reduction.pretraining import SelectorTraining
+from atr.reduction.pretraining import AutoencoderTraining
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.reduce import reduce
 
@@ -107,7 +107,7 @@ def lightning(settings: Pretrain, data: FeatureDataModule, device: torch.device)
         accelerator=device.type, devices=1, max_epochs=1, callbacks=[clock], limit_val_batches=0,
         use_distributed_sampler=False, **off,
     )  # fmt: skip
-    trainer.fit(SelectorTraining(FeatureAutoencoder(WIDTH, GRID), settings, seed=0), datamodule=data)
+    trainer.fit(AutoencoderTraining(FeatureAutoencoder(WIDTH, GRID), settings, seed=0), datamodule=data)
     return between(clock.ends)
 
 

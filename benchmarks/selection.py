@@ -16,7 +16,8 @@ from torch import Tensor
 
 from atr.core.timing import device_name, milliseconds
 from atr.core.tokens import budget
-from atr.reduction import REDUCERS, EncoderOutput, FeatureSelector, Merger, Reducer
+from atr.reduction import EncoderOutput, FeatureSelector, Merger, Reducer
+from atr.reduction.registry import build_reducer, built_in_names
 
 PATCH = 14
 COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
@@ -58,7 +59,7 @@ def rows(
     # The hub's loader prints.
     with tempfile.TemporaryDirectory() as folder, device, redirect_stdout(None):
         FeatureSelector(width, (side, side), heads=width // 64).save_pretrained(folder)
-        reducers = {name: REDUCERS[name](0, folder) for name in ("selector", *names)}
+        reducers = {name: build_reducer(name, 0, folder) for name in ("selector", *names)}
     for fraction in keep:
         count = budget(fraction, encoded.tokens)
         times = {
@@ -72,7 +73,7 @@ def rows(
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table."""
-    choices = sorted(set(REDUCERS) - {"full", "none", "selector"})
+    choices = sorted(set(built_in_names()) - {"full", "none", "selector", "fastv", "pyramiddrop"})
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--reducers", nargs="*", choices=choices, default=choices)
     parser.add_argument("--sides", nargs="+", type=int, default=[12, 24], help="rows and columns of the grid")

@@ -4,55 +4,52 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from dvc.repo import Repo
 
 from atr import config
+from atr.cli.reruns import stages_of_files
+from atr.core.imports import imported_names, reached_files
 
 ROOT = Path(__file__).parents[1]
+# The floor of a module is that of the longest name that it begins with. Imports go down, or stay in a room.
 FLOORS = {
-    "__main__": 5,
-    "stages": 4,
-    "lmms_eval": 4,
-    "vlm": 3,
-    "datasets": 2,
-    "features": 2,
-    "reduction": 2,
-    "benchmarks": 2,
-    "reporting": 2,
-    "overlay": 2,
-    "plan": 2,
-    "bootstrap": 1,
-    "config": 1,
-    "disk": 1,
-    "files": 1,
-    "finite": 1,
-    "fingerprint": 1,
-    "hardware": 1,
-    "hub": 1,
-    "records": 1,
-    "lifetime": 0,
-    "timing": 1,
-    "tokens": 1,
-    "tracking": 1,
+    "core": 1,
+    "config": 2,
+    "core.hardware": 3,
+    "core.tracking": 3,
+    "datasets": 4,
+    "features": 4,
+    "reduction": 4,
+    "benchmarks": 4,
+    "reporting": 4,
+    "vlm": 5,
+    "stages": 6,
+    "integrations": 6,
+    "micro": 7,
+    "cli": 7,
+    "__main__": 8,
 }
 # Who may import a library; the rest of a dotted name that ends in .* is free.
 HOMES = {
-    "transformers": ("atr.features.encoder", "atr.vlm.*", "atr.integrations.lmms_eval.answering"),
+    "transformers": (
+        "atr.features.encoder",
+        "atr.vlm.*",
+        "atr.micro.*",
+        "atr.integrations.lmms_eval.*",
+    ),
     "lightning": (
         "atr.features.datamodule",
         "atr.features.extraction",
         "atr.reduction.checkpoints",
         "atr.reduction.pretraining",
         "atr.vlm.distillation",
-        "atr.micro.curriculum",
-        "atr.micro.training",
+        "atr.micro.*",
         "atr.core.tracking",
         "atr.core.tracking.training_logger",
         "atr.stages.*",
@@ -60,7 +57,13 @@ HOMES = {
     "mlflow": ("atr.core.tracking", "atr.core.tracking.*"),
     "lmms_eval": ("atr.integrations.lmms_eval.manifest", "atr.integrations.lmms_eval.model"),
     "onnx": ("atr.features.onnx_weights", "atr.features.wheel_weights"),
+    "dvc": ("atr.cli.*",),
 }
+# What a part must have under the same name as every other part of its kind.
+INTERFACES = {
+    "main", "build", "examples", "score",
+    "BUDGET", "DRAWS", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
+}  # fmt: skip
 
 
 def dotted(path: Path) -> str:
@@ -71,24 +74,16 @@ def dotted(path: Path) -> str:
 MODULES = {dotted(path): path for path in sorted((ROOT / "atr").rglob("*.py"))}
 
 
-def nodes(tree: ast.AST, executed: bool) -> Iterator[ast.AST]:
-    """All nodes; where only executed code counts, without what stands under `if TYPE_CHECKING`."""
-    for node in ast.iter_child_nodes(tree):
-        if not (executed and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-            yield node
-            yield from nodes(node, executed)
-
-
 @cache
 def parsed(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text())
 
 
 @cache
-def imports(module: str, executed: bool = False) -> frozenset[str]:
-    """Dotted names of what a module imports, at its top or inside a function."""
+def imports(module: str) -> frozenset[str]:
+    """Dotted names of what a module imports, at its top, in a function, or for type checking alone."""
     found = set()
-    for node in nodes(parsed(module), executed):
+    for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -105,33 +100,29 @@ def ours(names: frozenset[str]) -> set[str]:
 
 
 def reached(module: str) -> set[str]:
-    """The modules that run when a module does: itself, what it imports, and the packages these lie in."""
-    found, todo = set(), {module}
-    while todo:
-        name = todo.pop()
-        found.add(name)
-        packages = {name.rpartition(".")[0]} - {""}
-        todo |= (ours(imports(name, executed=True)) | packages) - found
-    return found
+    """The modules that run when a module does."""
+    return {dotted(path) for path in reached_files(MODULES[module], ROOT)}
 
 
-def part(module: str) -> str:
-    return module.split(".")[1]
+def room(module: str) -> str:
+    """The longest name in FLOORS that the module begins with."""
+    name = module.removeprefix("atr.")
+    return max((key for key in FLOORS if f"{name}.".startswith(f"{key}.")), key=len)
 
 
 def goes_down(module: str, imported: str) -> bool:
-    """Whether an import stays in its part or goes to a lower floor, as atr/'s architecture has it."""
-    upper, lower = part(module), part(imported)
-    if upper == lower or (upper, lower) in {("tracking", "config"), ("hardware", "config"), ("hub", "files")}:
+    """Whether an import stays in its room or goes to a lower floor."""
+    upper, lower = room(module), room(imported)
+    if upper == lower:
         return True
-    if upper == "vlm" and FLOORS[lower] == 2:
+    if upper == "vlm" and FLOORS[lower] == 4:
         shared = ("atr.features.attention_hooks", "atr.features.encoder", "atr.features.preprocess")
         return lower == "reduction" or imported in shared
     return FLOORS[lower] < FLOORS[upper]
 
 
-def test_every_part_has_a_floor():
-    assert {part(module) for module in MODULES if module != "atr"} == set(FLOORS)
+def test_every_module_has_a_floor():
+    assert all(room(module) for module in MODULES if module != "atr")
 
 
 def test_imports_go_down_only():
@@ -144,6 +135,29 @@ def test_imports_go_down_only():
     assert upward == []
 
 
+def test_no_reader_of_the_main_pipeline_opens_the_small_world():
+    outside = {module for module in MODULES if not module.startswith("atr.micro")}
+    assert {module for module in outside for name in imports(module) if name.startswith("atr.micro")} == set()
+
+
+def public_names(module: str) -> Iterator[str]:
+    for node in parsed(module).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_every_public_name_is_defined_once():
+    homes = defaultdict(list)
+    for module in MODULES:
+        for name in public_names(module):
+            if not name.startswith("_") and name not in INTERFACES:
+                homes[name].append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_is_imported_where_it_belongs(library):
     homes = re.compile("|".join(re.escape(home).replace(r"\*", r".*") for home in HOMES[library]))
@@ -152,9 +166,9 @@ def test_a_library_is_imported_where_it_belongs(library):
     assert {module for module in users if not homes.fullmatch(module)} == set()
 
 
-@pytest.mark.parametrize("light", ["reporting", "datasets", "plan", "overlay", "__main__"])
+@pytest.mark.parametrize("light", ["config", "reporting", "datasets", "cli.plan", "cli.overlay"])
 def test_a_light_part_reaches_no_torch(light):
-    roots = {module for module in MODULES if module != "atr" and part(module) == light}
+    roots = {module for module in MODULES if f"{module}.".startswith(f"atr.{light}.")}
     modules = set().union(*(reached(module) for module in roots))
     heavy = {"torch", "torchmetrics", "transformers", "lightning", "mlflow"}
     assert {module for module in modules for name in imports(module) if name.split(".")[0] in heavy} == set()
@@ -174,119 +188,147 @@ def test_the_library_needs_no_package_of_the_pipeline(module):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = {re.match(r"[\w-]+", line).group() for line in project["dependencies"]}
     library = packages - {"pillow"} | {"PIL"}
-    needed = {name.split(".")[0] for part in reached(module) for name in imports(part, executed=True)}
+    needed = {name.split(".")[0] for part in reached(module) for name in imported_names(MODULES[part])}
     assert needed - sys.stdlib_module_names - {"atr"} <= library
 
 
 def test_importing_the_package_alone_imports_nothing():
-    assert imports("atr", executed=True) <= {"importlib", "typing"}
+    assert {name.split(".")[0] for name in imported_names(MODULES["atr"])} <= {"importlib", "typing"}
 
 
-PIPELINE = ROOT / "dvc.yaml"
+@pytest.fixture(scope="module")
+def pipeline():
+    """The stages that DVC makes of dvc.yaml and params.yaml, each with its resolved dependencies."""
+    with Repo(str(ROOT)) as repo:
+        yield list(repo.index.stages)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage of the pipeline file that runs a module of ours."""
-
-    name: str
-    module: str
-    params: frozenset[str]
-    deps: frozenset[Path]
+def module_of(stage) -> str:
+    return re.search(r"python -m (atr[.\w]*)", stage.cmd).group(1)
 
 
-def stages() -> list[Stage]:
-    found = []
-    tree: Any = OmegaConf.to_container(OmegaConf.load(PIPELINE), resolve=False)
-    for name, stage in tree["stages"].items():
-        deps = frozenset(ROOT / dep for dep in stage.get("deps", []))
-        for module in re.findall(r"python -m (atr[.\w]*)", stage["cmd"]):
-            found.append(Stage(name, module, frozenset(stage.get("params", [])), deps))
-    return found
+def code_deps(stage) -> set[str]:
+    paths = {Path(dep.fs_path).relative_to(ROOT).as_posix() for dep in stage.deps}
+    return {path for path in paths if path.startswith("atr/")}
 
 
-def fields_of(keys: Iterable[str]) -> set[str]:
-    """Dotted names of all parameters that the keys stand for, a section for all of its fields."""
-    found = set()
-    for key in keys:
-        section = config._SECTIONS.get(key)
-        found |= {f"{key}.{field.name}" for field in fields(section)} if section else {key}
-    return found
+def params_of(stage) -> set[str]:
+    return {name for dep in stage.deps for name in getattr(dep, "params", ())}
 
 
-def test_every_stage_module_is_run_and_has_declared_parameters():
+def files(paths) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in paths}
+
+
+def run_by(stage) -> frozenset[str]:
+    """Files that a stage runs: its module, what this imports, and the sections of params.yaml it is given."""
+    return reached_by(module_of(stage), frozenset(name.partition(".")[0] for name in params_of(stage)))
+
+
+@cache
+def reached_by(module: str, given: frozenset[str]) -> frozenset[str]:
+    sections = [path for name in given if (path := ROOT / f"atr/config/{name}.py").is_file()]
+    found = set().union(*(reached_files(path, ROOT) for path in (MODULES[module], *sections)))
+    return frozenset(files(found))
+
+
+def looked_up_by(stage) -> set[str]:
+    """Files that a stage may load by a name: presets, families, its reducer, the small world's images."""
+    presets = (ROOT / "atr/config/presets").rglob("*.yaml")
+    families = [reached_files(path, ROOT) for path in (ROOT / "atr/vlm/families").glob("*.py")]
+    world = reached_files(ROOT / "atr/micro/world.py", ROOT) if stage.name == "prepare" else set()
+    part = re.search(r"(?<=@)\w+$", stage.name)
+    folders = ("benchmarks", "reduction/peers", "reduction/trained")
+    parts = {ROOT / f"atr/{folder}/{part.group()}.py" for folder in folders} if part else set()
+    parts.add(ROOT / "atr/reduction/peers/__init__.py")
+    return files(set(presets) | set().union(*families) | world | parts)
+
+
+def test_every_stage_module_is_run_and_has_declared_parameters(pipeline):
     modules = {module for module in MODULES if module.startswith("atr.stages.")}
+    own = {f"atr.stages.{name}" for name in config.STAGES}
+    assert modules == {module_of(stage) for stage in pipeline} == own
+
+
+def test_every_stage_of_the_small_world_is_run_by_make():
     recipes = (ROOT / "Makefile").read_text()
-    by_hand = set(re.findall(r"^\tpython -m (atr\.stages\.\w+)", recipes, flags=re.MULTILINE))
-    assert modules == {stage.module for stage in stages()} | by_hand
-    assert modules == {f"atr.stages.{name}" for name in config.STAGES}
-    assert not by_hand & {stage.module for stage in stages()}
+    by_hand = set(re.findall(r"^\tpython -m (atr\.micro\.stages\.\w+)", recipes, flags=re.MULTILINE))
+    assert by_hand == {module for module in MODULES if module.startswith("atr.micro.stages.")}
 
 
-def test_a_stage_declares_to_dvc_the_parameters_it_is_given():
-    # What a matrix is made of makes cells, and must not run the others again when one is added: it is a
-    # parameter only of the stages that read it.
-    templates = set(re.findall(r"\$\{([\w.]+)\}", PIPELINE.read_text()))
-    for stage in stages():
-        given = fields_of(config.STAGES[stage.module.rpartition(".")[2]])
-        read = {node.attr for node in ast.walk(parsed(stage.module)) if isinstance(node, ast.Attribute)}
-        if read & {"names", "budgeted"}:  # properties of evaluate that are made of three fields
-            read |= {"reducers", "selectors", "distilled"}
-        unread = {template for template in templates if template.rpartition(".")[2] not in read}
-        assert fields_of(stage.params) == given - unread, stage.name
+def test_a_stage_declares_to_dvc_the_parameters_it_is_given(pipeline):
+    for stage in pipeline:
+        assert params_of(stage) == set(config.STAGES[module_of(stage).rpartition(".")[2]]), stage.name
 
 
-def test_dvc_compares_by_nothing_but_a_few_flat_numbers():
+def test_dvc_compares_by_nothing_but_a_few_flat_numbers(pipeline):
     """A list is invisible to it, and a table of hundreds of columns to a person."""
-    tree: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)
-    metrics = {
-        path for stage in tree["stages"].values() for each in stage.get("metrics", []) for path in each
+    metrics = {Path(out.fs_path).name for stage in pipeline for out in stage.outs if out.metric}
+    assert metrics == {"text.json", "general.json"}
+
+
+def test_a_stage_depends_on_the_code_it_runs(pipeline):
+    missing = {
+        f"{stage.name}: {file}"
+        for stage in pipeline
+        for file in run_by(stage)
+        if not any(f"{file}/".startswith(f"{dep}/") for dep in code_deps(stage))
     }
-    assert metrics == {f"experiments/report/{group}.json" for group in set(config.GROUPS.values())}
+    assert missing == set()
 
 
-def test_a_stage_depends_on_the_code_it_runs():
-    missing = [
-        f"{stage.name}: {MODULES[module].relative_to(ROOT)}"
-        for stage in stages()
-        for module in sorted(reached(stage.module))
-        if not any(MODULES[module].is_relative_to(dep) for dep in stage.deps)
-    ]
-    assert missing == []
-
-
-def test_a_stage_depends_on_no_code_that_it_does_not_run():
+def test_a_stage_depends_on_no_code_that_it_does_not_run(pipeline):
     """A superfluous dependency runs a stage again for nothing."""
-    superfluous = [
-        f"{stage.name}: {dep.relative_to(ROOT)}"
-        for stage in stages()
-        for dep in sorted(stage.deps)
-        if dep.is_relative_to(ROOT / "atr")
-        and not any(MODULES[module].is_relative_to(dep) for module in reached(stage.module))
-    ]
-    assert superfluous == []
-
-
-def test_the_names_in_config_are_those_of_the_registries():
-    from atr.benchmarks import BENCHMARKS
-    from atr.reduction import REDUCERS
-    from atr.vlm.in_llm import INSIDE
-    from atr.vlm.policy import CHOICES
-
-    assert {key: set(values) for key, values in config.LAYOUT.items()} == {
-        key: set(values) for key, values in CHOICES.items()
+    superfluous = {
+        f"{stage.name}: {file}"
+        for stage in pipeline
+        for dep in code_deps(stage)
+        for file in (files((ROOT / dep).rglob("*.py")) if (ROOT / dep).is_dir() else {dep})
+        if file not in run_by(stage) | looked_up_by(stage)
     }
-    assert sorted((*config.REDUCERS, *config.SELECTORS, *config.DISTILLED)) == sorted((*REDUCERS, *INSIDE))
-    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
+    assert superfluous == set()
 
 
-def test_the_reducers_of_one_tile_in_config_are_those_that_refuse_several(tmp_path):
-    from atr.reduction import REDUCERS, FeatureSelector
-    from atr.vlm.policy import needs_one_tile
+PARTS = {
+    "atr/reduction/peers/random.py": {
+        "evaluate@random", "intrinsic@random", "latency@random", "robustness@random",
+    },
+    "atr/reduction/trained/distilled.py": {
+        "evaluate-distilled@distilled", "intrinsic-distilled@distilled",
+        "latency-distilled@distilled", "robustness-distilled@distilled",
+    },
+    "atr/reduction/peers/visionzip.py": set(),
+    "atr/benchmarks/charts.py": {"benchmark@charts"},
+    "atr/benchmarks/gqa.py": set(),
+    "atr/config/report.py": {"report"},
+    "atr/micro/model.py": set(),
+    "atr/micro/training.py": set(),
+    "atr/micro/params.py": set(),
+    "atr/integrations/lmms_eval/model.py": set(),
+    "atr/cli/plan.py": set(),
+}  # fmt: skip
 
-    FeatureSelector(width=4, grid=(2, 2), layers=1, heads=1).save_pretrained(tmp_path)
-    refusing = {name for name, make in REDUCERS.items() if needs_one_tile(make(0, tmp_path))}
-    assert sorted(config.ONE_TILE) == sorted(refusing)
+
+@pytest.mark.parametrize("file", PARTS)
+def test_a_change_reruns_what_runs_it_and_nothing_else(pipeline, file):
+    assert (ROOT / file).is_file()
+    users = stages_of_files(pipeline, ROOT)
+    assert {
+        stage for dep, stages in users.items() if f"{file}/".startswith(f"{dep}/") for stage in stages
+    } == (PARTS[file])
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "atr/reduction/peers/new.py", "atr/reduction/trained/new.py", "atr/benchmarks/new.py",
+        "atr/vlm/families/new.py", "atr/config/presets/encoders/new.yaml", "atr/config/presets/vlms/new.yaml",
+        "atr/micro/new.py", "atr/stages/new.py", "atr/reporting/new.py",
+    ],
+)  # fmt: skip
+def test_a_new_file_that_no_parameter_names_reruns_nothing(pipeline, file):
+    users = stages_of_files(pipeline, ROOT)
+    assert [dep for dep in users if f"{file}/".startswith(f"{dep}/")] == []
 
 
 def test_the_lazy_exports_are_the_things_themselves():

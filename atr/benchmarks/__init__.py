@@ -1,35 +1,61 @@
-"""Benchmarks: their group, how their answers are scored, and the loop that all of them run through.
+"""Benchmarks, each a file with GROUP, SOURCE, examples() and score(), which is found by its name.
 
-The paper's ten lie one in a file, each with the source of its dataset, examples() and score(); those of the
-micro world are drawn, not read, and scored by exact match.
+The other modules of this folder have no GROUP: base, metrics and vqa serve the benchmarks; runner,
+answer_files and summary evaluate with them.
 """
 
-from atr.benchmarks import ai2d, chartqa, docvqa, gqa, infovqa, mmbench, mmmu, mmstar, scienceqa, textvqa
-from atr.benchmarks.base import Asked, Benchmark, Example, Source
-from atr.benchmarks.metrics import exact_match
+import sys
+from functools import cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 
-__all__ = ["BENCHMARKS", "Benchmark", "Example", "Source"]
+from atr.benchmarks.base import Benchmark, DrawingModule, HubDataset
+from atr.core import catalog
+
+__all__ = ["Benchmark", "DrawingModule", "HubDataset", "load_benchmark"]
+
+_CONTRACT = {"examples": "a function of rows", "score": "a function of a prediction and a question"}
 
 
-def _exact(prediction: str, asked: Asked) -> float:
-    return exact_match(prediction, asked.answers)
+@cache
+def load_benchmark(name: str) -> Benchmark:
+    """Import one benchmark: ours by its file's name, the user's own by the path of its file without `.py`.
+
+    Raises ValueError naming the file if it is missing, fails to import or lacks GROUP, SOURCE, examples() or
+    score().
+    """
+    path = benchmark_file(name)
+    group = catalog.benchmark_group(name)
+    module = _import_file(name, path)
+    source = getattr(module, "SOURCE", None)
+    if not isinstance(source, HubDataset | DrawingModule):
+        raise ValueError(
+            f"{path}: SOURCE: {source!r} is not allowed, allowed: a HubDataset or a DrawingModule"
+        )
+    for function, what in _CONTRACT.items():
+        if not callable(getattr(module, function, None)):
+            raise ValueError(f"{path} has no {function}(), allowed: {what}")
+    return Benchmark(name, group, source, module.examples, module.score)
 
 
-BENCHMARKS = {
-    "docs": Benchmark("text", _exact),
-    "signs": Benchmark("text", _exact),
-    "charts": Benchmark("text", _exact),
-    "shapes": Benchmark("general", _exact),
-    "digits": Benchmark("general", _exact),
-    "scenes": Benchmark("general", _exact),
-    "textvqa": Benchmark("text", textvqa.score, textvqa.SOURCE, textvqa.examples),
-    "docvqa": Benchmark("text", docvqa.score, docvqa.SOURCE, docvqa.examples),
-    "infovqa": Benchmark("text", infovqa.score, infovqa.SOURCE, infovqa.examples),
-    "chartqa": Benchmark("text", chartqa.score, chartqa.SOURCE, chartqa.examples),
-    "mmbench": Benchmark("text", mmbench.score, mmbench.SOURCE, mmbench.examples),
-    "ai2d": Benchmark("general", ai2d.score, ai2d.SOURCE, ai2d.examples),
-    "gqa": Benchmark("general", gqa.score, gqa.SOURCE, gqa.examples),
-    "mmmu": Benchmark("general", mmmu.score, mmmu.SOURCE, mmmu.examples),
-    "mmstar": Benchmark("general", mmstar.score, mmstar.SOURCE, mmstar.examples),
-    "scienceqa": Benchmark("general", scienceqa.score, scienceqa.SOURCE, scienceqa.examples),
-}
+def benchmark_file(name: str) -> Path:
+    """The file of a benchmark, of ours or of the user's own; it may be missing."""
+    ours = catalog.BENCHMARKS / f"{name}.py"
+    return ours if ours.is_file() else Path(f"{name}.py")
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    if path.parent == catalog.BENCHMARKS:
+        return import_module(f"{__name__}.{name}")
+    spec = spec_from_file_location(".".join(Path(name).parts), path)
+    assert spec and spec.loader, "a path that ends in .py has a loader"
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

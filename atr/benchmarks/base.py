@@ -1,75 +1,91 @@
-"""What a file of atr/benchmarks says about its questions, and the parts that their prompts share."""
+"""What a benchmark consists of, and the parts that the prompts of several benchmarks share."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from numbers import Real
 from string import ascii_uppercase
-from typing import Any, Protocol
+from typing import Any
+
+from atr.core.records import Example, Question
+from atr.core.typed_json import short
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
-"""LLaVA's requests for a short answer and for the letter of a choice, in the words it was trained on."""
-
-
-class Asked(Protocol):
-    """What a score is given of a question."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """The texts that are right, one or more; of a multiple choice, its letter."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice by letter, empty for a letter without one; none if it is open."""
+"""LLaVA's requests for a short answer and for the letter of a choice, word for word as in its training."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row of a benchmark's dataset as a question: the prompt's text without the model's own template."""
-
-    id: str
-    """Distinct within the benchmark."""
-    question: str
-    answers: list[str]
-    images: list[Any]
-    """Its images, in the order of the prompt, as the row holds them: they are not opened here."""
-    choices: list[str] = field(default_factory=list)
-    unit: str = ""
-    """Name shared by rows that count as right only together; empty if the row counts alone."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the dataset lies: parquet files of a split in a repository of datasets, on the hub by this id."""
+class HubDataset:
+    """Parquet files of one split of a dataset, on the Hugging Face hub or in a folder of the same layout."""
 
     hub: str
     """org/name, or org/name@revision."""
     files: str
-    """Glob pattern of the rows' files."""
+    """Glob pattern of the files of rows."""
     images: str = ""
-    """Pattern of a second table with `id` and `image`, if the rows name their image in `image_key` only."""
+    """Glob pattern of a second table with columns `id` and `image`, for rows that only name their image."""
     image_key: str = ""
+    """Column of the rows that holds the `id` of the image in that table."""
 
 
-Row = Mapping[str, Any]
+@dataclass(frozen=True)
+class DrawingModule:
+    """A Python module that draws the questions, imported by its dotted name; see atr.datasets.drawn."""
+
+    module: str
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of questions: its group in the paper's sense (text or general), and the score of one answer.
+    """A benchmark's file, imported: its group, the source of its rows, and its two functions."""
 
-    One that is read from a dataset has its source, and examples() to turn rows into questions.
-    """
-
+    name: str
     group: str
-    score: Callable[[str, Asked], float]
-    source: Source | None = None
-    examples: Callable[[Iterable[Row]], Iterator[Example]] | None = None
+    """text or general, the paper's two groups of benchmarks."""
+    source: HubDataset | DrawingModule
+    examples_of: Callable[[Iterable[Mapping[str, Any]]], Iterable[Example]]
+    score_of: Callable[[str, Question], float]
+
+    def examples(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+        """Read the rows of the dataset; raises ValueError naming the benchmark if an example is not valid."""
+        try:
+            for example in self.examples_of(rows):
+                if not _is_valid(example):
+                    allowed = "an Example with texts as id and unit and a list of images"
+                    raise ValueError(f"{self.name}: examples() gave {short(example)}, allowed: {allowed}")
+                yield example
+        except (ValueError, OSError):  # already in one line
+            raise
+        except Exception as error:
+            raise ValueError(f"{self.name}: examples() raised {type(error).__name__}: {error}") from error
+
+    def score(self, prediction: str, question: Question) -> float:
+        """Score one prediction; raises ValueError naming the benchmark unless the score is in 0..1."""
+        try:
+            score = self.score_of(prediction, question)
+        except Exception as error:
+            raise ValueError(
+                f"{self.name}: score() of {short(prediction)} raised {type(error).__name__}: {error}"
+            ) from error
+        if not (isinstance(score, Real) and 0 <= score <= 1):
+            raise ValueError(
+                f"{self.name}: score() of {short(prediction)} is {short(score)}, allowed: a number in 0..1"
+            )
+        return float(score)
 
 
-def lettered(choices: Sequence[str]) -> str:
-    r"""One line for each choice, after its letter.
+def letter_choices(choices: Sequence[str]) -> str:
+    r"""One line per choice, each after its letter.
 
-    >>> lettered(["cat", "dog"])
+    >>> letter_choices(["cat", "dog"])
     'A. cat\nB. dog'
     """
     return "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
+
+
+def _is_valid(example: object) -> bool:
+    """Whether this is an Example that can be worked with; its texts are checked once it is a Question."""
+    if not isinstance(example, Example):
+        return False
+    texts = (example.id, example.unit)
+    return all(isinstance(text, str) for text in texts) and isinstance(example.images, list | tuple)

@@ -3,21 +3,24 @@
 Dataset, prompt and score as task chartqa of lmms-eval 0.3.5: relaxed accuracy over both halves.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from atr.benchmarks.base import Asked, Example, Row, Source
+from atr.benchmarks.base import HubDataset
 from atr.benchmarks.metrics import relaxed_accuracy
+from atr.core.records import Example, Question
 
-SOURCE = Source("lmms-lab/ChartQA", "data/test-*.parquet")
-WORD = "\nAnswer the question with a single word."
+GROUP = "text"
+SOURCE = HubDataset("lmms-lab/ChartQA", "data/test-*.parquet")
+_WORD = "\nAnswer the question with a single word."
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
-    """One question a row; the dataset has no ids, so the row's number serves."""
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+    """One question per row, with the row's number as id, as the dataset has none."""
     for number, row in enumerate(rows):
-        yield Example(f"{number:06d}", row["question"] + WORD, [row["answer"]], [row["image"]])
+        yield Example(f"{number:06d}", row["question"] + _WORD, [row["answer"]], [row["image"]])
 
 
-def score(prediction: str, asked: Asked) -> float:
-    """Relaxed accuracy, 5 % of the number."""
-    return relaxed_accuracy(prediction, asked.answers)
+def score(prediction: str, question: Question) -> float:
+    """Relaxed accuracy with a tolerance of 5 %."""
+    return relaxed_accuracy(prediction, question.answers)

@@ -1,14 +1,17 @@
 """GQA (Hudson and Manning, 2019, arXiv 1902.09506), balanced testdev: 12,578 questions on 398 photographs.
 
-Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are a table of their own.
+Dataset, prompt and score as task gqa of lmms-eval 0.3.5; the images are in a second table.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from atr.benchmarks.base import SHORT, Asked, Example, Row, Source
+from atr.benchmarks.base import SHORT, HubDataset
 from atr.benchmarks.metrics import exact_words
+from atr.core.records import Example, Question
 
-SOURCE = Source(
+GROUP = "general"
+SOURCE = HubDataset(
     "lmms-lab/GQA",
     "testdev_balanced_instructions/testdev-*.parquet",
     images="testdev_balanced_images/testdev-*.parquet",
@@ -16,12 +19,12 @@ SOURCE = Source(
 )
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
-    """One question a row, with its short answer."""
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+    """One question per row, with its short answer."""
     for row in rows:
         yield Example(str(row["id"]), row["question"] + SHORT, [row["answer"]], [row["image"]])
 
 
-def score(prediction: str, asked: Asked) -> float:
+def score(prediction: str, question: Question) -> float:
     """Exact match up to case and punctuation."""
-    return exact_words(prediction, asked.answers)
+    return exact_words(prediction, question.answers)

@@ -1,18 +1,13 @@
-"""Scores of one answer in 0..1, each a function of strings and a torchmetrics Metric that takes its mean."""
+"""Scores in 0..1 of one predicted answer, as functions of the prediction and the right answers."""
 
 import string
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from rapidfuzz.distance import Levenshtein
-from torch import Tensor
-from torchmetrics import Metric
 
 
-def normalise(text: str) -> str:
-    """Lower case, without space at either end, and one blank for each run of space inside."""
+def normalise_answer(text: str) -> str:
+    """Lower the case, strip both ends, and replace each run of white space by one blank."""
     return " ".join(text.lower().split())
 
 
@@ -27,18 +22,18 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     0.0
     """
     check_answers(answers)
-    return float(normalise(prediction) in map(normalise, answers))
+    return float(normalise_answer(prediction) in map(normalise_answer, answers))
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Normalised Levenshtein similarity to the nearest answer, 0.0 if the distance is `threshold` or more.
 
-    DocVQA's score (Biten et al., 2019), up to case and spacing: 1 - edits / length of the longer string. Its
-    mean over questions is the ANLS. Raises ValueError if there are no answers.
+    DocVQA's score (Biten et al., 2019), up to case and spacing: 1 - edits / length of the longer string. The
+    ANLS is its mean over questions. Raises ValueError if there are no answers.
 
-    lmms-eval's formula differs in two things. A distance of exactly one half scores nothing here, as in the
-    paper, and one half there. Runs of blanks are one blank when edits are counted, as here, but the length
-    that it divides by is the one before: there, repeated blanks make two texts more alike.
+    lmms-eval differs in two ways. It scores a distance of exactly one half as 0.5; the paper, and this
+    function, score it as 0. And it counts edits after merging runs of blanks but divides by the length
+    before, so that repeated blanks raise its similarity.
 
     >>> anls("iglo", ["igloo"])
     0.8
@@ -48,8 +43,8 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     0.875
     """
     check_answers(answers)
-    words = normalise(prediction)
-    distance = min(Levenshtein.normalized_distance(words, normalise(answer)) for answer in answers)
+    words = normalise_answer(prediction)
+    distance = min(Levenshtein.normalized_distance(words, normalise_answer(answer)) for answer in answers)
     return 1.0 - distance if distance < threshold else 0.0
 
 
@@ -70,9 +65,9 @@ def exact_words(prediction: str, answers: Sequence[str]) -> float:
 def relaxed_accuracy(prediction: str, answers: Sequence[str], tolerance: float = 0.05) -> float:
     """1.0 if a numeric prediction lies within `tolerance` of a numeric answer, else exact match up to case.
 
-    ChartQA's score (Masry et al., 2022, section 5.1), of which the tolerance is relative to the answer. A
-    percentage is a hundredth of its number; an answer of 0 has no tolerance. Raises ValueError if there are
-    no answers.
+    ChartQA's score (Masry et al., 2022, section 5.1); the tolerance is relative to the answer. A percentage
+    is read as a hundredth of its number; an answer of 0 has no tolerance. Raises ValueError if there are no
+    answers.
 
     >>> relaxed_accuracy("105", ["100"]), relaxed_accuracy("106", ["100"]), relaxed_accuracy("5%", ["0.05"])
     (1.0, 0.0, 1.0)
@@ -97,75 +92,7 @@ def _number(text: str) -> float | None:
 
 
 def check_answers(answers: Sequence[str]) -> Sequence[str]:
-    """The answers, if there are any; raises ValueError otherwise."""
+    """Return the answers; raise ValueError if there are none, or if they are one string."""
     if not answers or isinstance(answers, str):
         raise ValueError(f"answers: {answers!r} is not allowed, one or more strings are")
     return answers
-
-
-class MeanScore(Metric):
-    """Mean over questions of a score of (prediction, answers), or of (prediction, question)."""
-
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
-    total: Tensor
-    questions: Tensor
-
-    def __init__(self, score: Callable[[str, Any], float]) -> None:
-        super().__init__()
-        self.score = score
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("questions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predictions: Sequence[str], answers: Sequence[Any]) -> None:
-        """Score a batch; raises ValueError unless there is a list of answers (a question) for each."""
-        if isinstance(predictions, str) or len(predictions) != len(answers):
-            raise ValueError(f"{len(predictions)} predictions do not match {len(answers)} lists of answers")
-        self.total += sum(map(self.score, predictions, answers))
-        self.questions += len(predictions)
-
-    def compute(self) -> Tensor:
-        """The mean, a scalar in 0..1; raises ValueError before the first question."""
-        if self.questions == 0:
-            raise ValueError("no question was scored")
-        return self.total / self.questions
-
-
-class ExactMatch(MeanScore):
-    """Fraction of questions answered exactly, see `exact_match`.
-
-    >>> metric = ExactMatch()
-    >>> metric.update(["7", "igloo"], [["7"], ["iglu"]])
-    >>> metric.compute()
-    tensor(0.5000)
-    """
-
-    def __init__(self) -> None:
-        super().__init__(exact_match)
-
-
-class ANLS(MeanScore):
-    """Average normalised Levenshtein similarity, see `anls`.
-
-    >>> metric = ANLS()
-    >>> metric.update(["7", "iglo"], [["7"], ["igloo"]])
-    >>> metric.compute()
-    tensor(0.9000)
-    """
-
-    def __init__(self, threshold: float = 0.5) -> None:
-        super().__init__(partial(anls, threshold=threshold))
-
-
-class RelaxedAccuracy(MeanScore):
-    """Fraction of questions answered up to a relative tolerance of numbers, see `relaxed_accuracy`.
-
-    >>> metric = RelaxedAccuracy()
-    >>> metric.update(["97", "Peru"], [["100"], ["Chile"]])
-    >>> metric.compute()
-    tensor(0.5000)
-    """
-
-    def __init__(self, tolerance: float = 0.05) -> None:
-        super().__init__(partial(relaxed_accuracy, tolerance=tolerance))

@@ -1,31 +1,33 @@
 """MMBench (Liu et al., 2023, arXiv 2307.06281), English dev: 4,329 rows of multiple choices.
 
 Dataset and prompt as task mmbench_en_dev of lmms-eval 0.3.5. CircularEval: the rows of one question differ in
-the order of the choices, and it counts as answered rightly if each of them is. Letters and choices are found
-in an answer by the toolkit's rules; where these find none it asks a GPT, and here the answer is wrong. The
-toolkit also takes the text "nan" of an empty choice as an option that an answer may name; here an empty
-choice is no option.
+the order of the choices, and the question is right only if all of its rows are. The letter or choice is
+extracted from an answer by the rules of lmms-eval, with two differences: where the rules find none, lmms-eval
+asks a GPT and this file scores 0; and an empty choice, whose text is "nan" there, is no option here.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from atr.benchmarks.base import LETTER, Asked, Example, Row, Source
+from atr.benchmarks.base import LETTER, HubDataset
+from atr.core.records import Example, Question
 
-SOURCE = Source("lmms-lab/MMBench", "en/dev-*.parquet")
+GROUP = "text"
+SOURCE = HubDataset("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000
 """Rows whose `index` is equal modulo this are the same question."""
 LETTERS = "ABCDE"
-# What a letter that stands alone may be written with; the first pair is nothing at all.
+# Characters before and after a letter that stands alone; the first pair is the bare letter.
 WRITTEN = [
     *(("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ").")),
     *((":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
 ]
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
-    """One question a row, named after its index, and its rotations a unit.
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+    """One question per row, with its index as id; the rotations of a question are a unit.
 
-    A choice keeps its letter where the one before it is empty, as rotations leave it.
+    A choice keeps its letter if the choice before it is empty, as it may be after a rotation.
     """
     for row in rows:
         choices = [str(row[letter]) if _given(row.get(letter)) else "" for letter in LETTERS]
@@ -39,16 +41,16 @@ def examples(rows: Iterable[Row]) -> Iterator[Example]:
         )
 
 
-def score(prediction: str, asked: Asked) -> float:
-    """1.0 if the letter or else the choice found in the answer is the right one, else 0.0."""
-    found = letter_in(prediction) or choice_in(prediction, asked.choices)
-    return float(found == asked.answers[0])
+def score(prediction: str, question: Question) -> float:
+    """1.0 if the answer has the right letter or, without a letter, the right choice; else 0.0."""
+    found = letter_in(prediction) or choice_in(prediction, question.choices)
+    return float(found == question.answers[0])
 
 
 def letter_in(prediction: str) -> str | None:
-    """The only letter of A to E that stands alone among the words of an answer.
+    """The only letter of A to E that stands alone in an answer; None if there is none or more than one.
 
-    A bare letter does not count in an answer of more than three words with "A", which may be the article.
+    Bare letters are not counted in an answer of more than three words with "A", possibly the article.
     """
     words = prediction.split()
     for before, after in WRITTEN:
@@ -60,7 +62,7 @@ def letter_in(prediction: str) -> str | None:
 
 
 def choice_in(prediction: str, choices: Sequence[str]) -> str | None:
-    """The letter of the only choice whose text is part of an answer, up to case."""
+    """The letter of the only choice that occurs in an answer, up to case; None if not exactly one does."""
     text = prediction.lower()
     lettered = zip(LETTERS, choices, strict=False)
     found = [letter for letter, choice in lettered if choice and choice.lower() in text]
@@ -68,5 +70,5 @@ def choice_in(prediction: str, choices: Sequence[str]) -> str | None:
 
 
 def _given(value: str | None) -> bool:
-    """Whether a cell holds a text: the dataset writes `nan` into those that do not."""
+    """Whether a cell contains a text; the dataset writes `nan` into empty cells."""
     return value not in (None, "", "nan")

@@ -1,23 +1,26 @@
 """MMMU (Yue et al., 2024, arXiv 2311.16502), validation: 900 college-level questions, some with many images.
 
-Dataset, prompt and answer extraction as task mmmu_val of lmms-eval 0.3.5, which follows the benchmark's own
-evaluation: the images come before the text, which still names them `<image 1>`, also where `none` leaves them
-out. An open question may have several answers, of which the official evaluation takes any.
+Dataset, prompt and answer extraction as task mmmu_val of lmms-eval 0.3.5, which follows the official
+evaluation: the images precede the text, which still refers to them as `<image 1>`, even if reducer `none`
+drops them. Any of the several answers of an open question is right.
 """
 
 import ast
 import random
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any
 
-from atr.benchmarks.base import LETTER, SHORT, Asked, Example, Row, Source, lettered
+from atr.benchmarks.base import LETTER, SHORT, HubDataset, letter_choices
+from atr.core.records import Example, Question
 
-SOURCE = Source("lmms-lab/MMMU", "data/validation-*.parquet")
-# What comes before the answer in a sentence; "=" only in the last one.
+GROUP = "general"
+SOURCE = HubDataset("lmms-lab/MMMU", "data/validation-*.parquet")
+# Phrases that precede the answer in a sentence; "=" counts in the last sentence only.
 INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
-# With thousands' commas, in scientific notation, plain.
+# Numbers with thousands separators, in scientific notation, and plain.
 NUMBERS = (
     r"-?\b\d{1,3}(?:,\d{3})+\b",
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
@@ -25,13 +28,15 @@ NUMBERS = (
 )
 
 
-def examples(rows: Iterable[Row]) -> Iterator[Example]:
-    """One question a row, with those of its images that its text or its choices name."""
+def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+    """One question per row, with the images that its text or its choices refer to."""
     for row in rows:
         closed = row["question_type"] == "multiple-choice"
         choices = _literals(row["options"]) if closed else []
         text = (
-            f"{row['question']}\n{lettered(choices)}\n{LETTER}" if closed else f"{row['question']}\n{SHORT}"
+            f"{row['question']}\n{letter_choices(choices)}\n{LETTER}"
+            if closed
+            else f"{row['question']}\n{SHORT}"
         )
         named = sorted(set(re.findall(r"<image (\d+)>", text)))
         images = [row[f"image_{number}"] for number in named]
@@ -40,7 +45,7 @@ def examples(rows: Iterable[Row]) -> Iterator[Example]:
 
 
 def _literals(text: str) -> list[str]:
-    """The strings of a list that the dataset writes as Python code, or the one string that is no list."""
+    """The strings of a list in Python syntax, as the dataset has it; any other text is the only string."""
     if not (text.startswith("[") and text.endswith("]")):
         return [text]
     try:
@@ -50,18 +55,19 @@ def _literals(text: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def score(prediction: str, asked: Asked) -> float:
-    """1.0 if the letter found in the answer to a multiple choice, or the open answer, is right, else 0.0."""
-    if asked.choices:
-        return float(parse_choice(prediction, asked.choices) == asked.answers[0])
-    return float(_is_right(parse_open(prediction), asked.answers))
+def score(prediction: str, question: Question) -> float:
+    """1.0 if the extracted letter, or the answer to an open question, is right; else 0.0."""
+    if question.choices:
+        return float(parse_choice(prediction, question.choices) == question.answers[0])
+    return float(_is_right(parse_open(prediction), question.answers))
 
 
 def parse_choice(prediction: str, choices: Sequence[str]) -> str:
-    """The letter that an answer gives: the last of those in the first way of writing that any is found in.
+    """Extract the letter from an answer to a multiple choice.
 
-    These are (A), A with a space, A with a full stop, and in an answer of more than five words the text of
-    the choice. One that gives none is a guess, as in the official evaluation; ours is always the same.
+    Four notations are tried in turn: (A), A before a space, A before a full stop, and, in answers of more
+    than five words, the text of a choice. The last occurrence in the first notation that occurs counts.
+    Without any, the letter is a guess as in the official evaluation, but seeded by the answer.
     """
     letters = ascii_uppercase[: len(choices)]
     for mark in ",.!?;:'":
@@ -81,9 +87,9 @@ def parse_choice(prediction: str, choices: Sequence[str]) -> str:
 
 
 def parse_open(prediction: str) -> set[str | float]:
-    """The short texts and the numbers, to two decimals, that an answer to an open question may mean."""
-    # The official evaluation lowers the case before it looks for the capital that starts a sentence, so that
-    # only line ends part an answer.
+    """Candidate answers in a prediction to an open question: short texts, and numbers to two decimals."""
+    # The official evaluation lowers the case before it splits at the capitals that start sentences, so that
+    # only line breaks split an answer.
     *lines, last = prediction.strip().strip(".").lower().split("\n")
     tails = [*(_tail(line, INDICATORS) for line in lines), _tail(last, (*INDICATORS, "="))]
     meant = [tail for tail in tails if tail and tail not in list(":,.!?;'")] or ["\n".join([*lines, last])]
@@ -92,7 +98,7 @@ def parse_open(prediction: str) -> set[str | float]:
 
 
 def _tail(line: str, indicators: Sequence[str]) -> str:
-    """The shortest text that follows the last of an indicator, empty if the line has none."""
+    """The shortest text behind the last occurrence of an indicator; empty if the line contains none."""
     shortest = ""
     for indicator in indicators:
         tail = line.split(indicator)[-1].strip()
@@ -102,7 +108,7 @@ def _tail(line: str, indicators: Sequence[str]) -> str:
 
 
 def _values(text: str) -> list[str | float]:
-    """A number to two decimals, or the text in lower case; one letter with a space, so that it is a word."""
+    """A number to two decimals, or the text in lower case; a single letter is padded so that it is a word."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -112,7 +118,7 @@ def _values(text: str) -> list[str | float]:
 
 
 def _is_right(meant: Iterable[str | float], answers: Iterable[str]) -> bool:
-    """Whether a number is an answer, or an answer is part of a text."""
+    """Whether a candidate number equals an answer, or a candidate text contains one."""
     right = [value for answer in answers for value in _values(answer)]
     return any(
         any(isinstance(value, str) and value in said for value in right)

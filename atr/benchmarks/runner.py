@@ -1,77 +1,38 @@
-"""The evaluation loop, written once: it sees questions and a callable that answers them, never a model."""
+"""The evaluation loop, which sees questions and a callable that answers them, and never a model."""
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Never, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Never, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from atr.benchmarks import BENCHMARKS
+from atr.benchmarks import load_benchmark
+from atr.benchmarks.answer_files import UnfinishedRows
 from atr.benchmarks.metrics import anls
-from atr.benchmarks.saved_rows import ANSWERED, FAILED, UNREADABLE, Row, Trial, Unfinished
+from atr.core.catalog import reducer_traits
+from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row, Trial
 
-Batch = TypeVar("Batch")
+_Batch = TypeVar("_Batch")
 MAX_CONSECUTIVE_FAILURES = 16
-"""Questions that fail one after the other under every trial: the model fails, not the questions."""
-ADAPTIVE = "_adaptive"
-"""How the name of a reducer ends that decides itself how many tokens of an image it keeps."""
-
-
-class Question(Protocol):
-    """What the loop reads of a question."""
-
-    @property
-    def id(self) -> str:
-        """Name of the question."""
-
-    @property
-    def benchmark(self) -> str:
-        """A key of BENCHMARKS."""
-
-    @property
-    def group(self) -> str:
-        """Its benchmark's group."""
-
-    @property
-    def images(self) -> Sequence[str]:
-        """Names of its images, in the order of the prompt; none for a question without image."""
-
-    @property
-    def question(self) -> str:
-        """The text that is asked."""
-
-    @property
-    def answers(self) -> Sequence[str]:
-        """The texts that are right, one or more; of a multiple choice, its letter."""
-
-    @property
-    def choices(self) -> Sequence[str]:
-        """The texts of a multiple choice in the order of their letters; none if the question is open."""
-
-    @property
-    def unit(self) -> str:
-        """Name shared by the questions that count as right only together; empty if it counts alone."""
-
-    @property
-    def unreadable(self) -> str:
-        """Why its images could not be read, empty if they could."""
-
-
-Reply = tuple[str, int, int, int]
-"""The prediction for a question, its visual tokens that were kept, those fed with newlines, and all."""
+"""Questions in a row that fail under every trial until the run stops: the model is broken, not a question."""
+PICTURED_KEEP = 0.4
+"""Kept fraction of the pictures of kept tokens, as in the paper's."""
+PICTURED_IMAGES = 3
+"""Images of each benchmark that are pictured."""
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
-    """What a reducer is tried at: each of `keep`, under each of `seeds` if it draws.
+    """The trials of a reducer: each of `keep`, and under each of `seeds` if the reducer is random.
 
-    Full and none are tried once, and so is an adaptive reducer, at no kept fraction but its own count.
+    A reducer without a budget has one trial: it keeps all (1.0), nothing (0.0), or its own count (None).
     """
-    if reducer in ("full", "none"):
-        return [Trial(keep=float(reducer == "full"))]
-    if reducer.endswith(ADAPTIVE):
-        return [Trial(keep=None)]
-    drawn = list(range(seeds)) if reducer == "random" else [None]
+    traits = reducer_traits(reducer)
+    unbudgeted = {"all": 1.0, "nothing": 0.0, "own": None}
+    if traits.budget in unbudgeted:
+        return [Trial(unbudgeted[traits.budget])]
+    drawn = list(range(seeds)) if traits.draws else [None]
     return [Trial(fraction, seed) for fraction in keep for seed in drawn]
 
 
@@ -79,124 +40,53 @@ def answer_all(
     questions: Sequence[Question],
     batches: Sequence[Sequence[int]],
     trials: Sequence[Trial],
-    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
-    answer: Callable[[Batch, Trial], Sequence[Reply]],
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], _Batch],
+    answer: Callable[[_Batch, Trial], Sequence[Reply]],
     share: tuple[int, int] = (0, 1),
-    unfinished: Unfinished | None = None,
+    unfinished: UnfinishedRows | None = None,
 ) -> list[Row]:
-    """Answer all questions under every trial; the rows come by trial and then by question.
+    """Answer all questions under every trial; the rows are ordered by trial, then by question.
 
-    `batches` hold indices of questions; `prepare` makes the images and texts of one ready for all trials.
-    With `share` (rank, processes) every process answers its part of the batches, and all get the rows of all.
-    Questions of a batch that fails are tried one by one. One that fails alone, or whose images could not be
-    read, has a row that says so: an answer that could not be given is no empty answer, and has no score.
-    Batches that `unfinished` has the answers of are not asked again, and those answered here are added to it.
-    Raises RuntimeError (ValueError where the cause is one) naming trial and question if nothing is answered,
-    and where nothing is answered any more.
+    `batches` hold indices of questions; `prepare` encodes a batch of images and texts once for all trials.
+    With `share` (rank, processes) each process answers its part of the batches, and all get all rows.
+    The questions of a batch that fails are tried one by one; one that fails alone, or whose images cannot be
+    read, gets a row with its status and no score, as no answer is not an empty answer.
+    Batches whose rows are in `unfinished` are not answered again, and new rows are added to it.
+    Raises RuntimeError (ValueError if the cause is one) naming trial and question if no question is answered,
+    or MAX_CONSECUTIVE_FAILURES in a row are not; raises ValueError for an invalid score.
     """
     rank, processes = share
     mine = batches[rank::processes]
-    # A reducer that orders the tokens has ordered them for all budgets once it did for the largest.
+    ids = {questions[index].id for indices in mine for index in indices}
+    known = unfinished.load(ids) if unfinished else {}
+    # From the largest budget down: a reducer that ranks the tokens has then ranked them for all budgets.
     falling = sorted(trials, key=lambda trial: trial.keep or 0.0, reverse=True)
-    names = {questions[index].id for indices in mine for index in indices}
-    known = unfinished.rows(names) if unfinished else {}
+    loop = _Loop(falling, prepare, answer, unfinished)
     rows: list[Row] = []
-    hope = FailureMonitor()
     with tqdm(total=len(trials) * sum(map(len, mine)), unit="answer", disable=rank > 0) as bar:
         for indices in mine:
-            asked = [questions[index] for index in indices]
-            keys = [(trial, question.id) for question in asked for trial in trials]
-            if known.keys() >= set(keys):
-                rows += map(known.__getitem__, keys)
-            else:
-                rows += _ask(asked, falling, prepare, answer, hope, unfinished)
-            bar.update(len(trials) * len(asked))
+            batch = [questions[index] for index in indices]
+            keys = [(trial, question.id) for question in batch for trial in trials]
+            rows += [known[key] for key in keys] if known.keys() >= set(keys) else loop.ask(batch)
+            bar.update(len(keys))
     rows = _gather(rows, processes)
-    hope.check_any(rows)
+    loop.monitor.check_any(rows)
     table = {(Trial(row.keep, row.seed), row.id): row for row in rows}
     assert len(table) == len(trials) * len(questions), "every question is asked once under every trial"
     return [table[trial, question.id] for trial in trials for question in questions]
 
 
-def _ask(
-    asked: Sequence[Question],
-    trials: Sequence[Trial],
-    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
-    answer: Callable[[Batch, Trial], Sequence[Reply]],
-    hope: "FailureMonitor",
-    unfinished: Unfinished | None,
-) -> list[Row]:
-    """Rows of a batch under all trials, those of unreadable questions among them."""
-    rows = [_unread(question, trial) for question in asked if question.unreadable for trial in trials]
-    readable = [question for question in asked if not question.unreadable]
-    rows += _answer(readable, trials, prepare, answer, hope) if readable else []
-    hope.check(rows)
-    if unfinished and all(row.status != FAILED for row in rows):
-        unfinished.add(rows)
-    return rows
-
-
-def _answer(
-    asked: Sequence[Question],
-    trials: Sequence[Trial],
-    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
-    answer: Callable[[Batch, Trial], Sequence[Reply]],
-    hope: "FailureMonitor",
-) -> list[Row]:
-    """Rows of a batch under all trials, and of each question on its own where the batch fails."""
-    rows, failed = _together(asked, trials, prepare, answer, hope)
-    # Here, out of every except clause, the memory of the batch that failed is free again.
-    for question in asked if failed else ():
-        rows += _answer([question], failed, prepare, answer, hope)
-    return rows
-
-
-def _together(
-    asked: Sequence[Question],
-    trials: Sequence[Trial],
-    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], Batch],
-    answer: Callable[[Batch, Trial], Sequence[Reply]],
-    hope: "FailureMonitor",
-) -> tuple[list[Row], list[Trial]]:
-    """Rows of a batch, and the trials under which it failed; a single question has rows under those too."""
-    rows: list[Row] = []
-    failed: list[Trial] = []
-    try:
-        batch = prepare([question.images for question in asked], [question.question for question in asked])
-    except Exception as error:
-        if len(asked) > 1:
-            return rows, list(trials)
-        return _failed(asked[0], trials, error, hope), failed
-    for trial in trials:
-        try:
-            replies = answer(batch, trial)
-            rows += [_scored(*pair, trial) for pair in zip(asked, replies, strict=True)]
-        except Exception as error:
-            if len(asked) > 1:
-                failed.append(trial)
-            else:
-                rows += _failed(asked[0], [trial], error, hope)
-    return rows, failed
-
-
-def _failed(
-    question: Question, trials: Sequence[Trial], error: Exception, hope: "FailureMonitor"
-) -> list[Row]:
-    hope.cause = hope.cause or error
-    reason = f"{type(error).__name__}: {error}"
-    tqdm.write(f"no answer to {question.id}: {reason}", file=sys.stderr)
-    return [_row(question, trial, status=FAILED, error=reason) for trial in trials]
-
-
 class FailureMonitor:
-    """Whether the model still answers: what has failed since it last did, and the first error of that."""
+    """Counts consecutive failures and keeps the first error, so that a broken model stops the run."""
 
     def __init__(self) -> None:
         self.failed: dict[str, Row] = {}
+        """Questions that failed since one was last answered, by id."""
         self.cause: Exception | None = None
+        """The first error since then."""
 
     def check(self, batch: Sequence[Row]) -> None:
-        """Raise the first failure where MAX_CONSECUTIVE_FAILURES questions have failed since one was answered."""
+        """Raise the first error after MAX_CONSECUTIVE_FAILURES failed questions in a row."""
         if any(row.status == ANSWERED for row in batch):
             self.failed, self.cause = {}, None
             return
@@ -207,7 +97,7 @@ class FailureMonitor:
             self._raise(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
 
     def check_any(self, rows: Sequence[Row]) -> None:
-        """Raise the first failure where no question was answered at all."""
+        """Raise the first error if no question was answered at all."""
         failures = [row for row in rows if row.status == FAILED]
         if failures and all(row.status != ANSWERED for row in rows):
             self._raise(failures[0], "any other")
@@ -218,6 +108,67 @@ class FailureMonitor:
         raise kind(f"{where}: no answer to {first.id}, nor to {others}: {first.error}") from self.cause
 
 
+@dataclass
+class _Loop(Generic[_Batch]):
+    """Answers batches under all trials, and falls back to single questions where a batch fails."""
+
+    trials: Sequence[Trial]
+    prepare: Callable[[Sequence[Sequence[str]], Sequence[str]], _Batch]
+    answer: Callable[[_Batch, Trial], Sequence[Reply]]
+    unfinished: UnfinishedRows | None
+    monitor: FailureMonitor = field(default_factory=FailureMonitor)
+
+    def ask(self, questions: Sequence[Question]) -> list[Row]:
+        """Rows of a batch under all trials, those of unreadable questions among them."""
+        unreadable = [question for question in questions if question.unreadable]
+        rows = [_unreadable_row(question, trial) for question in unreadable for trial in self.trials]
+        if readable := [question for question in questions if not question.unreadable]:
+            rows += self._answer(readable, self.trials)
+        self.monitor.check(rows)
+        if self.unfinished and all(row.status != FAILED for row in rows):
+            self.unfinished.append(rows)
+        return rows
+
+    def _answer(self, questions: Sequence[Question], trials: Sequence[Trial]) -> list[Row]:
+        """Rows of a batch, and of each question on its own under the trials at which the batch fails."""
+        rows, failed = self._answer_batch(questions, trials)
+        # Here, outside of every except clause, the memory of the failed batch is free again.
+        for question in questions if failed else ():
+            rows += self._answer([question], failed)
+        return rows
+
+    def _answer_batch(
+        self, questions: Sequence[Question], trials: Sequence[Trial]
+    ) -> tuple[list[Row], list[Trial]]:
+        """Rows of a batch, and the trials under which it failed; a single question has rows of these too."""
+        rows: list[Row] = []
+        failed: list[Trial] = []
+        images = [question.images for question in questions]
+        try:
+            batch = self.prepare(images, [question.question for question in questions])
+        except Exception as error:
+            return (
+                (rows, list(trials)) if len(questions) > 1 else (self._fail(questions[0], trials, error), [])
+            )
+        for trial in trials:
+            try:
+                answered = list(zip(questions, self.answer(batch, trial), strict=True))
+            except Exception as error:
+                if len(questions) > 1:
+                    failed.append(trial)
+                else:
+                    rows += self._fail(questions[0], [trial], error)
+            else:
+                rows += [_scored_row(question, reply, trial) for question, reply in answered]
+        return rows, failed
+
+    def _fail(self, question: Question, trials: Sequence[Trial], error: Exception) -> list[Row]:
+        self.monitor.cause = self.monitor.cause or error
+        reason = f"{type(error).__name__}: {error}"
+        tqdm.write(f"no answer to {question.id}: {reason}", file=sys.stderr)
+        return [_row(question, trial, status=FAILED, error=reason) for trial in trials]
+
+
 def _gather(rows: list[Row], processes: int) -> list[Row]:
     """The rows of all processes, to each of them."""
     parts: list[list[Row]] = [rows] * processes
@@ -226,41 +177,41 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
     return [row for part in parts for row in part]
 
 
-def pictured(
+def choose_pictured(
     questions: Sequence[Question], trials: Sequence[Trial], rows: Sequence[Row]
 ) -> tuple[dict[str, str], Trial]:
-    """What pictures of kept tokens show: three images of each text benchmark, near the paper's 40 %.
+    """Choose the images of the pictures of kept tokens, each with a question's text, and the trial they show.
 
-    Each image comes with the text of its first question that was answered, as `rows` have it. Without a text
-    benchmark they are of all the others; an adaptive reducer shows its own count.
+    These are the first PICTURED_IMAGES of each text benchmark, or of each other one if there is no text
+    benchmark, under the trial nearest to PICTURED_KEEP; the text is that of the first answered question.
     """
-    trial = min(trials, key=lambda trial: abs((trial.keep or 0.0) - 0.4))
-    answers = [row for row in rows if row.status == ANSWERED]
-    answered = {row.id for row in answers if Trial(row.keep, row.seed) == trial}
-    shown = [question for question in questions if question.id in answered]
-    images: dict[str, dict[str, str]] = {}
-    for question in [question for question in shown if question.group == "text"] or shown:
-        for name in question.images:
-            images.setdefault(question.benchmark, {}).setdefault(name, question.question)
-    return dict(pair for texts in images.values() for pair in list(texts.items())[:3]), trial
+    trial = min(trials, key=lambda trial: abs((trial.keep or 0.0) - PICTURED_KEEP))
+    trial_rows = [row for row in rows if Trial(row.keep, row.seed) == trial]
+    answered = {row.id for row in trial_rows if row.status == ANSWERED}
+    candidates = [question for question in questions if question.id in answered]
+    texts: dict[str, dict[str, str]] = {}
+    for question in [question for question in candidates if question.group == "text"] or candidates:
+        for image in question.images:
+            texts.setdefault(question.benchmark, {}).setdefault(image, question.question)
+    chosen = (pair for images in texts.values() for pair in list(images.items())[:PICTURED_IMAGES])
+    return dict(chosen), trial
 
 
-def _scored(question: Question, reply: Reply, trial: Trial) -> Row:
-    """Score one prediction by its benchmark's own score and by ANLS."""
-    prediction, tokens, tokens_fed, tokens_full = reply
-    score = BENCHMARKS[question.benchmark].score(prediction, question)
-    similarity = anls(prediction, question.answers)
-    return _row(question, trial, (tokens, tokens_fed, tokens_full), prediction, score, similarity)
+def _scored_row(question: Question, reply: Reply, trial: Trial) -> Row:
+    """The row of an answer, scored by its benchmark and by ANLS."""
+    prediction, *tokens = reply
+    score = load_benchmark(question.benchmark).score(prediction, question)
+    return _row(question, trial, tokens, prediction, score, anls(prediction, question.answers))
 
 
-def _unread(question: Question, trial: Trial) -> Row:
+def _unreadable_row(question: Question, trial: Trial) -> Row:
     return _row(question, trial, status=UNREADABLE, error=question.unreadable)
 
 
 def _row(
     question: Question,
     trial: Trial,
-    tokens: tuple[int, int, int] = (0, 0, 0),
+    tokens: Sequence[int] = (0, 0, 0),
     prediction: str = "",
     score: float | None = None,
     anls: float | None = None,

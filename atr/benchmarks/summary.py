@@ -1,4 +1,4 @@
-"""From one row per answer to the points of the curves: means with intervals over the questions."""
+"""Mean scores by benchmark, group and kept fraction, with intervals from a bootstrap over questions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,39 +6,39 @@ from typing import Any
 
 import numpy as np
 
-from atr.benchmarks.saved_rows import ANSWERED, STATUSES, Row
 from atr.core.bootstrap import Floats, by_unit, interval, resampled
+from atr.core.records import ANSWERED, STATUSES, Row
 
 TOKENS = ("tokens", "tokens_fed", "tokens_full")
-"""Visual tokens of a row, and of an entry their mean."""
+"""Keys of the visual tokens, counted in a row and averaged in an entry of the summary."""
 
 
 @dataclass(frozen=True)
 class _Point:
-    """One benchmark at one kept fraction: U answered units under S seeds, R resampled means, all its rows."""
+    """One benchmark at one kept fraction: scores of U answered units under S seeds, and R resampled means."""
 
     rows: list[Row]
     score_SU: Floats
     anls_SU: Floats
     mean_R: Floats
     tokens: dict[str, float]
-    """Means over the answered units, by their key in an entry."""
+    """Means over the answered units, by key of TOKENS."""
     counts: dict[str, int]
-    """Units by status; the ones that are answered under every seed have it so."""
+    """Number of units by status; `answered` are those that are answered under every seed."""
 
 
 def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, Any]]:
-    """One entry for each benchmark and each group at each kept fraction, in the order of the rows.
+    """One entry per benchmark and per group at each kept fraction, in the order of the rows.
 
-    Of an adaptive count `keep` is None, and `tokens` of `tokens_full` say what it kept on average.
-    A question's score is its mean over seeds, that of a unit of several questions the lowest of theirs, a
-    group's the mean of its benchmarks. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (in all) are
-    means of the same questions, weighed as their scores are. `questions` counts units, and of these
-    `answered`, `unreadable` and `failed`; only the answered ones are in the means. `low` and `high` bound the
-    mean's 95 % interval by a bootstrap over the answered units within each benchmark; it draws the same ones
-    at every kept fraction and for every reducer that answered as many, so differences between curves are
-    paired. `seed_means` has the mean of each seed.
-    Raises ValueError for a benchmark of which nothing is answered.
+    A question's score is its mean over seeds; a unit of several questions scores the lowest of them; the
+    score of a group is the mean over its benchmarks. `keep` is None for an adaptive count, whose mean kept
+    fraction is `tokens` / `tokens_full`. `tokens`, `tokens_fed` (with newlines) and `tokens_full` (without
+    reduction) are means over the same units with the same weights.
+    `questions` counts units, of which some are `answered`, `unreadable` or `failed`; only answered ones enter
+    the means. `low` and `high` bound the 95 % interval of the mean by a bootstrap over the answered units of
+    each benchmark. It draws the same units at every kept fraction and for every reducer that answered equally
+    many, so that differences between curves are paired. `seed_means` holds the mean of each seed.
+    Raises ValueError for a benchmark without any answer.
     """
     cells: dict[tuple[str, float | None], list[Row]] = {}
     for row in rows:
@@ -51,10 +51,10 @@ def summarise(rows: Sequence[Row], resamples: int, seed: int) -> list[dict[str, 
     return entries + [_entry("group", group, keep, members) for (group, keep), members in groups.items()]
 
 
-def curves(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, str, float]]:
-    """The points of `summarise`: kept fraction, name of benchmark or group, and mean score.
+def score_curves(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, str, float]]:
+    """Kept fraction, benchmark or group, and mean score of each entry of `summarise`.
 
-    Of an adaptive count the fraction is the mean one, 1 where there are no visual tokens to lose.
+    The fraction of an adaptive count is its mean, or 1 if there are no visual tokens to drop.
     """
     for entry in entries:
         adaptive = entry["tokens"] / entry["tokens_full"] if entry["tokens_full"] else 1.0
@@ -62,10 +62,10 @@ def curves(entries: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, str, f
         yield keep, entry.get("group") or entry["benchmark"], entry["mean"]
 
 
-def tokens_full(rows: Iterable[Row]) -> float:
-    """Mean number of visual tokens of a question with all of them, over those answered under any trial.
+def mean_tokens_full(rows: Iterable[Row]) -> float:
+    """Mean number of visual tokens without reduction, over the questions answered under any trial.
 
-    It is the same for all reducers that answered the same questions, whatever they keep.
+    It is equal for all reducers that answered the same questions.
     """
     return float(np.mean(list({row.id: row.tokens_full for row in rows if row.status == ANSWERED}.values())))
 
@@ -87,12 +87,12 @@ def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
 
 
 def _status(rows: Iterable[Row]) -> str:
-    """Answered if all rows are, else the first other status among them."""
+    """`answered` if all rows are, else the first other status."""
     return next((row.status for row in rows if row.status != ANSWERED), ANSWERED)
 
 
 def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
-    """The lowest score (or anls) of each answered unit under each seed, float64 (S, U)."""
+    """Lowest score (or ANLS) within each unit under each seed, float64 (S, U)."""
     lowest_US = [[min(getattr(row, key) for row in line) for line in lines] for lines in units]
     return np.array(lowest_US, dtype=np.float64).T.copy()
 

@@ -4,13 +4,13 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-from atr.benchmarks.metrics import MeanScore, check_answers
+from atr.benchmarks.metrics import check_answers
 
-ARTICLES = frozenset({"a", "an", "the"})
+_ARTICLES = frozenset({"a", "an", "the"})
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-_WRITTEN = """
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_DIGITS)}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
     he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't
     must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
@@ -20,10 +20,10 @@ _WRITTEN = """
     who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
     y'all'd've you'd you'd've you'll you're you've
 """
-# Written with one apostrophe too few, a contraction gets it back; those that are words too (well, were) stay.
-CONTRACTIONS = {
+# Each contraction by its spelling without one apostrophe, unless that is a word itself (well, were).
+_CONTRACTIONS = {
     word[: place.start()] + word[place.end() :]: word
-    for word in _WRITTEN.split()
+    for word in _CONTRACTED.split()
     for place in re.finditer("'", word)
 } | {"somebody'd": "somebodyd"}
 
@@ -31,28 +31,28 @@ CONTRACTIONS = {
 def normalise_vqa(text: str) -> str:
     """Normalise an answer as EvalAI does for TextVQA.
 
-    In turn: lower case, without commas and question marks, a blank before 's; punctuation that touches a
-    blank anywhere goes and other punctuation becomes one; full stops go unless a digit follows; number words
-    become digits; articles go; contractions get their apostrophe.
+    In turn: lower the case, remove commas and question marks, put a blank before 's; remove punctuation
+    marks that touch a blank anywhere in the text and replace the others by a blank; remove full stops unless
+    a digit follows; write number words as digits; remove articles; put the apostrophe into contractions.
 
     >>> normalise_vqa("The two T-shirts, dont!")
     "2 t shirts don't"
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.strip().replace("\n", " ").replace("\t", " ").strip()
-    spaced = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
+    spaced = {mark for mark in _PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
     text = "".join(
-        character if character not in PUNCTUATION else "" if character in spaced else " "
+        character if character not in _PUNCTUATION else "" if character in spaced else " "
         for character in text
     )
-    words = [NUMBERS.get(word, word) for word in re.sub(r"\.(?!\d)", "", text).split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    words = [_NUMBERS.get(word, word) for word in re.sub(r"\.(?!\d)", "", text).split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over annotators of min(1, n / 3), where n of the other annotators gave the predicted answer.
+    """Mean over annotators of min(1, n / 3), where n other annotators gave the predicted answer.
 
-    All are normalised first. Raises ValueError if there are no answers.
+    Prediction and answers are normalised first. Raises ValueError if there are no answers.
 
     >>> vqa_accuracy("Two", ["2", "two", "3", "3", "3", "3", "3", "3", "3", "3"])
     0.6
@@ -61,16 +61,3 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     said = normalise_vqa(prediction)
     same = [normalise_vqa(answer) == said for answer in answers]
     return fmean(min(1.0, (sum(same) - own) / 3) for own in same)
-
-
-class VQAAccuracy(MeanScore):
-    """Mean VQA accuracy, see `vqa_accuracy`.
-
-    >>> metric = VQAAccuracy()
-    >>> metric.update(["yes", "no"], [["yes"] * 10, ["yes"] * 10])
-    >>> metric.compute()
-    tensor(0.5000)
-    """
-
-    def __init__(self) -> None:
-        super().__init__(vqa_accuracy)

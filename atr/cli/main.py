@@ -1,4 +1,4 @@
-"""The command `atr`: what an experiment costs, and ready-made experiments laid over params.yaml."""
+"""The command `atr`: plan an experiment, write a ready-made one into params.yaml, check your own parts."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -7,17 +7,17 @@ from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one subcommand; exits with 2 for wrong parameters, 1 for a file that cannot be read or written."""
-    asked = _parser().parse_args(arguments)
+    """Run one subcommand; exit with 2 for wrong parameters, 1 for a file that cannot be read or written."""
+    options = _parser().parse_args(arguments)
     from atr.config import ConfigError
 
     try:
-        asked.run(asked)
+        options.run(options)
     except ConfigError as error:
-        print(f"atr {asked.command}: {error}", file=sys.stderr)
+        print(f"atr {options.command}: {error}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError) as error:
-        sys.exit(f"atr {asked.command}: {' '.join(str(error).split())}")
+        sys.exit(f"atr {options.command}: {' '.join(str(error).split())}")
 
 
 def _parser() -> ArgumentParser:
@@ -38,27 +38,45 @@ def _parser() -> ArgumentParser:
     overlay.set_defaults(run=_overlay)
     for command in (plan, overlay):
         command.add_argument("--params", default="params.yaml", metavar="FILE", help="default: params.yaml")
+    check = commands.add_parser("check", help="whether a reducer has the properties that all of ours have")
+    check.add_argument("reducers", nargs="+", metavar="reducer", help="name, file, or package.module:Class")
+    check.set_defaults(run=_check)
+    reruns = commands.add_parser("reruns", help="which stages a change of a file runs again")
+    reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
+    reruns.set_defaults(run=_reruns)
     return parser
 
 
-def _plan(asked: Namespace) -> None:
+def _plan(options: Namespace) -> None:
     from atr.cli import disk, plan
     from atr.stages import PRETRAIN_FEATURES
 
-    costs = plan.load(asked.params)
-    disks = disk.look(PRETRAIN_FEATURES.parents[1])
+    costs = plan.load_plan(options.params)
+    disks = disk.inspect_disks(PRETRAIN_FEATURES.parents[1])
     print("\n".join(plan.lines(costs, disks)))
     for warning in plan.warnings(costs, disks):
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _overlay(asked: Namespace) -> None:
+def _overlay(options: Namespace) -> None:
     from atr.cli import overlay
 
-    changes = overlay.apply(asked.file, asked.settings, asked.params)
+    changes = overlay.apply(options.file, options.settings, options.params)
     for key, (before, after) in changes.items():
         print(f"{key}: {before} -> {after}")
-    print(f"{Path(asked.params)}: {len(changes)} values changed")
+    print(f"{Path(options.params)}: {len(changes)} values changed")
+
+
+def _check(options: Namespace) -> None:
+    from atr.reduction.conformance import check
+
+    sys.exit(check(options.reducers))
+
+
+def _reruns(options: Namespace) -> None:
+    from atr.cli.reruns import rerun_lines
+
+    print("\n".join(rerun_lines(options.files)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The parts that a name in params.yaml can choose, and what can be said of each without importing it.
+"""Reducers and benchmarks by name, with their traits, without importing them.
 
-A part is one Python file: a reducer, a benchmark. Its name is the file's, and what parameters must be checked
-against stands at its top in plain constants, which are read and not run: params.yaml is checked before any
-heavy import, and a new part is a new file, with no list elsewhere to be added to.
+Each is one Python file, and its name is the file's. The traits that params.yaml is checked against are plain
+constants at the top of the file, which are parsed and not run: params.yaml is checked before any heavy
+import, and a new reducer or benchmark is a new file and no entry in a list.
 """
 
 import ast
@@ -18,6 +18,8 @@ PEERS = PACKAGE / "reduction" / "peers"
 TRAINED = PACKAGE / "reduction" / "trained"
 """Reducers made of a trained selector."""
 BENCHMARKS = PACKAGE / "benchmarks"
+GROUPS = ("text", "general")
+"""The groups of benchmarks: the paper draws text-based and general tasks apart."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,15 @@ class ReducerTraits:
     """What is known of a reducer before it is imported; each field is a constant of its file, in capitals."""
 
     budget: str = "asked"
-    """How many tokens it keeps: as many as `asked`, `all`, `nothing`, or a count of its `own` for each image."""
+    """How many tokens it keeps: the number `asked` for, `all`, `nothing`, or a number of its `own` per
+    image."""
     draws: bool = False
-    """Whether it is random, and is evaluated under several seeds."""
+    """Whether it is random, so that it is evaluated under several seeds."""
     one_tile: bool = False
-    """Whether it serves only models that read images whole."""
+    """Whether it serves only models that read images whole: it merges tokens, or depends on where a token
+    lies and gives no scores by which tiles compare."""
     weights: str = ""
-    """The stage whose selector it is made of: `pretrain` or `distill`; none needs none."""
+    """The stage whose selector it is made of: `pretrain`, `distill`, or empty if it needs none."""
 
 
 def names(folder: Path) -> list[str]:
@@ -39,22 +43,33 @@ def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
-@cache
 def constants(path: Path) -> dict[str, Any]:
-    """The literals that a Python file assigns to capitals at its top level; the file is not run.
+    """The literals that a Python file assigns to names in capitals at its top level; the file is not run.
 
-    Raises OSError or SyntaxError for a file that cannot be read or parsed.
+    Raises ValueError, one line that names the file, if it cannot be read or parsed.
     """
-    found: dict[str, Any] = {}
-    for name, value in _assigned(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    try:
+        return _constants(path.absolute(), path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except SyntaxError as error:
+        raise ValueError(f"{path} line {error.lineno}: {error.msg}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+@cache
+def _constants(path: Path, modified: int) -> dict[str, Any]:
+    literals: dict[str, Any] = {}
+    for name, value in _assignments(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         try:
-            found[name] = ast.literal_eval(value)
+            literals[name] = ast.literal_eval(value)
         except ValueError:
-            continue  # computed, and so no constant
-    return found
+            continue  # computed, and so no literal
+    return literals
 
 
-def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     for node in tree.body:
         if isinstance(node, ast.Assign):
             targets: list[ast.expr] = node.targets
@@ -67,8 +82,24 @@ def _assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
                 yield target.id, node.value
 
 
+def untrained() -> list[str]:
+    """The reducers that need no training; full, none and random, which the report refers to, come first."""
+    first = ["full", "none", "random"]
+    return [*first, *(name for name in names(PEERS) if name not in first)]
+
+
+def trained(stage: str = "") -> list[str]:
+    """The reducers made of the selector of a stage, `pretrain` or `distill`; without a stage, of either."""
+    return [name for name in names(TRAINED) if stage in ("", reducer_traits(name).weights)]
+
+
+def reducers() -> list[str]:
+    """All reducers of the package."""
+    return [*untrained(), *trained("pretrain"), *trained("distill")]
+
+
 def reducer_file(name: str) -> Path:
-    """The file of a reducer: one of ours by its name, or the user's own by its path without `.py`."""
+    """The file of a reducer: one of the package by its name, or the user's own by its path without `.py`."""
     for folder in (PEERS, TRAINED):
         if name in names(folder):
             return folder / f"{name}.py"
@@ -76,7 +107,46 @@ def reducer_file(name: str) -> Path:
 
 
 def reducer_traits(name: str) -> ReducerTraits:
-    """What the file of a reducer says of it; errors as in `constants`."""
-    found = constants(reducer_file(name))
-    known = {key: found[key.upper()] for key in ReducerTraits.__dataclass_fields__ if key.upper() in found}
-    return ReducerTraits(**known)
+    """The traits of a reducer, one of the package or the user's own.
+
+    Raises ValueError as `constants` does, and for a trait that is not allowed.
+    """
+    path = reducer_file(name)
+    literals = constants(path)
+    given = {key: literals[key.upper()] for key in _TRAITS if key.upper() in literals}
+    for key, value in given.items():
+        _check(path, key.upper(), value, _TRAITS[key])
+    return ReducerTraits(**given)
+
+
+_TRAITS: dict[str, tuple[object, ...]] = {
+    "budget": ("asked", "all", "nothing", "own"),
+    "draws": (False, True),
+    "one_tile": (False, True),
+    "weights": ("", "pretrain", "distill"),
+}
+
+
+def _check(path: Path, key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if not any(type(value) is type(choice) and value == choice for choice in allowed):
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{path}: {key}: {value!r} is unknown, allowed: {choices}")
+
+
+@cache
+def benchmarks() -> dict[str, str]:
+    """Groups by benchmark: the files of atr/benchmarks with a GROUP, text-based ones first."""
+    groups = {name: constants(BENCHMARKS / f"{name}.py").get("GROUP") for name in names(BENCHMARKS)}
+    return {name: group for group in GROUPS for name in groups if groups[name] == group}
+
+
+def benchmark_group(name: str) -> str:
+    """The group of a benchmark, one of the package by its name or the user's own by its path without `.py`.
+
+    Raises ValueError, one line, if there is no such file or it has no GROUP.
+    """
+    is_own = "/" in name or not (BENCHMARKS / f"{name}.py").is_file()
+    path = Path(f"{name}.py") if is_own else BENCHMARKS / f"{name}.py"
+    group = constants(path).get("GROUP")
+    _check(path, "GROUP", group, GROUPS)
+    return str(group)

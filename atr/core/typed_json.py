@@ -1,7 +1,7 @@
-"""JSON that anyone may have written, read as dataclasses: what does not fit is refused in one line.
+"""Parses JSON into dataclasses; a value that does not match its field's type is refused in one line.
 
-A field's type says what is allowed: str, int, float (a whole number too), bool, None, Any, other dataclasses,
-and lists, tuples, dicts and unions of these. NaN, infinity and text that is no Unicode are of no type.
+Field types may be str, int, float (which accepts integers), bool, None, Any, other dataclasses, and lists,
+tuples, dicts and unions of these. NaN, infinity and text that is not valid Unicode match no type.
 """
 
 import json
@@ -23,11 +23,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def record(kind: type[Record], content: Any, where: str, exact: bool = False) -> Record:
-    """A dataclass from a decoded JSON object; `where` names its place, for errors.
+def parse_record(kind: type[Record], content: Any, where: str, exact: bool = False) -> Record:
+    """Convert a decoded JSON object to the dataclass `kind`; `where` names its place in error messages.
 
-    `exact` asks for every field and for no other key; else fields with a default may be absent, and unknown
-    keys are passed over. Raises ValueError naming the place, the key and what is allowed.
+    With `exact`, every field and no other key must be present; otherwise fields with a default may be missing
+    and unknown keys are ignored. Raises ValueError naming the place, the key and what is allowed.
     """
     if not isinstance(content, dict):
         raise ValueError(f"{where}: {short(content)} is not allowed, allowed: a JSON object")
@@ -45,20 +45,20 @@ def record(kind: type[Record], content: Any, where: str, exact: bool = False) ->
         raise ValueError(f"{where}: {error}") from None
 
 
-def records(kind: type[Record], path: Path, exact: bool = False) -> Iterator[Record]:
-    """The lines of a file of one JSON object a line; raises ValueError as `record`, naming file and line."""
-    # Not splitlines(), which breaks a line at the separators that Unicode allows inside a JSON string.
+def read_records(kind: type[Record], path: Path, exact: bool = False) -> Iterator[Record]:
+    """Read a JSON-lines file; raises ValueError as `parse_record`, with the file and line."""
+    # splitlines() would also break at Unicode line separators, which are allowed inside a JSON string.
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         where = f"{path} line {number}"
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
             raise ValueError(f"{where} is not valid JSON: {error}") from None
-        yield record(kind, content, where, exact)
+        yield parse_record(kind, content, where, exact)
 
 
 def value_of(hint: Any, value: Any, where: str) -> Any:
-    """A decoded JSON value as a type has it, a tuple where that is one; raises ValueError as `record`."""
+    """Convert a decoded JSON value to the type `hint`; raises ValueError as `parse_record`."""
     if (allowed := _scalars(hint)) is not None:
         if type(value) in allowed and _is_sound(value):
             return value
@@ -67,7 +67,7 @@ def value_of(hint: Any, value: Any, where: str) -> Any:
         return value
     if is_dataclass(hint):
         assert isinstance(hint, type)
-        return record(hint, value, where)
+        return parse_record(hint, value, where)
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in parts:
@@ -84,17 +84,17 @@ def value_of(hint: Any, value: Any, where: str) -> Any:
 
 
 def short(value: object) -> str:
-    """The value on one printable line of bounded length."""
+    """The value as printable ASCII of at most 80 characters."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file that a manifest lists, beside the manifest: its name, its number of images, its checksum.
+    """A file listed in a manifest: its name in the manifest's folder, number of images, and checksum.
 
-    The name is plain, so that no manifest leads out of its folder. A link of that name is followed, as the
-    caches of DVC and of the hub are made of links.
+    Only plain names are allowed, so that no manifest refers to a file outside its folder. Links are followed,
+    as the caches of DVC and of the hub consist of links.
     """
 
     file: str
@@ -112,7 +112,7 @@ class ListedFile:
 
 
 def check_distinct(key: str, names: Sequence[str]) -> None:
-    """Raise ValueError with the key and the first name that comes twice."""
+    """Raise ValueError naming the key and the first name that occurs twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{key}: {short(twice[0])} comes twice, allowed: distinct names")
 
@@ -122,7 +122,7 @@ def _refused(hint: Any, value: Any, where: str) -> ValueError:
 
 
 def _name(hint: Any) -> str:
-    """How a type is written, without the modules that it comes from."""
+    """The type in Python's notation, without module names."""
     return re.sub(r"\w+\.", "", formatannotation(hint))
 
 
@@ -138,7 +138,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 @cache
 def _scalars(hint: Any) -> frozenset[type] | None:
-    """The types of decoded values that a type without parts allows, or a union of such; else None."""
+    """The value types that a scalar type, or a union of scalar types, allows; None for any other type."""
     if get_origin(hint) in (Union, UnionType):
         parts = [_scalars(part) for part in get_args(hint)]
         return None if None in parts else frozenset[type]().union(*filter(None, parts))
@@ -148,8 +148,8 @@ def _scalars(hint: Any) -> frozenset[type] | None:
 
 
 def _is_sound(value: object) -> bool:
-    """Whether a number is finite, and a text can be written and printed."""
+    """Whether a number is finite, or a text is valid Unicode."""
     if isinstance(value, float):
         return math.isfinite(value)
-    # A JSON escape can stand for half of a surrogate pair, which is no Unicode.
+    # A JSON escape can be half of a surrogate pair, which is not valid Unicode.
     return not isinstance(value, str) or value.isascii() or not _SURROGATE.search(value)

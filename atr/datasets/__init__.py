@@ -1,6 +1,7 @@
-"""Images and questions: where they come from, and how they lie on disk once prepared."""
+"""Images and questions: their sources, and the prepared files that all later stages read."""
 
+from atr.datasets.annotations import load_prompts, load_text_centres
 from atr.datasets.prepared import PreparedImages
-from atr.datasets.questions import Question, load_questions
+from atr.datasets.questions import load_questions
 
-__all__ = ["PreparedImages", "Question", "load_questions"]
+__all__ = ["PreparedImages", "load_prompts", "load_questions", "load_text_centres"]

@@ -1,129 +1,106 @@
-"""The questions to evaluate with, each with its pictures: drawn by the micro world, or from a dataset."""
+"""The questions to evaluate with, each with its images: drawn by a module, or read from a dataset."""
 
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any, Protocol
+from itertools import islice
+from typing import NamedTuple
 
 from PIL import Image
 
-from atr.core.typed_json import check_distinct, record
+from atr.core.records import Example, Question
+from atr.core.typed_json import check_distinct, parse_record, short
 from atr.datasets.decoding import decode
-from atr.datasets.questions import Question
-from atr.micro import world
-
-Drawn = tuple[Question, list[tuple[str, Image.Image]]]
-"""A question, and its images by name."""
+from atr.datasets.drawn import DrawnImage
+from atr.datasets.parquet import ImageCell
 
 
-class Example(Protocol):
-    """A row of a dataset as a question; its images know how to read themselves."""
+class EvaluationImage(NamedTuple):
+    """An image of a question."""
 
-    @property
-    def id(self) -> str:
-        """Distinct within the benchmark."""
-
-    @property
-    def question(self) -> str:
-        """The prompt's text."""
-
-    @property
-    def answers(self) -> list[str]:
-        """As a Question's."""
-
-    @property
-    def images(self) -> list[Any]:
-        """Cells of a parquet file."""
-
-    @property
-    def choices(self) -> list[str]:
-        """As a Question's."""
-
-    @property
-    def unit(self) -> str:
-        """As a Question's."""
+    id: str
+    image: Image.Image
+    text_centres: list[tuple[float, float]]
+    """Centre (x, y) of each written character, as fractions of the sides; known of drawn images alone."""
 
 
-def drawn_by_micro(benchmark: str, group: str, count: int, seed: int, split: str) -> Iterator[Drawn]:
-    """One question an image, so that the questions of a benchmark are independent of each other."""
-    for index in range(count):
-        sample = world.sample(benchmark, split, index, seed)
-        question, answer = sample.turns[0]
-        image = f"{benchmark}/{index:06d}"
-        yield Question(f"{image}#0", benchmark, group, [image], question, [answer]), [(image, sample.image)]
+Pictured = tuple[Question, list[EvaluationImage]]
+"""A question with its images."""
 
 
-def text_centres(image: str, seed: int, split: str) -> list[tuple[float, float]]:
-    """Centre (x, y) of each character on an image that `drawn_by_micro` drew, in fractions of its sides.
-
-    It is drawn again; nothing is known of an image from elsewhere.
-    """
-    benchmark, _, index = image.partition("/")
-    if benchmark not in world.DRAW or not index.isdecimal():
-        return []
-    written = world.sample(benchmark, split, int(index), seed).characters
-    return [(character.x / world.SIZE, character.y / world.SIZE) for character in written]
+def first_questions(
+    benchmark: str, group: str, examples: Iterable[Example], count: int
+) -> Iterator[Pictured]:
+    """The first `count` examples as questions with their images: for drawn examples, which never end."""
+    return (_with_images(benchmark, group, example) for example in islice(examples, count))
 
 
-def read_from(
+def sample_questions(
     benchmark: str, group: str, examples: Iterable[Example], count: int, seed: int
-) -> Iterator[Drawn]:
+) -> Iterator[Pictured]:
     """A seeded sample of `count` units of a benchmark, in its order, or all if it has fewer.
 
-    An image is named after its content, as many questions share one. A question whose images cannot be read
-    has none, and says why. Raises ValueError naming a question that comes twice, or whose texts are none.
+    Raises ValueError naming an example whose id comes twice, or whose texts are not allowed.
     """
-    for example in _sampled(examples, count, seed):
-        pictures, unreadable = [], ""
-        try:
-            pictures = [_picture(benchmark, cell) for cell in example.images]
-        except ValueError as error:
-            unreadable = str(error)
-        question = Question(
-            id=f"{benchmark}/{example.id}",
-            benchmark=benchmark,
-            group=group,
-            images=[name for name, _ in pictures],
-            question=example.question,
-            answers=example.answers,
-            choices=example.choices,
-            unit=example.unit and f"{benchmark}/{example.unit}",
-            unreadable=unreadable,
-        )
-        yield record(Question, asdict(question), f"question {question.id}"), pictures
-
-
-def _sampled(examples: Iterable[Example], count: int, seed: int) -> Iterator[Example]:
     everything = list(examples)
-    check_distinct("ids of questions", [example.id for example in everything])
+    check_distinct(f"{benchmark}: ids of examples", [example.id for example in everything])
     units = list(dict.fromkeys(example.unit or example.id for example in everything))
     chosen = set(random.Random(seed).sample(units, min(count, len(units))))
-    return (example for example in everything if (example.unit or example.id) in chosen)
+    for example in everything:
+        if (example.unit or example.id) in chosen:
+            yield _with_images(benchmark, group, example)
 
 
-def _picture(benchmark: str, cell: Any) -> tuple[str, Image.Image]:
-    content = cell.read()
-    return f"{benchmark}/{hashlib.sha256(content).hexdigest()[:16]}", decode(content, str(cell))
+def _with_images(benchmark: str, group: str, example: Example) -> Pictured:
+    """A question with its images; one whose images cannot be read has none, and says why."""
+    images, unreadable = [], ""
+    if wrong := [image for image in example.images if not isinstance(image, DrawnImage | ImageCell)]:
+        where = f"{benchmark}: images of example {short(example.id)}"
+        raise ValueError(f"{where}: {short(wrong[0])} is not allowed, allowed: images of a row")
+    try:
+        images = [_read(benchmark, image) for image in example.images]
+    except ValueError as error:
+        unreadable = str(error)
+    question = {
+        "id": f"{benchmark}/{example.id}",
+        "benchmark": benchmark,
+        "group": group,
+        "images": [image.id for image in images],
+        "question": example.question,
+        "answers": example.answers,
+        "choices": example.choices,
+        "unit": example.unit and f"{benchmark}/{example.unit}",
+        "unreadable": unreadable,
+    }
+    return parse_record(Question, question, f"question {question['id']}"), images
 
 
-def distinct(drawn: Iterable[Drawn], questions: list[Question]) -> Iterator[tuple[str, Image.Image]]:
-    """Each distinct picture once; the questions are gathered on the way, as no memory holds all pictures."""
+def _read(benchmark: str, image: DrawnImage | ImageCell) -> EvaluationImage:
+    """The image decoded; one of a dataset is named after its content, as many questions share one."""
+    if isinstance(image, DrawnImage):
+        return EvaluationImage(f"{benchmark}/{image.name}", image.image, image.text_centres)
+    content = image.read()
+    name = f"{benchmark}/{hashlib.sha256(content).hexdigest()[:16]}"
+    return EvaluationImage(name, decode(content, str(image)), [])
+
+
+def deduplicate(pictured: Iterable[Pictured], questions: list[Question]) -> Iterator[EvaluationImage]:
+    """Yield each distinct image once; the questions are appended to `questions` on the way."""
     seen = set()
-    for question, pictures in drawn:
+    for question, images in pictured:  # one at a time, as memory does not hold the images of all
         questions.append(question)
-        for name, picture in pictures:
-            if name not in seen:
-                seen.add(name)
-                yield name, picture
+        for image in images:
+            if image.id not in seen:
+                seen.add(image.id)
+                yield image
 
 
-def unreadable(questions: Iterable[Question]) -> list[Question]:
+def unreadable_questions(questions: Iterable[Question]) -> list[Question]:
     """The questions whose images cannot be read; raises ValueError if these are all of a benchmark."""
     benchmarks: dict[str, list[Question]] = {}
     for question in questions:
         benchmarks.setdefault(question.benchmark, []).append(question)
-    for benchmark, asked in benchmarks.items():
-        if all(question.unreadable for question in asked):
-            raise ValueError(f"{benchmark}: no image can be read: {asked[0].unreadable}")
-    return [question for asked in benchmarks.values() for question in asked if question.unreadable]
+    for benchmark, members in benchmarks.items():
+        if all(question.unreadable for question in members):
+            raise ValueError(f"{benchmark}: no image can be read: {members[0].unreadable}")
+    return [question for members in benchmarks.values() for question in members if question.unreadable]

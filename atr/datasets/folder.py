@@ -1,4 +1,4 @@
-"""A folder of picture files as a source of pretraining images."""
+"""Pretraining images from a folder of image files."""
 
 import os
 import random
@@ -11,16 +11,16 @@ from PIL import Image
 from atr.core.typed_json import check_distinct
 from atr.datasets.decoding import decode
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def images(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
-    """A seeded sample of `count` pictures below the folder, as (relative path, RGB image).
+def sample_pictures(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
+    """Yield a seeded sample of `count` images below the folder, as (relative path, RGB image).
 
-    Linked files and folders are read, a folder once however many links lead to it; hidden ones are left out.
-    In the name of an image, what of its path is no UTF-8 or a control character is escaped. Raises ValueError
-    naming the folder when it holds fewer, the file of a picture that cannot be read, or a link to nothing.
+    Links to files and folders are followed, each folder once; hidden files and folders are skipped. Control
+    characters and bytes that are not UTF-8 are escaped in the paths. Raises ValueError naming the folder if
+    it contains fewer images, the file that cannot be decoded, or the link to nothing.
     """
     folder = Path(folder)
     paths = sorted(_pictures(folder))
@@ -34,10 +34,10 @@ def images(folder: Path, count: int, seed: int) -> Iterator[tuple[str, Image.Ima
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    """Every file below the folder that is named as a picture; raises OSError for a folder it may not read."""
+    """Every image file below the folder, by suffix; raises OSError for a folder that cannot be read."""
     seen: set[str] = set()
     roots = [folder]
-    for root in roots:  # it grows by the links that are found: they come after what is really there
+    for root in roots:  # grows by the links on the way, which are followed after all real folders
         for at, folders, files in os.walk(root, onerror=_refuse):
             real = os.path.realpath(at)
             folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
@@ -49,12 +49,12 @@ def _pictures(folder: Path) -> Iterator[Path]:
 
 def _in_folder(at: Path, files: Sequence[str]) -> Iterator[Path]:
     for path in (at / name for name in files if not name.startswith(".")):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in _SUFFIXES:
             if path.is_symlink() and not path.exists():
                 raise ValueError(
                     f"{_printable(path)} is a link to nothing, allowed: pictures or links to them"
                 )
-            if path.is_file():  # a pipe of such a name would be waited for
+            if path.is_file():  # reading a pipe would wait forever
                 yield path
 
 
@@ -63,5 +63,5 @@ def _refuse(error: OSError) -> None:
 
 
 def _printable(path: Path) -> str:
-    """A path as text that can be written in UTF-8 and printed on one line."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], path.as_posix())
+    """The path as text that can be encoded in UTF-8 and printed on one line."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], path.as_posix())

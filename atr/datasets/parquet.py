@@ -1,7 +1,7 @@
-"""Datasets as parquet files, on the hub or in a folder: rows whose images are opened only when asked for.
+"""Datasets as parquet files, on the hub or in a folder; the images of a row are read lazily.
 
-pyarrow and huggingface_hub read all that is read here; the package `datasets` would add its own copy of every
-file in its cache, and a dozen dependencies.
+pyarrow and huggingface_hub suffice; the package `datasets` would copy every file into a cache of its own and
+add a dozen dependencies.
 """
 
 import re
@@ -18,9 +18,9 @@ from atr.core.hub import split
 
 HUB = "hub"
 _HINT = "hint"
-"""The column of a question's hint, which not every question has."""
+"""The only column in which null is allowed: not every question has a hint."""
 _IMAGE = re.compile(r"image(_\d+)?")
-"""How columns of images are named in the benchmarks' datasets."""
+"""Names of image columns in the benchmarks' datasets."""
 _BINARY = (
     pa.types.is_binary,
     pa.types.is_large_binary,
@@ -31,19 +31,19 @@ _BINARY = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The image in one row of a file: its bytes are read when they are needed."""
+class ImageCell:
+    """The image in one cell of a parquet file, read on demand."""
 
     path: Path
     row: int
     column: str
 
     def __str__(self) -> str:
-        """Its place, for errors."""
+        """File, row and column, for error messages."""
         return f"{self.path.name} row {self.row} column {self.column}"
 
     def read(self) -> bytes:
-        """The encoded picture; raises ValueError naming the place if the cell holds none."""
+        """Read the encoded image; raises ValueError naming file, row and column if the cell is empty."""
         group, offset = _place(self.path, self.row)
         cell = _cells(self.path, group, self.column)[offset]
         content = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -52,10 +52,10 @@ class Cell:
         return bytes(content)
 
 
-class Row(dict[str, Any]):
-    """The values of a row by column.
+class TableRow(dict[str, Any]):
+    """The values of one row by column.
 
-    `[]` raises ValueError naming file and row for a missing column, and for null unless it is a hint.
+    `row[column]` raises ValueError naming file and row if the column is missing, or null and not the hint.
     """
 
     def __init__(self, path: Path, number: int, values: Mapping[str, Any]) -> None:
@@ -72,27 +72,27 @@ class Row(dict[str, Any]):
         raise ValueError(f"{self._place}: there is no column {column}, there are {', '.join(self)}")
 
 
-def find(repository: str, dataset: str, pattern: str) -> list[Path]:
-    """The parquet files of a dataset that match a glob pattern, in order, fetched first if on the hub.
+def find_files(repository: str, dataset: str, pattern: str) -> list[Path]:
+    """Find the parquet files of a dataset that match a glob pattern, in order; download them if on the hub.
 
-    `repository` is "hub", where a revision may stand behind the id (`org/name@revision`), or a folder that
-    holds the dataset under its hub id, as `hf download --repo-type dataset ID --local-dir FOLDER/ID` leaves
-    it. Raises ValueError naming what is missing.
+    `repository` is "hub", where the id may end in a revision (`org/name@revision`), or a folder that contains
+    the dataset under its hub id, as after `hf download --repo-type dataset ID --local-dir FOLDER/ID`. Raises
+    ValueError naming the missing files.
     """
-    folder = _fetched(dataset, pattern) if repository == HUB else Path(repository) / split(dataset)[0]
+    folder = _download(dataset, pattern) if repository == HUB else Path(repository) / split(dataset)[0]
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise ValueError(f"{folder / pattern}: no such parquet files of dataset {dataset}")
     for path in paths:
-        # The hub's names say how many files there are: validation-00000-of-00003.parquet.
+        # File names on the hub contain the number of files: validation-00000-of-00003.parquet.
         count = re.search(r"-of-(\d+)", path.name)
         if count and int(count[1]) != len(paths):
             raise ValueError(f"{folder / pattern}: {len(paths)} of {int(count[1])} files are there")
     return paths
 
 
-def commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
-    """The commit by which each of these datasets was read from the hub; none of a folder, which has none."""
+def resolve_commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
+    """The commit at which each dataset was read from the hub; empty if `repository` is a folder."""
     from huggingface_hub import snapshot_download
 
     if repository != HUB:
@@ -106,25 +106,25 @@ def commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
     }
 
 
-def _fetched(dataset: str, pattern: str) -> Path:
-    """The folder of the hub's cache with the files; what is there already is not fetched again."""
+def _download(dataset: str, pattern: str) -> Path:
+    """Download the files unless they are cached; return their folder in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     name, revision = split(dataset)
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=pattern))
-    except Exception as error:  # the errors of the hub, of its transport and of being offline share no base
+    except Exception as error:  # hub, transport and offline errors have no common base class
         raise ValueError(
             f"dataset {dataset} cannot be read from the hub, download it to FOLDER/{dataset} and set "
             f"prepare.repository to FOLDER: {error}"
         ) from error
 
 
-def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[Row]:
-    """Each row of the files in order: its values by column, a Cell for each column of images.
+def read_rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Iterator[TableRow]:
+    """Yield the rows of the files in order, with an ImageCell in each image column.
 
-    `columns` are all unless named. Raises ValueError naming the file that is no parquet or lacks one of them,
-    and a column named image, or image_1 and so on, that holds none.
+    All columns are read unless `columns` names some. Raises ValueError naming the file if it is not parquet,
+    lacks one of the columns, or has a column `image` (`image_1` and so on) that contains no images.
     """
     for path in paths:
         schema = _metadata(path).schema.to_arrow_schema()
@@ -139,13 +139,15 @@ def rows(paths: Sequence[Path], columns: Collection[str] | None = None) -> Itera
             )
         table = pq.read_table(path, columns=[name for name in names if name not in images])
         for number, values in enumerate(table.to_pylist()):
-            yield Row(path, number, values | {column: Cell(path, number, column) for column in images})
+            yield TableRow(
+                path, number, values | {column: ImageCell(path, number, column) for column in images}
+            )
 
 
-def joined(unjoined: Iterable[Row], paths: Sequence[Path], key: str) -> Iterator[Row]:
-    """Rows that name their image by `key`, each with the `image` of that `id` in the files of images."""
-    images = {row["id"]: row["image"] for row in rows(paths, ("id", "image"))}
-    for row in unjoined:
+def join_images(table: Iterable[TableRow], paths: Sequence[Path], key: str) -> Iterator[TableRow]:
+    """Add column `image` to rows, from the files of images whose `id` is the row's value in column `key`."""
+    images = {row["id"]: row["image"] for row in read_rows(paths, ("id", "image"))}
+    for row in table:
         if row[key] not in images:
             raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, which a row's {key} names")
         row["image"] = images[row[key]]
@@ -160,9 +162,9 @@ def _metadata(path: Path) -> pq.FileMetaData:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """The hub stores an image as its bytes and the path it came from, older datasets as bytes alone.
+    """Whether a column contains images: structs with a field `bytes` as on the hub, or bytes alone.
 
-    Bytes are of any binary type, dictionary-encoded or not. A column of type null is one of empty cells.
+    The bytes may have any binary type and be dictionary-encoded. A column of type null has empty cells only.
     """
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
@@ -179,7 +181,7 @@ def _groups(path: Path) -> list[int]:
 
 
 def _place(path: Path, row: int) -> tuple[int, int]:
-    """The row group that a row lies in, and its place there."""
+    """Index of a row's row group, and the row's offset in it."""
     for group, count in enumerate(_groups(path)):
         if row < count:
             return group, row
@@ -189,7 +191,7 @@ def _place(path: Path, row: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=4)
 def _cells(path: Path, group: int, column: str) -> list[Any]:
-    """One column of one row group: neighbours are read together, as questions come in order."""
+    """One column of one row group, cached, as consecutive questions need consecutive rows."""
     with pq.ParquetFile(path) as file:
         cells: list[Any] = file.read_row_group(group, columns=[column])[column].to_pylist()
     return cells

@@ -1,8 +1,9 @@
-"""Prepared images on disk: parquet files of PNG bytes with a manifest, read one row group at a time."""
+"""Prepared images on disk: parquet files of PNG images with a manifest, read one row group at a time."""
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -12,20 +13,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from atr.core.files import read_json, sha256, whole_file, write_json
-from atr.core.typed_json import ListedFile, check_distinct, record
+from atr.core.files import read_json, sha256, whole_file, write_json, write_text
+from atr.core.typed_json import ListedFile, check_distinct, parse_record
 from atr.datasets.decoding import decode
 
-MANIFEST, FORMAT = "manifest.json", 1
-FILE_IMAGES = 1024
-# Small row groups, so that one image costs the reading of a few.
-GROUP_IMAGES = 32
-SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
+IMAGE_MANIFEST = "manifest.json"
+_FORMAT = 1
+_FILE_IMAGES = 1024
+# Small row groups: reading one image reads its whole group.
+_GROUP_IMAGES = 32
+_SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 
 @dataclass(frozen=True)
 class _Prepare:
-    """What is read of the section `prepare` that the images were made by."""
+    """Required parameters of section `prepare`, of which the images were prepared."""
 
     source: str
     prompts: list[str]
@@ -34,89 +36,131 @@ class _Prepare:
 
 @dataclass(frozen=True)
 class _Parameters:
-    """What is read of the parameters that the images were made by."""
+    """Required parameters of stage prepare."""
 
     seed: int
     prepare: _Prepare
 
 
 @dataclass(frozen=True)
-class _Manifest:
-    """What a manifest has to say; raises ValueError naming the key that is not allowed."""
+class Manifest:
+    """The manifest of a prepared folder; raises ValueError naming the key that is not allowed."""
 
     format: int
     parameters: _Parameters
     files: list[ListedFile]
+    """Parquet files of images, in their order."""
+    annotations: list[ListedFile] = field(default_factory=list)
+    """Files with one line per image; see atr.datasets.annotations."""
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ValueError(f"format: {self.format} is not allowed, allowed: {FORMAT}")
-        check_distinct("files", [entry.file for entry in self.files])
+        if self.format != _FORMAT:
+            raise ValueError(f"format: {self.format} is not allowed, allowed: {_FORMAT}")
+        check_distinct("files", [entry.file for entry in (*self.files, *self.annotations)])
 
 
-def save_images(folder: Path, images: Iterable[tuple[str, Image.Image]], parameters: dict[str, Any]) -> None:
-    """Write (id, image) pairs as parquet files and, last, the manifest that lists them.
+def save_images(
+    folder: Path,
+    images: Iterable[tuple[str, Image.Image] | tuple[str, Image.Image, Any]],
+    parameters: dict[str, Any],
+    annotation: str = "",
+) -> None:
+    """Write images, given as (id, image), as parquet files and, last, the manifest that lists them.
 
-    `parameters` are those of the stage prepare, or what is read of them: seed, prepare.source, .prompts and
-    .split.
+    With the name of an annotation, images are given as (id, image, value), and the values are written to
+    `<annotation>.jsonl`. `parameters` are those of stage prepare; seed, prepare.source, prepare.prompts and
+    prepare.split are required.
     """
-    folder, rows = Path(folder), _encoded(images)
+    folder, lines = Path(folder), list[str]()
+    rows = _encode(images, annotation, lines)
     files: list[dict[str, str | int]] = []
-    while stretch := list(islice(rows, FILE_IMAGES)):
+    while stretch := list(islice(rows, _FILE_IMAGES)):
         path = folder / f"images-{len(files):05d}.parquet"
         with whole_file(path) as temporary:
             pq.write_table(
-                pa.Table.from_pylist(stretch, SCHEMA),
+                pa.Table.from_pylist(stretch, _SCHEMA),
                 temporary,
-                row_group_size=GROUP_IMAGES,
+                row_group_size=_GROUP_IMAGES,
                 compression="none",
             )
-        files.append({"file": path.name, "images": len(stretch), "sha256": sha256(path)})
-    write_json(folder / MANIFEST, {"format": FORMAT, "parameters": parameters, "files": files})
+        files.append(_listed(path, len(stretch)))
+    manifest = {"format": _FORMAT, "parameters": parameters, "files": files}
+    if lines:
+        path = folder / f"{annotation}.jsonl"
+        write_text(path, "".join(lines))
+        manifest["annotations"] = [_listed(path, len(lines))]
+    write_json(folder / IMAGE_MANIFEST, manifest)
 
 
-def _encoded(images: Iterable[tuple[str, Image.Image]]) -> Iterator[dict[str, str | bytes]]:
-    for name, image in images:
+def _encode(
+    images: Iterable[tuple[str, Image.Image] | tuple[str, Image.Image, Any]],
+    annotation: str,
+    lines: list[str],
+) -> Iterator[dict[str, str | bytes]]:
+    """Rows of _SCHEMA; the line of each image's annotation is appended to `lines` on the way."""
+    for name, image, *values in images:
+        for value in values:
+            lines.append(json.dumps({"image": name, annotation: value}, ensure_ascii=False) + "\n")
         buffer = io.BytesIO()
         image.save(buffer, format="png", compress_level=1)
         yield {"id": name, "image": buffer.getvalue()}
 
 
+def _listed(path: Path, images: int) -> dict[str, str | int]:
+    return {"file": path.name, "images": images, "sha256": sha256(path)}
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest of a prepared folder, and its parameters as they were written; errors as `Manifest`."""
+    path = Path(folder) / IMAGE_MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the stage prepare writes it")
+    content = read_json(path)
+    return parse_record(Manifest, content, str(path)), content["parameters"]
+
+
+def check_listed(folder: Path, entry: ListedFile, verify: bool) -> None:
+    """Raise ValueError if a file that the manifest lists is missing or, with `verify`, was changed."""
+    path, manifest = folder / entry.file, folder / IMAGE_MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, though {manifest} lists it")
+    if verify and sha256(path) != entry.sha256:
+        raise changed_file_error(path, manifest)
+
+
+def changed_file_error(path: Path, manifest: Path) -> ValueError:
+    """The error of a file that is not the one a manifest lists."""
+    return ValueError(f"{path} is not the file that {manifest} lists: it was changed or cut off")
+
+
 class PreparedImages(Sequence[tuple[str, Image.Image]]):
     """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
 
-    Raises ValueError naming the file, and the row and id of a single image, if it is missing, of another
-    number of images than listed, corrupt, or (with `verify`, which reads every file once) edited since. Of
-    the processes that share a folder it is enough that one verifies it.
+    Raises ValueError naming the file (and, for one image, row and id) if it is missing, corrupt, has another
+    number of images than listed or, with `verify`, another checksum. Verifying reads every file once; one of
+    several processes that share a folder is enough.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
         self.folder = Path(folder)
-        if not (self.folder / MANIFEST).is_file():
-            raise ValueError(f"{self.folder / MANIFEST} is missing; the stage prepare writes it")
-        content = read_json(self.folder / MANIFEST)
-        listed = record(_Manifest, content, str(self.folder / MANIFEST)).files
-        self.parameters: dict[str, Any] = content["parameters"]
+        manifest, self.parameters = read_manifest(self.folder)
+        listed = manifest.files
         self._digests = {entry.file: entry.sha256 for entry in listed}
         self.ids = [name for entry in listed for name in self._ids(entry, verify)]
-        check_distinct(f"{self.folder / MANIFEST}: image ids", self.ids)
+        check_distinct(f"{self.folder / IMAGE_MANIFEST}: image ids", self.ids)
         self._places = [(entry.file, row) for entry in listed for row in range(entry.images)]
         self._indices = {name: index for index, name in enumerate(self.ids)}
 
     def _ids(self, entry: ListedFile, verify: bool) -> list[str]:
-        path, manifest = self.folder / entry.file, self.folder / MANIFEST
-        if not path.is_file():
-            raise ValueError(f"{path} is missing, though {manifest} lists it")
-        other = f"{path} is not the file that {manifest} lists: it was changed or cut off"
-        if verify and sha256(path) != entry.sha256:
-            raise ValueError(other)
+        check_listed(self.folder, entry, verify)
+        path, manifest = self.folder / entry.file, self.folder / IMAGE_MANIFEST
         try:
-            is_ours = pq.read_schema(path).equals(SCHEMA)
+            is_ours = pq.read_schema(path).equals(_SCHEMA)
             names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist() if is_ours else []
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(other) from error
+            raise changed_file_error(path, manifest) from error
         if len(names) != entry.images or None in names:
-            raise ValueError(other)
+            raise changed_file_error(path, manifest)
         return names
 
     def __len__(self) -> int:
@@ -124,8 +168,8 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
         file, row = self._places[index]
-        contents = _row_group(self.folder / file, self._digests[file], row // GROUP_IMAGES)
-        content = contents[row % GROUP_IMAGES]
+        contents = _row_group(self.folder / file, self._digests[file], row // _GROUP_IMAGES)
+        content = contents[row % _GROUP_IMAGES]
         return self.ids[index], decode(content, f"{self.folder / file} row {row} (image {self.ids[index]})")
 
     def image(self, name: str) -> Image.Image:
@@ -137,7 +181,7 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
 
 @lru_cache(maxsize=4)
 def _row_group(path: Path, digest: str, group: int) -> list[bytes]:
-    # The digest tells a file from another one that has taken its place since.
+    # The digest is part of the cache's key, so that a replaced file is read again.
     with pq.ParquetFile(path) as file:
         contents: list[bytes] = file.read_row_group(group, columns=["image"])["image"].to_pylist()
     return contents

@@ -2,45 +2,15 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
-from atr.config import GROUPS
+from atr.core import catalog
 from atr.core.files import write_text
-from atr.core.typed_json import records, short
+from atr.core.records import Question
+from atr.core.typed_json import read_records, short
 
 FILE = "questions.jsonl"
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about an image (several, or none), with all that scoring it needs."""
-
-    id: str
-    benchmark: str
-    group: str
-    images: list[str]
-    """Ids of its images among the prepared ones, in the order of the prompt."""
-    question: str
-    answers: list[str]
-    """Every answer that counts as right, or one of each annotator; of a multiple choice, its letter."""
-    choices: list[str] = field(default_factory=list)
-    """Texts of a multiple choice in the order of their letters; none if the question is open."""
-    unit: str = ""
-    """Questions of one unit count as right only together; empty if the question counts alone."""
-    unreadable: str = ""
-    """Why its images could not be read; it is counted, and not asked."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError naming the key that is not allowed."""
-        if not self.id:
-            raise ValueError("id: '' is not allowed, allowed: a name of its own")
-        if self.benchmark not in GROUPS:
-            raise ValueError(f"benchmark: {short(self.benchmark)} is unknown, allowed: {', '.join(GROUPS)}")
-        if self.group != (group := GROUPS[self.benchmark]):
-            raise ValueError(f"group: {short(self.group)} is not {self.benchmark}'s, allowed: {group}")
-        if not self.answers:
-            raise ValueError("answers: [] is not allowed, allowed: one text or more")
 
 
 def save_questions(folder: Path, questions: Iterable[Question]) -> None:
@@ -50,15 +20,30 @@ def save_questions(folder: Path, questions: Iterable[Question]) -> None:
 
 
 def load_questions(folder: Path) -> list[Question]:
-    """Read the folder's questions; raises ValueError naming file, line and key of what is no question."""
+    """Read the folder's questions; raises ValueError naming file, line and key of an invalid line."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage prepare writes it")
     lines: dict[str, int] = {}
-    questions = list(records(Question, path, exact=True))
+    questions = list(read_records(Question, path, exact=True))
     for number, question in enumerate(questions, start=1):
+        where = f"{path} line {number}"
         if (first := lines.setdefault(question.id, number)) != number:
-            raise ValueError(
-                f"{path} line {number}: id: {short(question.id)} is that of line {first} as well"
-            )
+            raise ValueError(f"{where}: id: {short(question.id)} is that of line {first} as well")
+        _check_group(question, where)
     return questions
+
+
+def _check_group(question: Question, where: str) -> None:
+    """Raise ValueError unless the question's benchmark is known and has the question's group."""
+    try:
+        group = catalog.benchmark_group(question.benchmark)
+    except ValueError:
+        allowed = f"{', '.join(catalog.benchmarks())}, or the path of a file with a GROUP"
+        raise ValueError(
+            f"{where}: benchmark: {short(question.benchmark)} is unknown, allowed: {allowed}"
+        ) from None
+    if question.group != group:
+        raise ValueError(
+            f"{where}: group: {short(question.group)} is not {question.benchmark}'s, allowed: {group}"
+        )

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from atr.config import EncoderPreset
 from atr.features.attention_hooks import FIELDS
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.features.wheel_weights import locate
+
+if TYPE_CHECKING:
+    from atr.config.presets import EncoderPreset
 
 BESIDE = frozenset({*FIELDS, "pixels_BCHW", "encode"})
 GIVEN = BESIDE | {"grid"}
 """Which of a reducer's needs are met without a language model."""
 
 
-def encoder_of(store: FeatureStore, preset: EncoderPreset, folder: Path, device: torch.device) -> Encoder:
+def encoder_of(store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device) -> Encoder:
     """The encoder whose features a store holds, on a device; `folder` and errors as in `locate`."""
     path, layer = locate(preset.path, folder), store.manifest["layer"]
     return Encoder.load(path, layer, preset.name, preset.size).to(device)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from atr.core.files import read_json, sha256, whole_file, write_json
 from atr.core.fingerprint import check_fingerprint
-from atr.core.typed_json import ListedFile, check_distinct, record, short, value_of
+from atr.core.typed_json import ListedFile, check_distinct, parse_record, short, value_of
 
 FORMAT = "atr-features-1"
 MANIFEST = "manifest.json"
@@ -273,7 +273,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
     manifest: dict[str, Any] = read_json(path)
     try:
-        record(_Manifest, manifest, str(path))
+        parse_record(_Manifest, manifest, str(path))
     except ValueError as error:
         raise ValueError(f"{error}{_AGAIN}") from None
     return manifest

@@ -1,1 +1,1 @@
-"""The small world: a model, its images and questions, and its training, small enough for a laptop."""
+"""The micro world: a model, its images and questions, and its training, small enough for a laptop."""

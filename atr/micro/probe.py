@@ -1,6 +1,6 @@
-"""Which layer of a frozen tower can be read from: a small probe on each names the characters in the patches.
+"""Probes each layer of a frozen tower for the characters in its patches, to choose the layer to read.
 
-Shapes: L layers, P patches in which something is written, D width of the tower, C characters.
+Shapes: L layers, P patches of text, D width of the tower, C classes of characters.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from atr.features.encoder import Encoder
-from atr.micro.curriculum import BLANK, CHARACTERS, Collator, Lesson
+from atr.micro.drawing import Sample
+from atr.micro.targets import BLANK, CHARACTERS, Collator
 
 HIDDEN = 256
 """Channels of the probe's hidden layer."""
@@ -20,40 +21,42 @@ EPOCHS, BATCH, RATE = 12, 512, 2e-3
 
 
 @dataclass(frozen=True)
-class Written:
-    """The patches of some lessons that bear characters, as every layer gives them."""
+class TextPatches:
+    """The patches of some lessons that contain characters."""
 
     states_LPD: Tensor
-    """bfloat16, as the store keeps them; layer 1 of the tower first."""
+    """bfloat16, as in a feature store; starts with layer 1 of the tower."""
     characters_P2: Tensor
-    """The first and second character in each patch, BLANK where there is no second."""
+    """Classes of the first and second character, BLANK if there is no second."""
 
 
 @torch.inference_mode()
-def written(encoder: Encoder, lessons: Sequence[Lesson], collate: Collator, batch_size: int = 16) -> Written:
+def collect_text_patches(
+    encoder: Encoder, lessons: Sequence[Sample], collate: Collator, batch_size: int = 16
+) -> TextPatches:
     """The patches with characters of `lessons`, at all layers that `encoder` runs.
 
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
     states, characters = [], []
     for start in range(0, len(lessons), batch_size):
         batch = [lessons[index] for index in range(start, min(start + batch_size, len(lessons)))]
-        characters_BN2 = torch.stack([collate.characters(lesson) for lesson in batch])
-        written_BN = (characters_BN2 != BLANK).any(-1)
-        of_layers = encoder.states(encoder.preprocess([lesson.image for lesson in batch]))
-        states.append(torch.stack([state_BND[written_BN].bfloat16() for state_BND in of_layers]))
-        characters.append(characters_BN2[written_BN])
-    found = Written(torch.cat(states, dim=1), torch.cat(characters))
-    if not len(found.characters_P2):
-        raise ValueError(f"nothing is written in {len(lessons)} lessons: more of them are needed")
-    return found
+        characters_BN2 = torch.stack([collate.label_characters(lesson) for lesson in batch])
+        has_text_BN = (characters_BN2 != BLANK).any(-1)
+        layers = encoder.states(encoder.preprocess([lesson.image for lesson in batch]))
+        states.append(torch.stack([state_BND[has_text_BN].bfloat16() for state_BND in layers]))
+        characters.append(characters_BN2[has_text_BN])
+    patches = TextPatches(torch.cat(states, dim=1), torch.cat(characters))
+    if not len(patches.characters_P2):
+        raise ValueError(f"no text in {len(lessons)} lessons: use more")
+    return patches
 
 
-def accuracies(training: Written, held_out: Written, seed: int) -> list[float]:
-    """Of each layer, the fraction of held-out characters that a two-layer probe trained on it names right."""
+def measure_accuracies(training: TextPatches, held_out: TextPatches, seed: int) -> list[float]:
+    """For each layer, the fraction of held-out characters that a two-layer probe on it names correctly."""
     layers = zip(training.states_LPD, held_out.states_LPD, strict=True)
     return [
-        _accuracy(_train(seen_PD, training.characters_P2, seed), unseen_PD, held_out.characters_P2)
+        _measure_accuracy(_train(seen_PD, training.characters_P2, seed), unseen_PD, held_out.characters_P2)
         for seen_PD, unseen_PD in layers
     ]
 
@@ -79,9 +82,9 @@ def _train(states_PD: Tensor, characters_P2: Tensor, seed: int) -> nn.Module:
 
 
 @torch.inference_mode()
-def _accuracy(probe: nn.Module, states_PD: Tensor, characters_P2: Tensor) -> float:
-    """Blank slots do not count: a patch with one character is one character to be named."""
-    said_P2 = probe(states_PD.float()).unflatten(-1, (-1, 2)).argmax(1)
-    is_written_P2 = characters_P2 != BLANK
-    right: float = (said_P2 == characters_P2)[is_written_P2].float().mean().item()
-    return right
+def _measure_accuracy(probe: nn.Module, states_PD: Tensor, characters_P2: Tensor) -> float:
+    """Blank slots do not count: a patch with one character counts once."""
+    predicted_P2 = probe(states_PD.float()).unflatten(-1, (-1, 2)).argmax(1)
+    has_character_P2 = characters_P2 != BLANK
+    accuracy: float = (predicted_P2 == characters_P2)[has_character_P2].float().mean().item()
+    return accuracy

@@ -1,7 +1,7 @@
-"""Training of the micro vision-language models: first they learn to see, then the whole learns to answer."""
+"""Training of the micro models: a reading phase on what image patches contain, then answering as well."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -10,182 +10,137 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional
-from transformers import (
-    LlamaModel,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from transformers import LlamaModel, LlavaForConditionalGeneration, LlavaProcessor
 
-from atr import config
-from atr.micro.curriculum import (
-    BLANK,
-    CHARACTERS,
-    DIGITS,
-    IGNORE,
-    LONGEST_NUMBER,
-    TURN_TOKENS,
-    Collator,
-    LessonDataModule,
-    LessonDataset,
-    StoredLessons,
-    reading_steps,
-)
+from atr.micro.curriculum import LessonDataModule, LessonDataset, StoredLessons, count_reading_steps
+from atr.micro.losses import CharacterHeads, DigitHeads, answer_loss, name_loss, normalise_states
+from atr.micro.params import Recipe
+from atr.micro.targets import BLANK, TURN_TOKENS, Collator
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 
-UNWRITTEN = 0.1
-"""Weight of a patch without text, of which there are many, and all of a thing say the same."""
 
-
-class Seen(NamedTuple):
-    """What a tower makes of what it is shown: its features (B, N, D).
-
-    Of one that learns also its states (B, N, D) behind two of its layers, which are to tell characters and
-    names by then.
-    """
+class TowerStates(NamedTuple):
+    """Features (B, N, D) of a vision tower and, if it is trained, its states after two inner layers."""
 
     features_BND: Tensor
-    read_BND: Tensor | None = None
-    named_BND: Tensor | None = None
+    reading_BND: Tensor | None = None
+    """After an inner layer; the character loss is applied to it."""
+    naming_BND: Tensor | None = None
+    """After a later inner layer; the name loss is applied to it."""
 
 
 class MicroTraining(lightning.LightningModule):
-    """First tower and projector learn what is in each patch; then all of the model answers as well.
+    """Trains tower and projector to read in a first phase, and then the whole model to answer as well.
 
-    A tower that learns is to tell the characters, and then the names, behind layers in its midst too. A value
-    can only look up whose value it is once its key is known: told at the end alone, keys are known at the
-    end, and no layer is left to look them up.
+    A trained tower also gets the patch losses after inner layers: first for characters, then for names. A
+    value must look up the key of its line, so keys have to be known before the last layer.
 
-    A frozen tower leaves all of that to the projector and the first `new_layers` layers of the language
-    model; what is shown may then be stored features. There no patch knows of those after it, so that a value
-    above its label bears no name. The label is to find it: each patch is to tell the digits that were written
-    under its name before it.
+    With a frozen tower, projector and the first `new_layers` layers of the language model learn to read, and
+    inputs may be stored features. These layers are causal, so in a chart a value, which precedes its label,
+    cannot be named by it. Instead each patch of text predicts the digits of its question so far, so that a
+    label predicts its value.
     """
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        recipe: config.Recipe,
-        examine: Callable[[LlavaForConditionalGeneration, str], float],
-        see: Callable[[Tensor], Seen],
+        recipe: Recipe,
+        score: Callable[[LlavaForConditionalGeneration, str], float],
+        encode: Callable[[Tensor], TowerStates],
         new_layers: int = 0,
     ) -> None:
-        """`examine` gives the model's score on one benchmark, `see` what the tower makes of what is shown."""
+        """`score` evaluates the model on one benchmark; `encode` runs the tower on a batch of inputs."""
         super().__init__()
-        self.model, self.recipe, self.examine, self.see = model, recipe, examine, see
+        self.model, self.recipe, self.score, self.encode = model, recipe, score, encode
         self.new_layers = new_layers
         self._seconds_before, self._started = 0.0, time.monotonic()
-        # The backward of the fused attention is slow on a CPU: a step takes half as long again with it.
+        # On a CPU the backward pass of fused attention makes a step 1.5 times as long.
         model.set_attn_implementation("eager")
         vision, text = model.config.vision_config.hidden_size, model.config.text_config.hidden_size
-        self.tower_learns = all(part.requires_grad for part in model.model.vision_tower.parameters())
-        self.first_layers = _first_layers(model.model.language_model, new_layers)
-        width = vision if self.tower_learns else text
-        self.readers = nn.ModuleList(nn.Linear(width, 2 + len(CHARACTERS)) for _ in range(2))
-        if self.tower_learns:
-            self.namer = nn.Linear(vision, text)
+        self.trains_tower = all(part.requires_grad for part in model.model.vision_tower.parameters())
+        self.first_layers = _share_first_layers(model.model.language_model, new_layers)
+        self.character_heads = CharacterHeads(vision if self.trains_tower else text)
+        if self.trains_tower:
+            self.naming_projection = nn.Linear(vision, text)
         else:
-            self.tellers = nn.ModuleList(nn.Linear(text, 1 + len(DIGITS)) for _ in range(LONGEST_NUMBER))
+            self.digit_heads = DigitHeads(text)
         if recipe.compile:
             model.model.vision_tower.compile()
             model.model.language_model.compile()
 
-    def language(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, V) of every text token, given `<s>`, the projected image, and the text before it.
+    def run_language_model(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, L, V) of every text token from `<s>`, the projected image, and the text before it.
 
-        Beside them what is to name the patches: their states (B, N, D) after `new_layers` layers.
+        Also the image patches' naming states (B, N, D): after `new_layers` layers.
         """
         llava, tokens, layer = self.model.model, image_BND.shape[1], self.new_layers
-        sequence = self._sequence(image_BND, text_BL)
+        sequence = self._embed_sequence(image_BND, text_BL)
         states = llava.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=layer > 0)
         logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
         return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
 
-    def named(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
-        """What is to name the patches, as `language` has it, without the layers behind that."""
-        sequence = self._sequence(image_BND, text_BL[:, :0])
+    def compute_naming_states(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
+        """The naming states of `run_language_model`, without running the layers after them."""
+        sequence = self._embed_sequence(image_BND, text_BL[:, :0])
         states_BND: Tensor = self.first_layers(inputs_embeds=sequence, use_cache=False).last_hidden_state
         return states_BND[:, 1:]
 
-    def _sequence(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
-        """Embedded `<s>`, the projected image and the text: (B, 1 + N + L, D)."""
+    def _embed_sequence(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
+        """Embeddings of `<s>`, the projected image and the text: (B, 1 + N + L, D)."""
         embed = self.model.get_input_embeddings()
         start_B1D = embed(text_BL.new_full((len(text_BL), 1), self.model.config.text_config.bos_token_id))
         return torch.cat([start_B1D, image_BND, embed(text_BL)], dim=1)
 
-    def reading_loss(self, states_BND: Tensor, characters_BN2: Tensor) -> Tensor:
-        """Cross-entropy of two heads on the states to the first two characters of each patch."""
-        logits = [reader(_normed(states_BND)) for reader in self.readers]
-        return _two_slots(logits, characters_BN2, torch.where(characters_BN2 == BLANK, UNWRITTEN, 1.0))
-
-    def naming_loss(self, states_BND: Tensor, names_BN2: Tensor, written_BN: Tensor) -> Tensor:
-        """Cross-entropy of each patch's state to the embeddings of the two names of what it shows.
-
-        A patch of text is to name the question that its line answers, and its word. Without this loss the
-        language model reads, but for long takes any line for the one it was asked for.
-        """
-        embedding_VD = self.model.get_input_embeddings().weight
-        logits_BNV = functional.linear(_normed(states_BND), embedding_VD)
-        weights_BN2 = torch.where(written_BN, 1.0, UNWRITTEN).unsqueeze(-1).expand_as(names_BN2)
-        return _two_slots([logits_BNV] * 2, names_BN2, weights_BN2)
-
-    def telling_loss(self, states_BND: Tensor, digits_BNS: Tensor) -> Tensor:
-        """Cross-entropy of a head for each place of a number to the digits told by each patch of text.
-
-        Zero where there is no text.
-        """
-        logits_BNSC = torch.stack([teller(_normed(states_BND)) for teller in self.tellers], dim=2)
-        logits, digits = logits_BNSC.flatten(0, 2).float(), digits_BNS.flatten()
-        total = functional.cross_entropy(logits, digits, ignore_index=IGNORE, reduction="sum")
-        return total / (digits != IGNORE).sum().clamp(min=1)
-
     def patch_losses(
-        self, seen: Seen, image_BND: Tensor, named_BND: Tensor, batch: dict[str, Tensor]
+        self, tower: TowerStates, image_BND: Tensor, naming_BND: Tensor, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The reading and the naming loss, each the mean of all states that are to read and to name.
+        """Character and name loss, each the mean over the states it is applied to.
 
-        Before a frozen tower the telling loss as well.
+        With a frozen tower the digit loss as well.
         """
-        characters_BN2, reading, naming = batch["characters"], [image_BND], [named_BND]
-        if self.tower_learns:
-            assert seen.read_BND is not None and seen.named_BND is not None
-            reading = [seen.read_BND, seen.features_BND]
-            naming.append(self.namer(_normed(seen.named_BND)))
-        written_BN = characters_BN2[..., 0] != BLANK
-        read = [self.reading_loss(states_BND, characters_BN2) for states_BND in reading]
-        named = [self.naming_loss(states_BND, batch["names"], written_BN) for states_BND in naming]
-        losses = {"reading": torch.stack(read).mean(), "naming": torch.stack(named).mean()}
-        if not self.tower_learns:
-            losses["telling"] = self.telling_loss(named_BND, batch["digits"])
+        characters_BN2, reading, naming = batch["characters"], [image_BND], [naming_BND]
+        if self.trains_tower:
+            assert tower.reading_BND is not None and tower.naming_BND is not None
+            reading = [tower.reading_BND, tower.features_BND]
+            naming.append(self.naming_projection(normalise_states(tower.naming_BND)))
+        embedding_VD, names_BN2 = self.model.get_input_embeddings().weight, batch["names"]
+        has_text_BN = characters_BN2[..., 0] != BLANK
+        character = [self.character_heads.loss(states_BND, characters_BN2) for states_BND in reading]
+        name = [name_loss(states_BND, embedding_VD, names_BN2, has_text_BN) for states_BND in naming]
+        losses = {"characters": torch.stack(character).mean(), "names": torch.stack(name).mean()}
+        if not self.trains_tower:
+            losses["digits"] = self.digit_heads.loss(naming_BND, batch["digits"])
         return losses
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """The losses of the patches, and after the first phase those of the questions with them."""
-        seen = self.see(batch["shown"])
-        image_BND = self.model.model.multi_modal_projector(seen.features_BND)
-        if self.global_step < reading_steps(self.recipe):
-            losses = self.patch_losses(seen, image_BND, self.named(image_BND, batch["text"]), batch)
+        """The patch losses, and in the answering phase the answer loss as well."""
+        tower = self.encode(batch["inputs"])
+        image_BND = self.model.model.multi_modal_projector(tower.features_BND)
+        if self.global_step < count_reading_steps(self.recipe):
+            losses = self.patch_losses(
+                tower, image_BND, self.compute_naming_states(image_BND, batch["text"]), batch
+            )
             loss = torch.stack([*losses.values()]).sum()
         else:
-            logits_BLV, named_BND = self.language(image_BND, batch["text"])
-            losses = self.patch_losses(seen, image_BND, named_BND, batch)
-            answering = answer_loss(logits_BLV, batch["labels"])
-            loss = answering + self.recipe.reading_weight * torch.stack([*losses.values()]).sum()
-            losses["answering"] = answering
+            logits_BLV, naming_BND = self.run_language_model(image_BND, batch["text"])
+            losses = self.patch_losses(tower, image_BND, naming_BND, batch)
+            answers = answer_loss(logits_BLV, batch["labels"])
+            loss = answers + self.recipe.reading_weight * torch.stack([*losses.values()]).sum()
+            losses["answers"] = answers
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
         return loss
 
     def validation_step(self, benchmark: str, batch_index: int) -> None:
-        """Log the score on one benchmark, once there are answers to be had."""
-        if self.global_step > reading_steps(self.recipe):
-            # Compiled kernels are left aside: generation meets a new shape at every step.
+        """Log the score on one benchmark, in the answering phase."""
+        if self.global_step > count_reading_steps(self.recipe):
+            # Generation has a new shape at every step, and would be compiled again for each.
             with torch.compiler.set_stance("force_eager"):
-                score = self.examine(self.model, benchmark)
+                score = self.score(self.model, benchmark)
             self.log(f"validation/{benchmark}", score, prog_bar=True, batch_size=1)
 
     @property
     def seconds(self) -> float:
-        """Seconds trained so far, in all sittings."""
+        """Seconds of training so far, those before an interruption included."""
         return self._seconds_before + time.monotonic() - self._started
 
     def on_fit_start(self) -> None:
@@ -193,11 +148,11 @@ class MicroTraining(lightning.LightningModule):
         self._started = time.monotonic()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the time with the weights."""
+        """Store the training time with the weights."""
         checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from the time of the sittings before."""
+        """Restore the training time."""
         self._seconds_before = checkpoint["seconds"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -214,32 +169,18 @@ class MicroTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip: Lightning refuses to do it for a fused optimizer, and the others cost 5 % of a step here."""
+        """Clip gradients, which Lightning refuses to do for a fused optimizer; others are 5 % slower here."""
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, constant, then linear to 2 %."""
+        """Factor of the learning rate: linear warm-up, constant, then linear decay to 2 %."""
         recipe = self.recipe
-        left = (recipe.steps - step) / (recipe.steps * (1 - recipe.constant))
-        return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, left))
+        decay = (recipe.steps - step) / (recipe.steps * (1 - recipe.constant))
+        return min(1.0, (step + 1) / recipe.warmup_steps, max(0.02, decay))
 
 
-def tower_states(
-    model: LlavaForConditionalGeneration, reading_layer: int, naming_layer: int, images_BHWC: Tensor
-) -> Seen:
-    """The patches behind the tower's last layer and two others, the class token dropped."""
-    pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
-    states = model.model.vision_tower(pixels_BCHW, output_hidden_states=True).hidden_states
-    return Seen(*(states[layer][:, 1:] for layer in (-1, reading_layer, naming_layer)))
-
-
-def stored_states(standardise: Callable[[Tensor], Tensor], features_BND: Tensor) -> Seen:
-    """Features that were stored, as a frozen tower gave them."""
-    return Seen(standardise(features_BND))
-
-
-def _first_layers(language: LlamaModel, count: int) -> LlamaModel:
-    """A model of the first `count` layers of another, which it shares, and no norm behind them."""
+def _share_first_layers(language: LlamaModel, count: int) -> LlamaModel:
+    """A model that shares the first `count` layers of `language` and has no final norm."""
     settings = deepcopy(language.config)
     settings.num_hidden_layers = count
     first = LlamaModel(settings)
@@ -251,33 +192,21 @@ def _first_layers(language: LlamaModel, count: int) -> LlamaModel:
     return first
 
 
-def _normed(states_BND: Tensor) -> Tensor:
-    """Neither tower nor projector ends in a norm, and features grow while they learn."""
-    return functional.layer_norm(states_BND, states_BND.shape[-1:])
+def encode_images(
+    model: LlavaForConditionalGeneration, reading_layer: int, naming_layer: int, images_BHWC: Tensor
+) -> TowerStates:
+    """States of the tower's patches after its last layer and two others, for uint8 images."""
+    pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
+    states = model.model.vision_tower(pixels_BCHW, output_hidden_states=True).hidden_states
+    return TowerStates(*(states[layer][:, 1:] for layer in (-1, reading_layer, naming_layer)))
 
 
-def _two_slots(logits: Sequence[Tensor], targets_BN2: Tensor, weights_BN2: Tensor) -> Tensor:
-    """Mean over two slots of the weighted mean cross-entropy of logits_BNC."""
-    losses_BN2 = torch.stack(
-        [
-            functional.cross_entropy(logits_BNC.transpose(1, 2).float(), target_BN, reduction="none")
-            for logits_BNC, target_BN in zip(logits, targets_BN2.unbind(-1), strict=True)
-        ],
-        dim=-1,
-    )
-    return ((losses_BN2 * weights_BN2).sum((0, 1)) / weights_BN2.sum((0, 1))).mean()
+def encode_stored(standardise: Callable[[Tensor], Tensor], features_BND: Tensor) -> TowerStates:
+    """Standardised features from a store, in place of a frozen tower's."""
+    return TowerStates(standardise(features_BND))
 
 
-def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
-    """Cross-entropy averaged per sample, then over samples: long answers must not drown the short ones."""
-    losses_BL = functional.cross_entropy(
-        logits_BLV.transpose(1, 2).float(), labels_BL, ignore_index=IGNORE, reduction="none"
-    )
-    answers_BL = labels_BL != IGNORE
-    return (losses_BL.sum(1) / answers_BL.sum(1)).mean()
-
-
-def train(
+def train_micro_model(
     module: MicroTraining,
     lessons: LessonDataset | StoredLessons,
     processor: LlavaProcessor,
@@ -285,9 +214,9 @@ def train(
     logger: Logger,
     trainer_kwargs: dict[str, Any],
 ) -> None:
-    """Train, going on from the last of `checkpoints` if there is one.
+    """Train, resuming from the last of `checkpoints` if there is one.
 
-    On one device: a model this small gains nothing from more, and phases and lessons are counted in steps.
+    Always on one device: the model is too small to gain from more, and phases and lessons count its steps.
     """
     size = module.model.config.vision_config.image_size
     trainer = lightning.Trainer(

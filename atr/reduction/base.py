@@ -1,4 +1,7 @@
-"""What every reducer reads and the shape of a reducer."""
+"""The data every reducer reads, and the protocols of reducers.
+
+Shapes: B images (or tiles), N tokens in raster order, K kept tokens, D width; as in `atr.core.tokens`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -10,33 +13,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """The encoder's output for B images (or tiles); whatever else there is, where a reducer asks for it.
+    """The encoder's output for B images (or tiles), with optional signals for the reducers that need them.
 
-    Tokens of several tiles packed into one sequence have no grid.
+    `grid` is rows and columns of the tokens; None for the tokens of several tiles packed into one sequence.
     Raises ValueError if the grid has another number of cells than there are tokens.
     """
 
     features_BND: Tensor
     grid: tuple[int, int] | None
     attention_BN: Tensor | None = None
-    """Attention that each token receives at the layer read, float32: the class token's, its mean over heads;
-    of an encoder without class token the mean over all queries (the column mean of the matrix)."""
+    """Attention that each token receives in the layer whose output is read, float32: from the class token,
+    averaged over heads; without class token averaged over all queries (column mean of the matrix)."""
     first_attention_BN: Tensor | None = None
-    """The same of the tower's first layer."""
+    """The same attention in the encoder's first layer."""
     keys_BND: Tensor | None = None
-    """Keys of the layer read, their mean over heads; of a width of their own."""
+    """Keys in the layer whose output is read, averaged over heads; their width differs from the features'."""
     projected_BND: Tensor | None = None
-    """The tokens as the language model is fed them: after the projector; of a width of their own."""
+    """Tokens after the projector, in the embedding space of the language model; of that model's width."""
     text_BD: Tensor | None = None
-    """The question each image is shown for, among the `projected_BND`: the mean of the unit embeddings of its
-    tokens, so that the product with a unit vector is the mean cosine to them."""
+    """Question of each image in the space of `projected_BND`: the mean of its tokens' unit embeddings, so
+    that the product with a unit vector is the mean cosine to them."""
     pixels_BCHW: Tensor | None = None
-    """Pixel values as the tower takes them."""
+    """Pixel values as the encoder takes them."""
     image_key_BX: Tensor | None = None
-    """What belongs to each image and is bit by bit the same in every batch, for what is drawn at random: its
-    pixel values; None where its features are that, as stored ones."""
+    """Bit-exact identity of each image, which seeds random reducers independently of the batch: its pixel
+    values. None if the features themselves are bit-exact, such as stored ones."""
     encode: Callable[[Tensor], Tensor] | None = None
-    """The encoder itself: pixels_BCHW to features_BND."""
+    """The encoder: pixels_BCHW to features_BND."""
 
     def __post_init__(self) -> None:
         if self.grid and self.grid[0] * self.grid[1] != self.tokens:
@@ -49,21 +52,38 @@ class EncoderOutput:
         return self.features_BND.shape[1]
 
     def of(self, images: Sequence[int]) -> Self:
-        """The same of some of the images, in the order given; one may come more than once."""
+        """The output for some of the images, in the given order; an image may occur more than once."""
         index_R = torch.as_tensor(images, device=self.features_BND.device)
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        some: dict[str, Any] = {key: v[index_R] for key, v in known.items() if isinstance(v, Tensor)}
-        return replace(self, **some)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        selected: dict[str, Any] = {key: v[index_R] for key, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **selected)
+
+    def require(self, field: str) -> Tensor:
+        """An optional tensor; raises ValueError if it was not encoded."""
+        values: Tensor | None = getattr(self, field)
+        if values is None:
+            raise ValueError(f"{field} was not encoded, which the reducer needs")
+        return values
+
+    def require_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens; raises ValueError for packed tokens, which have no grid."""
+        if self.grid is None:
+            raise ValueError("grid was not encoded, which the reducer needs")
+        return self.grid
 
 
 class Reducer(Protocol):
-    """Chooses exactly `budget` distinct tokens of each image, an image's choice independent of its batch."""
+    """Selects exactly `budget` distinct tokens of each image, independently of the other images in the batch.
+
+    A reducer also has one of the protocols below if it has more to offer.
+    """
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the optional fields of EncoderOutput that it reads.
 
-        One that needs nothing takes the tokens as a set: it can be asked for an image of several tiles too.
+        A reducer that needs neither grid nor pixels treats the tokens as a set, so that it also serves the
+        packed tokens of several tiles.
         """
         ...
 
@@ -74,7 +94,7 @@ class Reducer(Protocol):
 
 @runtime_checkable
 class Merger(Reducer, Protocol):
-    """A reducer that makes new tokens: the ones it returns stand for others as well."""
+    """A reducer whose tokens are new ones, made from several tokens of the encoder."""
 
     def merge(self, encoded: EncoderOutput, budget: int) -> tuple[Tensor, Tensor]:
         """Kept indices keep_BK, as the call returns them, and the features (B, K, D) put in their places."""
@@ -83,7 +103,7 @@ class Merger(Reducer, Protocol):
 
 @runtime_checkable
 class Adaptive(Reducer, Protocol):
-    """A reducer that says how many tokens each image needs."""
+    """A reducer that chooses the number of tokens of each image itself."""
 
     def counts(self, encoded: EncoderOutput) -> Tensor:
         """Tokens worth keeping of each image, 0 to N; int64 (B,)."""
@@ -92,11 +112,11 @@ class Adaptive(Reducer, Protocol):
 
 @runtime_checkable
 class Scorer(Reducer, Protocol):
-    """A reducer whose scores compare over all tiles of an image, so that these can share one budget."""
+    """A reducer whose scores are comparable over the tiles of an image, so that tiles share one budget."""
 
     @property
     def threshold(self) -> float | None:
-        """Score above which a token is worth keeping, whatever the budget; None where scores only compare."""
+        """Score above which a token is worth keeping at any budget; None if scores only rank tokens."""
         ...
 
     def scores(self, encoded: EncoderOutput) -> Tensor:
@@ -106,7 +126,7 @@ class Scorer(Reducer, Protocol):
 
 @runtime_checkable
 class Apportioner(Scorer, Protocol):
-    """A scorer that splits the budget of an image over its tiles, within which its scores compare."""
+    """A scorer that splits an image's budget over its tiles; its scores are comparable within a tile."""
 
     def apportion(
         self,
@@ -118,7 +138,7 @@ class Apportioner(Scorer, Protocol):
     ) -> list[int]:
         """Tokens kept of each tile of one image, none above its size; they sum to `budget`.
 
-        `tile` shows the image whole and is the first of its tiles among the B, which have `sizes` tokens
-        (without padding); `arrangement` are the rows and columns of the others.
+        `tile` is the index among the B tiles of the one that shows the whole image; the image's other tiles
+        follow it in `arrangement`, rows and columns. `sizes` are the tiles' token counts without padding.
         """
         ...

@@ -1,57 +1,72 @@
-"""Reducers asked, with what they are given and what they answer checked once for all of them."""
+"""Calls reducers and checks what they are given and what they return, once for all of them."""
 
 import torch
 from torch import Tensor
 
 from atr.core.finite import check_finite
-from atr.reduction import NEEDS
+from atr.reduction import registry
 from atr.reduction.base import EncoderOutput, Merger, Reducer, Scorer
-from atr.reduction.peers._baselines import NoImage
+from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.limits import NoImage
 
 
-def ask(reducer: Reducer, encoded: EncoderOutput, budget: int) -> Tensor:
+def select(reducer: Reducer, encoded: EncoderOutput, budget: int) -> Tensor:
     """Indices that a reducer keeps of each image, exactly `budget` in raster order; keep_BK.
 
-    Raises ValueError for a reducer that needs what was not encoded (naming those of REDUCERS that do not), a
-    budget outside 1 to N (0 is NoImage's alone), and NaN or infinity in what it would read.
+    Raises a one-line ValueError naming the reducer for fields it needs that were not encoded, a budget
+    outside 1 to N (0 is allowed for NoImage alone), NaN or infinity in what it would read, and a selection
+    that breaks the contract of `Reducer`: wrong count or dtype, tokens twice, out of order or out of range.
     """
-    check(reducer, encoded)
+    check_fields(reducer, encoded)
     _check_budget(reducer, encoded, budget)
-    return _exact(reducer, encoded, budget, reducer(encoded, budget))
+    keep_BK = reducer(encoded, budget)
+    _check_selection(reducer, encoded, budget, keep_BK)
+    return keep_BK
 
 
-def ask_merged(merger: Merger, encoded: EncoderOutput, budget: int) -> tuple[Tensor, Tensor]:
-    """As `ask`, and the features (B, K, D) that a merger puts there; ValueError if they are not finite."""
-    check(merger, encoded)
+def select_merged(merger: Merger, encoded: EncoderOutput, budget: int) -> tuple[Tensor, Tensor]:
+    """As `select`, with the merged features (B, K, D), which must be finite and of the features' dtype."""
+    check_fields(merger, encoded)
     _check_budget(merger, encoded, budget)
     keep_BK, merged_BKD = merger.merge(encoded, budget)
-    check_finite(merged_BKD, f"reducer {type(merger).__name__}: merged features")
-    features_BND = encoded.features_BND
-    shape = (len(features_BND), budget, features_BND.shape[2])
-    assert merged_BKD.shape == shape, f"{merger} merged to {tuple(merged_BKD.shape)}, asked for {shape}"
-    assert merged_BKD.dtype == features_BND.dtype, f"{merger} made {merged_BKD.dtype} of {features_BND.dtype}"
-    return _exact(merger, encoded, budget, keep_BK), merged_BKD
+    _check_selection(merger, encoded, budget, keep_BK)
+    batch, _, width = encoded.features_BND.shape
+    _check_tensor(merger, "merged features", merged_BKD, (batch, budget, width), encoded.features_BND.dtype)
+    check_finite(merged_BKD, f"reducer {_name(merger)}: merged features")
+    return keep_BK, merged_BKD
 
 
-def check(reducer: Reducer, encoded: EncoderOutput) -> None:
-    """Raise ValueError for a reducer that needs what was not encoded, or would read NaN or infinity."""
-    name = type(reducer).__name__
-    if absent := _missing(reducer.needs, encoded):
-        able = [other for other, needs in NEEDS.items() if not _missing(needs, encoded)]
+def select_scores(scorer: Scorer, encoded: EncoderOutput) -> Tensor:
+    """Finite scores of all tokens, scores_BN; raises ValueError as `check_fields` and for other scores."""
+    check_fields(scorer, encoded)
+    scores_BN = scorer.scores(encoded)
+    _check_tensor(scorer, "scores", scores_BN, tuple(encoded.features_BND.shape[:2]))
+    check_finite(scores_BN, f"reducer {_name(scorer)}: scores")
+    return scores_BN
+
+
+def check_fields(reducer: Reducer, encoded: EncoderOutput) -> None:
+    """Raise ValueError if a reducer needs what was not encoded, or would read NaN or infinity."""
+    if missing := _missing(reducer.needs, encoded):
         raise ValueError(
-            f"reducer {name} needs {', '.join(absent)}, which was not encoded, allowed: {', '.join(able)}"
+            f"reducer {_name(reducer)} needs {', '.join(missing)}, which was not encoded, allowed: "
+            f"{', '.join(_served_by(encoded))}"
         )
     for field in ("features_BND", *sorted(reducer.needs)):
         if isinstance(value := getattr(encoded, field), Tensor):
-            check_finite(value, f"reducer {name}: {field}")
+            check_finite(value, f"reducer {_name(reducer)}: {field}")
 
 
-def ask_scores(scorer: Scorer, encoded: EncoderOutput) -> Tensor:
-    """A reducer's scores of all tokens, scores_BN; raises ValueError as `check` and unless all are finite."""
-    check(scorer, encoded)
-    scores_BN = scorer.scores(encoded)
-    check_finite(scores_BN, f"reducer {type(scorer).__name__}: scores")
-    return scores_BN
+def _served_by(encoded: EncoderOutput) -> list[str]:
+    """Built-in reducers that need no more than was encoded."""
+    reducers = {
+        name: registry.build_reducer(name, 0, registry.placeholder()) for name in registry.built_in_names()
+    }
+    return [
+        name
+        for name, reducer in reducers.items()
+        if not isinstance(reducer, LayerReducer) and not _missing(reducer.needs, encoded)
+    ]
 
 
 def _missing(needs: frozenset[str], encoded: EncoderOutput) -> list[str]:
@@ -62,16 +77,37 @@ def _check_budget(reducer: Reducer, encoded: EncoderOutput, budget: int) -> None
     least = 0 if isinstance(reducer, NoImage) else 1
     if not least <= budget <= encoded.tokens:
         raise ValueError(
-            f"reducer {type(reducer).__name__}: budget {budget} is out of range, allowed: {least} to "
+            f"reducer {_name(reducer)}: budget {budget} is out of range, allowed: {least} to "
             f"{encoded.tokens} tokens"
         )
 
 
-def _exact(reducer: Reducer, encoded: EncoderOutput, budget: int, keep_BK: Tensor) -> Tensor:
-    asked = (len(encoded.features_BND), budget)
-    assert keep_BK.shape == asked, f"{reducer} kept {tuple(keep_BK.shape)}, asked for {asked}"
-    assert keep_BK.dtype == torch.int64, f"{reducer} kept {keep_BK.dtype}, asked for int64"
-    assert (keep_BK.diff(dim=1) > 0).all(), f"{reducer} kept a token twice, or out of raster order"
-    inside_BK = (keep_BK >= 0) & (keep_BK < encoded.tokens)
-    assert inside_BK.all(), f"{reducer} kept a token that is none of {encoded.tokens}"
-    return keep_BK
+def _check_selection(reducer: Reducer, encoded: EncoderOutput, budget: int, keep_BK: Tensor) -> None:
+    _check_tensor(reducer, "kept indices", keep_BK, (len(encoded.features_BND), budget), torch.int64)
+    steps_BK = keep_BK.diff(dim=1)
+    if (steps_BK == 0).any():
+        raise ValueError(f"reducer {_name(reducer)}: a token is kept twice, allowed: distinct tokens")
+    if (steps_BK < 0).any():
+        raise ValueError(f"reducer {_name(reducer)}: kept indices are out of order, allowed: raster order")
+    if ((keep_BK < 0) | (keep_BK >= encoded.tokens)).any():
+        outside = keep_BK[(keep_BK < 0) | (keep_BK >= encoded.tokens)][0].item()
+        raise ValueError(
+            f"reducer {_name(reducer)}: kept index {outside} is out of range, allowed: 0 to "
+            f"{encoded.tokens - 1}"
+        )
+
+
+def _check_tensor(
+    reducer: Reducer, what: str, values: object, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    where = f"reducer {_name(reducer)}: {what}"
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{where} are of type {type(values).__name__}, allowed: a tensor of shape {shape}")
+    if values.shape != shape:
+        raise ValueError(f"{where} have shape {tuple(values.shape)}, allowed: {shape}")
+    if dtype is not None and values.dtype != dtype:
+        raise ValueError(f"{where} are {values.dtype}, allowed: {dtype}")
+
+
+def _name(reducer: object) -> str:
+    return type(reducer).__name__

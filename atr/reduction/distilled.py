@@ -1,4 +1,4 @@
-"""What is made of a selector that a language model taught: coverage where tokens are few, then its scores."""
+"""The default reducer of a distilled selector: coverage for the first tokens, then the highest scores."""
 
 import torch
 from torch import Tensor
@@ -6,24 +6,24 @@ from torch import Tensor
 from atr.core import tokens
 from atr.core.tokens import top_k_BK
 from atr.reduction.base import EncoderOutput
-from atr.reduction.peers._diversity import Scope
+from atr.reduction.coverage import Scope
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 COVERED = 0.1
-"""Fraction of an image's tokens that coverage chooses, before the best scores of the others.
+"""Fraction of an image's tokens chosen by coverage, before the highest scores of the others.
 
-It is worth most where few tokens are left. Each of its picks depends on all before, so that a rounding in the
-first may change every later one, while a ranking changes where two scores are close: by scores alone the rest
-of the tokens moves little, and coverage takes as many steps at any budget.
+Coverage helps most where few tokens are kept. Each of its choices depends on all earlier ones, so that
+rounding in the first may change every later one, while a ranking changes only where two scores are close.
+With this limit most tokens are stable, and coverage takes equally many steps at any larger budget.
 """
 
 
 class DistilledReducer(SelectorReducer):
-    """The tokens that best cover all of an image's as the language model reads them, then the best scores.
+    """The tokens that best cover the image as the language model reads it, then the highest scores.
 
-    Coverage is that of `Scope` over the projector's outputs, weighed by the scores, up to COVERED of the
-    tokens. The tiles of an image are compared by the scores alone. They were learned at given budgets, so
-    none of them is a threshold.
+    Coverage is `Scope` over the projector's outputs, weighted by the scores, up to COVERED of the tokens. The
+    tiles of an image are compared by the scores alone. The scores were learned at given budgets, so that none
+    of them is a threshold.
     """
 
     needs = SelectorReducer.needs | {"projected_BND"}
@@ -31,10 +31,10 @@ class DistilledReducer(SelectorReducer):
 
     def __init__(self, selector: FeatureSelector) -> None:
         super().__init__(selector)
-        self._covering = Scope(SelectorReducer(selector), on="projected")
+        self._coverage = Scope(SelectorReducer(selector), on="projected")
 
     def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """`budget` indices of each image; raises ValueError unless 0 <= budget <= N."""
         covered = min(budget, tokens.budget(COVERED, encoded.tokens))
-        first_BK = self._covering(encoded, covered)
+        first_BK = self._coverage(encoded, covered)
         return top_k_BK(self.scores(encoded).scatter(1, first_BK, torch.inf), budget)

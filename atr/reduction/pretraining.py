@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -14,18 +14,21 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import ExplainedVariance
 
-from atr import config
 from atr.core.tokens import budget, mask_of, random_mask_BN, top_k_BK
 from atr.reduction import losses
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 from atr.reduction.mask_pictures import mask_picture
 
-TOP_K = (0.1, 0.3, 0.5)
+if TYPE_CHECKING:
+    from atr.config.distill import Distill
+    from atr.config.pretrain import Pretrain
+
+VALIDATION_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as inference takes them."""
 
 
-Trained = TypeVar("Trained", "SelectorTraining", "ReconstructorTraining")
+Trained = TypeVar("Trained", "AutoencoderTraining", "ReconstructorTraining")
 
 
 class DivergedError(ValueError):
@@ -54,10 +57,10 @@ class RecordedTraining(LightningModule):
         self.history = checkpoint["history"]
 
 
-class SelectorTraining(RecordedTraining):
+class AutoencoderTraining(RecordedTraining):
     """Minimises L_rec + max(L_pr, p) over features_BND."""
 
-    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.pretrain = pretrain
@@ -85,7 +88,7 @@ class SelectorTraining(RecordedTraining):
 
     def _top_k(self, logits_BN: Tensor, features_BND: Tensor) -> dict[str, Tensor]:
         terms = {}
-        for keep in TOP_K:
+        for keep in VALIDATION_KEEP:
             keep_BK = top_k_BK(logits_BN, budget(keep, logits_BN.shape[1]))
             restored_BND = self.autoencoder.restore(features_BND, mask_of(keep_BK, logits_BN.shape[1]))
             terms[f"loss_reconstruction_top_{keep}"] = self._distance(restored_BND, features_BND)
@@ -126,7 +129,7 @@ class SelectorTraining(RecordedTraining):
 class ReconstructorTraining(LightningModule):
     """Minimises L_rec alone, from tokens kept at random: a reconstructor that no selector has taught."""
 
-    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, seed: int) -> None:
+    def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
         # Several processes would wait for the gradients of every parameter that could have one.
         autoencoder.selector.requires_grad_(False)
@@ -157,7 +160,7 @@ class ReconstructorTraining(LightningModule):
 
 
 def _reconstruction_loss(
-    autoencoder: FeatureAutoencoder, pretrain: config.Pretrain, restored_BND: Tensor, features_BND: Tensor
+    autoencoder: FeatureAutoencoder, pretrain: "Pretrain", restored_BND: Tensor, features_BND: Tensor
 ) -> Tensor:
     distance = losses.RECONSTRUCTION[pretrain.normalise]
     return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
@@ -169,7 +172,7 @@ def step_noise(module: LightningModule, seed: int) -> torch.Generator:
     return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
 
 
-def optimizers(module: LightningModule, recipe: config.Pretrain | config.Distill) -> OptimizerLRScheduler:
+def optimizers(module: LightningModule, recipe: "Pretrain | Distill") -> OptimizerLRScheduler:
     """AdamW with a linear warm-up and a cosine fall to zero, for a training of known length."""
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -198,7 +201,7 @@ class CollapseGuard(Callback):
 
     MEMORY = 0.95
 
-    def __init__(self, pretrain: config.Pretrain) -> None:
+    def __init__(self, pretrain: "Pretrain") -> None:
         self.pretrain = pretrain
         self.kept: float | None = None
 
@@ -258,7 +261,7 @@ class MaskPictures(Callback):
         """Draw and publish, on one rank."""
         if not trainer.is_global_zero:
             return
-        assert isinstance(module, SelectorTraining)
+        assert isinstance(module, AutoencoderTraining)
         selector = module.autoencoder.selector
         mask_BN = selector(self.features_BND.to(module.device)) > 0
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
@@ -267,7 +270,7 @@ class MaskPictures(Callback):
 
 
 def new_autoencoder(
-    pretrain: config.Pretrain,
+    pretrain: "Pretrain",
     width: int,
     grid: tuple[int, int],
     encoder: str,
@@ -294,8 +297,8 @@ def new_autoencoder(
     return autoencoder
 
 
-def train(
-    module: SelectorTraining,
+def train_autoencoder(
+    module: AutoencoderTraining,
     data: LightningDataModule,
     checkpoints: Checkpoints,
     pictures: MaskPictures,
@@ -341,7 +344,7 @@ def train_beside(
 
     Raises DivergedError as `train` does.
     """
-    guarded = isinstance(module, SelectorTraining)
+    guarded = isinstance(module, AutoencoderTraining)
     callbacks: list[Callback] = [CollapseGuard(module.pretrain)] if guarded else []
     # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
     kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from atr.core.files import read_json
-from atr.core.typed_json import record, short
+from atr.core.typed_json import parse_record, short
 
 MACHINE_KEYS = ("device", "processor")
 """Keys of `resolved` in which comparable results may differ: they change only the rounding."""
@@ -66,7 +66,7 @@ def read_result(kind: type[Result], path: Path, stage: str) -> Result:
     """A file as a dataclass, with exactly its keys; raises ValueError naming file, key and stage."""
     content = read_object(path, stage)
     with naming_stage(stage):
-        return record(kind, content, str(path), exact=True)
+        return parse_record(kind, content, str(path), exact=True)
 
 
 def read_cells(kind: type[Result], folder: Path, stage: str, reducers: Iterable[str]) -> dict[str, Result]:
@@ -151,7 +151,7 @@ def naming_stage(stage: str) -> Iterator[None]:
 def _left_out(path: Path, stage: str, reducer: str) -> str:
     content = read_object(path, f"{stage} (reducer {reducer})")
     with naming_stage(f"{stage} (reducer {reducer})"):
-        header = record(_Header, content, str(path))
+        header = parse_record(_Header, content, str(path))
         if header.reducer != reducer:
             raise ValueError(f"{path}: reducer: {short(header.reducer)} is not allowed, allowed: {reducer}")
     return header.left_out

@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from atr.core.catalog import GROUPS
 from atr.reporting.intrinsic import IntrinsicResults
 from atr.reporting.paired import LOSS, OUTCOMES, TIE, WIN, AdaptiveMatch, PairedDifferences
 from atr.reporting.results import Comparison, Results
-
-DECLARED_GROUPS = ("text", "general")
-"""Groups whose files dvc.yaml declares as metrics; without results the file of a group is empty."""
 
 
 def group_scores(results: Results) -> dict[str, dict[str, float]]:
@@ -21,10 +19,11 @@ def group_scores(results: Results) -> dict[str, dict[str, float]]:
 def headline_scores(results: Results, best: str) -> dict[str, dict[str, float]]:
     """The few scores of each group to follow from run to run, for `dvc metrics show`; in 0..1.
 
-    With all tokens; of the best reducer and the selector near 0.3 and 0.5; of random near 0.5.
+    With all tokens; of the best reducer and the selector near 0.3 and 0.5; of random near 0.5. A group
+    without results is empty.
     """
     cells = [(name, keep) for keep in (0.3, 0.5) for name in dict.fromkeys((best, "selector"))]
-    scores: dict[str, dict[str, float]] = {group: {} for group in DECLARED_GROUPS}
+    scores: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
     for comparison in results.groups:
         group = scores.setdefault(comparison.name, {})
         group["full"] = comparison.full.mean

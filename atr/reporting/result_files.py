@@ -7,8 +7,9 @@ from typing import Any
 
 from atr.core.catalog import reducer_traits
 from atr.core.files import plain_name
+from atr.core.layout import LAYOUT
 from atr.core.records import Row
-from atr.core.typed_json import record, records, short
+from atr.core.typed_json import parse_record, read_records, short
 from atr.reporting.cells import (
     Provenance,
     naming_stage,
@@ -20,7 +21,7 @@ from atr.reporting.results import Evaluation, Masks, Pretraining, Results, Score
 
 REQUIRED = ("full", "selector")
 """Reducers without which the report compares nothing."""
-SETTINGS = ("positions", "budget", "newline", "interpolation", "max_new_tokens")
+SETTINGS = (*LAYOUT, "max_new_tokens")
 """Keys of the section `evaluate` that change the answers of any reducer; comparable results share them."""
 
 
@@ -48,14 +49,14 @@ def load_results(evaluate: Path, pretrain: Path, reducers: Collection[str]) -> R
 def _read_pretraining(path: Path) -> Pretraining:
     content = read_object(path, "pretrain")
     with naming_stage("pretrain"):
-        return record(Pretraining, content, str(path))
+        return parse_record(Pretraining, content, str(path))
 
 
 def _read_evaluation(reducer: str, folder: Path) -> Evaluation:
     stage, path = f"evaluate (reducer {reducer})", folder / "summary.json"
     content = read_object(path, stage)
     with naming_stage(stage):
-        summary = record(_Summary, content, str(path))
+        summary = parse_record(_Summary, content, str(path))
         if summary.reducer != reducer:
             raise ValueError(f"{path}: reducer: {short(summary.reducer)} is not allowed, allowed: {reducer}")
     budget = reducer_traits(reducer).budget
@@ -175,7 +176,7 @@ def _read_masks(path: Path, stage: str) -> Masks | None:
     if content.get("grid") is None and not content.get("masks"):
         return None
     with naming_stage(stage):
-        stored = record(_StoredMasks, content, str(path))
+        stored = parse_record(_StoredMasks, content, str(path))
         rows, columns = stored.grid
         for image, kept in stored.masks.items():
             if not all(0 <= index < rows * columns for index in kept):
@@ -188,7 +189,7 @@ def _read_rows(path: Path, stage: str) -> list[Row]:
     with naming_stage(stage):
         if not path.is_file():
             raise ValueError(f"{path} is missing")
-        for line, row in enumerate(records(Row, path), start=1):
+        for line, row in enumerate(read_records(Row, path), start=1):
             key = row.id, row.keep, row.seed
             if key in rows:
                 raise ValueError(f"{path} line {line}: question {row.id} occurs twice")

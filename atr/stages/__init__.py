@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +11,12 @@ from types import FrameType
 from typing import Any, Never
 
 from atr import config
-from atr.core import lifetime
+from atr.core import catalog, lifetime
 from atr.core.files import digest, folder_digest, sha256
 
 ENCODERS = Path("data/encoders")
+BENCHMARKS = Path("data/benchmarks")
+"""One small file for each benchmark that is evaluated: it changes when the code of the benchmark does."""
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
 PRETRAIN_FEATURES = Path("data/features/pretrain")
@@ -22,24 +25,33 @@ SPLITS = {
     "pretrain": (PRETRAIN_IMAGES, PRETRAIN_FEATURES),
     "evaluate": (EVALUATE_IMAGES, EVALUATE_FEATURES),
 }
+STORE = PRETRAIN_FEATURES / "manifest.json"
 COMPONENTS = "components.png"
-"""Beside the features of each split: what their encoder tells apart in two photographs."""
+"""Beside the features of each split: two photographs and the principal components of their features."""
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
+AUTOENCODER = PRETRAIN / "autoencoder"
 DISTILL = Path("experiments/distill")
 DISTILLED = DISTILL / "selector"
+RECONSTRUCTOR = Path("experiments/reconstructor")
+RANDOM_MASKS = RECONSTRUCTOR / "weights" / "random_masks"
+"""The autoencoder whose reconstructor was trained on random masks."""
 EVALUATE = Path("experiments/evaluate")
 UNFINISHED = Path("experiments/unfinished")
-"""Outside of all outputs, which DVC removes before it runs a stage, and of what other stages depend on."""
+"""Outside all outputs, because DVC removes those before it runs a stage."""
 INTRINSIC = Path("experiments/intrinsic")
 LATENCY = Path("experiments/latency")
+PREFILL = LATENCY / "prefill"
 ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 
+STATISTICS = 1024
+"""Training images that measure the mean and deviation of the features."""
+
 
 def weights_of(reducer: str) -> Path:
-    """Folder of the selector that a reducer of this name is made of, if it is made of one."""
-    return DISTILLED if reducer in config.DISTILLED else SELECTOR
+    """Folder of the selector that a reducer needs; `experiments/pretrain/selector` if it needs none."""
+    return DISTILLED if catalog.reducer_traits(reducer).weights == "distill" else SELECTOR
 
 
 def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
@@ -54,7 +66,7 @@ def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
             str(path): sha256(path) if path.is_file() else folder_digest(path) for path in map(Path, read)
         },
         "versions": [version(library) for library in ("torch", "transformers", "lightning")],
-        "code": folder_digest(Path(config.__file__).parent, "*.py"),
+        "code": folder_digest(catalog.PACKAGE, "*.py"),
     }
 
 
@@ -66,9 +78,13 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
     """
     manifests = [folder / "manifest.json" for folder in (EVALUATE_IMAGES, EVALUATE_FEATURES)]
     read = [file for file in (EVALUATE_IMAGES / "questions.jsonl", *manifests) if file.is_file()]
-    if reducer in (*config.SELECTORS, *config.DISTILLED):
+    if catalog.reducer_traits(reducer).weights:
         read.append(weights_of(reducer))
     return UNFINISHED / reducer / digest(**known, **depends_on(params, *read))
+
+
+NO_BUDGET = "takes no budget"
+"""Why a reducer is left out of what is measured at given budgets."""
 
 
 class Terminated(BaseException):
@@ -79,13 +95,17 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def entry(stage: str, main: Callable[[config.Params], None]) -> None:
+def entry(
+    stage: str,
+    main: Callable[[Any], None],
+    load_or_exit: Callable[[str], config.Params] = config.load_or_exit,
+) -> None:
     """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
 
     2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
     started it. An unexpected exception keeps its traceback.
     """
-    params = config.load_or_exit(stage)
+    params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         lifetime.follow()
@@ -96,6 +116,21 @@ def entry(stage: str, main: Callable[[config.Params], None]) -> None:
         sys.exit(f"atr {stage}: {' '.join(str(error).split())}")
     except (KeyboardInterrupt, Terminated, SystemExit) as stop:
         _leave(stage, stop)
+
+
+def entry_of_reducer(stage: str, main: Callable[[config.Params, str], None]) -> None:
+    """As `entry`, of a stage with a cell for each reducer: its name is the argument of the process."""
+    parser = ArgumentParser(prog=f"atr.stages.{stage}")
+    parser.add_argument("reducer", type=_known, help="a reducer of ours, or your own file without .py")
+    reducer = parser.parse_args().reducer
+    entry(stage, lambda params: main(params, reducer))
+
+
+def _known(reducer: str) -> str:
+    if catalog.reducer_file(reducer).is_file():
+        return reducer
+    allowed = f"{', '.join(catalog.reducers())}, or the path of your own file without .py"
+    raise ArgumentTypeError(f"{reducer!r} is unknown, allowed: {allowed}")
 
 
 def _leave(stage: str, stop: BaseException) -> Never:

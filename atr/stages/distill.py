@@ -5,9 +5,19 @@ from functools import partial
 from typing import Any
 
 from atr import config
+from atr.config.evaluate import Evaluate
 from atr.core.files import sha256, whole_folder, write_json
-from atr.stages import DISTILL, DISTILLED, ENCODERS, PRETRAIN_FEATURES, PRETRAIN_IMAGES, depends_on, entry
-from atr.stages.pretrain import STATISTICS, STORE
+from atr.stages import (
+    DISTILL,
+    DISTILLED,
+    ENCODERS,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    STATISTICS,
+    STORE,
+    depends_on,
+    entry,
+)
 
 CHECKPOINTS = DISTILL / "checkpoints"
 
@@ -20,8 +30,7 @@ def main(params: config.Params) -> None:
         from lightning.pytorch import seed_everything
 
         from atr.core.hardware import lightning_kwargs
-        from atr.datasets import PreparedImages
-        from atr.datasets.training_images import AskedImages
+        from atr.datasets import PreparedImages, load_prompts
         from atr.features.store import FeatureStore
         from atr.reduction import selector_card
         from atr.reduction.checkpoints import Checkpoints
@@ -32,7 +41,8 @@ def main(params: config.Params) -> None:
         store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
-        asked = AskedImages(names, images.parameters)
+        prompts = load_prompts(PRETRAIN_IMAGES)
+        asked = [(name, prompts[name]) for name in names]
         data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
         seed_everything(seed, verbose=False)
         sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])
@@ -60,7 +70,7 @@ def _answerer(params: config.Params, images: Any, store: Any) -> Any:
 
     precision, words = precision_of(params.trainer), params.distill.max_new_tokens
     device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
-    settings = config.Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
+    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 

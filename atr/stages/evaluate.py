@@ -1,13 +1,20 @@
 """Stage evaluate: one reducer's answers to every held-out question at every kept fraction, and the scores."""
 
 import sys
-from argparse import ArgumentParser
 from functools import partial
 from typing import TYPE_CHECKING
 
 from atr import config
 from atr.core.files import whole_folder, write_json
-from atr.stages import ENCODERS, EVALUATE, EVALUATE_FEATURES, EVALUATE_IMAGES, entry, unfinished, weights_of
+from atr.stages import (
+    ENCODERS,
+    EVALUATE,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    entry_of_reducer,
+    unfinished,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -22,9 +29,9 @@ def main(params: config.Params, reducer: str) -> None:
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.runner import answer_all, pictured, trials_of
-        from atr.benchmarks.saved_rows import Unfinished, save_rows
-        from atr.benchmarks.summary import curves, summarise, tokens_full
+        from atr.benchmarks.answer_files import UnfinishedRows, save_rows
+        from atr.benchmarks.runner import answer_all, choose_pictured, trials_of
+        from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
         from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import Reduced
@@ -41,19 +48,19 @@ def main(params: config.Params, reducer: str) -> None:
         reduced = Reduced.by(answerer, reducer, {trial.seed for trial in trials}, weights_of(reducer))
         batches = answerer.batches(questions, asked.batch_size)
         name = unfinished(params, reducer, provenance=provenance, resolved=computed)
-        share, stopped = (fabric.global_rank, fabric.world_size), Unfinished(name, fabric.global_rank)
+        share, stopped = (fabric.global_rank, fabric.world_size), UnfinishedRows(name, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, stopped)
         if not fabric.is_global_zero:
             return
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         about = names | {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
-        scores, full = summarise(rows, asked.bootstrap, params.seed), tokens_full(rows)
+        scores, full = summarise(rows, asked.bootstrap, params.seed), mean_tokens_full(rows)
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", about | {"tokens_full": full, "scores": scores})
-            write_json(folder / "masks.json", reduced.masks(*pictured(questions, trials, rows)))
+            write_json(folder / "masks.json", reduced.masks(*choose_pictured(questions, trials, rows)))
         stopped.remove_others()
-        for kept, scored, mean in curves(scores):
+        for kept, scored, mean in score_curves(scores):
             run.metrics({scored: mean}, round(100 * kept))
         run.artifact(EVALUATE / reducer)
 
@@ -73,6 +80,4 @@ def _answerer(params: config.Params, fabric: "Fabric") -> "Generator":
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(prog="atr.stages.evaluate", description=__doc__)
-    parser.add_argument("reducer", choices=(*config.REDUCERS, *config.SELECTORS, *config.DISTILLED))
-    entry("evaluate", partial(main, reducer=parser.parse_args().reducer))
+    entry_of_reducer("evaluate", main)

@@ -20,13 +20,13 @@ def main(params: config.Params, split: str) -> None:
         from atr.core.hardware import lightning_kwargs
         from atr.core.hub import version_of
         from atr.datasets import PreparedImages
+        from atr.datasets.photographs import photograph
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
         from atr.features.pca import components
         from atr.features.store import MANIFEST
         from atr.features.wheel_weights import locate
-        from atr.micro import world
 
         kwargs, extract, (source, folder) = lightning_kwargs(params.trainer), params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
@@ -37,7 +37,7 @@ def main(params: config.Params, split: str) -> None:
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
         if tracking.is_first_process():
-            pictured = [world.photograph(name) for name in PICTURED]
+            pictured = [photograph(name) for name in PICTURED]
             write_bytes(folder / COMPONENTS, components(encoder, pictured))
         started = time.monotonic()
         fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version_of(path))

@@ -1,80 +1,118 @@
-"""Stage intrinsic: what the reducers keep of held-out images, judged without a language model."""
+"""Stage intrinsic: what one reducer keeps of held-out images, measured without a language model."""
 
 from collections.abc import Iterator, Set
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from atr import config, stages
+from atr import config
+from atr.core import catalog
 from atr.core.files import write_json
-from atr.stages.pretrain import AUTOENCODER, STATISTICS
+from atr.stages import (
+    AUTOENCODER,
+    ENCODERS,
+    EVALUATE_FEATURES,
+    EVALUATE_IMAGES,
+    INTRINSIC,
+    NO_BUDGET,
+    RANDOM_MASKS,
+    entry_of_reducer,
+    weights_of,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from atr.reduction.intrinsic import ImageBatch
+
+NOTHING = {"lines": None, "masks": None, "stability": None}
 
 
-def main(params: config.Params) -> None:
-    """Train the reconstructor of random masks and selectors of further seeds, then write metrics.json."""
+def main(params: config.Params, reducer: str) -> None:
+    """Measure one reducer, in one process on the first device; write its metrics.json."""
     from atr.core import tracking
 
-    with tracking.run("intrinsic", params) as run:
-        from atr.core.hardware import resolved
-        from atr.datasets import PreparedImages
-        from atr.features.signals import GIVEN
-        from atr.features.store import FeatureStore
-        from atr.reduction import autoencoder, intrinsic
+    with tracking.run("intrinsic", params, part=reducer) as run:
+        if catalog.reducer_traits(reducer).budget == "asked":
+            measured = _measure(params, reducer)
+        else:
+            measured = {**NOTHING, "left_out": NO_BUDGET, "resolved": {}}
+        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        results = {"reducer": reducer, "keep": params.evaluate.keep, **measured, **source}
+        write_json(INTRINSIC / reducer / "metrics.json", results)
+        if measured["lines"]:
+            from atr.reduction.intrinsic import intrinsic_curves
 
-        asked, named, expect = params.intrinsic, params.evaluate, {"encoder": params.encoder.name}
-        trained = autoencoder.FeatureAutoencoder.from_pretrained(AUTOENCODER)
-        stored = partial(FeatureStore.open, expect=expect, verify=tracking.is_first_process())
-        held_out, store = stored(stages.EVALUATE_FEATURES), stored(stages.PRETRAIN_FEATURES)
-        prepared = PreparedImages(stages.EVALUATE_IMAGES, verify=tracking.is_first_process())
-        random, *others = [_train(params, store, number, run) for number in range(asked.training_seeds)]
-        if not random.trainer.is_global_zero:
-            return
-        with (device := random.trainer.strategy.root_device):
-            reducers, left_out = intrinsic.made(named.budgeted, named.random_seeds, stages.weights_of, GIVEN)
-        images = list(_images(params, held_out, prepared, intrinsic.needs(reducers), device))
-        nets = {"reconstruction": trained.to(device), "reconstruction_random": random.autoencoder.to(device)}
-        selectors = [trained.selector, *(other.autoencoder.selector for other in others)]
-        results = intrinsic.measure(reducers, nets, selectors, images, named.keep, asked.overlap_keep)
-        about = {"parameters": params.raw(), "provenance": tracking.provenance() | {"left_out": left_out}}
-        computed = resolved(random.trainer.precision, device) | {"features": held_out.manifest["resolved"]}
-        write_json(stages.INTRINSIC / "metrics.json", results | about | {"resolved": computed})
-        for fraction, values in intrinsic.curves(results):
-            run.metrics(values, round(100 * fraction))
-        run.artifact(stages.INTRINSIC)
+            for keep, values in intrinsic_curves(results):
+                run.metrics({f"{reducer}/{name}": value for name, value in values.items()}, round(100 * keep))
+        run.artifact(INTRINSIC / reducer)
 
 
-def _train(params: config.Params, store: Any, number: int, run: Any) -> Any:
-    """Module 0, of the reconstructor of random masks, or that of a further selector, after its training."""
-    from lightning.pytorch import seed_everything
+def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
+    """Lines, masks and stability, or why the reducer is left out."""
+    from lightning.fabric import Fabric
 
-    from atr.core.hardware import lightning_kwargs
-    from atr.features.datamodule import FeatureDataModule
-    from atr.reduction import pretraining
+    from atr.core.hardware import resolved
+    from atr.features.signals import GIVEN
+    from atr.reduction import intrinsic
+    from atr.reduction.autoencoder import FeatureAutoencoder
+    from atr.reduction.registry import build_reducer
 
-    kwargs, seed = lightning_kwargs(params.trainer), (params.seed + number) % 2**32
-    pretrain, about = params.pretrain, (store.manifest["encoder"], store.manifest["layer"])
-    seed_everything(seed, verbose=False)
-    data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
-    sample = (store[place] for place in data.training[:STATISTICS])
-    net = pretraining.new_autoencoder(pretrain, store.width, store.grid, *about, sample)
-    kind: Any = pretraining.SelectorTraining if number else pretraining.ReconstructorTraining
-    epochs, logger = (pretrain.epochs, None) if number else (params.intrinsic.epochs, run.logger())
-    if not number:
-        data.training = data.training[: params.intrinsic.pretrain_images]
-    return pretraining.train_beside(kind(net, pretrain, seed), data, epochs, logger, **kwargs)
+    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
+    with device:
+        drawn: Any = [build_reducer(reducer, seed, weights_of(reducer)) for seed in range(seeds)]
+    computed = resolved("32-true", device)
+    if left_out := intrinsic.why_not_measurable(drawn[0], GIVEN):
+        return {**NOTHING, "left_out": left_out, "resolved": computed}
+    nets = {
+        name: FeatureAutoencoder.from_pretrained(folder).to(device)
+        for name, folder in (("reconstruction", AUTOENCODER), ("reconstruction_random", RANDOM_MASKS))
+    }
+    images, names, stored = _held_out(params, drawn[0].needs, device)
+    keep, overlap_keep = params.evaluate.keep, params.intrinsic.overlap_keep
+    kept = intrinsic.kept_indices(drawn, images, overlap_keep)
+    stability = None
+    if reducer == "selector" and (others := sorted(RANDOM_MASKS.parent.glob("selector-*"))):
+        stability = intrinsic.selector_stability(_selectors(others, device), images, keep)
+    return {
+        "lines": intrinsic.measure_lines(drawn, nets, images, keep),
+        "masks": {"keep": overlap_keep, "images": names, "kept": kept} if kept else None,
+        "stability": stability,
+        "left_out": "",
+        "resolved": computed | {"features": stored},
+    }
 
 
-def _images(params: config.Params, store: Any, prepared: Any, needs: Set[str], device: Any) -> Iterator[Any]:
-    """Batches of the held-out images that are measured, at even steps through all of them."""
-    from atr.datasets.evaluation import text_centres
+def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
+    """The trained selector and those of other seeds."""
+    from atr.reduction import FeatureSelector
+    from atr.stages import SELECTOR
+
+    return [FeatureSelector.from_pretrained(folder).to(device) for folder in (SELECTOR, *others)]
+
+
+def _held_out(
+    params: config.Params, needs: Set[str], device: "torch.device"
+) -> tuple[list["ImageBatch"], list[str], dict[str, Any]]:
+    """Images at even steps through all, their names, and how their features were computed."""
+    from atr.datasets import PreparedImages, load_text_centres
     from atr.features.signals import encoder_of, evenly, observed
-    from atr.reduction.intrinsic import Images
+    from atr.features.store import FeatureStore
+    from atr.reduction.intrinsic import ImageBatch
 
-    asked, drawn = params.intrinsic, prepared.parameters
-    encoder = cache(partial(encoder_of, store, params.encoder, stages.ENCODERS, device))
-    for names in evenly(store, asked.images, asked.batch_size):
-        centres = [text_centres(name, drawn["seed"], drawn["prepare"]["split"]) for name in names]
-        yield Images.of(observed(store, names, prepared.image, encoder, needs, device), centres)
+    store = FeatureStore.open(EVALUATE_FEATURES, {"encoder": params.encoder.name})
+    prepared, settings = PreparedImages(EVALUATE_IMAGES), params.intrinsic
+    text_centres = load_text_centres(EVALUATE_IMAGES)
+    encoder = cache(partial(encoder_of, store, params.encoder, ENCODERS, device))
+
+    def batches() -> Iterator[ImageBatch]:
+        for names in evenly(store, settings.images, settings.batch_size):
+            centres = [text_centres[name] for name in names]
+            yield ImageBatch.of(observed(store, names, prepared.image, encoder, needs, device), centres)
+
+    names = [name for batch in evenly(store, settings.images, settings.batch_size) for name in batch]
+    return list(batches()), names, store.manifest["resolved"]
 
 
 if __name__ == "__main__":
-    stages.entry("intrinsic", main)
+    entry_of_reducer("intrinsic", main)

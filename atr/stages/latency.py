@@ -1,65 +1,55 @@
-"""Stage latency: the time that selection takes, next to the prefill that it saves."""
+"""Stage latency: the time that the selection of one reducer takes."""
 
-from functools import partial
 from typing import Any
 
 from atr import config
+from atr.core import catalog
 from atr.core.files import write_json
-from atr.stages import ENCODERS, LATENCY, entry, weights_of
+from atr.stages import LATENCY, NO_BUDGET, entry_of_reducer, weights_of
+from atr.stages.prefill import load_model
 
 
-def main(params: config.Params) -> None:
-    """Time each reducer that chooses before the language model, and that model, at a few budgets."""
+def main(params: config.Params, reducer: str) -> None:
+    """Time one reducer at each of `latency.kept` and `latency.batches`; write its metrics.json."""
     from atr.core import tracking
 
-    with tracking.run("latency", params) as run:
-        from lightning.fabric import Fabric
-
-        from atr.core.hardware import precision_of, resolved
-        from atr.core.timing import device_name
-        from atr.features.wheel_weights import locate
-        from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
-
-        precision = precision_of(params.trainer)
-        device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-        tower = partial(locate, folder=ENCODERS)
-        model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
-        times = _times(params, model.to(device))
-        computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
-        about = {"parameters": params.raw(), "provenance": tracking.provenance(), "resolved": computed}
-        write_json(
-            LATENCY / "metrics.json", {"device": f"{device_name(device)}, {precision}", **times, **about}
-        )
-        for spent in times["entries"]:
-            name = f"{spent['reducer']}/batch {spent['batch']}"
-            run.metrics({f"{name}/milliseconds": spent["milliseconds"]}, spent["kept"])
-        for spent in times["prefill"]:
-            name = f"prefill/batch {spent['batch']}"
-            run.metrics({f"{name}/milliseconds": spent["milliseconds"]}, spent["tokens"])
-        run.artifact(LATENCY / "metrics.json")
+    with tracking.run("latency", params, part=reducer) as run:
+        timed: dict[str, Any] = {"device": "", "entries": [], "left_out": NO_BUDGET, "resolved": {}}
+        if catalog.reducer_traits(reducer).budget == "asked":
+            timed = _time(params, reducer)
+        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        write_json(LATENCY / reducer / "metrics.json", {"reducer": reducer, **timed, **source})
+        for entry in timed["entries"]:
+            name = f"{reducer}/batch {entry['batch']}/milliseconds"
+            run.metrics({name: entry["milliseconds"]}, entry["kept"])
+        run.artifact(LATENCY / reducer)
 
 
-def _times(params: config.Params, model: Any) -> dict[str, list[dict[str, Any]]]:
-    from atr.reduction import REDUCERS, SelectorReducer
+def _time(params: config.Params, reducer: str) -> dict[str, Any]:
+    from atr.reduction import SelectorReducer
+    from atr.reduction.layer_schedule import LayerReducer
+    from atr.reduction.registry import build_reducer
     from atr.vlm import latency
     from atr.vlm.checkpoint import check_selector
 
-    asked = params.latency
+    model, machine = load_model(params)
     with model.device:
-        known = [name for name in params.evaluate.budgeted if name in REDUCERS]
-        reducers = {name: REDUCERS[name](0, weights_of(name)) for name in known}
-    for reducer in reducers.values():
-        if isinstance(reducer, SelectorReducer):
-            check_selector(model, reducer.selector)
-    entries: list[dict[str, Any]] = []
-    prefill: list[dict[str, Any]] = []
-    for batch in asked.batches:
-        pixels_BCHW = latency.noise(model, batch, params.seed)
-        entries += latency.selection(model, reducers, asked.kept, pixels_BCHW, asked.seconds)
-        counts = {entries[-1]["tokens"], *(entry["kept"] for entry in entries)}
-        prefill += [latency.prefill(model, count, batch, asked.seconds) for count in sorted(counts)]
-    return {"entries": entries, "prefill": prefill}
+        built: Any = build_reducer(reducer, 0, weights_of(reducer))
+    if isinstance(built, LayerReducer):
+        left_out = "chooses between the layers of a language model"
+        return {**machine, "entries": [], "left_out": left_out}
+    if isinstance(built, SelectorReducer):
+        check_selector(model, built.selector)
+    settings = params.latency
+    entries = [
+        {"reducer": reducer, **entry}
+        for batch in settings.batches
+        for entry in latency.time_selection(
+            model, built, settings.kept, latency.noise(model, batch, params.seed), settings.seconds
+        )
+    ]
+    return {**machine, "entries": entries, "left_out": ""}
 
 
 if __name__ == "__main__":
-    entry("latency", main)
+    entry_of_reducer("latency", main)

@@ -1,76 +1,86 @@
 """DVC stage prepare: the images to pretrain on and the questions to evaluate with, on disk."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from atr import config
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
 
 if TYPE_CHECKING:
-    from atr.datasets.evaluation import Drawn
-    from atr.datasets.questions import Question
+    from atr.benchmarks import Benchmark
+    from atr.config.prepare import Prepare
+    from atr.core.records import Question
+    from atr.datasets.evaluation import Pictured
 
 
 def main(params: config.Params) -> None:
-    """Write data/prepared: pretraining images, evaluation images and questions, each with its manifest."""
+    """Write data/prepared: images to pretrain on, and images and questions to evaluate with."""
     from tqdm import tqdm
 
+    from atr.benchmarks import load_benchmark
     from atr.core import tracking
     from atr.core.files import whole_folder
-    from atr.datasets import evaluation, training_images
+    from atr.datasets import evaluation
+    from atr.datasets.annotations import PROMPT_ANNOTATION, TEXT_ANNOTATION
     from atr.datasets.prepared import save_images
     from atr.datasets.questions import save_questions
+    from atr.datasets.training_images import training_images
 
     with tracking.run("prepare", params) as run:
         count = params.prepare.images
-        streams = [_questions(benchmark, params) for benchmark in params.prepare.benchmarks]
-        images = training_images.images(params.prepare, params.seed)
-        parameters = params.raw() | {"commits": _commits(params.prepare)}
+        benchmarks = [load_benchmark(name) for name in params.prepare.names]
+        streams = [_check_scores(benchmark, _questions(benchmark, params)) for benchmark in benchmarks]
+        images = training_images(params.prepare, params.seed)
+        parameters = params.raw() | {"commits": _commits(params.prepare, benchmarks)}
         with whole_folder(PRETRAIN_IMAGES) as folder:
-            save_images(folder, tqdm(images, "pretraining images", count, mininterval=1), parameters)
+            progress = tqdm(images, "pretraining images", count, mininterval=1)
+            save_images(folder, progress, parameters, PROMPT_ANNOTATION)
         questions: list[Question] = []
-        drawn = (question for stream in streams for question in stream)
+        pictured = (question for stream in streams for question in stream)
         with whole_folder(EVALUATE_IMAGES) as folder:
-            drawn = tqdm(drawn, "questions", mininterval=1)
-            save_images(folder, evaluation.distinct(drawn, questions), parameters)
-            unreadable = evaluation.unreadable(questions)
+            progress = tqdm(pictured, "questions", mininterval=1)
+            save_images(folder, evaluation.deduplicate(progress, questions), parameters, TEXT_ANNOTATION)
+            unreadable = evaluation.unreadable_questions(questions)
             save_questions(folder, questions)
         for question in unreadable:
             print(f"atr prepare: {question.id} will not be asked: {question.unreadable}", file=sys.stderr)
-        numbers = {"images/pretrain": count, "questions": len(questions), "unreadable": len(unreadable)}
-        run.metrics(numbers)
+        run.metrics({"images/pretrain": count, "questions": len(questions), "unreadable": len(unreadable)})
         run.artifact(EVALUATE_IMAGES / "questions.jsonl")
 
 
-def _questions(benchmark: str, params: config.Params) -> "Iterator[Drawn]":
-    """The questions of a benchmark with their pictures; what a dataset lacks is found before any is drawn."""
-    from atr.datasets import evaluation, parquet
+def _questions(benchmark: "Benchmark", params: config.Params) -> "Iterator[Pictured]":
+    """Questions of a benchmark with their images; a missing dataset is found before any image is written."""
+    from atr.benchmarks import DrawingModule
+    from atr.datasets import drawn, evaluation, parquet
 
-    prepare, about = params.prepare, (benchmark, config.GROUPS[benchmark])
-    if benchmark in config.BENCHMARKS:
-        return evaluation.drawn_by_micro(*about, prepare.questions, params.seed, prepare.split)
-    from atr.benchmarks import BENCHMARKS
-
-    source, examples = BENCHMARKS[benchmark].source, BENCHMARKS[benchmark].examples
-    assert source and examples, f"{benchmark} is read from a dataset"
-    rows = parquet.rows(parquet.find(prepare.repository, source.hub, source.files))
+    prepare, source, names = params.prepare, benchmark.source, (benchmark.name, benchmark.group)
+    if isinstance(source, DrawingModule):
+        rows = drawn.draw_rows(source.module, benchmark.name, prepare.split, params.seed)
+        return evaluation.first_questions(*names, benchmark.examples(rows), prepare.questions)
+    table = parquet.read_rows(parquet.find_files(prepare.repository, source.hub, source.files))
     if source.images:
-        images = parquet.find(prepare.repository, source.hub, source.images)
-        rows = parquet.joined(rows, images, source.image_key)
-    return evaluation.read_from(*about, examples(rows), prepare.questions, params.seed)
+        images = parquet.find_files(prepare.repository, source.hub, source.images)
+        table = parquet.join_images(table, images, source.image_key)
+    return evaluation.sample_questions(*names, benchmark.examples(table), prepare.questions, params.seed)
 
 
-def _commits(prepare: config.Prepare) -> dict[str, str]:
+def _check_scores(benchmark: "Benchmark", pictured: "Iterable[Pictured]") -> "Iterator[Pictured]":
+    """Score each question's first answer, so that a broken score() is found before any model answers."""
+    for question, images in pictured:
+        benchmark.score(question.answers[0], question)
+        yield question, images
+
+
+def _commits(prepare: "Prepare", benchmarks: "Iterable[Benchmark]") -> dict[str, str]:
     """The commits of the hub's datasets that were read."""
+    from atr.benchmarks import HubDataset
     from atr.datasets import parquet, training_images
 
     datasets = [training_images.COCO[0]] if prepare.source == "coco" else []
-    if paper := [name for name in prepare.benchmarks if name not in config.BENCHMARKS]:
-        from atr.benchmarks import BENCHMARKS
-
-        datasets += [source.hub for name in paper if (source := BENCHMARKS[name].source)]
-    return parquet.commits(prepare.repository, dict.fromkeys(datasets))
+    sources = (benchmark.source for benchmark in benchmarks)
+    datasets += [source.hub for source in sources if isinstance(source, HubDataset)]
+    return parquet.resolve_commits(prepare.repository, dict.fromkeys(datasets))
 
 
 if __name__ == "__main__":

@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING
 
 from atr import config
 from atr.core.files import read_json, sha256, whole_folder, write_json
-from atr.stages import PRETRAIN, PRETRAIN_FEATURES, PRETRAIN_IMAGES, SELECTOR, depends_on, entry
+from atr.stages import (
+    AUTOENCODER,
+    PRETRAIN,
+    PRETRAIN_FEATURES,
+    PRETRAIN_IMAGES,
+    SELECTOR,
+    STATISTICS,
+    STORE,
+    depends_on,
+    entry,
+)
 
 if TYPE_CHECKING:
-    from atr.reduction.pretraining import SelectorTraining
+    from atr.reduction.pretraining import AutoencoderTraining
 
-AUTOENCODER = PRETRAIN / "autoencoder"
 CHECKPOINTS = PRETRAIN / "checkpoints"
-STORE = PRETRAIN_FEATURES / "manifest.json"
-STATISTICS = 1024
-"""Training images that the features' mean and deviation are measured on."""
 
 
 def main(params: config.Params) -> None:
@@ -43,12 +49,12 @@ def main(params: config.Params) -> None:
         autoencoder = pretraining.new_autoencoder(
             pretrain, store.width, store.grid, manifest["encoder"], manifest["layer"], sample
         )
-        module = pretraining.SelectorTraining(autoencoder, pretrain, params.seed)
+        module = pretraining.AutoencoderTraining(autoencoder, pretrain, params.seed)
         pictured = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
         publish = partial(run.artifact, folder="masks")
         pictures = pretraining.MaskPictures(pictured, Path(folder), publish)
         checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, STORE))
-        if pretraining.train(module, data, checkpoints, pictures, run.logger(), **kwargs):
+        if pretraining.train_autoencoder(module, data, checkpoints, pictures, run.logger(), **kwargs):
             about = selector_card.record(manifest, images.parameters, params.seed, module.history[-1])
             autoencoder.selector.note(**about, positions=params.evaluate.positions)
             _write(params, module)
@@ -56,7 +62,7 @@ def main(params: config.Params) -> None:
             run.artifact(SELECTOR, folder="selector")
 
 
-def _write(params: config.Params, module: "SelectorTraining") -> None:
+def _write(params: config.Params, module: "AutoencoderTraining") -> None:
     from atr.core import tracking
     from atr.core.hardware import resolved
 

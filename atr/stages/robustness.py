@@ -1,59 +1,96 @@
-"""Stage robustness: how much kept tokens and answers change where deployment differs from training.
-
-One process does all of it, on the first device.
-"""
+"""Stage robustness: how a reducer's tokens and answers change where deployment differs from training."""
 
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atr import config
+from atr.core import catalog
 from atr.core.files import write_json
-from atr.stages import ENCODERS, EVALUATE_IMAGES, ROBUSTNESS, entry, weights_of
+from atr.stages import (
+    ENCODERS,
+    EVALUATE_IMAGES,
+    NO_BUDGET,
+    ROBUSTNESS,
+    entry_of_reducer,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from atr.vlm.generation import Generator
 
 
-def main(params: config.Params) -> None:
-    """Compare every reducer that takes a budget with itself under each variant; write metrics.json."""
+def main(params: config.Params, reducer: str) -> None:
+    """Compare one reducer with itself under each variant, in one process; write its metrics.json."""
     from atr.core import tracking
 
-    with tracking.run("robustness", params) as run:
-        from atr.benchmarks import BENCHMARKS
-        from atr.core.hardware import resolved
-        from atr.datasets import load_questions
-        from atr.micro import world
-        from atr.vlm.inputs import WholeInputs
-        from atr.vlm.robustness import Settings, curves, first_of_each, make, robustness
+    with tracking.run("robustness", params, part=reducer) as run:
+        measured = _left_out(_why_left_out(reducer))
+        if not measured["left_out"]:
+            measured = _measure(params, reducer)
+        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        write_json(ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
+        if measured["variants"]:
+            from atr.vlm.robustness import robustness_curves
 
-        asked, evaluated = params.robustness, params.evaluate
-        questions = first_of_each(load_questions(EVALUATE_IMAGES), asked.questions)
-        answerer = _answerer(params)
-        # Larger than the tower's images, these show what a resize changes.
-        photographs = SimpleNamespace(image=world.photograph)
-        source = WholeInputs(answerer.model, answerer.processor, photographs, evaluated.interpolation)
-        reducers, left_out = make(answerer, evaluated.budgeted, weights_of)
-        found = robustness(
-            answerer,
-            reducers,
-            questions,
-            lambda question, prediction: BENCHMARKS[question.benchmark].score(prediction, question),
-            replace(answerer, source=source),
-            list(world.PHOTOGRAPHS),
-            Settings(asked.keep, evaluated.batch_size, evaluated.bootstrap, params.seed),
-        )
-        provenance = tracking.provenance() | {"left_out": left_out}
-        computed = {**resolved("32-true", answerer.model.device), **answerer.resolved}
-        about = {"parameters": params.raw(), "provenance": provenance, "resolved": computed}
-        write_json(ROBUSTNESS / "metrics.json", found | about)
-        for fraction, overlaps in curves(found):
-            run.metrics(overlaps, round(100 * fraction))
-        run.artifact(ROBUSTNESS)
+            for fraction, overlaps in robustness_curves(measured):
+                run.metrics(overlaps, round(100 * fraction))
+        run.artifact(ROBUSTNESS / reducer)
 
 
-def _answerer(params: config.Params) -> "Generator":
+def _why_left_out(reducer: str) -> str:
+    traits = catalog.reducer_traits(reducer)
+    if traits.draws:
+        return "draws its tokens at random"
+    return NO_BUDGET if traits.budget in ("nothing", "own") else ""
+
+
+def _left_out(reason: str) -> dict[str, Any]:
+    nothing: dict[str, Any] = {
+        "questions": 0,
+        "photographs": 0,
+        "full": None,
+        "reference": {},
+        "variants": [],
+    }
+    return {"keep": [], **nothing, "left_out": reason, "resolved": {}}
+
+
+def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
+    """The changes of one reducer under each variant; those of `full` are not due to any selection."""
+    from atr.benchmarks import load_benchmark
+    from atr.core.hardware import resolved
+    from atr.datasets import load_questions, photographs
+    from atr.reduction.layer_schedule import LayerReducer
+    from atr.vlm.inputs import WholeInputs
+    from atr.vlm.robustness import RobustnessSettings, first_of_each, robustness
+
+    settings = params.robustness
+    questions = first_of_each(load_questions(EVALUATE_IMAGES), settings.questions)
+    generator = _generator(params)
+    built = generator.reducer(reducer, 0, weights_of(reducer))
+    if isinstance(built, LayerReducer):
+        return _left_out("chooses between the layers of a language model")
+    # Larger than the tower's images, these show what a resize changes.
+    pictures = SimpleNamespace(image=photographs.photograph)
+    source = WholeInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)
+    is_full = catalog.reducer_traits(reducer).budget == "all"
+    measured = robustness(
+        generator,
+        {} if is_full else {reducer: built},
+        questions,
+        lambda question, prediction: load_benchmark(question.benchmark).score(prediction, question),
+        replace(generator, source=source),
+        list(photographs.PHOTOGRAPHS),
+        RobustnessSettings(settings.keep, params.evaluate.batch_size, params.evaluate.bootstrap, params.seed),
+        with_full=is_full,
+    )
+    computed = {**resolved("32-true", generator.model.device), **generator.resolved}
+    return {**measured, "left_out": "", "resolved": computed}
+
+
+def _generator(params: config.Params) -> "Generator":
     """The model in the reference deployment, which reads the held-out images themselves."""
     import torch
     from lightning.fabric import Fabric
@@ -67,7 +104,7 @@ def _answerer(params: config.Params) -> "Generator":
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     tower = partial(locate, folder=ENCODERS)
     model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
-    settings = replace(params.evaluate, positions="original")
+    settings: Any = SimpleNamespace(**{**vars(params.evaluate), "positions": "original"})
     images = PreparedImages(EVALUATE_IMAGES)
     source = WholeInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)
@@ -76,4 +113,4 @@ def _answerer(params: config.Params) -> "Generator":
 
 
 if __name__ == "__main__":
-    entry("robustness", main)
+    entry_of_reducer("robustness", main)

@@ -8,7 +8,7 @@ tokens of a sequence, A answer tokens of a batch, V words.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from atr import config
 from atr.core.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
 from atr.reduction import FeatureSelector, Full
 from atr.reduction.checkpoints import Checkpoints
@@ -28,6 +27,9 @@ from atr.vlm.inputs import Prompts
 from atr.vlm.policy import Policy
 from atr.vlm.reduce import Prepared
 from atr.vlm.tiling import ROW_END
+
+if TYPE_CHECKING:
+    from atr.config.distill import Distill
 
 TOP_K = (0.1, 0.3, 0.5)
 """Kept fractions at which validation compares the answers."""
@@ -56,9 +58,7 @@ class Distillation(RecordedTraining):
     the checkpoint.
     """
 
-    def __init__(
-        self, selector: FeatureSelector, answerer: Generator, recipe: config.Distill, seed: int
-    ) -> None:
+    def __init__(self, selector: FeatureSelector, answerer: Generator, recipe: "Distill", seed: int) -> None:
         """Raises ValueError for an attention that takes no mask of weights."""
         super().__init__()
         attention = str(answerer.model.config.get_text_config()._attn_implementation)
@@ -214,7 +214,7 @@ def _mean_of_rows(values_A: Tensor, answers_BL: Tensor) -> Tensor:
 
 
 def new_selector(
-    recipe: config.Distill,
+    recipe: "Distill",
     width: int,
     grid: tuple[int, int],
     encoder: str,

@@ -5,15 +5,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from atr.config import ONE_TILE, Evaluate, VlmPreset
-from atr.reduction import REDUCERS, Reducer, SelectorReducer
+from atr.core import catalog
+from atr.core.records import Question, Reply, Trial
+from atr.reduction import Reducer, SelectorReducer
+from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
+from atr.reduction.registry import build_reducer, placeholder
 from atr.vlm.checkpoint import (
     check_features,
     check_selector,
@@ -24,37 +27,14 @@ from atr.vlm.checkpoint import (
     warn_of_positions,
     weight_dtype,
 )
-from atr.vlm.in_llm import INSIDE, Inside, LayerReducer, drop_inside, keep_for, lowest
+from atr.vlm.in_llm import Inside, drop_inside
 from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, check_positions, shorten
 
-Reply = tuple[str, int, int, int]
-"""The answer, the visual tokens that were kept, those fed to the language model with newlines, and all."""
-
-
-class Asked(Protocol):
-    """What is read of a question."""
-
-    @property
-    def images(self) -> Sequence[str]:
-        """Names of its images, in the order of the prompt."""
-
-    @property
-    def question(self) -> str:
-        """The text that is asked."""
-
-
-class Trial(Protocol):
-    """What is read of a setting that questions are answered under."""
-
-    @property
-    def keep(self) -> float | None:
-        """Kept fraction; None for the reducer's own count."""
-
-    @property
-    def seed(self) -> int | None:
-        """Of a reducer that draws."""
+if TYPE_CHECKING:
+    from atr.config.evaluate import Evaluate
+    from atr.config.presets import VlmPreset
 
 
 @dataclass(frozen=True)
@@ -76,7 +56,7 @@ class Generator:
     model: Any
     processor: Any
     source: Source
-    settings: Evaluate
+    settings: "Evaluate"
     resolved: Mapping[str, Any] = field(default_factory=dict)
     """What answers depend on beside settings and precision, for results to record: the attention kernel, the
     model's version, and what the stored features were computed in (None where the images are read)."""
@@ -84,12 +64,12 @@ class Generator:
     @classmethod
     def load(
         cls,
-        vlm: VlmPreset,
+        vlm: "VlmPreset",
         precision: int | str,
         device: torch.device,
         images: Callable[[], Images],
         features: Callable[[], Features],
-        settings: Evaluate,
+        settings: "Evaluate",
         locate: Callable[[str], str] = str,
     ) -> Self:
         """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
@@ -121,21 +101,21 @@ class Generator:
         return cls(model, processor, source, settings, resolved)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
-        """One of REDUCERS, its weights where the model is, or of INSIDE.
+        """A reducer by its name, its weights on the device of the model.
 
         Raises ValueError, before anything is asked, for a selector of other features than the model reads,
         and for a reducer of ONE_TILE where the model cuts images into tiles.
         """
-        if name in ONE_TILE and cuts_images(self.model):
-            allowed = ", ".join(other for other in (*REDUCERS, *INSIDE) if other not in ONE_TILE)
+        if catalog.reducer_traits(name).one_tile and cuts_images(self.model):
+            allowed = ", ".join(
+                other for other in catalog.reducers() if not catalog.reducer_traits(other).one_tile
+            )
             raise ValueError(
                 f"reducer {name} cannot serve {self.model.config.model_type}, which cuts images into tiles, "
                 f"allowed: {allowed}"
             )
-        if name in INSIDE:
-            return INSIDE[name]()
         with self.model.device:
-            reducer = REDUCERS[name](seed, selector)
+            reducer = build_reducer(name, seed, selector)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
             warn_of_positions(reducer.selector, self.settings.positions)
@@ -147,15 +127,15 @@ class Generator:
         Inside it a fraction is a mean over the layers, of which the first read every token. Raises ValueError
         where none can be kept, and for a language model of too few layers.
         """
-        if name not in INSIDE:
+        reducer = build_reducer(name, 0, placeholder())
+        if not isinstance(reducer, LayerReducer):
             return list(keeps)
-        reducer = INSIDE[name]()
         found = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
         if not found:
             raise self._too_low(reducer, max(keeps))
         return found
 
-    def batches(self, questions: Sequence[Asked], size: int) -> list[list[int]]:
+    def batches(self, questions: Sequence[Question], size: int) -> list[list[int]]:
         """Indices of the questions, at most `size` together, all of a batch with equally many images.
 
         Where the source does not pad, their prompts are equally long too: an answer then cannot depend on the
@@ -191,24 +171,25 @@ class Generator:
         `keep` and both counts are means over the layers; raises ValueError for one that is not reachable.
         """
         if batch.whole is None:
-            return [(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
+            return [Reply(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
         sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
         of = _by_question(sizes, batch.images)
         if keep == 0:
             return [
-                (answer, 0, 0, size) for answer, size in zip(self._generate(batch.blind), of, strict=True)
+                Reply(answer, 0, 0, size)
+                for answer, size in zip(self._generate(batch.blind), of, strict=True)
             ]
         if isinstance(reducer, LayerReducer):
             with self._dropping(batch.whole, reducer, keep) as inside:
                 answers = self._generate(inside.whole)
             counts = [_by_question(each, batch.images) for each in (inside.tokens, inside.fed)]
-            return list(zip(answers, *counts, of, strict=True))
+            return list(starmap(Reply, zip(answers, *counts, of, strict=True)))
         shorter = batch.whole.reduce(reducer, self._policy(keep))
         tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
         fed = _by_question([kept.tokens + kept.newlines for kept in shorter.kept], batch.images)
         placeholders_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
         assert fed == placeholders_B, "fed is what was kept, and newlines"
-        return list(zip(self._generate(shorter), tokens, fed, of, strict=True))
+        return list(starmap(Reply, zip(self._generate(shorter), tokens, fed, of, strict=True)))
 
     @torch.inference_mode()
     def masks(

@@ -8,12 +8,11 @@ in length (in transformers >= 5.18). Nothing of the model is replaced, and the h
 Shapes: B rows, L tokens of the full sequences, S of the shorter ones, P packed tokens of an image.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from atr.core import tokens
 from atr.core.finite import check_finite
 from atr.core.tokens import shares, top_k_BK
 from atr.reduction import Full
+from atr.reduction.layer_schedule import LayerReducer, Schedule
 from atr.vlm.families import Tiling
 from atr.vlm.policy import POSITIONS, Policy
 from atr.vlm.reduce import Kept, Prepared, Reduced
@@ -32,127 +32,6 @@ from atr.vlm.tiling import TileLayout
 
 LANGUAGE_MODELS = ("llama", "mistral", "qwen2")
 """Their attention projects by `q_proj` and `k_proj` and rotates both by Llama's `apply_rotary_pos_emb`."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What fraction of an image's tokens is left before which of the `layers` decoder layers, counted from 0.
-
-    The tokens that stay are those to which the last token of the prompt pays most attention, its mean over
-    heads: in the layer before (`own=False`), or in the layer that they are to enter. Raises ValueError for a
-    layer that has none before it, and for a fraction that is out of range or larger than an earlier one.
-    """
-
-    layers: int
-    drops: Mapping[int, float]
-    own: bool
-
-    def __post_init__(self) -> None:
-        if not self.drops:
-            raise ValueError("drops: there is none, allowed: one or more")
-        before = 1.0
-        for layer, keep in sorted(self.drops.items()):
-            if not 1 <= layer < self.layers:
-                raise ValueError(
-                    f"layer: {layer} is out of range, allowed: 1 <= layer < {self.layers} layers"
-                )
-            fraction = tokens.number("keep", keep)
-            if isinstance(fraction, int) or not 0 <= fraction <= before:
-                raise ValueError(
-                    f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}, a fraction and no count"
-                )
-            before = fraction
-
-    def left(self, layer: int) -> float:
-        """What fraction of an image's visual tokens a layer reads."""
-        passed = [drop for drop in self.drops if drop <= layer]
-        return float(tokens.number("keep", self.drops[max(passed)])) if passed else 1.0
-
-    def count(self, layer: int, size: int) -> int:
-        """How many of `size` tokens that is."""
-        return tokens.budget(self.left(layer), size)
-
-    @property
-    def fraction(self) -> float:
-        """What fraction a layer reads on average, before counts are rounded."""
-        return sum(map(self.left, range(self.layers))) / self.layers
-
-    def mean(self, size: int) -> float:
-        """How many of `size` tokens a layer reads on average: what is fair to compare by."""
-        return sum(self.count(layer, size) for layer in range(self.layers)) / self.layers
-
-
-@runtime_checkable
-class LayerReducer(Protocol):
-    """A method by which visual tokens leave between layers."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the optional fields of EncoderOutput that it reads."""
-        ...
-
-    def schedule(self, layers: int, keep: float) -> Schedule:
-        """For a language model of so many layers, a drop leaving the fraction `keep`; errors as Schedule."""
-        ...
-
-
-@dataclass(frozen=True)
-class FastV:
-    """FastV (Chen et al., ECCV 2024): after the first `layer` layers some of the visual tokens are left.
-
-    They are ranked by the attention of the last layer that still reads all, as in the released code.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    layer: int = 2
-
-    def schedule(self, layers: int, keep: float) -> Schedule:
-        """`keep` of all tokens are left; errors as Schedule."""
-        return Schedule(layers, {self.layer: keep}, own=False)
-
-
-@dataclass(frozen=True)
-class PyramidDrop:
-    """PyramidDrop (Xing et al., CVPR 2025): fewer visual tokens after each quarter of the layers.
-
-    They are ranked by the attention of the layer that follows, as in the released code. Where there are fewer
-    than four layers, each is a stage of its own.
-    """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def schedule(self, layers: int, keep: float) -> Schedule:
-        """Each time `keep` of what there is, in the paper 0.5; raises ValueError for a single layer."""
-        if layers < 2:
-            raise ValueError(f"language model: {layers} layer, allowed: two or more")
-        stages = min(4, layers)
-        drops = {layers * part // stages: keep**part for part in range(1, stages)}
-        return Schedule(layers, drops, own=True)
-
-
-INSIDE: dict[str, Callable[[], LayerReducer]] = {"fastv": FastV, "pyramiddrop": PyramidDrop}
-"""Methods inside the language model by name."""
-STEPS = 2**30
-"""In which `keep_for` finds a fraction: fine enough for any number of tokens."""
-
-
-def lowest(reducer: LayerReducer, layers: int, size: int) -> float:
-    """The least fraction of `size` tokens that a layer can read on average: each drop leaves one token."""
-    return reducer.schedule(layers, 1 / STEPS).mean(size) / size
-
-
-def keep_for(reducer: LayerReducer, mean: float, layers: int, size: int) -> float | None:
-    """The `keep` of a schedule by which a layer reads the fraction `mean` of the tokens on average.
-
-    None where that is below the lowest fraction of `size` tokens. Raises ValueError as `schedule`.
-    """
-    if mean < lowest(reducer, layers, size):
-        return None
-
-    def fraction(step: int) -> float:
-        return reducer.schedule(layers, step / STEPS).fraction
-
-    return bisect_left(range(STEPS + 1), mean, key=fraction) / STEPS
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,34 @@
-"""The time that selection takes and the prefill that it saves, in milliseconds an image.
+"""Milliseconds an image that a selection takes, and that the language model's prefill takes.
 
-The pictures are noise of one tile: neither towers nor language models take longer for some than for others.
+The images are noise of one tile: neither towers nor language models take longer for some than for others.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from atr.core.timing import milliseconds
 from atr.core.tokens import budget
 from atr.features.attention_hooks import FIELDS
 from atr.reduction import EncoderOutput, Merger, Reducer
-from atr.reduction.checked import ask, ask_merged
+from atr.reduction.checked import select, select_merged
 from atr.vlm.families import Llava, encode
 
 
 def noise(model: Any, images: int, seed: int) -> Tensor:
-    """Pixel values of pictures as the model's tower takes them, of one tile each; pixels_BCHW."""
+    """Noise as the model's tower takes pixel values, one tile an image; pixels_BCHW."""
     vision = model.config.vision_config
     size = (images, vision.num_channels, vision.image_size, vision.image_size)
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
-def encoded(model: Any, pixels_BCHW: Tensor, needs: frozenset[str]) -> EncoderOutput:
-    """What reducers of these needs read of the pictures; the text is a stand-in, as a picture's own mean."""
+def encode_noise(model: Any, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> EncoderOutput:
+    """The noise, encoded as reducers of these needs read it; the question's embedding is the image's mean."""
     inputs = {"pixel_values": pixels_BCHW}
     images = encode(model, inputs, Llava().tiling(model, inputs), needs)
     assert images.projected_BND is not None
@@ -37,44 +36,45 @@ def encoded(model: Any, pixels_BCHW: Tensor, needs: frozenset[str]) -> EncoderOu
 
 
 @torch.inference_mode()
-def selection(
-    model: Any, reducers: Mapping[str, Reducer], kept: Sequence[float], pixels_BCHW: Tensor, seconds: float
+def time_selection(
+    model: Any, reducer: Reducer, kept: Sequence[float], pixels_BCHW: Tensor, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Time of each reducer at each fraction of `kept`, that of the attention and keys it needs included.
+    """Time of a selection at each fraction of `kept`, with the attention and keys that it needs.
 
-    Those are the tower's forward with them minus the one without, measured at least for `seconds` each.
+    These cost the tower's forward with them minus the one without. Each is measured for `seconds` or longer.
     """
-    images = len(pixels_BCHW)
-
-    @cache
-    def tower(observed: frozenset[str]) -> float:
-        return milliseconds(partial(encoded, model, pixels_BCHW, observed), seconds)
-
-    for name, reducer in tqdm(reducers.items(), f"selection, batch {images}"):
-        seen = encoded(model, pixels_BCHW, reducer.needs)
-        observed = reducer.needs & set(FIELDS)
-        extra = max(0.0, tower(observed) - tower(frozenset())) if observed else 0.0
-        for fraction in kept:
-            count = budget(fraction, seen.tokens)
-            spent = milliseconds(partial(_ask, reducer, seen, count), seconds)
-            yield {
-                "reducer": name,
-                "tokens": seen.tokens,
-                "kept": count,
-                "batch": images,
-                "milliseconds": (spent + extra) / images,
-            }
+    images, encoded = len(pixels_BCHW), encode_noise(model, pixels_BCHW, reducer.needs)
+    extra = 0.0
+    if observed := reducer.needs & set(FIELDS):
+        plain, observing = (
+            milliseconds(partial(encode_noise, model, pixels_BCHW, needs), seconds)
+            for needs in (frozenset[str](), observed)
+        )
+        extra = max(0.0, observing - plain)
+    for fraction in kept:
+        count = budget(fraction, encoded.tokens)
+        spent = milliseconds(partial(_select, reducer, encoded, count), seconds)
+        yield {
+            "tokens": encoded.tokens,
+            "kept": count,
+            "batch": images,
+            "milliseconds": (spent + extra) / images,
+        }
 
 
-def _ask(reducer: Reducer, images: EncoderOutput, count: int) -> object:
-    # A copy, as a reducer may remember the scores of the object that it was asked for last.
-    images = replace(images)
-    return ask_merged(reducer, images, count) if isinstance(reducer, Merger) else ask(reducer, images, count)
+def _select(reducer: Reducer, encoded: EncoderOutput, count: int) -> object:
+    # A copy, because a reducer may remember the scores of the object that it was given last.
+    encoded = replace(encoded)
+    return (
+        select_merged(reducer, encoded, count)
+        if isinstance(reducer, Merger)
+        else select(reducer, encoded, count)
+    )
 
 
 @torch.inference_mode()
-def prefill(model: Any, tokens: int, images: int, seconds: float) -> dict[str, Any]:
-    """Time of the language model from the visual tokens alone, without text, to the first token it says."""
+def time_prefill(model: Any, tokens: int, images: int, seconds: float) -> dict[str, Any]:
+    """Time of the language model from the visual tokens alone, without text, to its first token."""
     width = model.config.get_text_config().hidden_size
     tokens_BND = torch.randn(images, tokens, width, device=model.device, dtype=model.dtype)
     run = partial(model, inputs_embeds=tokens_BND, use_cache=True, logits_to_keep=1)

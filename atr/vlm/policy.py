@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from atr.core import tokens
+from atr.core.layout import LAYOUT
 from atr.core.tokens import shares, top_k_BK
 from atr.reduction import (
     Adaptive,
-    DistilledReducer,
     EncoderOutput,
     FeatureSelector,
     Merger,
@@ -22,20 +22,14 @@ from atr.reduction import (
     SelectorReducer,
 )
 from atr.reduction.base import Apportioner
-from atr.reduction.checked import ask, ask_scores, check
+from atr.reduction.checked import check_fields, select, select_scores
+from atr.reduction.distilled import DistilledReducer
 from atr.vlm.families import Tiling
 from atr.vlm.tiling import TileLayout
 
 ADAPTIVE = "adaptive"
 OF_A_TOKEN = ("attention_BN", "first_attention_BN", "keys_BND", "projected_BND")
 """What is known of a token wherever it lies, and so of those of several tiles as well."""
-CHOICES = {
-    "positions": ("original", "contiguous"),
-    "budget": ("image", "tile"),
-    "newline": ("keep", "follow"),
-    "interpolation": ("model", "off"),
-}
-"""The layout policies, as in `atr.config`; meaning in `atr.vlm.reduce.reduce`."""
 POSITIONS = "original"
 """The default wherever positions are asked for: selectors are taught and evaluated under it."""
 
@@ -45,8 +39,8 @@ _NONE = torch.empty(0, dtype=torch.int64)
 
 def check_choice(key: str, value: str) -> None:
     """Raise ValueError for a value of a layout policy that there is not."""
-    if value not in CHOICES[key]:
-        raise ValueError(f"{key}: {value!r} is unknown, allowed: {', '.join(CHOICES[key])}")
+    if value not in LAYOUT[key]:
+        raise ValueError(f"{key}: {value!r} is unknown, allowed: {', '.join(LAYOUT[key])}")
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def choose(reducer: Reducer | FeatureSelector, encoded: EncoderOutput, keep: flo
 
     Raises ValueError for `keep` out of range and for a reducer that needs what was not encoded.
     """
-    return ask(as_reducer(reducer), encoded, tokens.budget(keep, encoded.tokens))
+    return select(as_reducer(reducer), encoded, tokens.budget(keep, encoded.tokens))
 
 
 def choose_packed(
@@ -172,7 +166,7 @@ def _packed(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout) -> li
 
     Its `image_key_BX` is that of all its tiles, (1, T, ...) for T of them.
     """
-    check(reducer, encoded)
+    check_fields(reducer, encoded)
     features = packing.values(encoded.features_BND)
     images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
     for name in sorted(reducer.needs & set(OF_A_TOKEN)):
@@ -194,7 +188,7 @@ def _packed(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout) -> li
 def _adaptive(reducer: Reducer, encoded: EncoderOutput, packing: TileLayout, policy: Policy) -> list[Tensor]:
     """As many tokens as an image needs, within the bounds: by the reducer's count, or above its threshold."""
     if isinstance(reducer, Adaptive) and set(packing.tiling.tiles) == {1}:
-        check(reducer, encoded)
+        check_fields(reducer, encoded)
         wanted = [_bounded(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
         return [kept_K.cpu() for kept_K in ask_each(reducer, encoded, wanted)]
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
@@ -237,7 +231,7 @@ def _apportioned(
     budgets: Iterable[int],
 ) -> list[list[int]]:
     """Each image's budget split by the reducer over its tiles, the groups."""
-    check(reducer, encoded)
+    check_fields(reducer, encoded)
     firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
     return [
         reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])
@@ -249,7 +243,7 @@ def _apportioned(
 
 def _scores(reducer: Scorer, encoded: EncoderOutput, packing: TileLayout) -> list[Tensor]:
     """Scores of the packed tokens, having gone the way of the features; (P,) each."""
-    return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(ask_scores(reducer, encoded)[..., None])]
+    return [scores_P1[:, 0].cpu() for scores_P1 in packing.values(select_scores(reducer, encoded)[..., None])]
 
 
 def _best(
@@ -266,7 +260,7 @@ def ask_each(reducer: Reducer, encoded: EncoderOutput, counts: Sequence[int]) ->
     kept: dict[int, Tensor] = {}
     for count in sorted(set(counts)):
         images = [image for image, wanted in enumerate(counts) if wanted == count]
-        chosen = ask(reducer, encoded.of(images), count) if count else _NONE.expand(len(images), 0)
+        chosen = select(reducer, encoded.of(images), count) if count else _NONE.expand(len(images), 0)
         kept |= dict(zip(images, chosen, strict=True))
     return [kept[image] for image in range(len(counts))]
 
@@ -285,7 +279,7 @@ def _ask_part(reducer: Reducer, image: EncoderOutput, tile: int, part_N: Tensor,
     }
     if image.image_key_BX is not None:
         part["image_key_BX"] = image.image_key_BX[:, tile]
-    return part_N[ask(reducer, replace(image, **part), count)[0].cpu()]
+    return part_N[select(reducer, replace(image, **part), count)[0].cpu()]
 
 
 def _in_order(parts: Iterable[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from transformers import MODEL_MAPPING
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.reduction import EncoderOutput, FeatureSelector, Merger, Reducer, SelectorReducer
-from atr.reduction.checked import ask_merged
+from atr.reduction.checked import select_merged
 from atr.vlm.checkpoint import check_selector, warn_of_positions
 from atr.vlm.families import Tiling, encode, family_of, project
 from atr.vlm.policy import POSITIONS, Policy, as_reducer, check_choice, choose_packed
@@ -148,7 +148,7 @@ class Prepared:
         counts = [len(kept_K) for kept_K in kept]
         for count in sorted(set(counts) - {0}):
             images = [image for image, wanted in enumerate(counts) if wanted == count]
-            keep_BK, merged_BKD = ask_merged(reducer, self.encoded.of(images), count)
+            keep_BK, merged_BKD = select_merged(reducer, self.encoded.of(images), count)
             for image, keep_K, merged_KD in zip(
                 images, keep_BK, project(self.model, merged_BKD), strict=True
             ):

@@ -3,20 +3,18 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atr.config import PROMPTS
 from atr.core.bootstrap import interval, resampled
+from atr.core.records import Question
 from atr.reduction import Full, Reducer
-from atr.vlm.generation import Asked, Batch, Generator
-from atr.vlm.in_llm import LayerReducer
+from atr.vlm.generation import Batch, Generator
 from atr.vlm.policy import Policy
 from atr.vlm.variants import VARIANTS, Variant, deployed
 
@@ -26,33 +24,13 @@ FULL: Cell = ("full", 1.0)
 """All tokens: what changes here does so whatever is selected."""
 
 
-class Question(Asked, Protocol):
-    """What is read of a question that has a right answer."""
-
-    @property
-    def id(self) -> str:
-        """Name of the question."""
-
-    @property
-    def benchmark(self) -> str:
-        """Name of its benchmark."""
-
-    @property
-    def unit(self) -> str:
-        """Name shared by the questions that count only together; empty if it counts alone."""
-
-    @property
-    def unreadable(self) -> str:
-        """Why its images could not be read, empty if they could."""
-
-
-Score = Callable[[Any, str], float]
-"""Of a question and the prediction for it."""
+ScoreAnswer = Callable[[Question, str], float]
+"""Score of a prediction for a question."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is compared: kept fractions, the questions at a time, and the bootstrap of `atr.core.bootstrap`."""
+class RobustnessSettings:
+    """Kept fractions, questions at a time, and the bootstrap of `atr.core.bootstrap`."""
 
     keep: Sequence[float]
     batch_size: int
@@ -61,22 +39,22 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Described:
-    """An image of which no answer is asked."""
+class Described:
+    """An image that is shown with a prompt whose answer is not scored."""
 
     images: list[str]
-    question: str = PROMPTS[0]
+    question: str = "Describe the image in detail."
 
 
 @dataclass
-class Seen:
-    """What one deployment saw, kept and answered, image by image in an order that does not depend on it."""
+class Observation:
+    """Pixels, kept tokens and scores under one deployment, image by image in an order it does not change."""
 
     pixels: Any = field(default_factory=hashlib.sha256)
     kept: dict[Cell, list[tuple[Tensor, int]]] = field(default_factory=dict)
-    """Indices of the tokens kept of each image, and of how many."""
+    """Kept indices of each image, and its number of tokens."""
     scores: dict[Cell, dict[str, float]] = field(default_factory=dict)
-    """Scores of the answers by the name of the question."""
+    """Scores of the answers by question id."""
 
 
 def first_of_each(questions: Iterable[Question], count: int) -> list[Question]:
@@ -97,129 +75,110 @@ def first_of_each(questions: Iterable[Question], count: int) -> list[Question]:
     return chosen
 
 
-def make(
-    answerer: Generator, names: Iterable[str], weights: Callable[[str], str | Path]
-) -> tuple[dict[str, Reducer], dict[str, str]]:
-    """Reducers of these names but `random`, which is no choice, and why others are left out.
-
-    `weights` gives the folder of the selector that one is made of; errors as in `Generator.reducer`.
-    """
-    reducers: dict[str, Reducer] = {}
-    left_out: dict[str, str] = {}
-    for name in names:
-        if name == "random":
-            continue
-        reducer = answerer.reducer(name, 0, weights(name))
-        if isinstance(reducer, LayerReducer):
-            left_out[name] = "chooses between the layers of a language model"
-        else:
-            reducers[name] = reducer
-    return reducers, left_out
-
-
 def robustness(
-    answerer: Generator,
+    generator: Generator,
     reducers: Mapping[str, Reducer],
     questions: Sequence[Question],
-    score: Score,
+    score: ScoreAnswer,
     photographs: Generator,
     pictured: Sequence[str],
-    settings: Settings,
+    settings: RobustnessSettings,
+    with_full: bool = False,
     variants: Mapping[str, Variant] = VARIANTS,
 ) -> dict[str, Any]:
-    """The reference's scores, and what each variant changes of the kept tokens and of the scores.
+    """Scores in the reference deployment, and how each variant changes the kept tokens and the scores.
 
-    `answerer` reads images and answers in the reference deployment. `photographs` is the same on the images
-    `pictured`, of which no answer is asked: larger than the tower's, they show what a resize changes.
+    `generator` reads images and answers in the reference deployment. `photographs` is the same on the images
+    `pictured`, whose answers are not scored: larger than the tower's images, they show what a resize does.
+    `with_full` observes all tokens as well, whose score changes without any selection.
     """
-    described = [_Described([name]) for name in pictured]
     cells = [(name, keep) for name in reducers for keep in settings.keep]
+    scored = [FULL, *cells] if with_full else cells
     everything = {FULL[0]: Full(), **reducers}
+    described = [Described([name]) for name in pictured]
 
-    def see(variant: Variant) -> tuple[Seen, Seen]:
+    def see(variant: Variant) -> tuple[Observation, Observation]:
         size = variant.batch or settings.batch_size
-        with deployed(answerer, variant) as changed:
-            asked = observe(changed, everything, [FULL, *cells], questions, size, score)
+        with deployed(generator, variant) as changed:
+            answered = observe(changed, everything, scored, questions, size, score)
         with deployed(photographs, variant) as changed:
-            return asked, observe(changed, reducers, cells, described, size)
+            return answered, observe(changed, reducers, cells, described, size)
 
     reference = see(Variant())
-    found = []
+    changes = []
     for name, variant in tqdm(variants.items(), "robustness"):
         seen = see(variant)
         same = variant.is_of_images and seen[0].pixels.digest() == reference[0].pixels.digest()
-        changes = compare(seen, reference, cells, questions, settings)
-        found.append({"name": name, "no_pixel_changed": same, **changes})
-    scores = {cell: mean_score(reference[0].scores[cell], questions) for cell in [FULL, *cells]}
+        changed = compare(seen, reference, scored, questions, settings)
+        changes.append({"name": name, "no_pixel_changed": same, **changed})
+    scores = {cell: mean_score(reference[0].scores[cell], questions) for cell in scored}
     return {
         "keep": list(settings.keep),
         "questions": len(questions),
         "photographs": len(pictured),
-        "full": scores[FULL],
+        "full": scores.get(FULL),
         "reference": {name: [scores[name, keep] for keep in settings.keep] for name in reducers},
-        "variants": found,
+        "variants": changes,
     }
 
 
 @torch.inference_mode()
 def observe(
-    answerer: Generator,
+    generator: Generator,
     reducers: Mapping[str, Reducer],
     cells: Sequence[Cell],
     questions: Sequence[Any],
     size: int,
-    score: Score | None = None,
-) -> Seen:
-    """The kept tokens of all images under each cell, `size` questions at a time, and the answers' scores."""
+    score: ScoreAnswer | None = None,
+) -> Observation:
+    """The kept tokens and the scores of the answers in each cell, `size` questions at a time."""
     needs = frozenset().union(*(reducer.needs for reducer in reducers.values()))
-    seen = Seen(kept={cell: [] for cell in cells}, scores={cell: {} for cell in cells})
-    for indices in answerer.batches(questions, size):
-        asked = [questions[index] for index in indices]
-        batch = answerer.prepare([one.images for one in asked], [one.question for one in asked], needs)
-        assert batch.whole is not None and batch.whole.encoded.image_key_BX is not None, (
-            "questions have images"
-        )
+    seen = Observation(kept={cell: [] for cell in cells}, scores={cell: {} for cell in cells})
+    for indices in generator.batches(questions, size):
+        together = [questions[index] for index in indices]
+        batch = generator.prepare([one.images for one in together], [one.question for one in together], needs)
+        assert batch.whole is not None and batch.whole.encoded.image_key_BX is not None, "all have images"
         seen.pixels.update(batch.whole.encoded.image_key_BX.cpu().numpy().tobytes())
         for name, keep in cells:
-            seen.kept[name, keep] += _kept(answerer, batch, reducers[name], keep)
+            seen.kept[name, keep] += _kept(generator, batch, reducers[name], keep)
             if score:
-                replies = answerer.answer(batch, reducers[name], keep)
-                scored = zip(asked, replies, strict=True)
-                seen.scores[name, keep] |= {one.id: score(one, reply[0]) for one, reply in scored}
+                replies = generator.answer(batch, reducers[name], keep)
+                pairs = zip(together, replies, strict=True)
+                seen.scores[name, keep] |= {one.id: score(one, reply[0]) for one, reply in pairs}
     return seen
 
 
-def _kept(answerer: Generator, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
-    whole, asked = batch.whole, answerer.settings
+def _kept(generator: Generator, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
+    whole, settings = batch.whole, generator.settings
     assert whole is not None
     whole = whole.asked() if "text_BD" in reducer.needs else whole
-    kept = whole.choose(reducer, Policy(keep, asked.positions, asked.budget, asked.newline))
+    kept = whole.choose(reducer, Policy(keep, settings.positions, settings.budget, settings.newline))
     return list(zip(kept, whole.packing.sizes, strict=True))
 
 
 def compare(
-    seen: tuple[Seen, Seen],
-    reference: tuple[Seen, Seen],
+    seen: tuple[Observation, Observation],
+    reference: tuple[Observation, Observation],
     cells: Sequence[Cell],
     questions: Sequence[Question],
-    settings: Settings,
+    settings: RobustnessSettings,
 ) -> dict[str, Any]:
-    """What a deployment changes, of the questions and of the photographs, by reducer and kept fraction."""
-    (asked, pictured), (own, own_pictured) = seen, reference
-    changes = {
-        cell: change(asked.scores[cell], own.scores[cell], questions, settings) for cell in [FULL, *cells]
-    }
+    """What a deployment changes on the questions and on the photographs, by reducer and kept fraction."""
+    (answered, pictured), (own, own_pictured) = seen, reference
+    changes = {cell: change(answered.scores[cell], own.scores[cell], questions, settings) for cell in cells}
     lines: dict[str, dict[str, list[Any]]] = {}
     for cell in cells:
-        overlap, photographs = overlaps(asked, own, cell), overlaps(pictured, own_pictured, cell)
+        if cell == FULL:
+            continue
+        overlap, photographs = overlaps(answered, own, cell), overlaps(pictured, own_pictured, cell)
         line = {"iou": overlap, "photographs": photographs, "change": changes[cell]}
         for key, value in line.items():
             lines.setdefault(cell[0], {}).setdefault(key, []).append(value)
-    return {"full": changes[FULL], "reducers": lines}
+    return {"full": changes.get(FULL), "reducers": lines}
 
 
-def curves(found: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
-    """For each kept fraction the mean overlaps that `robustness` found, named "reducer/variant"."""
+def robustness_curves(found: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
+    """For each kept fraction the mean overlaps, by "reducer/variant"."""
     lines = {
         f"{name}/{variant['name']}": line["iou"]
         for variant in found["variants"]
@@ -229,7 +188,7 @@ def curves(found: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]
         yield keep, {name: line[place]["mean"] for name, line in lines.items() if line[place]}
 
 
-def overlaps(seen: Seen, reference: Seen, cell: Cell) -> dict[str, float] | None:
+def overlaps(seen: Observation, reference: Observation, cell: Cell) -> dict[str, float] | None:
     """Mean and lowest intersection over union of the tokens kept of an image.
 
     Images that come in another number of tokens, cut into other tiles, cannot be compared; None if none can.
@@ -251,7 +210,7 @@ def change(
     scores: Mapping[str, float],
     reference: Mapping[str, float],
     questions: Sequence[Question],
-    settings: Settings,
+    settings: RobustnessSettings,
 ) -> dict[str, float]:
     """By how much the mean score over the benchmarks rises, with the paired 95 % interval over questions."""
     means, resamples = [], []

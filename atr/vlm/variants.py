@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from atr.core.layout import Positions
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import Images, WholeInputs
 
@@ -35,7 +36,7 @@ class Variant:
     """Changes a copy of the vision tower."""
     batch: int | None = None
     """Questions at a time."""
-    positions: str | None = None
+    positions: Positions | None = None
     """As in `atr.vlm.reduce.reduce`."""
 
     @property

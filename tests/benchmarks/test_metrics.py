@@ -1,5 +1,4 @@
 import doctest
-import pickle
 
 import pytest
 from anls import anls_score
@@ -8,9 +7,6 @@ from hypothesis import strategies as st
 
 from atr.benchmarks import metrics
 from atr.benchmarks.metrics import (
-    ANLS,
-    ExactMatch,
-    RelaxedAccuracy,
     anls,
     exact_match,
     exact_words,
@@ -123,50 +119,14 @@ def test_exact_words_by_hand(prediction, answers, expected):
     assert exact_words(prediction, answers) == expected
 
 
-@given(st.lists(st.tuples(TEXT, ANSWERS), min_size=1, max_size=12), st.integers(1, 4))
-def test_a_metric_is_the_mean_of_its_function_however_it_is_batched(pairs, size):
-    scores = ((ExactMatch(), exact_match), (ANLS(), anls), (RelaxedAccuracy(), relaxed_accuracy))
-    for metric, function in scores:
-        for start in range(0, len(pairs), size):
-            predictions, answers = zip(*pairs[start : start + size], strict=True)
-            metric.update(predictions, answers)
-        mean = sum(function(*pair) for pair in pairs) / len(pairs)
-        assert metric.compute().item() == pytest.approx(mean, abs=1e-6)
-
-
-def test_metrics_start_again_and_travel_between_processes():
-    metric = pickle.loads(pickle.dumps(ANLS(threshold=0.7)))
-    metric.update(["abc"], [["axx"]])
-    assert metric.compute() == pytest.approx(1 / 3)
-    metric.reset()
-    with (
-        pytest.warns(UserWarning, match="before the"),
-        pytest.raises(ValueError, match="no question was scored"),
-    ):
-        metric.compute()
-
-
-def test_processes_that_answered_different_numbers_of_questions_have_the_mean_of_all():
-    whole, parts = ExactMatch(), [ExactMatch() for _ in range(3)]
-    said, answers = list("abcdef"), [["a"], ["x"], ["x"], ["d"], ["e"], ["x"]]
-    for metric, part in zip(parts, (slice(0, 1), slice(1, 3), slice(3, 6)), strict=True):
-        metric.update(said[part], answers[part])
-    whole.update(said, answers)
-    for metric in parts[1:]:
-        parts[0].merge_state(metric)  # as torchmetrics reduces over processes
-    assert parts[0].compute() == whole.compute() == 0.5
-
-
 def test_what_cannot_be_scored_is_refused():
     for function in (anls, exact_match, exact_words, relaxed_accuracy):
         with pytest.raises(ValueError, match="one or more strings"):
             function("a", [])
         with pytest.raises(ValueError, match="one or more strings"):
             function("a", "answer")
-    with pytest.raises(ValueError, match="2 predictions do not match 1 lists"):
-        ExactMatch().update(["a", "b"], [["a"]])
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(metrics).attempted >= 14
+    assert doctest.testmod(metrics).attempted == 7
     assert doctest.testmod(metrics).failed == 0

@@ -1,29 +1,26 @@
-import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
-from atr import config
-from atr.benchmarks import BENCHMARKS
-from atr.benchmarks.runner import MAX_CONSECUTIVE_FAILURES, answer_all, pictured, trials_of
-from atr.benchmarks.saved_rows import Row, Trial, Unfinished, save_rows
+from atr.benchmarks import load_benchmark
+from atr.benchmarks.answer_files import UnfinishedRows
+from atr.benchmarks.runner import MAX_CONSECUTIVE_FAILURES, answer_all, choose_pictured, trials_of
+from atr.core.records import Question, Reply, Trial
 
 
-@dataclass(frozen=True)
-class Asked:
-    id: str
-    question: str = "total"
-    benchmark: str = "docs"
-    group: str = "text"
-    images: list[str] = field(default_factory=lambda: ["docs/1"])
-    answers: list[str] = field(default_factory=lambda: ["17"])
-    choices: list[str] = field(default_factory=list)
-    unit: str = ""
-    unreadable: str = ""
+def make_question(name, **fields):
+    usual = {
+        "question": "total",
+        "benchmark": "docs",
+        "group": "text",
+        "images": ["docs/1"],
+        "answers": ["17"],
+    }
+    return Question(name, **usual | fields)
 
 
-QUESTIONS = [Asked(f"docs/{number}#0", images=[f"docs/{number}"]) for number in range(5)]
+QUESTIONS = [make_question(f"docs/{number}#0", images=[f"docs/{number}"]) for number in range(5)]
 BATCHES = [[4, 1], [0, 2], [3]]
 TRIALS = [Trial(0.2, 0), Trial(0.2, 1), Trial(0.5, 0)]
 
@@ -35,11 +32,7 @@ def prepare(images, texts):
 
 def answer(images, trial):
     kept = round(10 * trial.keep)
-    return [(f"{image} at {trial.keep}", kept, kept + 2, 10) for image in images]
-
-
-def test_the_names_of_the_config_are_the_registry():
-    assert {name: benchmark.group for name, benchmark in BENCHMARKS.items()} == config.GROUPS
+    return [Reply(f"{image} at {trial.keep}", kept, kept + 2, 10) for image in images]
 
 
 def test_every_question_is_answered_once_under_every_trial_and_comes_in_order():
@@ -76,7 +69,7 @@ def test_a_reducer_that_orders_the_tokens_is_asked_to_order_most_of_them_first()
 
 
 def test_rows_carry_the_benchmarks_score_and_anls():
-    asked = [Asked("docs/0#0", answers=["4078", "4079"])]
+    asked = [make_question("docs/0#0", answers=["4078", "4079"])]
     said = {0.1: "4078", 0.5: "407", 0.9: "no"}
     trials = [Trial(keep) for keep in said]
     rows = answer_all(asked, [[0]], trials, prepare, lambda _, trial: [(said[trial.keep], 1, 1, 9)])
@@ -105,7 +98,7 @@ def test_it_stops_long_before_it_has_asked_everything():
         asked.extend(images)
         raise ValueError("out of order")
 
-    many = [Asked(f"docs/{number}#0") for number in range(1000)]
+    many = [make_question(f"docs/{number}#0") for number in range(1000)]
     with pytest.raises(ValueError, match="out of order"):
         answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, failing)
     assert len(asked) == MAX_CONSECUTIVE_FAILURES
@@ -121,7 +114,7 @@ def test_it_stops_as_well_where_the_model_breaks_later_on():
             raise RuntimeError("device lost")
         return answer(images, trial)
 
-    many = [Asked(f"docs/{number}#0") for number in range(1000)]
+    many = [make_question(f"docs/{number}#0") for number in range(1000)]
     with pytest.raises(RuntimeError, match=r"to docs/100#0, nor to the 15 behind it: .*device lost"):
         answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, breaking)
     assert len(asked) == 100 + MAX_CONSECUTIVE_FAILURES
@@ -134,7 +127,8 @@ def test_failures_between_answers_do_not_add_up():
         return answer(images, trial)
 
     many = [
-        Asked(f"docs/{number}#0", images=[f"docs/{number}"]) for number in range(3 * MAX_CONSECUTIVE_FAILURES)
+        make_question(f"docs/{number}#0", images=[f"docs/{number}"])
+        for number in range(3 * MAX_CONSECUTIVE_FAILURES)
     ]
     rows = answer_all(many, [[number] for number in range(len(many))], TRIALS[:1], prepare, failing)
     assert [row.status for row in rows] == ["answered", "failed"] * (len(many) // 2)
@@ -146,7 +140,7 @@ def test_a_reducer_that_fails_at_one_budget_alone_is_asked_on():
             raise MemoryError("full")
         return answer(images, trial)
 
-    many = [Asked(f"docs/{number}#0") for number in range(3 * MAX_CONSECUTIVE_FAILURES)]
+    many = [make_question(f"docs/{number}#0") for number in range(3 * MAX_CONSECUTIVE_FAILURES)]
     batches = [[number, number + 1] for number in range(0, len(many), 2)]
     rows = answer_all(many, batches, TRIALS, prepare, failing)
     assert {(row.keep, row.status) for row in rows} == {(0.2, "answered"), (0.5, "failed")}
@@ -179,70 +173,50 @@ def resumed(batches, unfinished):
 
 def test_a_stopped_evaluation_goes_on_behind_its_last_batch(tmp_path):
     path = tmp_path / "unfinished" / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
-    rows, asked = resumed(BATCHES, Unfinished(path, rank=1))
+    interrupted(BATCHES, UnfinishedRows(path), after=2)
+    rows, asked = resumed(BATCHES, UnfinishedRows(path, rank=1))
     assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
     assert asked == [["docs/3"]]
-    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda row: row | {"tokens": "3"}, "tokens: '3' is not allowed, allowed: int"),
-        (lambda row: row | {"images": "docs/1"}, "images: 'docs/1' is not allowed, allowed: "),
-        (lambda row: row | {"score": float("nan")}, "score: nan is not allowed"),
-        (lambda row: [row], r"\[\{.* is not allowed, allowed: a JSON object"),
-    ],
-)
-def test_a_line_that_is_no_row_is_named_and_not_resumed_from(tmp_path, spoil, message):
-    path = tmp_path / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
-    file = tmp_path / "abc.0.jsonl"
-    lines = file.read_text().split("\n")
-    lines[1] = json.dumps(spoil(json.loads(lines[1])))
-    file.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=rf"abc\.0\.jsonl line 2: {message}"):
-        resumed(BATCHES, Unfinished(path))
+    assert resumed(BATCHES, UnfinishedRows(path)) == (rows, [])
 
 
 @pytest.mark.parametrize("more", [1, 2, 3])
 def test_a_batch_of_which_some_answers_are_kept_is_asked_again(tmp_path, more):
     path = tmp_path / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
+    interrupted(BATCHES, UnfinishedRows(path), after=2)
     file, whole = tmp_path / "abc.0.jsonl", len(BATCHES[0]) * len(TRIALS)
     lines = [line for line in file.read_bytes().split(b"\n") if line]
     file.write_bytes(b"\n".join(lines[: whole + more]) + b"\n")
-    rows, asked = resumed(BATCHES, Unfinished(path))
+    rows, asked = resumed(BATCHES, UnfinishedRows(path))
     assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
     assert asked == [["docs/0", "docs/2"], ["docs/3"]]
 
 
 def test_of_unfinished_answers_those_to_other_questions_are_left_alone(tmp_path):
     """A process keeps in memory what it is to answer, not all that the others did."""
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    (first, *_), unfinished = BATCHES[0], Unfinished(tmp_path / "abc", rank=1)
+    interrupted(BATCHES, UnfinishedRows(tmp_path / "abc"), after=2)
+    (first, *_), unfinished = BATCHES[0], UnfinishedRows(tmp_path / "abc", rank=1)
     name = QUESTIONS[first].id
-    assert set(unfinished.rows({name, "unknown"})) == {(trial, name) for trial in TRIALS}
-    assert unfinished.rows(()) == {}
+    assert set(unfinished.load({name, "unknown"})) == {(trial, name) for trial in TRIALS}
+    assert unfinished.load(()) == {}
 
 
 def test_what_a_stop_cut_off_is_asked_again_and_spoils_nothing(tmp_path):
     path = tmp_path / "abc"
-    interrupted(BATCHES, Unfinished(path), after=2)
+    interrupted(BATCHES, UnfinishedRows(path), after=2)
     file = tmp_path / "abc.0.jsonl"
     lines = [line for line in file.read_bytes().split(b"\n") if line]
     whole = len(BATCHES[0]) * len(TRIALS)
     file.write_bytes(b"\n".join([*lines[:whole], lines[whole][:-20]]))
-    rows, asked = resumed(BATCHES, Unfinished(path))
+    rows, asked = resumed(BATCHES, UnfinishedRows(path))
     assert rows == answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
     assert asked == [["docs/0", "docs/2"], ["docs/3"]]
-    assert resumed(BATCHES, Unfinished(path)) == (rows, [])
+    assert resumed(BATCHES, UnfinishedRows(path)) == (rows, [])
 
 
 def test_answers_of_another_name_are_not_taken(tmp_path):
-    interrupted(BATCHES, Unfinished(tmp_path / "abc"), after=2)
-    assert len(resumed(BATCHES, Unfinished(tmp_path / "ab"))[1]) == len(BATCHES)
+    interrupted(BATCHES, UnfinishedRows(tmp_path / "abc"), after=2)
+    assert len(resumed(BATCHES, UnfinishedRows(tmp_path / "ab"))[1]) == len(BATCHES)
 
 
 def test_a_batch_with_a_failure_is_asked_again(tmp_path):
@@ -252,8 +226,8 @@ def test_a_batch_with_a_failure_is_asked_again(tmp_path):
         return answer(images, trial)
 
     path = tmp_path / "abc"
-    answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing, unfinished=Unfinished(path))
-    rows, asked = resumed(BATCHES, Unfinished(path))
+    answer_all(QUESTIONS, BATCHES, TRIALS, prepare, failing, unfinished=UnfinishedRows(path))
+    rows, asked = resumed(BATCHES, UnfinishedRows(path))
     assert asked == [["docs/4", "docs/1"]]
     assert {row.status for row in rows} == {"answered"}
 
@@ -331,12 +305,12 @@ def test_a_question_comes_with_all_of_its_images_or_none():
 
 
 def test_rows_hold_what_scoring_again_needs():
-    asked = Asked("mmmu/1", benchmark="mmmu", answers=["B"], choices=["cat", "dog"], unit="mmmu/u")
+    asked = make_question("mmmu/1", benchmark="mmmu", answers=["B"], choices=["cat", "dog"], unit="mmmu/u")
     [row] = answer_all([asked], [[0]], TRIALS[:1], prepare, lambda images, _: [("(B)", 1, 1, 9)])
     assert (row.score, row.answers, row.choices, row.unit, row.images) == (
         1.0, ["B"], ["cat", "dog"], "mmmu/u", ["docs/1"],
     )  # fmt: skip
-    assert BENCHMARKS["mmmu"].score(row.prediction, row) == row.score
+    assert load_benchmark("mmmu").score(row.prediction, row) == row.score
 
 
 def test_processes_answer_their_share_and_get_all_rows(monkeypatch):
@@ -362,6 +336,22 @@ def test_trials_of_each_reducer():
     assert trials_of("random", [0.1, 0.5], 2) == [Trial(0.1, 0), Trial(0.1, 1), Trial(0.5, 0), Trial(0.5, 1)]
 
 
+def test_the_trials_of_the_users_own_reducer_are_those_its_file_says(tmp_path):
+    (tmp_path / "mine.py").write_text("DRAWS = True\n")
+    (tmp_path / "other.py").write_text('BUDGET = "own"\n')
+    assert trials_of(str(tmp_path / "mine"), [0.1], 2) == [Trial(0.1, 0), Trial(0.1, 1)]
+    assert trials_of(str(tmp_path / "other"), [0.1], 2) == [Trial(None)]
+
+
+def test_a_broken_score_stops_the_run_and_is_no_failure_of_the_model(monkeypatch):
+    broken = replace(load_benchmark("docs"), score_of=lambda prediction, question: float("nan"))
+    monkeypatch.setattr("atr.benchmarks.runner.load_benchmark", lambda name: broken)
+    with pytest.raises(
+        ValueError, match=r"^docs: score\(\) of 'docs/4 at 0.5' is nan, allowed: a number in 0..1$"
+    ):
+        answer_all(QUESTIONS, BATCHES, TRIALS, prepare, answer)
+
+
 def pictured_of(questions, trials, lost=(), at=(0.2, 0.5)):
     def losing(images, trial):
         if set(images) & set(lost) and trial.keep in at:
@@ -370,20 +360,22 @@ def pictured_of(questions, trials, lost=(), at=(0.2, 0.5)):
 
     batches = [[number] for number in range(len(questions))]
     rows = answer_all(questions, batches, trials, lambda images, _: [names[0] for names in images], losing)
-    return pictured(questions, trials, rows)
+    return choose_pictured(questions, trials, rows)
 
 
 def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     signs = [
-        Asked(f"signs/{i}#{j}", benchmark="signs", images=[f"signs/{i}"]) for i in range(2) for j in range(2)
+        make_question(f"signs/{i}#{j}", benchmark="signs", images=[f"signs/{i}"])
+        for i in range(2)
+        for j in range(2)
     ]
-    general = [Asked("shapes/0#0", benchmark="shapes", group="general", images=["shapes/0"])]
+    general = [make_question("shapes/0#0", benchmark="shapes", group="general", images=["shapes/0"])]
     images, trial = pictured_of([*general, *QUESTIONS, *signs], trials_of("random", [0.1, 0.3, 0.45], 2))
     assert list(images) == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1"]
     assert images["signs/1"] == next(sign.question for sign in signs if "signs/1" in sign.images)
     assert trial == Trial(0.45, 0)
     assert list(pictured_of(general, [trial])[0]) == ["shapes/0"]
-    assert pictured(general, trials_of("selector_adaptive", [0.1], 1), [])[1] == Trial(None)
+    assert choose_pictured(general, trials_of("selector_adaptive", [0.1], 1), [])[1] == Trial(None)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +383,7 @@ def test_pictured_are_the_first_images_of_text_benchmarks_near_forty_percent():
     [([0.1, 0.39, 0.5], 0.39), ([0.34, 0.45, 0.5], 0.45), ([0.5, 0.9], 0.5), ([0.1, 0.3], 0.3)],
 )
 def test_pictured_is_the_kept_fraction_nearest_to_forty_percent(keeps, shown):
-    assert pictured(QUESTIONS, trials_of("selector", keeps, 1), [])[1] == Trial(shown)
+    assert choose_pictured(QUESTIONS, trials_of("selector", keeps, 1), [])[1] == Trial(shown)
 
 
 def test_an_image_that_was_not_answered_about_is_not_pictured():
@@ -402,7 +394,7 @@ def test_an_image_that_was_not_answered_about_is_not_pictured():
     assert "docs/1" in pictured_of(QUESTIONS, TRIALS, lost=["docs/1"], at=others)[0]
 
 
-def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
+def test_a_reducer_that_decides_its_count_is_asked_for_none():
     asked = []
 
     def deciding(images, trial):
@@ -412,14 +404,3 @@ def test_a_reducer_that_decides_its_count_is_asked_for_none(tmp_path):
     rows = answer_all(QUESTIONS, BATCHES, [Trial(None)], prepare, deciding)
     assert set(asked) == {None}
     assert [(row.keep, row.tokens) for row in rows] == [(None, number) for number in range(5)]
-    save_rows(tmp_path / "results.jsonl", rows)
-    assert [Row(**json.loads(line)) for line in (tmp_path / "results.jsonl").open()] == rows
-
-
-def test_saved_rows_are_one_object_a_line(tmp_path):
-    rows = answer_all(
-        QUESTIONS, BATCHES, TRIALS, prepare, lambda images, _: [('\u2028\n"é', 1, 2, 9)] * len(images)
-    )
-    save_rows(tmp_path / "results.jsonl", rows)
-    lines = (tmp_path / "results.jsonl").read_bytes().removesuffix(b"\n").split(b"\n")
-    assert [Row(**json.loads(line)) for line in lines] == rows

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from atr.benchmarks.saved_rows import Row
-from atr.benchmarks.summary import curves, summarise, tokens_full
+from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
+from atr.core.records import Row
 
 
 def row(benchmark, number, keep, seed, score, group="text"):
@@ -158,14 +158,14 @@ def test_tokens_are_means_over_the_questions_and_those_of_a_failed_one_are_not_a
             [10, 30, 20, 25, 75, 50], [50, 150, 100] * 2, strict=True,
         )
     ]  # fmt: skip
-    assert tokens_full(table) == 100
+    assert mean_tokens_full(table) == 100
     assert [(score["tokens"], score["tokens_full"]) for score in summarise(table, 10, 0)[:2]] == [
         (20, 100), (50, 100),
     ]  # fmt: skip
     lost = replace(
         table[4], status="failed", error="too long", score=None, anls=None, tokens=0, tokens_full=0
     )
-    assert tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
+    assert mean_tokens_full([*table[:4], lost, table[5]]) == 100  # answered at another kept fraction
     half = summarise([*table[:4], lost, table[5]], 10, 0)[1]
     assert (half["tokens"], half["tokens_full"]) == (37.5, 75)
 
@@ -175,11 +175,11 @@ def test_an_adaptive_count_stands_at_its_mean_fraction_and_questions_without_ima
         *(replace(line, tokens=36, keep=None) for line in rows("docs", [1, 0])),
         *(replace(line, tokens=0, tokens_full=0, keep=None) for line in rows("shapes", [1], group="general")),
     ]
-    assert list(curves(summarise(table, 10, 0))) == [
+    assert list(score_curves(summarise(table, 10, 0))) == [
         (0.25, "docs", 0.5), (1.0, "shapes", 1.0), (0.25, "text", 0.5), (1.0, "general", 1.0),
     ]  # fmt: skip
     none = [replace(line, tokens=0, tokens_full=0, keep=0.0) for line in rows("docs", [1])]
-    assert [keep for keep, _, _ in curves(summarise(none, 10, 0))] == [0.0, 0.0]
+    assert [keep for keep, _, _ in score_curves(summarise(none, 10, 0))] == [0.0, 0.0]
 
 
 def test_the_tokens_of_a_group_are_weighed_as_its_score_is():

@@ -3,7 +3,7 @@ import doctest
 import pytest
 
 from atr.benchmarks import vqa
-from atr.benchmarks.vqa import VQAAccuracy, normalise_vqa, vqa_accuracy
+from atr.benchmarks.vqa import normalise_vqa, vqa_accuracy
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,5 @@ def test_no_answers_are_refused():
         vqa_accuracy("a", [])
 
 
-def test_the_metric_is_the_mean_and_the_examples_hold():
-    metric = VQAAccuracy()
-    metric.update(["nokia", "x"], [["nokia"] * 2 + ["no"] * 8, ["y"] * 10])
-    assert metric.compute() == pytest.approx(0.3)
-    assert doctest.testmod(vqa).attempted >= 5 and doctest.testmod(vqa).failed == 0
+def test_the_examples_in_the_docstrings_hold():
+    assert doctest.testmod(vqa).attempted == 2 and doctest.testmod(vqa).failed == 0

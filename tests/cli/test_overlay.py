@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from atr import config
-from atr.cli import overlay
+from atr.cli import overlay, plan
+from atr.config.stages import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "params.yaml").read_text()
@@ -48,10 +49,9 @@ def test_the_papers_two_experiments_are_shipped():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_states_every_parameter_of_its_stages(name):
     tree = config.read(EXPERIMENTS[name])
-    assert list(tree) == [key for key in config._KEYS if not key.startswith("micro")]
-    for section, kind in config._SECTIONS.items():
-        if not section.startswith("micro"):
-            assert list(tree[section]) == [key.name for key in fields(kind)]
+    assert list(tree) == list(PIPELINE.keys)
+    for section, kind in PIPELINE.sections.items():
+        assert list(tree[section]) == [key.name for key in fields(kind)]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -82,7 +82,7 @@ def test_an_experiment_holds_what_the_paper_states(params, name, encoder, width,
     assert trained.pretrain.warmup == 0.05
     assert evaluate.keep == [round(0.1 * tenths, 1) for tenths in range(1, keep + 1)]
     assert set(evaluate.reducers) == {"full", "none", "random"}
-    assert set(config.load("prepare", params).prepare.benchmarks) == set(config.PAPER_BENCHMARKS)
+    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.BENCHMARK_QUESTIONS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -136,7 +136,7 @@ def test_a_setting_wins_over_the_file_and_has_the_type_it_has_in_yaml(params):
         ),
         ("seed: 1", ["trainer.devices=[8"], "--set: "),
         ("seed: 010", [], "seed: 10 in YAML 1.2, which DVC reads, is 8 in YAML 1.1"),
-        ("micro: {compile: yes}", [], "micro.compile: 'yes' in YAML 1.2"),
+        ("evaluate: {newline: yes}", [], "evaluate.newline: 'yes' in YAML 1.2"),
         ("seed: 1", ["pretrain.epochs=010"], "pretrain.epochs: 10 in YAML 1.2"),
         ("seed: 1", ["evaluate.keep=[.5,1:30]"], "evaluate.keep: '1:30' in YAML 1.2"),
         ("report: {best: divprune}", [], "report.best: 'divprune' is out of range, allowed: random, "),
@@ -196,7 +196,8 @@ def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
         "stages:\n"
         "  pretrain:\n    cmd: cp params.yaml pretrained.yaml\n    params: [encoder, pretrain]\n"
         "    outs: [pretrained.yaml]\n"
-        "  micro:\n    cmd: cp params.yaml micro.yaml\n    params: [micro]\n    outs: [micro.yaml]\n"
+        "  report:\n    cmd: cp params.yaml reported.yaml\n    params: [report.pages]\n"
+        "    outs: [reported.yaml]\n"
     )
 
     def call(*command):
@@ -216,7 +217,7 @@ def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
     overlay.apply(EXPERIMENTS["llava-next"], path=params)
     assert "pretrain.heads" in call(*dvc, "params", "diff")
     output = call(*dvc, "exp", "run", "-S", "pretrain.epochs=3")
-    assert "Running stage 'pretrain'" in output and "Running stage 'micro'" not in output
+    assert "Running stage 'pretrain'" in output and "Running stage 'report'" not in output
     seen = config.flat(tmp_path / "pretrained.yaml")
     assert (seen["pretrain.heads"], seen["pretrain.epochs"]) == (16, 3)
     assert seen["encoder"] == "clip-vit-large-patch14-336"

@@ -22,10 +22,12 @@ from transformers import (
 from atr import config
 from atr.cli import overlay, plan
 from atr.cli.disk import Disks
+from atr.config.presets import ENCODERS, VLMS
+from atr.config.pretrain import Pretrain
+from atr.config.trainer import Trainer
 from atr.features.datamodule import FeatureDataModule
 from atr.features.encoder import Encoder
 from atr.reduction.autoencoder import FeatureAutoencoder
-from atr.vlm.in_llm import INSIDE
 from atr.vlm.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,7 @@ def planned(tmp_path):
         file = tmp_path / "nothing.yaml"
         file.write_text("{}")
         overlay.apply(f"experiments/{name}.yaml" if name else file, settings, path)
-        return plan.load(path)
+        return plan.load_plan(path)
 
     return planned
 
@@ -63,7 +65,7 @@ def test_stored_features_have_the_papers_size(path, image, hundred_thousand):
 
 
 def test_every_preset_is_known():
-    assert all(plan.features_of(preset.path) for preset in config.ENCODERS.values())
+    assert all(plan.features_of(preset.path) for preset in ENCODERS.values())
 
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
@@ -90,11 +92,11 @@ def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, settings, pro
     processor.save_pretrained(tmp_path)
     encoder = Encoder.load(str(tmp_path))
     rows, columns = encoder.grid
-    assert plan.features_of(str(tmp_path)) == plan.Features(rows * columns, encoder.width)
+    assert plan.features_of(str(tmp_path)) == plan.FeatureShape(rows * columns, encoder.width)
 
 
 def test_the_shipped_model_is_read_from_its_folder():
-    assert plan.features_of("data/micro/llava") == plan.Features(144, 192)
+    assert plan.features_of("data/micro/llava") == plan.FeatureShape(144, 192)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "{", '{"vision_config": {"image_size": 28}}'])
@@ -111,7 +113,7 @@ def autoencoder(pretrain, width, grid):
 
 @pytest.mark.parametrize(("width", "layers", "ratio"), [(24, 1, 4.0), (36, 3, 2.6), (192, 2, 4.0)])
 def test_parameters_are_those_of_the_modules(width, layers, ratio):
-    pretrain = config.Pretrain(layers=layers, ffn_ratio=ratio)
+    pretrain = Pretrain(layers=layers, ffn_ratio=ratio)
     real = autoencoder(pretrain, width, (3, 4))
     size = plan.Autoencoder.of(pretrain, width)
     for module, count in (
@@ -136,7 +138,7 @@ def counted(run):
 
 
 def test_flops_are_those_that_torch_counts():
-    pretrain = config.Pretrain(layers=2, heads=3, ffn_ratio=3.0)
+    pretrain = Pretrain(layers=2, heads=3, ffn_ratio=3.0)
     real, tokens = autoencoder(pretrain, 24, (4, 5)), 20
     size = plan.Autoencoder.of(pretrain, 24)
     features_BND = torch.randn(6, tokens, 24)
@@ -173,17 +175,17 @@ def test_split_and_steps_are_those_of_the_data_module(planned, images, batch):
     ("devices", "nodes", "processes"), [(8, 1, 8), ("auto", 1, 1), (-1, 2, 1), ([0, 3], 2, 4)]
 )
 def test_each_device_takes_its_own_batch(planned, devices, nodes, processes):
-    trainer = config.Trainer(devices=devices, num_nodes=nodes)
+    trainer = Trainer(devices=devices, num_nodes=nodes)
     costs = replace(planned("llava-next"), trainer=trainer)
     assert costs.processes == processes
     assert costs.steps == 40 * (95_000 // processes // 32)
 
 
-@pytest.mark.parametrize("name", config.PAPER_BENCHMARKS)
+@pytest.mark.parametrize("name", plan.BENCHMARK_QUESTIONS)
 def test_questions_are_those_that_the_benchmark_says(name):
     first = (ROOT / f"atr/benchmarks/{name}.py").read_text().partition("\n")[0]
     count = re.findall(r": ([\d,]+) ", first)[-1]
-    assert plan.QUESTIONS[name] == int(count.replace(",", ""))
+    assert plan.BENCHMARK_QUESTIONS[name] == int(count.replace(",", ""))
 
 
 def test_a_sample_of_questions_is_at_most_what_there_is(planned):
@@ -285,9 +287,8 @@ def test_the_plan_of_what_is_shipped(planned, name, settings, shown):
     assert [part for part in shown if part not in text] == []
 
 
-def test_as_many_deployments_are_counted_as_there_are_and_the_same_reducers_left_out():
+def test_as_many_deployments_are_counted_as_there_are_():
     assert len(VARIANTS) + 1 == plan.DEPLOYMENTS
-    assert set(plan.NOT_DEPLOYED) == {"random", *INSIDE}
 
 
 def test_the_shipped_parameters_give_no_warning(planned):
@@ -311,7 +312,7 @@ def test_an_unknown_encoder_is_said_to_be_unknown(planned):
 )
 def test_as_many_tiles_as_the_largest_grid_of_the_family_and_its_base(name, family, side):
     grids = family().image_grid_pinpoints
-    assert config.VLMS[name].tiles == max((height // side) * (width // side) for height, width in grids) + 1
+    assert VLMS[name].tiles == max((height // side) * (width // side) for height, width in grids) + 1
 
 
 def test_the_model_of_the_paper_may_shrink_its_grid(planned):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from atr import config
+from atr.config.trainer import Trainer
 from atr.core.hardware import lightning_kwargs, precision_of, resolved
 
 
@@ -31,13 +31,13 @@ def test_an_auto_precision_is_what_the_hardware_has_instructions_for(
     monkeypatch, parts, accelerator, precision
 ):
     machine(monkeypatch, **parts)
-    assert precision_of(config.Trainer(accelerator=accelerator)) == precision
+    assert precision_of(Trainer(accelerator=accelerator)) == precision
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true", 64])
 def test_a_precision_that_is_named_is_taken(monkeypatch, precision):
     machine(monkeypatch)
-    assert precision_of(config.Trainer(precision=precision)) == precision
+    assert precision_of(Trainer(precision=precision)) == precision
 
 
 @pytest.mark.parametrize("precision", [16, "16-mixed"])
@@ -45,16 +45,18 @@ def test_mixed_float16_is_refused_on_a_cpu(monkeypatch, precision):
     """Lightning would take bfloat16 for it, and the records would say float16."""
     for accelerator, parts in (("cpu", {"cuda": True}), ("auto", {})):
         machine(monkeypatch, **parts)
-        with pytest.raises(ValueError, match=f"trainer.precision: {precision} is of GPUs, allowed on a CPU:"):
-            precision_of(config.Trainer(accelerator=accelerator, precision=precision))
+        with pytest.raises(
+            ValueError, match=f"trainer.precision: {precision} needs a GPU, allowed on a CPU:"
+        ):
+            precision_of(Trainer(accelerator=accelerator, precision=precision))
     machine(monkeypatch, cuda=True)
-    assert precision_of(config.Trainer(precision=precision)) == precision
+    assert precision_of(Trainer(precision=precision)) == precision
 
 
 def test_the_rest_goes_to_lightning_as_it_is():
-    trainer = config.Trainer(accelerator="cpu", devices=2, precision="32-true")
+    trainer = Trainer(accelerator="cpu", devices=2, precision="32-true")
     assert lightning_kwargs(trainer) == trainer.kwargs()
-    assert lightning_kwargs(config.Trainer(accelerator="cpu"))["precision"] in ("bf16-mixed", "32-true")
+    assert lightning_kwargs(Trainer(accelerator="cpu"))["precision"] in ("bf16-mixed", "32-true")
 
 
 def test_this_torch_knows_the_instructions_by_their_names():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from atr.core.typed_json import ListedFile, check_distinct, record, records, short, value_of
+from atr.core.typed_json import ListedFile, check_distinct, parse_record, read_records, short, value_of
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ WHOLE = {"points": [{"x": 1}, {"x": 0.5, "name": "b"}], "grid": [2, 3], "owner":
 
 def test_what_fits_is_taken_as_it_is():
     expected = Shape([Point(1), Point(0.5, "b")], (2, 3), None, {"a": [1]})
-    assert record(Shape, WHOLE, "file") == expected
-    assert record(Shape, WHOLE | {"unknown": 1}, "file") == expected
-    assert record(Shape, {"points": [], "grid": [2, 3]}, "file") == Shape([], (2, 3))
+    assert parse_record(Shape, WHOLE, "file") == expected
+    assert parse_record(Shape, WHOLE | {"unknown": 1}, "file") == expected
+    assert parse_record(Shape, {"points": [], "grid": [2, 3]}, "file") == Shape([], (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_what_fits_is_taken_as_it_is():
 )
 def test_what_does_not_fit_is_named_by_its_place(content, message):
     with pytest.raises(ValueError) as caught:
-        record(Shape, content, "file")
+        parse_record(Shape, content, "file")
     assert str(caught.value) == message
 
 
 def test_an_exact_record_has_every_key_and_no_other():
-    assert record(Shape, WHOLE, "file", exact=True).grid == (2, 3)
+    assert parse_record(Shape, WHOLE, "file", exact=True).grid == (2, 3)
     with pytest.raises(ValueError, match=r"^file: more is missing, allowed: "):
-        record(Shape, {key: WHOLE[key] for key in ("points", "grid", "owner")}, "file", exact=True)
+        parse_record(Shape, {key: WHOLE[key] for key in ("points", "grid", "owner")}, "file", exact=True)
     with pytest.raises(ValueError, match=r"^file: 'b' is an unknown key, allowed: points, grid, owner, more"):
-        record(Shape, WHOLE | {"b": 1, "c": 2}, "file", exact=True)
+        parse_record(Shape, WHOLE | {"b": 1, "c": 2}, "file", exact=True)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_values_of_the_type(hint, value):
 def test_lines_are_told_apart_by_line_feeds_alone(tmp_path):
     path = tmp_path / "points.jsonl"
     path.write_bytes('{"x": 1, "name": "a\u2028b"}\n{"x": 2}\n'.encode())
-    assert list(records(Point, path)) == [Point(1, "a\u2028b"), Point(2)]
+    assert list(read_records(Point, path)) == [Point(1, "a\u2028b"), Point(2)]
     path.write_bytes(b'{"x": 1}\n{"x": 1, "name": "\xff"}\n')
     with pytest.raises(ValueError, match=r"points\.jsonl line 2 is not valid JSON"):
-        list(records(Point, path))
+        list(read_records(Point, path))
 
 
 def test_a_value_is_shown_on_one_line_of_bounded_length():

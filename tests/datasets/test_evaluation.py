@@ -1,24 +1,14 @@
-from dataclasses import dataclass, field
-
 import pytest
 from PIL import Image
 
-from atr.config import GROUPS
-from atr.datasets import evaluation, parquet
-from atr.datasets.questions import Question
+from atr.benchmarks import load_benchmark
+from atr.core.records import Example, Question
+from atr.datasets import drawn, evaluation, parquet
 from atr.micro import world
 
 
-@dataclass(frozen=True)
-class Row:
-    """An example as a benchmark's file makes it."""
-
-    id: str
-    images: list
-    unit: str = ""
-    question: str = "what?"
-    answers: list[str] = field(default_factory=lambda: ["it"])
-    choices: list[str] = field(default_factory=list)
+def example(name, images, **fields):
+    return Example(name, **{"question": "what?", "answers": ["it"], "images": images} | fields)
 
 
 @pytest.fixture
@@ -26,56 +16,68 @@ def cells(hub, tmp_path):
     """The first and second are the same picture, the third is cut off, the fourth is no picture."""
     contents = [hub.png(1), hub.png(1), hub.png(2)[:90], b"", hub.png(3)]
     rows = [{"image": {"bytes": content, "path": None}} for content in contents]
-    return [row["image"] for row in parquet.rows(hub.write(tmp_path, "chartqa", rows, files=1))]
+    return [row["image"] for row in parquet.read_rows(hub.write(tmp_path, "chartqa", rows, files=1))]
 
 
 def read(examples, count=99, seed=0):
-    return list(evaluation.read_from("chartqa", "text", examples, count, seed))
+    return list(evaluation.sample_questions("chartqa", "text", examples, count, seed))
 
 
-def test_micro_questions_are_the_first_of_each_evaluation_image():
-    [(question, [(name, image)])] = [*evaluation.drawn_by_micro("docs", "text", 1, 5, "evaluate")]
-    sample = world.sample("docs", "evaluate", 0, 5)
-    asked, answer = sample.turns[0]
-    assert question == Question("docs/000000#0", "docs", "text", ["docs/000000"], asked, [answer])
-    assert name == "docs/000000" and image.tobytes() == sample.image.tobytes()
+def draw(benchmark, count, seed, split):
+    docs = load_benchmark(benchmark)
+    rows = drawn.draw_rows(docs.source.module, benchmark, split, seed)
+    return list(evaluation.first_questions(benchmark, docs.group, docs.examples(rows), count))
+
+
+def test_drawn_questions_are_the_first_of_each_image_in_their_order():
+    pictured = draw("docs", 3, 5, "evaluate")
+    for index, (question, [image]) in enumerate(pictured):
+        sample, name = world.sample("docs", "evaluate", index, 5), f"docs/{index:06d}"
+        text, answer = sample.turns[0]
+        assert question == Question(f"{name}#0", "docs", "text", [name], text, [answer])
+        assert image.id == name and image.image.tobytes() == sample.image.tobytes()
+    assert len(pictured) == 3
 
 
 def test_a_question_has_its_images_in_order_and_shares_them_by_content(cells):
-    drawn = read(
-        [Row("a", [cells[0], cells[4]], choices=["x"], unit="u"), Row("b", [cells[1]]), Row("c", [])]
+    pictured = read(
+        [
+            example("a", [cells[0], cells[4]], choices=["x"], unit="u"),
+            example("b", [cells[1]]),
+            example("c", []),
+        ]
     )
-    (first, pictures), (second, same), (third, none) = drawn
-    assert first.id == "chartqa/a" and first.images == [name for name, _ in pictures]
-    assert second.images == first.images[:1] and same[0][0] == pictures[0][0]
+    (first, pictures), (second, same), (third, none) = pictured
+    assert first.id == "chartqa/a" and first.images == [image.id for image in pictures]
+    assert second.images == first.images[:1] and same[0].id == pictures[0].id
     assert (third.images, none, third.unreadable) == ([], [], "")
     assert (first.choices, first.unit, second.unit) == (["x"], "chartqa/u", "")
     questions = []
-    stored = dict(evaluation.distinct(drawn, questions))
-    assert list(stored) == first.images and questions == [first, second, third]
+    stored = list(evaluation.deduplicate(pictured, questions))
+    assert [image.id for image in stored] == first.images and questions == [first, second, third]
 
 
 @pytest.mark.parametrize(
     "broken, reason", [(2, "row 2 column image cannot be read as an image"), (3, "row 3")]
 )
 def test_an_unreadable_image_is_said_and_the_others_are_asked(cells, broken, reason):
-    drawn = read([Row("a", [cells[0], cells[broken]]), Row("b", [cells[1]])])
-    assert [(question.images == [], reason in question.unreadable) for question, _ in drawn] == [
+    pictured = read([example("a", [cells[0], cells[broken]]), example("b", [cells[1]])])
+    assert [(question.images == [], reason in question.unreadable) for question, _ in pictured] == [
         (True, True), (False, False),
     ]  # fmt: skip
-    assert [len(pictures) for _, pictures in drawn] == [0, 1]
-    questions = [question for question, _ in drawn]
-    assert evaluation.unreadable(questions) == questions[:1]
+    assert [len(pictures) for _, pictures in pictured] == [0, 1]
+    questions = [question for question, _ in pictured]
+    assert evaluation.unreadable_questions(questions) == questions[:1]
 
 
 def test_a_benchmark_without_a_readable_image_is_refused(cells):
-    questions = [question for question, _ in read([Row("a", [cells[2]]), Row("b", [cells[3]])])]
+    questions = [question for question, _ in read([example("a", [cells[2]]), example("b", [cells[3]])])]
     with pytest.raises(ValueError, match=r"chartqa: no image can be read: .*row 2"):
-        evaluation.unreadable([Question("docs/0", "docs", "text", ["x"], "?", ["7"]), *questions])
+        evaluation.unreadable_questions([Question("docs/0", "docs", "text", ["x"], "?", ["7"]), *questions])
 
 
 def test_a_sample_is_seeded_whole_units_in_the_order_of_the_rows():
-    rows = [Row(f"{turn}.{unit}", [], unit=str(unit)) for turn in range(3) for unit in range(20)]
+    rows = [example(f"{turn}.{unit}", [], unit=str(unit)) for turn in range(3) for unit in range(20)]
     names = [[question.id for question, _ in read(rows, 5, seed)] for seed in (0, 0, 1)]
     assert names[0] == names[1] != names[2]
     assert len(names[0]) == 15 and names[0] == sorted(names[0], key=[f"chartqa/{r.id}" for r in rows].index)
@@ -85,32 +87,31 @@ def test_a_sample_is_seeded_whole_units_in_the_order_of_the_rows():
 
 def test_pictures_are_distinct_over_all_questions(cells):
     questions = []
-    drawn = read([Row("a", [cells[0]]), Row("b", [cells[1]]), Row("c", [cells[4]])])
-    pictures = list(evaluation.distinct(drawn, questions))
-    assert len(pictures) == 2 and all(isinstance(image, Image.Image) for _, image in pictures)
+    pictured = read([example("a", [cells[0]]), example("b", [cells[1]]), example("c", [cells[4]])])
+    pictures = list(evaluation.deduplicate(pictured, questions))
+    assert len(pictures) == 2 and all(isinstance(picture.image, Image.Image) for picture in pictures)
 
 
 @pytest.mark.parametrize("split", ["evaluate", "validation"])
 @pytest.mark.parametrize("benchmark", world.DRAW)
-def test_the_text_of_an_evaluation_image_is_found_again_by_its_name(benchmark, split):
-    for index in range(20):
-        drawn = evaluation.drawn_by_micro(benchmark, GROUPS[benchmark], index + 1, 3, split)
-        ((name, _),) = list(drawn)[-1][1]
+def test_a_drawn_image_says_where_its_text_is(benchmark, split):
+    for index, (_, [image]) in enumerate(draw(benchmark, 20, 3, split)):
         written = world.sample(benchmark, split, index, 3).characters
-        centres = evaluation.text_centres(name, 3, split)
-        for (x, y), character in zip(centres, written, strict=True):
-            assert (x * world.SIZE, y * world.SIZE) == pytest.approx((character.x, character.y))
-        assert all(0 <= x < 1 and 0 <= y < 1 for x, y in centres)
-        assert bool(centres) == (benchmark in ("docs", "signs", "charts"))
+        assert image.text_centres == [(mark.x / world.SIZE, mark.y / world.SIZE) for mark in written]
+        assert all(0 <= x < 1 and 0 <= y < 1 for x, y in image.text_centres)
+        assert bool(image.text_centres) == (benchmark in ("docs", "signs", "charts"))
 
 
-def test_nothing_is_known_of_the_text_of_other_images():
-    assert evaluation.text_centres("docvqa/0123456789abcdef", 3, "evaluate") == []
+def test_nothing_is_known_of_the_text_of_other_images(cells):
+    [(_, [image])] = read([example("a", [cells[0]])])
+    assert image.text_centres == []
 
 
 def test_a_question_that_comes_twice_is_refused_before_any_picture_is_read():
-    with pytest.raises(ValueError, match=r"^ids of questions: 'a' comes twice, allowed: distinct names$"):
-        read([Row("a", ["no cell"]), Row("b", []), Row("a", [])])
+    with pytest.raises(
+        ValueError, match=r"^chartqa: ids of examples: 'a' comes twice, allowed: distinct names$"
+    ):
+        read([example("a", ["no cell"]), example("b", []), example("a", [])])
 
 
 @pytest.mark.parametrize(
@@ -123,10 +124,12 @@ def test_a_question_that_comes_twice_is_refused_before_any_picture_is_read():
     ],
 )
 def test_texts_that_are_none_are_named_by_question(broken, message):
-    with pytest.raises(ValueError, match=f"^(question chartqa/b: )?{message}"):
-        read([Row("a", []), Row("b", [], **broken)])
+    with pytest.raises(ValueError, match=f"^question chartqa/b: {message}"):
+        read([example("a", []), example("b", [], **broken)])
 
 
-@pytest.mark.parametrize("image", ["docs/x", "docs/-1", "docs", "elsewhere/0001", ""])
-def test_nothing_is_known_of_an_image_that_micro_did_not_draw(image):
-    assert evaluation.text_centres(image, 0, "evaluate") == []
+def test_an_image_that_no_row_holds_is_named_by_example():
+    with pytest.raises(
+        ValueError, match=r"^chartqa: images of example 'a': 'x.png' is not allowed, allowed: im"
+    ):
+        read([example("a", ["x.png"])])

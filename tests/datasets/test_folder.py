@@ -20,30 +20,30 @@ def pictures(tmp_path):
 
 
 def test_seeded_sample(pictures):
-    first, again, other = (dict(folder.images(pictures, 4, seed)) for seed in (0, 0, 1))
+    first, again, other = (dict(folder.sample_pictures(pictures, 4, seed)) for seed in (0, 0, 1))
     assert list(first) == list(again) == sorted(first) and len(first) == 4
     assert list(first) != list(other)
     assert all(image.mode == "RGB" for image in first.values())
 
 
 def test_all_of_them(pictures):
-    assert [name for name, _ in folder.images(pictures, 6, 0)] == [f"deep/{i}.png" for i in range(6)]
+    assert [name for name, _ in folder.sample_pictures(pictures, 6, 0)] == [f"deep/{i}.png" for i in range(6)]
 
 
 def test_too_few(pictures):
     with pytest.raises(ValueError, match=r"holds 6 pictures, prepare.images asks for 7"):
-        list(folder.images(pictures, 7, 0))
+        list(folder.sample_pictures(pictures, 7, 0))
 
 
 def test_corrupt_picture_is_named(pictures):
     path = pictures / "deep" / "3.png"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"deep/3.png cannot be read as an image"):
-        list(folder.images(pictures, 6, 0))
+        list(folder.sample_pictures(pictures, 6, 0))
 
 
 def names(path, count):
-    return [name for name, _ in folder.images(path, count, 0)]
+    return [name for name, _ in folder.sample_pictures(path, count, 0)]
 
 
 def picture(path, level=0):
@@ -65,7 +65,7 @@ def picture(path, level=0):
 def test_a_name_of_any_bytes_is_read_and_can_be_written_and_printed(pictures, written, name):
     path = pictures / "deep" / os.fsdecode(written)
     picture(path, 77)
-    found = dict(folder.images(pictures, 7, 0))
+    found = dict(folder.sample_pictures(pictures, 7, 0))
     assert found[name].getpixel((0, 0)) == (77, 77, 77) and name.isprintable()
     assert json.loads(json.dumps(name, ensure_ascii=False).encode()) == name
     about = {"seed": 0, "prepare": {"source": "folder", "prompts": [], "split": "test"}}

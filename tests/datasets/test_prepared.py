@@ -23,7 +23,7 @@ def pictures(count, seed=0):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared, "FILE_IMAGES", 40)
+    monkeypatch.setattr(prepared, "_FILE_IMAGES", 40)
     prepared.save_images(tmp_path / "images", pictures(90), PARAMETERS)
     return tmp_path / "images"
 
@@ -160,11 +160,11 @@ def test_an_id_that_comes_twice_is_refused(tmp_path):
 
 
 def test_corrupt_image_is_named(tmp_path, monkeypatch):
-    def broken(images):
+    def broken(images, *_):
         for name, _ in images:
             yield {"id": name, "image": b"\x89PNG\r\n\x1a\n and nothing more"}
 
-    monkeypatch.setattr(prepared, "_encoded", broken)
+    monkeypatch.setattr(prepared, "_encode", broken)
     prepared.save_images(tmp_path, pictures(2), PARAMETERS)
     with pytest.raises(ValueError, match=r"images-00000.parquet row 1 \(image docs/000001\) cannot be read"):
         PreparedImages(tmp_path)[1]

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from atr.datasets.questions import Question, load_questions, save_questions
+from atr.core.records import Question
+from atr.datasets.questions import load_questions, save_questions
 
 QUESTIONS = [
     Question(f"docs/{i}#0", "docs", "text", [f"docs/{i}"], "name", ["kettle <é>", "7"]) for i in range(3)

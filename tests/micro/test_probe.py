@@ -1,14 +1,17 @@
-"""The reading probe: what it is shown, and that it tells a layer that can be read from one that cannot."""
+"""The reading probe: the patches it gets, and that it tells readable layers from others."""
 
 import pytest
 import torch
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from atr.features.encoder import Encoder
-from atr.micro import world
-from atr.micro.curriculum import BLANK, CHARACTERS, Collator
+from atr.micro import drawing
+from atr.micro.drawing import Sample
+from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_processor
-from atr.micro.probe import Written, accuracies, written
+from atr.micro.probe import TextPatches, collect_text_patches, measure_accuracies
+from atr.micro.targets import BLANK, CHARACTERS, Collator
+from atr.micro.vocabulary import VOCABULARY
 
 SIZE = 84
 
@@ -24,14 +27,14 @@ def encoder(tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_every_layer_shows_the_patches_that_bear_characters(encoder):
-    tokenizer = build_processor((*world.QUESTIONS, *world.ANSWERS), world.SIZE).tokenizer
-    lessons = [world.lesson(index, 0, reading=True, transcribe=0.0) for index in range(5)]
-    found = written(encoder, lessons, Collator(tokenizer, SIZE, 0), batch_size=2)
+def test_patches_with_characters_are_collected_at_every_layer(encoder):
+    tokenizer = build_processor(VOCABULARY, drawing.SIZE).tokenizer
+    lessons = [draw_lesson(index, 0, reading=True, transcribe=0.0) for index in range(5)]
+    found = collect_text_patches(encoder, lessons, Collator(tokenizer, SIZE, 0), batch_size=2)
     states = encoder.tower(
         encoder.preprocess([lesson.image for lesson in lessons]), output_hidden_states=True
     ).hidden_states
-    places, patch = set(), world.SIZE / 6
+    places, patch = set(), drawing.SIZE / 6
     for number, lesson in enumerate(lessons):
         for character in lesson.characters:
             row, column = int(character.y // patch), int(character.x // patch)
@@ -46,30 +49,30 @@ def test_every_layer_shows_the_patches_that_bear_characters(encoder):
 
 
 def patches(count, seed):
-    """Layer 1 is noise; layer 2 shows two characters as the sum of two directions; most have one."""
+    """Layer 1 is noise; layer 2 encodes characters as sums of directions; most patches have one."""
     generator = torch.Generator().manual_seed(seed)
     characters = torch.randint(1, 2 + len(CHARACTERS), (count, 2), generator=generator)
     characters[: 2 * count // 3, 1] = BLANK
     directions = torch.randn(2, 2 + len(CHARACTERS), 64, generator=torch.Generator().manual_seed(9))
     shown = directions[0, characters[:, 0]] + directions[1, characters[:, 1]]
     noise = torch.randn(count, 64, generator=generator)
-    return Written(torch.stack([noise, shown + noise / 10]).bfloat16(), characters)
+    return TextPatches(torch.stack([noise, shown + noise / 10]).bfloat16(), characters)
 
 
-def test_a_layer_that_can_be_read_is_told_from_one_that_cannot():
-    noise, shown = accuracies(patches(3000, 0), patches(600, 1), seed=0)
+def test_accuracy_is_high_only_at_a_layer_that_encodes_characters():
+    noise, shown = measure_accuracies(patches(3000, 0), patches(600, 1), seed=0)
     assert shown > 0.9
-    # A blank that is named right is no character read.
+    # Blank slots do not count.
     assert noise < 0.1
 
 
 def test_the_probe_depends_on_its_seed_alone():
-    first, again, other = (accuracies(patches(300, 0), patches(600, 1), seed) for seed in (0, 0, 1))
+    first, again, other = (measure_accuracies(patches(300, 0), patches(600, 1), seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_lessons_in_which_nothing_is_written_tell_nothing(encoder):
-    tokenizer = build_processor((*world.QUESTIONS, *world.ANSWERS), world.SIZE).tokenizer
-    blank = world.Sample(world.lesson(0, 0, reading=True, transcribe=0.0).image, ())
-    with pytest.raises(ValueError, match="nothing is written in 2 lessons"):
-        written(encoder, [blank, blank], Collator(tokenizer, SIZE, 0))
+def test_lessons_without_text_are_refused(encoder):
+    tokenizer = build_processor(VOCABULARY, drawing.SIZE).tokenizer
+    blank = Sample(draw_lesson(0, 0, reading=True, transcribe=0.0).image, ())
+    with pytest.raises(ValueError, match="no text in 2 lessons: use more"):
+        collect_text_patches(encoder, [blank, blank], Collator(tokenizer, SIZE, 0))

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from atr.reduction import REDUCERS, DistilledReducer, EncoderOutput, FeatureSelector, SelectorReducer
-from atr.reduction.peers._diversity import Scope
+from atr.reduction import EncoderOutput, FeatureSelector, SelectorReducer
+from atr.reduction.coverage import Scope
+from atr.reduction.distilled import DistilledReducer
+from atr.reduction.registry import build_reducer
 
 
 @pytest.fixture
@@ -76,5 +78,5 @@ def test_its_scores_are_the_selectors_and_none_is_a_threshold(selector):
 def test_the_ranking_alone_has_a_name_as_well(selector, tmp_path):
     selector.save_pretrained(tmp_path)
     given = encoded(projected_BND=torch.randn(3, 20, 8))
-    ranking = REDUCERS["distilled_ranking"](0, tmp_path)
+    ranking = build_reducer("distilled_ranking", 0, tmp_path)
     assert torch.equal(ranking(given, 6), selector.select(given.features_BND, 6))

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atr.core.tokens import budget
-from atr.reduction import FeatureSelector, Random, SelectorReducer, intrinsic
-from atr.reduction.intrinsic import Images, Kept
+from atr.reduction import FeatureSelector, SelectorReducer, intrinsic
+from atr.reduction.intrinsic import ImageBatch, Selection
+from atr.reduction.peers.random import Random
+from atr.reduction.registry import build_reducer
 
 GRID, TOKENS, WIDTH = (3, 4), 12, 8
 
@@ -50,34 +52,33 @@ def images(*sizes, written=((0.1, 0.1), (0.9, 0.9), (0.9, 0.95), (0.3, 0.0))):
     """Batches of these sizes; all the same images however they are batched."""
     features_IND = torch.randn(sum(sizes), TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
     parts = features_IND.bfloat16().split(sizes)
-    return [Images.of({"features_BND": part, "grid": GRID}, [written] * len(part)) for part in parts]
+    return [ImageBatch.of({"features_BND": part, "grid": GRID}, [written] * len(part)) for part in parts]
 
 
 def test_what_is_not_restored_is_the_energy_of_what_was_dropped_over_the_variance():
     (batch,) = images(5)
     for count in range(1, TOKENS + 1):
         dropped = batch.encoded.features_BND[:, count:].float().square().sum() / (5 * TOKENS * WIDTH)
-        kept = [Kept.of(First(), batch.encoded, count / TOKENS)]
+        kept = [Selection.of(First(), batch.encoded, count / TOKENS)]
         assert intrinsic.unexplained(Echo(), [batch], kept) == pytest.approx(dropped.item() / 2, rel=1e-5)
 
 
-def test_a_merger_is_judged_by_its_own_tokens_and_has_no_coverage_and_no_overlap():
+def test_a_merger_is_judged_by_its_own_tokens_and_has_no_coverage_and_no_masks():
     batches = images(5)
     features_BND = batches[0].encoded.features_BND.float()
     # A token that is doubled leaves an error of its own size: as much as one that is dropped.
     expected = features_BND.square().sum().item() / (5 * TOKENS * WIDTH) / 2
-    lines = intrinsic.worth([Doubling()], {"echo": Echo()}, batches, [0.5])
+    lines = intrinsic.measure_lines([Doubling()], {"echo": Echo()}, batches, [0.5])
     assert lines == {"echo": [pytest.approx(expected, rel=1e-5)], "text_coverage": None}
-    names = intrinsic.overlap({"doubling": [Doubling()], "first": [First()]}, batches, 0.5)["names"]
-    assert names == ["first"]
+    assert intrinsic.kept_indices([Doubling()], batches, 0.5) is None
 
 
 def test_a_character_is_covered_where_the_token_its_centre_lies_in_is_kept():
     (batch,) = images(2)
     assert batch.text_BN.tolist() == [[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]] * 2
-    lines = intrinsic.worth([First()], {}, [batch], [1 / 12, 2 / 12, 11 / 12, 1.0])
+    lines = intrinsic.measure_lines([First()], {}, [batch], [1 / 12, 2 / 12, 11 / 12, 1.0])
     assert lines["text_coverage"] == [0.25, 0.5, 0.5, 1.0]
-    assert intrinsic.worth([First(11)], {}, [batch], [1 / 12])["text_coverage"] == [0.5]
+    assert intrinsic.measure_lines([First(11)], {}, [batch], [1 / 12])["text_coverage"] == [0.5]
 
 
 @given(x=st.floats(0, 1, exclude_max=True), y=st.floats(0, 1, exclude_max=True))
@@ -89,14 +90,16 @@ def test_the_patch_of_a_centre_is_the_one_that_holds_it(x, y):
 
 
 def test_without_text_there_is_no_coverage():
-    assert intrinsic.worth([First()], {}, images(2, written=()), [0.5])["text_coverage"] is None
+    assert intrinsic.measure_lines([First()], {}, images(2, written=()), [0.5])["text_coverage"] is None
 
 
 def test_one_that_draws_has_the_mean_of_its_seeds():
     batches = images(4, 3)
     reducers = [Random(seed) for seed in range(3)]
-    together = intrinsic.worth(reducers, {"echo": Echo()}, batches, [0.3, 0.6])
-    alone = [intrinsic.worth([reducer], {"echo": Echo()}, batches, [0.3, 0.6]) for reducer in reducers]
+    together = intrinsic.measure_lines(reducers, {"echo": Echo()}, batches, [0.3, 0.6])
+    alone = [
+        intrinsic.measure_lines([reducer], {"echo": Echo()}, batches, [0.3, 0.6]) for reducer in reducers
+    ]
     for name in together:
         means = [sum(values) / 3 for values in zip(*(lines[name] for lines in alone), strict=True)]
         assert together[name] == pytest.approx(means)
@@ -105,7 +108,8 @@ def test_one_that_draws_has_the_mean_of_its_seeds():
 
 def test_batches_do_not_matter():
     once, parts = (
-        intrinsic.worth([Random()], {"echo": Echo()}, batches, [0.4]) for batches in (images(7), images(3, 4))
+        intrinsic.measure_lines([Random()], {"echo": Echo()}, batches, [0.4])
+        for batches in (images(7), images(3, 4))
     )
     assert once["echo"] == pytest.approx(parts["echo"], rel=1e-6)
     assert once["text_coverage"] == pytest.approx(parts["text_coverage"])
@@ -120,20 +124,12 @@ def test_overlap_is_that_of_sets(sets):
     assert intrinsic.iou(one, other) == pytest.approx(expected)
 
 
-def test_overlap_of_one_that_draws_is_the_mean_over_its_seeds_and_1_with_itself():
-    batches = images(4, 3)
-    reducers = {"random": [Random(0), Random(1)], "first": [First()], "last": [First(6)]}
-    found = intrinsic.overlap(reducers, batches, 0.5)
-    assert found["keep"] == 0.5 and found["names"] == ["random", "first", "last"]
-    (a, b, c), (d, e, f), (g, h, i) = found["iou"]
-    assert (a, e, i) == (1, 1, 1) and (f, h) == (0, 0)
-    assert b == d and c == g
-    ratios = []
-    for reducer in reducers["random"]:
-        for batch in batches:
-            kept = [set(row) for row in reducer(batch.encoded, 6).tolist()]
-            ratios += [len(row & set(range(6))) / len(row | set(range(6))) for row in kept]
-    assert b == pytest.approx(sum(ratios) / len(ratios))
+def test_kept_indices_come_by_seed_and_by_image_whatever_the_batches():
+    drawn = [Random(0), Random(1)]
+    kept = intrinsic.kept_indices(drawn, images(4, 3), 0.5)
+    assert kept == intrinsic.kept_indices(drawn, images(7), 0.5)
+    (batch,) = images(7)
+    assert kept == [reducer(batch.encoded, 6).tolist() for reducer in drawn]
 
 
 def selectors(count):
@@ -147,7 +143,7 @@ def selectors(count):
 
 def test_stability_is_the_mean_over_pairs_of_selectors():
     batches, made = images(3), selectors(3)
-    found = intrinsic.stability(made, batches, [0.25, 1.0])
+    found = intrinsic.selector_stability(made, batches, [0.25, 1.0])
     assert (found["keep"], found["seeds"], found["iou"][1]) == ([0.25, 1.0], 3, 1.0)
     kept = [SelectorReducer(selector)(batches[0].encoded, budget(0.25, TOKENS)).tolist() for selector in made]
     ratios = [
@@ -156,24 +152,17 @@ def test_stability_is_the_mean_over_pairs_of_selectors():
         for a, b in zip(one, other, strict=True)
     ]
     assert found["iou"][0] == pytest.approx(sum(ratios) / len(ratios)) and found["iou"][0] < 1
-    assert intrinsic.stability([made[0], made[0]], batches, [0.25])["iou"] == [1.0]
+    assert intrinsic.selector_stability([made[0], made[0]], batches, [0.25])["iou"] == [1.0]
 
 
-def test_reducers_that_need_a_language_model_are_left_out_by_name(monkeypatch):
-    more = {
-        "asked": lambda seed, selector: First(needs=frozenset({"text_BD", "projected_BND", "grid"})),
-        "seen": lambda seed, selector: First(needs=frozenset({"attention_BN", "grid"})),
-    }
-    monkeypatch.setattr(intrinsic, "REDUCERS", intrinsic.REDUCERS | more)
-    names = ["random", "asked", "seen", "fastv"]
-    reducers, left_out = intrinsic.made(names, 3, str, {"grid", "attention_BN"})
-    assert {name: len(drawn) for name, drawn in reducers.items()} == {"random": 3, "seen": 1}
-    assert [reducer.seed for reducer in reducers["random"]] == [0, 1, 2]
-    assert left_out == {
-        "asked": "needs projected_BND, text_BD, which a language model gives",
-        "fastv": "chooses between the layers of a language model",
-    }
-    assert intrinsic.needs(reducers) == {"grid", "attention_BN"}
+def test_a_reducer_that_needs_a_language_model_cannot_be_measured():
+    available = {"grid", "attention_BN"}
+    assert intrinsic.why_not_measurable(First(needs=frozenset(available)), available) == ""
+    asking = First(needs=frozenset({"text_BD", "projected_BND", "grid"}))
+    reason = "needs projected_BND, text_BD, which a language model gives"
+    assert intrinsic.why_not_measurable(asking, available) == reason
+    reason = "chooses between the layers of a language model"
+    assert intrinsic.why_not_measurable(build_reducer("fastv"), available) == reason
 
 
 class Jealous(Echo):
@@ -192,9 +181,13 @@ class Jealous(Echo):
 def test_the_features_of_one_batch_alone_are_held_whatever_the_budgets_and_seeds(drawn):
     batches, keep = images(3, 4), [0.25, 0.5, 1.0]
     nets = {"one": Jealous(), "other": Jealous()}
-    lines = intrinsic.worth(drawn, nets, batches, keep)
+    lines = intrinsic.measure_lines(drawn, nets, batches, keep)
     assert {len(net.shown) for net in nets.values()} == {len(drawn) * len(batches) * len(keep)}
-    assert lines["one"] == lines["other"] == intrinsic.worth(drawn, {"echo": Echo()}, batches, keep)["echo"]
+    assert (
+        lines["one"]
+        == lines["other"]
+        == intrinsic.measure_lines(drawn, {"echo": Echo()}, batches, keep)["echo"]
+    )
 
 
 def test_what_merges_is_held_for_one_budget_at_a_time():
@@ -207,19 +200,17 @@ def test_what_merges_is_held_for_one_budget_at_a_time():
             made.append((budget, weakref.ref(merged_BKD)))
             return keep_BK, merged_BKD
 
-    intrinsic.worth([Counted()], {"echo": Echo()}, images(3, 4), [0.25, 0.5, 1.0])
+    intrinsic.measure_lines([Counted()], {"echo": Echo()}, images(3, 4), [0.25, 0.5, 1.0])
     assert [budget for budget, _ in made] == [3, 3, 6, 6, 12, 12]
 
 
-def test_all_measures_together_and_as_curves():
-    batches, made = images(4), selectors(2)
-    reducers = {"first": [First()], "doubling": [Doubling()]}
-    found = intrinsic.measure(reducers, {"echo": Echo()}, made, batches, [0.25, 0.5], 0.5)
-    assert found["reducers"]["first"] == intrinsic.worth([First()], {"echo": Echo()}, batches, [0.25, 0.5])
-    assert found["overlap"] == intrinsic.overlap(reducers, batches, 0.5)
-    assert found["stability"] == intrinsic.stability(made, batches, [0.25, 0.5])
-    curves = dict(intrinsic.curves(found))
-    assert set(curves[0.5]) == {"first/echo", "first/text_coverage", "doubling/echo", "selector/stability"}
-    assert curves[0.5]["first/echo"] == found["reducers"]["first"]["echo"][1]
-    alone = intrinsic.measure(reducers, {"echo": Echo()}, made[:1], batches, [0.25], 0.5)
-    assert alone["stability"] is None and "selector/stability" not in dict(intrinsic.curves(alone))[0.25]
+def test_what_is_measured_becomes_curves():
+    keep, batches = [0.25, 0.5], images(4)
+    lines = intrinsic.measure_lines([First()], {"echo": Echo()}, batches, keep)
+    stability = intrinsic.selector_stability(selectors(2), batches, keep)
+    curves = dict(intrinsic.intrinsic_curves({"keep": keep, "lines": lines, "stability": stability}))
+    assert set(curves[0.5]) == {"echo", "text_coverage", "stability"}
+    assert curves[0.5]["echo"] == lines["echo"][1] and curves[0.25]["stability"] == stability["iou"][0]
+    merged = intrinsic.measure_lines([Doubling()], {"echo": Echo()}, batches, keep)
+    alone = dict(intrinsic.intrinsic_curves({"keep": keep, "lines": merged, "stability": None}))
+    assert set(alone[0.25]) == {"echo"}

@@ -14,10 +14,10 @@ from atr.config import Pretrain
 from atr.core.tokens import mask_of, random_mask_BN, top_k_BK
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.pretraining import (
+    AutoencoderTraining,
     CollapseGuard,
     DivergedError,
     ReconstructorTraining,
-    SelectorTraining,
     new_autoencoder,
     step_noise,
     train_beside,
@@ -69,7 +69,7 @@ class Kept(Callback):
         self.values.append(outputs["kept"].item())
 
 
-def train(pretrain, features, *callbacks, seed=0, kind=SelectorTraining):
+def train(pretrain, features, *callbacks, seed=0, kind=AutoencoderTraining):
     torch.manual_seed(0)
     autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none", pretrain.initial_bias)
     module = kind(autoencoder, pretrain, seed)
@@ -108,7 +108,7 @@ def of_rank(kind, rank):
     return type(kind.__name__, (kind,), {"global_rank": property(lambda self: rank)})
 
 
-@pytest.mark.parametrize("kind", [SelectorTraining, ReconstructorTraining])
+@pytest.mark.parametrize("kind", [AutoencoderTraining, ReconstructorTraining])
 def test_every_rank_draws_noise_of_its_own(kind):
     """Alike, two ranks would learn from one mask twice: nothing else tells it, as both see other images."""
     losses = Losses(), Losses(), Losses()
@@ -273,7 +273,7 @@ def test_selector_trained_beside_is_the_one_trained_by_itself():
     torch.manual_seed(0)
     autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none", SHORT.initial_bias)
     beside = train_beside(
-        SelectorTraining(autoencoder, SHORT, 0), Pages(features), SHORT.epochs, None, **QUIET
+        AutoencoderTraining(autoencoder, SHORT, 0), Pages(features), SHORT.epochs, None, **QUIET
     )
     alone = train(SHORT, features).autoencoder.state_dict()
     assert all(torch.equal(alone[name], weight) for name, weight in beside.autoencoder.state_dict().items())
@@ -282,12 +282,12 @@ def test_selector_trained_beside_is_the_one_trained_by_itself():
 def test_selector_trained_beside_is_guarded():
     features = page(3 * 32, seed=0)[0]
     features[40] = float("nan")
-    module = SelectorTraining(FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"), SHORT, 0)
+    module = AutoencoderTraining(FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"), SHORT, 0)
     with pytest.raises(DivergedError, match="loss is nan"):
         train_beside(module, Pages(features), 1, None, **QUIET)
 
 
-@pytest.mark.parametrize("kind", [SelectorTraining, ReconstructorTraining])
+@pytest.mark.parametrize("kind", [AutoencoderTraining, ReconstructorTraining])
 def test_what_is_logged_is_of_all_ranks(monkeypatch, kind):
     of_all, log = {}, kind.log
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atr.reduction import REDUCERS, EncoderOutput, FeatureSelector, SelectorReducer
+from atr.reduction import EncoderOutput, FeatureSelector, SelectorReducer
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.layers import Block, Standardise
+from atr.reduction.registry import build_reducer
 
 KWARGS = {"width": 16, "grid": (3, 4), "layers": 2, "heads": 2, "encoder": "tiny", "layer": -2, "keep": 0.3}
 
@@ -112,7 +113,7 @@ def test_folder_of_something_else_is_refused(selector, tmp_path):
 
 def test_reducer_takes_the_highest_logits(selector, tmp_path):
     selector.save_pretrained(tmp_path)
-    reducer = REDUCERS["selector"](0, tmp_path)
+    reducer = build_reducer("selector", 0, tmp_path)
     features = 3 * torch.randn(3, 12, 16) + 1
     for k in range(13):
         keep = reducer(EncoderOutput(features, (3, 4)), k)

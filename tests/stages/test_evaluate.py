@@ -20,7 +20,8 @@ from transformers import AutoModelForImageTextToText
 from atr import config
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
-from atr.datasets.questions import Question, save_questions
+from atr.core.records import Question
+from atr.datasets.questions import save_questions
 from atr.features.preprocess import describe
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor

@@ -1,4 +1,4 @@
-"""The cost stage in a folder of its own, on a tiny model of the micro world's classes."""
+"""The latency and prefill stages in a folder of their own, on a tiny model of the micro world's classes."""
 
 import json
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from atr import config
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
-from atr.stages import DISTILLED, LATENCY, SELECTOR, latency
+from atr.stages import DISTILLED, LATENCY, PREFILL, SELECTOR, latency, prefill
 
 ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
@@ -23,7 +23,7 @@ def logged(tmp_path, monkeypatch):
     """A project with a model and a selector; what is logged, by step."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    processor, model = build_processor(["total"], SIZE), config.VLMS["micro"].path
+    processor, model = build_processor(["total"], SIZE), Path("data/micro/llava")
     build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(model)
     processor.save_pretrained(model)
     for folder in (SELECTOR, DISTILLED):
@@ -31,7 +31,6 @@ def logged(tmp_path, monkeypatch):
     params = OmegaConf.load(ROOT / "params.yaml")
     params.trainer.update({"accelerator": "cpu", "precision": "32-true"})
     params.latency.update({"kept": [0.25, 0.5], "batches": [1, 2], "seconds": 0.001})
-    params.evaluate.reducers = ["full", "none", "random", "fastv", "pyramiddrop"]
     OmegaConf.save(params, "params.yaml")
     steps = {}
     log = SimpleNamespace(
@@ -42,30 +41,56 @@ def logged(tmp_path, monkeypatch):
     return steps
 
 
-def test_every_reducer_before_the_language_model_is_timed_next_to_the_prefill_it_saves(logged):
-    latency.main(config.load("latency"))
-    found = json.loads((LATENCY / "metrics.json").read_text())
-    assert set(found) == {"device", "entries", "prefill", "parameters", "provenance", "resolved"}
-    assert found["resolved"]["vlm"]["digest"] and found["resolved"]["device"] == "cpu"
-    assert "CPU" in found["device"] and found["device"].endswith("32-true")
-    assert [(each["batch"], each["reducer"], each["tokens"], each["kept"]) for each in found["entries"]] == [
-        (batch, name, TOKENS, kept)
-        for batch in (1, 2)
-        for name in ("random", "selector", "distilled")
-        for kept in (4, 8)
+def run(reducer):
+    latency.main(config.load("latency"), reducer)
+    return json.loads((LATENCY / reducer / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("reducer", ["random", "selector", "distilled", "class_attention"])
+def test_a_reducer_is_timed_at_every_kept_fraction_and_batch(logged, reducer):
+    results = run(reducer)
+    assert set(results) == {
+        "reducer", "device", "entries", "left_out", "parameters", "provenance", "resolved",
+    }  # fmt: skip
+    assert results["resolved"]["vlm"]["digest"] and results["resolved"]["device"] == "cpu"
+    assert "CPU" in results["device"] and results["device"].endswith("32-true")
+    keys = ("reducer", "tokens", "kept", "batch")
+    assert [tuple(entry[key] for key in keys) for entry in results["entries"]] == [
+        (reducer, TOKENS, kept, batch) for batch in (1, 2) for kept in (4, 8)
     ]
-    assert [(each["batch"], each["tokens"]) for each in found["prefill"]] == [
+    assert all(entry["milliseconds"] > 0 for entry in results["entries"]) and results["left_out"] == ""
+    assert results["parameters"] == config.load("latency").raw() and results["provenance"]["versions"]
+    assert logged[4][f"{reducer}/batch 1/milliseconds"] == results["entries"][0]["milliseconds"]
+
+
+@pytest.mark.parametrize(
+    "reducer, reason",
+    [
+        ("full", "takes no budget"),
+        ("selector_adaptive", "takes no budget"),
+        ("fastv", "chooses between the layers of a language model"),
+    ],
+)
+def test_a_reducer_that_cannot_be_timed_says_why(logged, reducer, reason):
+    results = run(reducer)
+    assert (results["entries"], results["left_out"]) == ([], reason)
+    assert not logged
+
+
+def test_the_prefill_is_timed_for_all_tokens_and_for_those_kept(logged):
+    prefill.main(config.load("prefill"))
+    results = json.loads((PREFILL / "metrics.json").read_text())
+    assert set(results) == {"device", "prefill", "parameters", "provenance", "resolved"}
+    assert [(entry["batch"], entry["tokens"]) for entry in results["prefill"]] == [
         (batch, tokens) for batch in (1, 2) for tokens in (4, 8, TOKENS)
     ]
-    assert all(each["milliseconds"] > 0 for each in found["entries"] + found["prefill"])
-    assert found["parameters"] == config.load("latency").raw() and found["provenance"]["versions"]
-    assert {step: len(values) for step, values in logged.items()} == {4: 8, 8: 8, TOKENS: 2}
-    assert logged[4]["random/batch 1/milliseconds"] == found["entries"][0]["milliseconds"]
+    assert all(entry["milliseconds"] > 0 for entry in results["prefill"])
+    assert {step: len(values) for step, values in logged.items()} == {4: 2, 8: 2, TOKENS: 2}
 
 
 def test_a_selector_of_other_features_is_refused_before_anything_is_timed(logged, monkeypatch):
     monkeypatch.setattr("atr.core.timing.Timer", None)
     FeatureSelector(WIDTH, GRID, layers=1, heads=1, layer=-2).save_pretrained(SELECTOR)
     with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
-        latency.main(config.load("latency"))
+        run("selector")
     assert not LATENCY.exists()

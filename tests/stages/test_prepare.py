@@ -1,6 +1,7 @@
 """The prepare stage in a folder of its own: the micro world, and the paper's benchmarks in miniature."""
 
 import hashlib
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,41 @@ import pytest
 from omegaconf import OmegaConf
 
 from atr import config
-from atr.datasets import PreparedImages, load_questions
+from atr.benchmarks import load_benchmark
+from atr.core import catalog
+from atr.datasets import PreparedImages, load_prompts, load_questions, load_text_centres
 from atr.micro import world
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, prepare
 
 ROOT = Path(__file__).parents[2]
+PAPER = {name: catalog.benchmark_group(name) for name in catalog.benchmarks() if name not in world.DRAW}
+OWN = """
+from atr.benchmarks.base import DrawingModule, HubDataset
+from atr.core.records import Example
+
+GROUP = "general"
+SOURCE = DrawingModule("my_drawings")
+
+
+def examples(rows):
+    for row in rows:
+        yield Example(row["id"], row["question"].upper(), [row["answer"]], [row["image"]])
+
+
+def score(prediction, question):
+    return float(prediction == question.answers[0])
+"""
+DRAWINGS = """
+from types import SimpleNamespace
+
+from PIL import Image
+
+
+def sample(benchmark, split, index, seed):
+    mark = SimpleNamespace(x=4.0, y=2.0)
+    image = Image.new("RGB", (8, 8), (index, seed, 0))
+    return SimpleNamespace(image=image, turns=[("what?", str(index))], characters=[mark])
+"""
 
 
 @pytest.fixture
@@ -37,27 +68,89 @@ def run(tmp_path, monkeypatch):
 
 def test_the_micro_world(run):
     questions, images, logged = run()
-    names = [f"{benchmark}/{n:06d}" for benchmark in config.BENCHMARKS for n in range(3)]
+    names = [f"{benchmark}/{n:06d}" for benchmark in world.DRAW for n in range(3)]
     assert images.ids == names == [question.images[0] for question in questions]
     for question in questions:
         sample = world.sample(question.benchmark, "evaluate", int(question.images[0][-6:]), 0)
         assert (question.question, question.answers) == (sample.turns[0][0], [sample.turns[0][1]])
         assert images.image(question.images[0]).tobytes() == sample.image.tobytes()
     assert PreparedImages(PRETRAIN_IMAGES).ids == [
-        f"{benchmark}/{n:06d}" for n, benchmark in zip(range(4), config.BENCHMARKS, strict=False)
+        f"{benchmark}/{n:06d}" for n, benchmark in zip(range(4), world.DRAW, strict=False)
     ]
     assert logged == {"images/pretrain": 4, "questions": 18, "unreadable": 0}
 
 
+def test_what_later_stages_ask_of_the_micro_world_is_stored(run):
+    _, images, _ = run(split="validation")
+    for name, prompts in load_prompts(PRETRAIN_IMAGES).items():
+        benchmark, _, index = name.partition("/")
+        turns = world.sample(benchmark, "pretrain", int(index), 0).turns
+        assert prompts == [question for question, _ in turns]
+    centres = load_text_centres(EVALUATE_IMAGES)
+    assert list(centres) == images.ids and len(load_prompts(PRETRAIN_IMAGES)) == 4
+    for name, found in centres.items():
+        benchmark, _, index = name.partition("/")
+        written = world.sample(benchmark, "validation", int(index), 0).characters
+        assert found == [(mark.x / world.SIZE, mark.y / world.SIZE) for mark in written]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes the user's own benchmark with a change to its text, and what it draws with."""
+    monkeypatch.syspath_prepend(tmp_path)
+    load_benchmark.cache_clear()
+    (tmp_path / "my_drawings.py").write_text(DRAWINGS)
+
+    def write(before="", after=""):
+        assert before in OWN
+        (tmp_path / "my_benchmark.py").write_text(OWN.replace(before, after) if before else OWN)
+        return {"benchmarks": ["docs"], "own": ["my_benchmark"]}
+
+    yield write
+    sys.modules.pop("my_drawings", None)
+    load_benchmark.cache_clear()
+
+
+def test_a_benchmark_of_the_users_own(run, own):
+    questions, images, _ = run(**own())
+    assert [question.benchmark for question in questions] == ["docs"] * 3 + ["my_benchmark"] * 3
+    assert (questions[4].id, questions[4].group, questions[4].question, questions[4].answers) == (
+        "my_benchmark/000001#0", "general", "WHAT?", ["1"],
+    )  # fmt: skip
+    assert images.image("my_benchmark/000002").getpixel((0, 0)) == (2, 0, 0)
+    assert load_text_centres(EVALUATE_IMAGES)["my_benchmark/000002"] == [(0.5, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("yield Example", "yield tuple, ", r"examples\(\) gave \(.*, allowed: an Example"),
+        ('row["question"]', 'row["text"]', r"examples\(\) raised KeyError: 'text'"),
+        ('[row["image"]]', "['a.png']", "images of example '000000#0': 'a.png' is not allowed"),
+        ("prediction ==", "'one' or", r"score\(\) of '0' raised ValueError: could not convert string"),
+        ("float(prediction == question.answers[0])", "float('nan')", r"score\(\) of '0' is nan, allowed"),
+        (
+            "float(prediction == question.answers[0])",
+            "2",
+            r"score\(\) of '0' is 2, allowed: a number in 0..1",
+        ),
+        ('[row["answer"]]', "[7]", r"answers\[0\]: 7 is not allowed, allowed: str"),
+    ],
+)
+def test_what_is_wrong_with_a_benchmark_of_the_users_own_stops_the_stage(run, own, before, after, message):
+    with pytest.raises(ValueError, match=rf"my_benchmark.*{message}") as caught:
+        run(**own(before, after))
+    assert "\n" not in str(caught.value)
+    assert not EVALUATE_IMAGES.exists()
+
+
 def test_the_papers_ten_and_coco(run, hub, repository):
     questions, images, _ = run(
-        benchmarks=list(config.PAPER_BENCHMARKS), source="coco", repository=str(repository), questions=99
+        benchmarks=list(PAPER), source="coco", repository=str(repository), questions=99
     )
-    assert {question.benchmark: question.group for question in questions} == config.PAPER_BENCHMARKS
-    counts = {
-        name: sum(question.benchmark == name for question in questions) for name in config.PAPER_BENCHMARKS
-    }
-    assert counts == {name: len(hub.DATASETS[name][2]) for name in config.PAPER_BENCHMARKS}
+    assert {question.benchmark: question.group for question in questions} == PAPER
+    counts = {name: sum(question.benchmark == name for question in questions) for name in PAPER}
+    assert counts == {name: len(hub.DATASETS[name][2]) for name in PAPER}
     stored = set(images.ids)
     assert {name for question in questions for name in question.images} == stored
     assert len(PreparedImages(PRETRAIN_IMAGES)) == 4

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from atr.reduction.peers._baselines import L2Norm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
@@ -14,10 +15,11 @@ from atr.config import Evaluate, VlmPreset
 from atr.core.hub import checkpoint_digest
 from atr.features.encoder import Encoder, load_image_processor
 from atr.features.preprocess import describe
-from atr.micro.model import answers, build_model, build_model_on, build_processor, folded
+from atr.micro.model import build_model, build_model_on_tower, build_processor
+from atr.micro.scoring import generate_answers
+from atr.micro.standardisation import fold_standardisation
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
-from atr.reduction.peers._baselines import L2Norm
 from atr.vlm.checkpoint import check_features, check_selector, load_vlm
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of
@@ -62,7 +64,7 @@ def learned(processor):
 
 def build(tower, processor, learned):
     torch.manual_seed(1)
-    return build_model_on(NAME, tower, LAYER, processor, SIZE, learned, new_layers=1).eval()
+    return build_model_on_tower(NAME, tower, LAYER, processor, SIZE, learned, new_layers=1).eval()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_its_language_model_is_the_learned_one_until_the_new_layers_learn(model,
 
 def test_a_language_model_of_other_words_is_refused(tower, processor, learned):
     other = build_processor(("price", "cat", "dog"), SIZE, load_image_processor(tower, SIZE))
-    with pytest.raises(ValueError, match="it knows 17 tokens, the micro world has 18"):
+    with pytest.raises(ValueError, match="its vocabulary has 17 tokens, the micro world's 18"):
         build(tower, other, learned)
 
 
@@ -140,7 +142,7 @@ def test_it_is_loaded_whole(folder, tower, model, dtype):
 def test_loaded_it_answers_the_same(folder, tower, model, processor):
     loaded, saved = load(folder, tower)
     asked = (pictures(), ["price", "cat", "price"])
-    assert answers(loaded, saved, *asked) == answers(model, processor, *asked)
+    assert generate_answers(loaded, saved, *asked) == generate_answers(model, processor, *asked)
 
 
 def test_a_mask_token_is_left_aside(folder, model, tmp_path):
@@ -291,7 +293,7 @@ def test_folded_it_reads_what_it_learned_standardised(model, dtype):
     standardise = Standardise(24)
     standardise.measure(features_BND)
     expected = model.model.multi_modal_projector(standardise(features_BND))
-    copy = folded(model, standardise, dtype)
+    copy = fold_standardisation(model, standardise, dtype)
     found = copy.float().model.multi_modal_projector(features_BND)
     error = (found - expected).std() / expected.std()
     assert error < (1e-5 if dtype == torch.float32 else 0.05)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from atr.core.tokens import budget
-from atr.reduction import FeatureSelector, Random, SelectorReducer
+from atr.reduction import FeatureSelector, SelectorReducer
+from atr.reduction.peers.random import Random
 from atr.vlm import latency
 
 
@@ -32,7 +33,7 @@ def clock(monkeypatch):
     def read(run, seconds):
         result = run()
         ran.append((run.func, result))
-        if run.func is latency.encoded:
+        if run.func is latency.encode_noise:
             return 14.0 if run.args[2] else 10.0
         return 1.0
 
@@ -44,16 +45,14 @@ def clock(monkeypatch):
 def test_attention_is_paid_for_by_those_who_need_it(make_model, clock):
     model = make_model()
     pixels = latency.noise(model, 3, 0)
-    reducers = {"random": Random(), "attentive": Attentive()}
-    entries = list(latency.selection(model, reducers, [0.25, 0.5], pixels, 0.1))
-    assert [tuple(entry.values()) for entry in entries] == [
-        (name, 16, kept, 3, pytest.approx(spent / 3))
-        for name, spent in (("random", 1), ("attentive", 1 + 4))
-        for kept in (budget(0.25, 16), budget(0.5, 16))
-    ]
-    kept = [result for run, result in clock if run is latency._ask]
+    for reducer, spent in ((Random(), 1), (Attentive(), 1 + 4)):
+        entries = list(latency.time_selection(model, reducer, [0.25, 0.5], pixels, 0.1))
+        assert [tuple(entry.values()) for entry in entries] == [
+            (16, kept, 3, pytest.approx(spent / 3)) for kept in (budget(0.25, 16), budget(0.5, 16))
+        ]
+    kept = [result for run, result in clock if run is latency._select]
     assert [keep_BK.shape for keep_BK in kept] == [(3, 4), (3, 8)] * 2
-    assert sum(run is latency.encoded for run, _ in clock) == 2  # once with, once without
+    assert sum(run is latency.encode_noise for run, _ in clock) == 2  # once with, once without
 
 
 @pytest.mark.parametrize("with_attention, extra", [(14.0, 4.0), (10.0, 0.0), (7.0, 0.0)])
@@ -64,24 +63,27 @@ def test_a_tower_that_seems_faster_with_attention_makes_no_time_negative(
 
     def read(run, seconds):
         run()
-        if run.func is latency.encoded:
+        if run.func is latency.encode_noise:
             return with_attention if run.args[2] else 10.0
         return 1.0
 
     monkeypatch.setattr(latency, "milliseconds", read)
     pixels = latency.noise(make_model(), 2, 0)
-    reducers = {"random": Random(), "attentive": Attentive()}
-    spent = [each["milliseconds"] for each in latency.selection(make_model(), reducers, [0.5], pixels, 0.1)]
+    spent = [
+        entry["milliseconds"]
+        for reducer in (Random(), Attentive())
+        for entry in latency.time_selection(make_model(), reducer, [0.5], pixels, 0.1)
+    ]
     assert spent == [0.5, pytest.approx((1 + extra) / 2)]
 
 
 def test_a_selector_is_asked_anew_each_time(make_model, monkeypatch):
     model = make_model()
-    seen = latency.encoded(model, latency.noise(model, 2, 0), frozenset())
+    seen = latency.encode_noise(model, latency.noise(model, 2, 0), frozenset())
     reducer = SelectorReducer(FeatureSelector(24, (4, 4), layers=1, heads=2))
     ranked = []
     monkeypatch.setattr(reducer.selector, "forward", lambda x, grid: ranked.append(x) or x.mean(-1))
-    first, again = (latency._ask(reducer, seen, 4) for _ in range(2))
+    first, again = (latency._select(reducer, seen, 4) for _ in range(2))
     assert torch.equal(first, again) and len(ranked) == 2
 
 
@@ -94,8 +96,8 @@ def test_a_merger_is_asked_for_its_tokens(make_model):
             return first_BK, encoded.features_BND[:, :budget] + 1
 
     model = make_model()
-    seen = latency.encoded(model, latency.noise(model, 2, 0), frozenset())
-    keep_BK, merged_BKD = latency._ask(Merging(), seen, 4)
+    seen = latency.encode_noise(model, latency.noise(model, 2, 0), frozenset())
+    keep_BK, merged_BKD = latency._select(Merging(), seen, 4)
     assert keep_BK.tolist() == [[0, 1, 2, 3]] * 2
     assert torch.equal(merged_BKD, seen.features_BND[:, :4] + 1)
 
@@ -110,16 +112,16 @@ def test_prefill_is_one_forward_of_so_many_tokens(make_model, monkeypatch):
         return 6.0
 
     monkeypatch.setattr(latency, "milliseconds", read)
-    assert latency.prefill(model, 5, 2, 0.1) == {"tokens": 5, "batch": 2, "milliseconds": 3.0}
+    assert latency.time_prefill(model, 5, 2, 0.1) == {"tokens": 5, "batch": 2, "milliseconds": 3.0}
     assert shapes == [((2, 1), 5)]
 
 
 def test_the_times_of_a_machine_are_times(make_model):
     model = make_model()
     pixels = latency.noise(model, 2, 0)
-    (entry,) = latency.selection(model, {"random": Random()}, [0.5], pixels, 0.01)
+    (entry,) = latency.time_selection(model, Random(), [0.5], pixels, 0.01)
     assert 0 < entry["milliseconds"] < 10_000
-    assert 0 < latency.prefill(model, 5, 2, 0.01)["milliseconds"] < 10_000
+    assert 0 < latency.time_prefill(model, 5, 2, 0.01)["milliseconds"] < 10_000
     assert torch.equal(pixels, latency.noise(model, 2, 0)) and not torch.equal(
         pixels, latency.noise(model, 2, 1)
     )

@@ -9,15 +9,15 @@ from PIL import Image
 from atr.config import GROUPS, Evaluate
 from atr.core.bootstrap import interval, resampled
 from atr.datasets import Question
-from atr.reduction import REDUCERS
-from atr.reduction.peers._baselines import L2Norm
+from atr.reduction.peers.l2_norm import L2Norm
+from atr.reduction.registry import build_reducer
 from atr.vlm import robustness
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import WholeInputs
-from atr.vlm.robustness import Seen, Settings, change, first_of_each, make, overlaps
+from atr.vlm.robustness import Observation, RobustnessSettings, change, first_of_each, overlaps
 from atr.vlm.variants import VARIANTS, Variant
 
-SETTINGS = Settings(keep=[0.25, 0.5], batch_size=4, resamples=200, seed=3)
+SETTINGS = RobustnessSettings(keep=[0.25, 0.5], batch_size=4, resamples=200, seed=3)
 NAMES = ("docs/0", "docs/1", "docs/2", "shapes/0", "shapes/1", "shapes/2")
 
 
@@ -60,14 +60,16 @@ def answerer(model, processor):
 
 @pytest.fixture
 def measure(answerer, model, processor):
-    def measure(reducers, names, score=lambda question, prediction: float(len(prediction) % 2)):
+    def measure(
+        reducers, names, score=lambda question, prediction: float(len(prediction) % 2), with_full=True
+    ):
         photographs = Generator(
             model, processor, WholeInputs(model, processor, SimpleNamespace(image=picture)), answerer.settings
         )
         variants = {name: VARIANTS[name] for name in names}
         asked = [question(name) for name in NAMES]
         return robustness.robustness(
-            answerer, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, variants
+            answerer, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, with_full, variants
         )
 
     return measure
@@ -120,16 +122,20 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, m
 
 
 def test_a_reducer_that_reads_the_question_is_given_it(measure):
-    found = measure({"cdpruner_text": REDUCERS["cdpruner_text"](0, "")}, ["batch of one"])
+    found = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
     assert found["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
 
 
 def test_images_cut_into_another_number_of_tokens_are_not_compared():
     cell = ("place", 0.5)
-    own = Seen(kept={cell: [(torch.tensor([0, 1]), 4), (torch.tensor([0, 1]), 8), (torch.tensor([2]), 2)]})
-    other = Seen(kept={cell: [(torch.tensor([1, 2]), 4), (torch.tensor([0, 1]), 6), (torch.tensor([2]), 2)]})
+    own = Observation(
+        kept={cell: [(torch.tensor([0, 1]), 4), (torch.tensor([0, 1]), 8), (torch.tensor([2]), 2)]}
+    )
+    other = Observation(
+        kept={cell: [(torch.tensor([1, 2]), 4), (torch.tensor([0, 1]), 6), (torch.tensor([2]), 2)]}
+    )
     assert overlaps(other, own, cell) == {"mean": pytest.approx((1 / 3 + 1) / 2), "lowest": 1 / 3}
-    none = Seen(kept={cell: [(kept, of + 1) for kept, of in own.kept[cell]]})
+    none = Observation(kept={cell: [(kept, of + 1) for kept, of in own.kept[cell]]})
     assert overlaps(none, own, cell) is None
 
 
@@ -157,10 +163,16 @@ def test_the_first_units_with_images_are_asked():
         first_of_each(asked[:1], 2)
 
 
-def test_random_is_no_choice_and_what_chooses_inside_the_model_is_left_out(answerer):
-    reducers, left_out = make(answerer, ["random", "uniform", "fastv"], lambda name: "")
-    assert set(reducers) == {"uniform"}
-    assert left_out == {"fastv": "chooses between the layers of a language model"}
+def test_without_full_a_reducer_is_compared_alone_and_full_without_a_reducer(measure):
+    together = measure({"place": Place()}, ["JPEG 50"])
+    alone = measure({"place": Place()}, ["JPEG 50"], with_full=False)
+    full = measure({}, ["JPEG 50"])
+    assert alone["full"] is None and alone["variants"][0]["full"] is None
+    assert alone["variants"][0]["reducers"] == together["variants"][0]["reducers"]
+    assert alone["reference"] == together["reference"] and full["reference"] == {}
+    assert full["full"] == together["full"]
+    assert full["variants"][0]["full"] == together["variants"][0]["full"]
+    assert full["variants"][0]["reducers"] == {}
 
 
 @pytest.mark.parametrize("family", ["llava_next"])

@@ -161,7 +161,7 @@ def _now() -> int:
 
 def _start(stage: str, params: config.Params, part: str) -> _Tracked:
     name = f"{stage}/{part}" if part else stage
-    tags = {"pipeline": _pipeline_id(), **config.labels(params.path), **_git_tags()}
+    tags = {"pipeline": _pipeline_id(), **params.labels(), **_git_tags()}
     with store.usable():
         client, experiment = store.connect()
         parent = _parent(client, experiment, tags, params)
@@ -179,7 +179,7 @@ def _parent(client: "MlflowClient", experiment: str, tags: dict[str, str], param
         client.update_run(run_id, status="RUNNING")
         return run_id
     return _create(
-        client, experiment, f"pipeline-{pipeline}", tags | {"stage": "pipeline"}, config.flat(params.path)
+        client, experiment, f"pipeline-{pipeline}", tags | {"stage": "pipeline"}, params.whole_file()
     )
 
 

@@ -1,1 +1,1 @@
-"""One module for each step of the micro models' training, started by make."""
+"""The steps that train the micro models, started by make; none of them is a stage of DVC."""

@@ -1,18 +1,19 @@
-"""Stage micro_features, of `make micro-dinov2`: the lessons' images through the frozen dinov2-small, once."""
+"""Stage micro_features, of `make micro-dinov2`: encodes the lessons' images once with dinov2-small."""
 
 import time
 from pathlib import Path
 
-from atr import config
+from atr.config.presets import ENCODERS as PRESETS
+from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.stages import ENCODERS, entry
 
 FEATURES = Path("data/micro/training/features")
-ENCODER = config.ENCODERS["dinov2-small"]
+ENCODER = PRESETS["dinov2-small"]
 SHARD_IMAGES = 1024
 
 
-def main(params: config.Params) -> None:
-    """Write the store data/micro/training/features; the lessons are drawn again from their index."""
+def main(params: MicroParams) -> None:
+    """Write the feature store data/micro/training/features, without the lessons' questions."""
     from atr.core import tracking
 
     with tracking.run("micro_features", params) as run:
@@ -22,31 +23,31 @@ def main(params: config.Params) -> None:
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
         from atr.features.wheel_weights import locate
-        from atr.micro.world import LessonImages
+        from atr.micro.lessons import LessonImages
 
-        wanted, kwargs = params.micro_features, lightning_kwargs(params.trainer)
+        section, kwargs = params.micro_features, lightning_kwargs(params.trainer)
         path = locate(ENCODER.path, ENCODERS)
         encoder = Encoder.load(path, ENCODER.layer, ENCODER.name, ENCODER.size)
-        images = LessonImages(wanted.images, wanted.reading_images, params.seed, wanted.charts)
-        data = ImageDataModule(images, encoder.preprocess, wanted.batch_size, SHARD_IMAGES, wanted.workers)
+        images = LessonImages(section.images, section.reading_images, params.seed, section.charts)
+        data = ImageDataModule(images, encoder.preprocess, section.batch_size, SHARD_IMAGES, section.workers)
         started = time.monotonic()
-        fill_store(encoder, data, FEATURES, parameters(params), kwargs, version_of(path))
+        fill_store(encoder, data, FEATURES, store_parameters(params), kwargs, version_of(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
 
 
-def parameters(params: config.Params) -> dict[str, object]:
-    """What the images and their features depend on, for the training to ask for."""
-    wanted = params.micro_features
+def store_parameters(params: MicroParams) -> dict[str, object]:
+    """Parameters of the images and their features; the training refuses a store made with others."""
+    section = params.micro_features
     return {
         "encoder": ENCODER.name,
         "layer": ENCODER.layer,
         "size": ENCODER.size,
         "seed": params.seed,
-        "images": wanted.images,
-        "reading_images": wanted.reading_images,
-        "charts": wanted.charts,
+        "images": section.images,
+        "reading_images": section.reading_images,
+        "charts": section.charts,
     }
 
 
 if __name__ == "__main__":
-    entry("micro_features", main)
+    entry("micro_features", main, load_micro_or_exit)

@@ -1,45 +1,54 @@
-"""Stage micro_probe, of `make micro-probe`: which layer of dinov2-small can be read, at which size."""
+"""Stage micro_probe, of `make micro-probe`: how well characters can be read at each layer of dinov2-small."""
 
 from functools import partial
 from pathlib import Path
 
-from atr import config
 from atr.core.files import write_json
+from atr.micro.params import MicroParams, load_micro_or_exit
+from atr.micro.stages.features import ENCODER
 from atr.stages import ENCODERS, entry
 
 PROBE = Path("data/micro/probe.json")
-ENCODER = config.ENCODERS["dinov2-small"]
 
 
-def main(params: config.Params) -> None:
-    """Write data/micro/probe.json: the fraction of characters read right, by image size and layer."""
+def main(params: MicroParams) -> None:
+    """Write data/micro/probe.json: the fraction of characters read correctly, by image size and layer."""
     from atr.core import tracking
-    from atr.features.encoder import Encoder
     from atr.features.wheel_weights import locate
-    from atr.micro import world
-    from atr.micro.curriculum import Collator
-    from atr.micro.model import build_processor
-    from atr.micro.probe import accuracies, written
 
-    probe, seed = params.micro_probe, params.seed
+    probe, accuracy = params.micro_probe, {}
     with tracking.run("micro_probe", params) as run:
         path = locate(ENCODER.path, ENCODERS)
-        tokenizer = build_processor((*world.QUESTIONS, *world.ANSWERS), world.SIZE).tokenizer
-        lesson = partial(world.lesson, seed=seed, reading=True, transcribe=0.0)
-        held_out = range(probe.images, probe.images + probe.images // 4)
-        accuracy: dict[str, dict[str, float]] = {}
         for size in probe.sizes:
-            encoder, collate = Encoder.load(path, -1, ENCODER.name, size), Collator(tokenizer, size, 0)
-            seen, unseen = (
-                written(encoder, [lesson(index) for index in indices], collate)
-                for indices in (range(probe.images), held_out)
-            )
-            layers = accuracies(seen, unseen, seed)
-            accuracy[str(size)] = {str(layer): round(right, 4) for layer, right in enumerate(layers, 1)}
-            for layer, right in enumerate(layers, 1):
-                run.metrics({f"read_at_{size}": right}, layer)
+            by_layer = _probe_size(path, size, probe.images, params.seed)
+            accuracy[str(size)] = {str(layer): round(value, 4) for layer, value in by_layer.items()}
+            for layer, value in by_layer.items():
+                run.metrics({f"read_at_{size}": value}, layer)
         write_json(PROBE, {"encoder": ENCODER.name, "images": probe.images, "accuracy": accuracy})
 
 
+def _probe_size(path: str, size: int, images: int, seed: int) -> dict[int, float]:
+    """Accuracy by layer of the encoder at `path` on images of one size in pixels.
+
+    Probes are trained on the first `images` lessons and evaluated on the next quarter as many.
+    """
+    from atr.features.encoder import Encoder
+    from atr.micro.drawing import SIZE
+    from atr.micro.lessons import draw_lesson
+    from atr.micro.model import build_processor
+    from atr.micro.probe import collect_text_patches, measure_accuracies
+    from atr.micro.targets import Collator
+    from atr.micro.vocabulary import VOCABULARY
+
+    encoder = Encoder.load(path, -1, ENCODER.name, size)
+    collate = Collator(build_processor(VOCABULARY, SIZE).tokenizer, size, 0)
+    draw = partial(draw_lesson, seed=seed, reading=True, transcribe=0.0)
+    training, held_out = (
+        collect_text_patches(encoder, [draw(index) for index in indices], collate)
+        for indices in (range(images), range(images, images + images // 4))
+    )
+    return dict(enumerate(measure_accuracies(training, held_out, seed), start=1))
+
+
 if __name__ == "__main__":
-    entry("micro_probe", main)
+    entry("micro_probe", main, load_micro_or_exit)

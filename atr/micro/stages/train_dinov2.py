@@ -3,20 +3,20 @@
 from functools import partial
 from typing import Any
 
-from atr import config
+from atr.config.presets import VLMS
 from atr.core.files import read_json
-from atr.micro.stages.features import ENCODER, FEATURES, parameters
+from atr.micro.params import MicroParams, load_micro_or_exit
+from atr.micro.stages.features import ENCODER, FEATURES, store_parameters
 from atr.micro.stages.probe import PROBE
-from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS, score, write
+from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS
 from atr.stages import ENCODERS, depends_on, entry
 
-LANGUAGE_MODEL = config.VLMS["micro"].path
+LANGUAGE_MODEL = VLMS["micro"].path
 MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
-MEASURED_IMAGES = 512  # of the store, evenly spread: enough for the mean and deviation of each channel
 
 
-def main(params: config.Params) -> None:
-    """Write data/micro/training/llava-dinov2: all but the tower, as stage micro does, on stored features."""
+def main(params: MicroParams) -> None:
+    """Write data/micro/training/llava-dinov2, as stage micro does, without the tower's weights."""
     import torch
     from lightning.pytorch import seed_everything
 
@@ -24,57 +24,65 @@ def main(params: config.Params) -> None:
     from atr.core.hardware import lightning_kwargs
     from atr.features.store import MANIFEST, FeatureStore
     from atr.features.wheel_weights import locate
-    from atr.micro import world
     from atr.micro.curriculum import StoredLessons
-    from atr.micro.model import folded
-    from atr.micro.model_card import card_dinov2
-    from atr.micro.training import MicroTraining, stored_states, train
+    from atr.micro.lessons import draw_lesson
+    from atr.micro.model_card import render_dinov2_card
+    from atr.micro.model_folder import write_model_folder
+    from atr.micro.standardisation import fold_standardisation, measure_standardisation
+    from atr.micro.training import train_micro_model
     from atr.reduction.checkpoints import Checkpoints
-    from atr.reduction.layers import Standardise
     from atr.vlm.checkpoint import load_vlm
     from atr.vlm.external_tower import save_without_tower
 
-    recipe, seed, probe = params.micro_dinov2, params.seed, read_json(PROBE)
+    features, seed, probe = params.micro_features, params.seed, read_json(PROBE)
     with tracking.run("micro_dinov2", params) as run:
-        store = FeatureStore.open(FEATURES, parameters(params), verify=tracking.is_first_process())
+        store = FeatureStore.open(FEATURES, store_parameters(params), verify=tracking.is_first_process())
         seed_everything(seed, workers=True, verbose=False)
-        at = partial(locate, folder=ENCODERS)
-        model, processor = _build(at(ENCODER.path), recipe.new_layers)
-        standardise, step = Standardise(store.width), max(1, len(store) // MEASURED_IMAGES)
-        standardise.measure(store[position] for position in range(0, len(store), step))
-
-        def examine(model: Any, benchmark: str) -> float:
-            whole = folded(model, standardise, torch.float32)
-            return score(processor, whole, benchmark, "validation", VALIDATION_QUESTIONS, seed)
-
-        see = partial(stored_states, standardise)
-        module = MicroTraining(model.train(), recipe, examine, see, recipe.new_layers)
-        draw = partial(world.lesson, seed=seed, charts=params.micro_features.charts)
-        lessons = StoredLessons(draw, store, params.micro_features.reading_images, recipe)
+        load, standardise = (
+            partial(load_vlm, locate=partial(locate, folder=ENCODERS)),
+            measure_standardisation(store),
+        )
+        module, processor = _build(params, locate(ENCODER.path, ENCODERS), standardise)
+        draw = partial(draw_lesson, seed=seed, charts=features.charts)
+        lessons = StoredLessons(draw, store, features.reading_images, module.recipe)
         checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST, LANGUAGE_MODEL))
-        train(module, lessons, processor, checkpoints, run.logger(), lightning_kwargs(params.trainer))
-        save = partial(save_without_tower, folded(model, standardise, torch.bfloat16))
-        held_out = partial(score, split="evaluate", count=recipe.questions, seed=seed)
-        text = partial(card_dinov2, params, probe, minutes=module.seconds / 60)
-        run.metrics(write(MODEL, processor, save, partial(load_vlm, locate=at), held_out, text))
+        kwargs = lightning_kwargs(params.trainer)
+        train_micro_model(module, lessons, processor, checkpoints, run.logger(), kwargs)
+        save = partial(save_without_tower, fold_standardisation(module.model, standardise, torch.bfloat16))
+        render = partial(render_dinov2_card, params, probe, minutes=module.seconds / 60)
+        questions = params.micro_dinov2.questions
+        run.metrics(write_model_folder(MODEL, processor, save, load, questions, seed, render))
         run.artifact(MODEL, folder="model")
 
 
-def _build(path: str, new_layers: int) -> tuple[Any, Any]:
-    """Model and processor on the encoder whose weights lie at `path`; the shipped model's language model."""
+def _build(params: MicroParams, path: str, standardise: Any) -> tuple[Any, Any]:
+    """The training module around a model on the encoder at `path`, and its processor.
+
+    The language model is that of the shipped micro model. Validation runs the model as it will be saved.
+    """
     import torch
 
     from atr.features.encoder import load_image_processor
-    from atr.micro import world
-    from atr.micro.model import build_model_on, build_processor
+    from atr.micro.model import build_model_on_tower, build_processor
+    from atr.micro.scoring import score_benchmark
+    from atr.micro.standardisation import fold_standardisation
+    from atr.micro.training import MicroTraining, encode_stored
+    from atr.micro.vocabulary import VOCABULARY
     from atr.vlm.checkpoint import load_vlm
 
-    size, images = ENCODER.size, load_image_processor(path, ENCODER.size)
+    recipe, size, layer = params.micro_dinov2, ENCODER.size, ENCODER.layer
     assert size is not None
-    processor = build_processor((*world.QUESTIONS, *world.ANSWERS), size, images)
-    learned, _ = load_vlm(LANGUAGE_MODEL, torch.float32)
-    return build_model_on(ENCODER.path, path, ENCODER.layer, processor, size, learned, new_layers), processor
+    processor = build_processor(VOCABULARY, size, load_image_processor(path, size))
+    trained, _ = load_vlm(LANGUAGE_MODEL, torch.float32)
+    model = build_model_on_tower(ENCODER.path, path, layer, processor, size, trained, recipe.new_layers)
+
+    def score(model: Any, benchmark: str) -> float:
+        folded = fold_standardisation(model, standardise, torch.float32)
+        return score_benchmark(processor, folded, benchmark, "validation", VALIDATION_QUESTIONS, params.seed)
+
+    encode = partial(encode_stored, standardise)
+    return MicroTraining(model.train(), recipe, score, encode, recipe.new_layers), processor
 
 
 if __name__ == "__main__":
-    entry("micro_dinov2", main)
+    entry("micro_dinov2", main, load_micro_or_exit)

@@ -1,1 +1,1 @@
-"""Token reduction methods of other papers, and the baselines that every curve is read against."""
+"""Reducers that need no training, one in a file: methods of other papers, and simple baselines."""

@@ -1,9 +1,9 @@
-"""CDPruner."""
+"""CDPruner without the question: diversity alone."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import CDPruner
+from atr.reduction.determinantal import CDPruner
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """CDPruner with relevance 1 for every token."""
     return CDPruner(text=False)

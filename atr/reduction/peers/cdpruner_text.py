@@ -1,9 +1,9 @@
-"""CDPruner."""
+"""CDPruner: diversity conditioned on the question."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import CDPruner
+from atr.reduction.determinantal import CDPruner
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """CDPruner with its defaults."""
     return CDPruner()

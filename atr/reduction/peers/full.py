@@ -1,11 +1,11 @@
-"""Full."""
+"""All tokens: the upper end of every curve."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._baselines import Full
+from atr.reduction.limits import Full
 
 BUDGET = "all"
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """All tokens."""
     return Full()

@@ -1,9 +1,9 @@
-"""MMR."""
+"""Maximal marginal relevance of the attention that a token receives."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import MMR
+from atr.reduction.marginal_relevance import MMR
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """Maximal marginal relevance with its defaults."""
     return MMR()

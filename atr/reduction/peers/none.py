@@ -1,11 +1,11 @@
-"""NoImage."""
+"""No tokens: how far the language model gets without the image."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._baselines import NoImage
+from atr.reduction.limits import NoImage
 
 BUDGET = "nothing"
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """No tokens."""
     return NoImage()

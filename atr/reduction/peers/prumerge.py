@@ -1,11 +1,11 @@
-"""PruMerge."""
+"""PruMerge under a given budget."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._attention import PruMerge
+from atr.reduction.neighbour_merging import PruMerge
 
 ONE_TILE = True
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """PruMerge with its defaults."""
     return PruMerge()

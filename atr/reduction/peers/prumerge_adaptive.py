@@ -1,12 +1,12 @@
-"""PruMerge."""
+"""PruMerge with the number of tokens that it chooses itself: the outliers of each image's attention."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._attention import PruMerge
+from atr.reduction.neighbour_merging import PruMerge
 
 ONE_TILE = True
 BUDGET = "own"
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """PruMerge with its defaults."""
     return PruMerge()

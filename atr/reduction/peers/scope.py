@@ -1,9 +1,9 @@
-"""Scope."""
+"""SCOPE: coverage weighted by the attention that a token receives."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import Scope
+from atr.reduction.coverage import Scope
 
 
 def build(seed: int = 0) -> Reducer:
-    """The reducer."""
+    """SCOPE with its defaults."""
     return Scope()

@@ -1,1 +1,1 @@
-"""Reducers made of a trained selector, one in a file."""
+"""Reducers built from a trained selector, one in a file."""

@@ -1,4 +1,4 @@
-"""distilled."""
+"""The distilled selector: coverage of the first tokens, then the highest scores."""
 
 from atr.reduction.base import Reducer
 from atr.reduction.distilled import DistilledReducer
@@ -8,5 +8,5 @@ WEIGHTS = "distill"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """Coverage and scores of a selector distilled from a language model."""
     return DistilledReducer(selector)

@@ -1,4 +1,4 @@
-"""distilled_ranking."""
+"""The distilled selector's highest scores, without coverage."""
 
 from atr.reduction.base import Reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
@@ -7,5 +7,5 @@ WEIGHTS = "distill"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """The top K of a selector distilled from a language model."""
     return SelectorReducer(selector)

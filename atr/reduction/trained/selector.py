@@ -1,4 +1,4 @@
-"""selector."""
+"""The paper's selector: the tokens with the highest keep logits."""
 
 from atr.reduction.base import Reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
@@ -7,5 +7,5 @@ WEIGHTS = "pretrain"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """The top K of a selector trained with its reconstructor."""
     return SelectorReducer(selector)

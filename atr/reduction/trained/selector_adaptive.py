@@ -1,4 +1,4 @@
-"""selector_adaptive."""
+"""The paper's selector with the number of tokens that it chooses itself: those of positive logit."""
 
 from atr.reduction.base import Reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
@@ -8,5 +8,5 @@ WEIGHTS = "pretrain"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """The tokens of positive logit of a selector trained with its reconstructor."""
     return SelectorReducer(selector)

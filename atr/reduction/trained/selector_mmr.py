@@ -1,7 +1,7 @@
-"""selector_mmr."""
+"""Maximal marginal relevance of the selector's keep logits."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import MMR
+from atr.reduction.marginal_relevance import MMR
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 ONE_TILE = True
@@ -9,5 +9,5 @@ WEIGHTS = "pretrain"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """Maximal marginal relevance of a selector trained with its reconstructor."""
     return MMR(SelectorReducer(selector))

@@ -1,7 +1,7 @@
-"""selector_scope."""
+"""Coverage weighted by the selector's keep logits."""
 
 from atr.reduction.base import Reducer
-from atr.reduction.peers._diversity import Scope
+from atr.reduction.coverage import Scope
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 ONE_TILE = True
@@ -9,5 +9,5 @@ WEIGHTS = "pretrain"
 
 
 def build(selector: FeatureSelector) -> Reducer:
-    """The reducer."""
+    """Coverage by a selector trained with its reconstructor."""
     return Scope(SelectorReducer(selector))

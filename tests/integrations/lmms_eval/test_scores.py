@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.benchmarks import BENCHMARKS, mmbench, mmmu, vqa
+from atr.benchmarks import load_benchmark, mmbench, mmmu, vqa
 
 COMMAND = os.environ.get("ATR_LMMS_EVAL")
 pytestmark = [
@@ -94,7 +94,8 @@ def theirs(texts, tmp_path_factory):
 
 
 def score(benchmark, prediction, answer, choices=()):
-    return BENCHMARKS[benchmark].score(prediction, SimpleNamespace(answers=[answer], choices=list(choices)))
+    question = SimpleNamespace(answers=[answer], choices=list(choices))
+    return load_benchmark(benchmark).score(prediction, question)
 
 
 def test_answers_of_vqa_are_normalised_as_theirs(texts, theirs):

@@ -1,4 +1,4 @@
-"""The stages of the second micro model on a tower of a size for a test: probed, encoded, trained, loaded."""
+"""The stages of the second micro model on a tiny tower: probed, encoded, trained, loaded."""
 
 import re
 from contextlib import nullcontext
@@ -11,18 +11,23 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from atr import config
+from atr.config.presets import ENCODERS as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
 from atr.features.wheel_weights import locate
+from atr.micro.drawing import SIZE
+from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
+from atr.micro.params import PARAMETERS, load_micro
+from atr.micro.scoring import score_benchmark
 from atr.micro.stages import features, probe, train_dinov2
-from atr.micro.world import ANSWERS, QUESTIONS, SIZE, lesson
+from atr.micro.vocabulary import VOCABULARY
+from atr.micro.world import DRAW
 from atr.stages import ENCODERS
 from atr.vlm.checkpoint import check_features, load_vlm
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECTIONS = {
     "micro_probe": {"images": 24, "sizes": "[28, 42]"},
     "micro_features": {"images": 5, "batch_size": 2, "charts": 0.9},
@@ -37,7 +42,7 @@ SECTIONS = {
 def logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_dinov2, "VALIDATION_QUESTIONS", 1)
-    text = (ROOT / "params.yaml").read_text()
+    text = (ROOT / PARAMETERS.path).read_text()
     for section, values in SECTIONS.items():
         above, _, below = text.partition(f"\n{section}:")
         for key, value in values.items():
@@ -45,14 +50,15 @@ def logged(tmp_path, monkeypatch):
             assert count == 1, key
         text = f"{above}\n{section}:{below}"
     text = text.replace("accelerator: auto", "accelerator: cpu").replace("precision: auto", "precision: 32")
-    Path("params.yaml").write_text(text)
+    Path(PARAMETERS.path).parent.mkdir(parents=True)
+    Path(PARAMETERS.path).write_text(text)
     tower = {"hidden_size": 24, "num_hidden_layers": 7, "num_attention_heads": 3, "mlp_ratio": 1}
     torch.manual_seed(0)
     Dinov2Model(Dinov2Config(**tower, patch_size=14, image_size=518)).save_pretrained(
         "data/encoders/dinov2-small"
     )
     BitImageProcessorPil(size={"shortest_edge": 256}).save_pretrained("data/encoders/dinov2-small")
-    processor = build_processor((*QUESTIONS, *ANSWERS), SIZE)
+    processor = build_processor(VOCABULARY, SIZE)
     build_model(processor, SIZE, width=64, layers=1, text_layers=1).save_pretrained("data/micro/llava")
     processor.save_pretrained("data/micro/llava")
     metrics = {}
@@ -65,8 +71,8 @@ def logged(tmp_path, monkeypatch):
     return metrics
 
 
-def test_the_probe_tells_of_every_size_and_layer(logged):
-    probe.main(config.load("micro_probe"))
+def test_the_probe_covers_every_size_and_layer(logged):
+    probe.main(load_micro("micro_probe"))
     found = read_json(probe.PROBE)
     assert (found["encoder"], found["images"]) == ("dinov2-small", 24)
     assert set(found["accuracy"]) == {"28", "42"}
@@ -76,35 +82,35 @@ def test_the_probe_tells_of_every_size_and_layer(logged):
 
 
 @pytest.mark.slow
-def test_what_is_trained_on_stored_features_is_loaded_with_the_tower_and_scores_as_its_card_says(logged):
-    features.main(config.load("micro_features"))
+def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged):
+    features.main(load_micro("micro_features"))
     store = FeatureStore.open(features.FEATURES)
-    preset = config.ENCODERS["dinov2-small"]
+    preset = PRESETS["dinov2-small"]
     encoder = Encoder.load("data/encoders/dinov2-small", preset.layer, size=preset.size)
     for index in (0, 1, 2, 4):
-        image = lesson(index, 0, reading=index < 2, transcribe=0.0, charts=0.9).image
+        image = draw_lesson(index, 0, reading=index < 2, transcribe=0.0, charts=0.9).image
         with torch.inference_mode():
             expected = encoder(encoder.preprocess([image]))[0].bfloat16()
         torch.testing.assert_close(store[index], expected, rtol=2**-7, atol=1e-4)
 
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
-    train_dinov2.main(config.load("micro_dinov2"))
+    train_dinov2.main(load_micro("micro_dinov2"))
     model, processor = load_vlm(
         str(train_dinov2.MODEL), torch.float32, locate=partial(locate, folder=ENCODERS)
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()
-    for benchmark in config.BENCHMARKS:
-        score = train_dinov2.score(processor, model, benchmark, "evaluate", 1, 0)
+    for benchmark in DRAW:
+        score = score_benchmark(processor, model, benchmark, "evaluate", 1, 0)
         assert logged[benchmark] == score and f"| {benchmark} | {score:.3f} |" in card
     assert "| size | 1 |\n| --- | --- |\n| 224 | 0.75 |" in card
     assert sum(file.stat().st_size for file in train_dinov2.MODEL.iterdir()) < 2**20
 
 
 def test_features_of_other_lessons_are_refused(logged):
-    features.main(config.load("micro_features"))
+    features.main(load_micro("micro_features"))
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("seed: 0", "seed: 1", 1))
+    text = Path(PARAMETERS.path).read_text()
+    Path(PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
     with pytest.raises(ValueError, match="seed is 0, asked for is 1: run the extract stage again"):
-        train_dinov2.main(config.load("micro_dinov2"))
+        train_dinov2.main(load_micro("micro_dinov2"))

@@ -10,19 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atr.reduction.base import Adaptive, Apportioner, EncoderOutput, Merger, Scorer
-from atr.reduction.peers._attention import (
-    ClassAttention,
-    HiRED,
-    HoloV,
-    PruMerge,
-    PruMergePlus,
-    VisionZip,
-    VisPruner,
-    apportion,
-    cosine_BNN,
-    parts_N,
-    quotas_BC,
-)
+from atr.reduction.neighbour_merging import PruMerge
+from atr.reduction.peers.class_attention import ClassAttention
+from atr.reduction.peers.hired import HiRED, apportion
+from atr.reduction.peers.holov import HoloV
+from atr.reduction.peers.prumerge_plus import PruMergePlus
+from atr.reduction.peers.visionzip import VisionZip
+from atr.reduction.peers.vispruner import VisPruner
+from atr.reduction.quotas import parts_N, quotas_BC
+from atr.reduction.similarity import rounded_cosines_BNN
 
 REDUCERS = {
     "class_attention": ClassAttention(),
@@ -450,8 +446,8 @@ def test_parts_of_a_grid_are_even_and_none_is_empty():
 def test_equal_tokens_have_equal_cosines_wherever_they_lie():
     features = torch.randn(1, 1, 700).repeat(2, 131, 1)
     features[:, ::3] = torch.randn(700)
-    similar = cosine_BNN(features)
-    assert len(similar.unique()) == 2 and torch.equal(similar[:1], cosine_BNN(features[:1]))
+    similar = rounded_cosines_BNN(features)
+    assert len(similar.unique()) == 2 and torch.equal(similar[:1], rounded_cosines_BNN(features[:1]))
 
 
 def hired(budget, first, grid, arrangement, sizes, alpha):

@@ -9,8 +9,13 @@ from fractions import Fraction
 import pytest
 import torch
 
-from atr.reduction import REDUCERS, EncoderOutput, Full, NoImage, Random, Scorer
-from atr.reduction.peers._baselines import L2Norm, PixelVariance, Uniform, rectangles
+from atr.reduction import EncoderOutput, Full, NoImage, Scorer
+from atr.reduction.peers.l2_norm import L2Norm
+from atr.reduction.peers.pixel_variance import PixelVariance
+from atr.reduction.peers.random import Random
+from atr.reduction.peers.uniform import Uniform
+from atr.reduction.rectangles import rectangles
+from atr.reduction.registry import build_reducer
 
 GRIDS = [*itertools.product(range(1, 7), range(1, 7)), (3, 17), (17, 3)]
 
@@ -21,7 +26,7 @@ def encoded(images=4, dtype=torch.float32, seed=0):
 
 
 def test_the_registry_makes_random_of_a_seed():
-    assert REDUCERS["random"](3, "unused") == Random(3)
+    assert build_reducer("random", 3) == Random(3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,18 +12,12 @@ from hypothesis import strategies as st
 
 from atr.core.tokens import top_k_BK
 from atr.reduction import EncoderOutput, FeatureSelector, Scorer, SelectorReducer
-from atr.reduction.peers._diversity import (
-    MMR,
-    CDPruner,
-    Dart,
-    DivPrune,
-    Scope,
-    cosines_BNN,
-    coverage_order_BK,
-    dpp_order_BK,
-    max_min_order_BK,
-    mmr_order_BK,
-)
+from atr.reduction.coverage import Scope, coverage_order_BK
+from atr.reduction.determinantal import CDPruner, dpp_order_BK
+from atr.reduction.marginal_relevance import MMR, max_min_order_BK, mmr_order_BK
+from atr.reduction.peers.dart import Dart
+from atr.reduction.peers.divprune import DivPrune
+from atr.reduction.similarity import exact_cosines_BNN
 
 
 @dataclass(frozen=True)
@@ -191,14 +185,14 @@ def test_unknown_budgets_are_refused(reducer):
 def test_cosines_are_exact(images, tokens, width):
     features = encode(images, tokens, width).features_BND
     features[0, 1], features[0, 2], features[0, 3] = features[0, 0], 3 * features[0, 0], 0
-    similarity = cosines_BNN(features)
+    similarity = exact_cosines_BNN(features)
     units = torch.nn.functional.normalize(features[0].double(), dim=-1).mul(2**26).round()
     whole = units.long().numpy().astype(object)
     expected = (whole @ whole.T).astype(float) / 2**52
     np.testing.assert_allclose(similarity[0], expected, atol=2**-37, rtol=0)
     np.testing.assert_allclose(similarity[0], cosines(features[0]), atol=1e-7, rtol=0)
     assert torch.equal(similarity * 2**36, (similarity * 2**36).round())
-    assert torch.equal(similarity, torch.cat([cosines_BNN(image[None]) for image in features]))
+    assert torch.equal(similarity, torch.cat([exact_cosines_BNN(image[None]) for image in features]))
     assert torch.equal(similarity, similarity.mT)
     assert torch.equal(similarity[0, 0], similarity[0, 1]) and not similarity[0, 3].any()
 
@@ -246,7 +240,7 @@ def test_cdpruner_is_the_greedy_determinant(seed, width, sign):
 
 def test_the_determinant_is_that_of_the_weighted_kernel():
     batch = encode(1, 8, 8)
-    weight, similarity = torch.rand(1, 8) + 0.1, cosines_BNN(batch.features_BND)
+    weight, similarity = torch.rand(1, 8) + 0.1, exact_cosines_BNN(batch.features_BND)
     order = dpp_order_BK(similarity, weight, 5)[0].tolist()
     kernel = np.diag(weight[0]) @ cosines(batch.features_BND[0]) @ np.diag(weight[0])
     for k in range(1, 6):
@@ -334,7 +328,7 @@ def test_more_tokens_than_the_rank_are_distinct_and_again_diverse(text):
     batch = encode(2, 256, 20)
     keep = CDPruner(text=text)(batch, 128)
     assert [len(set(row)) for row in keep.tolist()] == [128] * 2
-    order = dpp_order_BK(cosines_BNN(batch.projected_BND), torch.ones(2, 256), 60)
+    order = dpp_order_BK(exact_cosines_BNN(batch.projected_BND), torch.ones(2, 256), 60)
     for start in (0, 20, 40):
         chosen = batch.projected_BND.take_along_dim(order[:, start : start + 20, None], dim=1)
         assert (torch.linalg.matrix_rank(chosen) == 20).all()
@@ -394,7 +388,7 @@ def test_a_trained_selector_gives_the_importance():
 
 def test_functions_take_a_similarity_of_float32_and_any_importance():
     batch = encode(2, 9, 4)
-    similarity, importance = cosines_BNN(batch.features_BND).float(), 7 * batch.attention_BN - 3
+    similarity, importance = exact_cosines_BNN(batch.features_BND).float(), 7 * batch.attention_BN - 3
     for order in (
         max_min_order_BK(similarity, 9),
         mmr_order_BK(similarity, importance, 9),
@@ -435,9 +429,9 @@ def test_what_is_needed_is_enough(reducer, needs):
         (lambda: DivPrune(on="pixels"), "on: 'pixels' is unknown, allowed: features, projected"),
         (lambda: CDPruner(on="text"), "on: 'text' is unknown"),
         (lambda: CDPruner(sign=0), "sign: 0 is not allowed, allowed: 1, -1"),
-        (lambda: Dart(pivots=0), "pivots: 0 is out of range, allowed: 1 and more"),
-        (lambda: Scope(alpha=-1.0), "alpha: -1.0 is out of range, allowed: 0 and more"),
-        (lambda: MMR(balance=1.5), "balance: 1.5 is out of range, allowed: 0 to 1"),
+        (lambda: Dart(pivots=0), "pivots: 0 is out of range, allowed: 1 or more"),
+        (lambda: Scope(alpha=-1.0), "alpha: -1.0 is out of range, allowed: 0 or more"),
+        (lambda: MMR(balance=1.5), "balance: 1.5 is out of range, allowed: a fraction 0 <= balance <= 1"),
     ],
 )
 def test_options_are_checked(make, message):

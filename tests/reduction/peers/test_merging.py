@@ -10,8 +10,12 @@ from PIL import Image
 
 from atr.reduction import EncoderOutput
 from atr.reduction.base import Merger, Scorer
-from atr.reduction.peers._baselines import Uniform, rectangles
-from atr.reduction.peers._merging import AveragePooling, ImageDownsampling, ToMe, means, small_grid
+from atr.reduction.merging import group_means
+from atr.reduction.peers.average_pooling import AveragePooling
+from atr.reduction.peers.image_downsampling import ImageDownsampling, small_grid
+from atr.reduction.peers.tome import ToMe
+from atr.reduction.peers.uniform import Uniform
+from atr.reduction.rectangles import rectangles
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 PATCH = (3, 2)
@@ -50,7 +54,7 @@ def test_means_are_those_of_the_groups(dtype):
     literal = [
         [values[image][groups[image] == group].float().mean(0) for group in range(5)] for image in range(3)
     ]
-    found = means(values, groups, 5)
+    found = group_means(values, groups, 5)
     assert found.dtype == dtype
     torch.testing.assert_close(found, torch.stack([torch.stack(row) for row in literal]).to(dtype))
 

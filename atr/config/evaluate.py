@@ -1,0 +1,110 @@
+"""Section `evaluate`: which reducers answer the questions, at which budgets."""
+
+from collections.abc import Collection
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from atr.config.errors import refusal
+from atr.config.fields import STRICT, Count, KeptFractions, check_names
+from atr.config.own_files import check_own_files
+from atr.core import catalog
+from atr.core.layout import Budget, Interpolation, Newline, Positions
+
+RESERVED = ("prefill",)
+"""Folders beside those of the reducers in experiments/latency."""
+
+
+def _check_listed(names: list[str], known: Collection[str], always: str = "") -> list[str]:
+    check_names(names, known, "evaluate.own")
+    if not names:
+        raise refusal(names, f"one or more of {', '.join(known)}")
+    if always and always not in names:
+        raise refusal(names, f"a list with {always} in it")
+    return names
+
+
+def _check_reducers(names: list[str]) -> list[str]:
+    return _check_listed(names, catalog.untrained(), "full")
+
+
+def _check_selectors(names: list[str]) -> list[str]:
+    return _check_listed(names, catalog.trained("pretrain"), "selector")
+
+
+def _check_distilled(names: list[str]) -> list[str]:
+    return _check_listed(names, catalog.trained("distill"))
+
+
+def _check_own(names: list[str]) -> list[str]:
+    for name in check_own_files(names, (*catalog.reducers(), *RESERVED)):
+        try:
+            weights = catalog.reducer_traits(name).weights
+        except ValueError as error:
+            problem, _, allowed = f"is no reducer: {error}".partition(", allowed: ")
+            raise refusal(name, allowed or "a Python file", problem=problem) from None
+        if weights:
+            raise refusal(name, f"a reducer without WEIGHTS; {name}.py has {weights!r}")
+    return names
+
+
+@dataclass(frozen=True, config=STRICT)
+class Evaluate:
+    """The reducers to evaluate, their budgets, and how answers are generated.
+
+    The reducers are four lists, by what their results depend on: a file of the package, a selector of stage
+    pretrain or distill, or a file of the user's own.
+    """
+
+    reducers: Annotated[list[str], AfterValidator(_check_reducers)] = field(
+        default_factory=lambda: ["full", "none", "random"]
+    )
+    """Reducers without training (files of atr/reduction/peers), one stage each; full, the reference of all
+    others, is always among them. Without none or random the report omits their lines."""
+    selectors: Annotated[list[str], AfterValidator(_check_selectors)] = field(
+        default_factory=lambda: ["selector", "selector_adaptive"]
+    )
+    """Reducers made of the selector of stage pretrain (files of atr/reduction/trained), one stage each;
+    selector is always among them."""
+    distilled: Annotated[list[str], AfterValidator(_check_distilled)] = field(
+        default_factory=lambda: ["distilled"]
+    )
+    """Reducers made of the selector of stage distill (files of atr/reduction/trained), one stage each."""
+    own: Annotated[list[str], AfterValidator(_check_own)] = field(default_factory=list)
+    """Your own reducers, one stage each: paths of Python files in the project, without `.py`."""
+    keep: KeptFractions = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. For
+    pruning inside the language model they are means over its layers; those that cannot be reached are left
+    out."""
+    random_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Draws of the random reducer, with seeds 0 and up whatever `seed` is; its score is their mean."""
+    positions: Positions = "original"
+    """Position ids after the removal: original (with gaps), or contiguous (renumbered)."""
+    budget: Budget = "image"
+    """The budget of an image cut into tiles: image (shared by its tiles, the best tokens first, as a page has
+    empty corners), or tile (an equal share for each)."""
+    newline: Newline = "keep"
+    """The tokens that end the rows of tiles: keep all, as the model has always seen them, though they do not
+    count towards the budget; or follow, which keeps those of rows with a kept token."""
+    interpolation: Interpolation = "model"
+    """Where LLaVA-OneVision shrinks the features of a large image: model selects among the shrunk ones, so
+    that full is the model as published; off selects among all of them, as in the paper."""
+    batch_size: Count = 128
+    """Questions per batch."""
+    max_new_tokens: Count = 8
+    """Most tokens of an answer."""
+    # All resamples are held in memory.
+    bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Resamples of the questions behind a 95 % interval."""
+
+    @property
+    def names(self) -> list[str]:
+        """All reducers, one stage each."""
+        return [*self.reducers, *self.own, *self.selectors, *self.distilled]
+
+    @property
+    def budgeted(self) -> list[str]:
+        """Those of them that take a budget."""
+        return [name for name in self.names if catalog.reducer_traits(name).budget == "asked"]

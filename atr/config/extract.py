@@ -1,0 +1,22 @@
+"""Section `extract`: one pass of the frozen encoder over the images."""
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from atr.config.fields import LAYERS, STRICT, Count, Workers
+
+
+@dataclass(frozen=True, config=STRICT)
+class Extract:
+    """How features are extracted and stored."""
+
+    layer: Annotated[int | None, Field(ge=-LAYERS, le=LAYERS)] = None
+    """Index into `hidden_states`; null takes the encoder's own. The paper does not say; LLaVA reads -2."""
+    batch_size: Count = 64
+    """Images per step on each device."""
+    shard_images: Count = 1024
+    """Images per file of the store; bounds the memory for writing and reading."""
+    workers: Workers = 0
+    """Processes that decode images; 0 decodes in the main process."""

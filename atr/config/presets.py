@@ -1,0 +1,136 @@
+"""Encoders and vision-language models by name: one YAML file each in atr/config/presets."""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic.dataclasses import dataclass
+
+from atr.config.errors import ConfigError, abridge, join
+from atr.config.fields import STRICT
+from atr.config.loader import build
+
+FOLDER = Path(__file__).with_suffix("")
+
+# org/name, with an optional branch, tag or commit.
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?")
+
+
+@dataclass(frozen=True, config=STRICT)
+class EncoderPreset:
+    """A frozen vision tower."""
+
+    name: str
+    path: str
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their image processor."""
+    layer: int = -2
+    """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
+    size: int | None = None
+    """Side in pixels of the square that the whole image is resized to; None: the image processor's own."""
+    width: int | None = None
+    """Channels of its features; None where they are unknown before it is loaded."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class VlmPreset:
+    """A frozen vision-language model."""
+
+    name: str
+    path: str
+    """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
+    encoder: str | None
+    """Name of the encoder whose features the model reads; None where only its own files say so."""
+    stored: bool = True
+    """Whether the model is given stored features. It is given images if not, and always if it cuts them into
+    tiles or preprocesses them differently."""
+    tiles: int = 1
+    """Most tiles that its processor cuts an image into, the base tile included; 1 where that is unknown."""
+    auto: bool = False
+    """Whether `vlm: auto` takes this model where several read the encoder."""
+
+
+Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
+
+
+def read_presets(kind: type[Preset], folder: Path) -> dict[str, Preset]:
+    """The presets of a folder by name; raises ConfigError for a file that is none."""
+    presets = {path.stem: _read(kind, path) for path in sorted(folder.glob("*.yaml"))}
+    return dict(sorted(presets.items(), key=lambda item: not getattr(item[1], "auto", False)))
+
+
+def _read(kind: type[Preset], path: Path) -> Preset:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}, allowed: a preset in YAML") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {abridge(values)} is no mapping, allowed: a preset in YAML")
+    return build(kind, f"{path}: ", {"name": path.stem, **values})
+
+
+ENCODERS = read_presets(EncoderPreset, FOLDER / "encoders")
+VLMS = read_presets(VlmPreset, FOLDER / "vlms")
+"""Models that `auto` prefers come first."""
+
+
+def resolve_encoder(name: str) -> EncoderPreset:
+    """The encoder of that name, folder or hub id; raises ConfigError if there is none."""
+    if preset := find_preset(ENCODERS, name):
+        return preset
+    _check_location("encoder", name, ENCODERS)
+    return EncoderPreset(name=name, path=name)
+
+
+def resolve_vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
+    """The model of that name, folder or hub id; raises ConfigError for a preset that reads another encoder.
+
+    Whether a model reads an encoder of the user's own is only known when both are loaded.
+    """
+    encoder_base, base = _without_revision(encoder.name), _without_revision(name)
+    readers = [preset for preset in VLMS.values() if preset.encoder == encoder_base]
+    allowed = f"{join([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
+    if name == "auto" and readers:
+        return readers[0]
+    if name == "auto":
+        raise ConfigError(
+            f"vlm: 'auto' finds no model that reads encoder {encoder.name!r}, allowed: {allowed}"
+        )
+    preset = find_preset(VLMS, name)
+    if preset and preset.encoder == encoder_base:
+        return preset
+    if preset and (base in VLMS or encoder_base in ENCODERS):
+        raise ConfigError(f"vlm: {name!r} does not read encoder {encoder.name!r}, allowed: {allowed}")
+    _check_location("vlm", name, ("auto", *VLMS))
+    return VlmPreset(name=name, path=name, encoder=None)
+
+
+def find_preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
+    """The preset of that name, folder or hub id, at the revision given after an `@`.
+
+    Without a revision it is the preset's own, so that later commits on the hub change no result.
+    """
+    base = _without_revision(name)
+    preset = next(
+        (preset for preset in presets.values() if base in (preset.name, _without_revision(preset.path))), None
+    )
+    if preset is None or name in (base, preset.path):
+        return preset
+    revision = name.removeprefix(base)
+    path = _without_revision(preset.path) + revision
+    return replace(preset, name=preset.name + revision, path=path) if _HUB_ID.fullmatch(path) else None
+
+
+def _without_revision(name: str) -> str:
+    return name.partition("@")[0]
+
+
+def _check_location(key: str, name: str, presets: Collection[str]) -> None:
+    """Refuse what is no folder and no hub id; `data/mirco` is a misspelt folder where `data` exists."""
+    is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(_without_revision(name)))
+    if not (os.path.isdir(name) or is_hub_id):
+        allowed = f"{join(presets)}, a folder that exists, or a hub id org/name or org/name@revision"
+        raise ConfigError(f"{key}: {abridge(name)} is unknown, allowed: {allowed}")

@@ -1,0 +1,138 @@
+"""The sections of params.yaml, the stages that declare them, and the rules between sections.
+
+Looked up by name and imported by no stage: a new stage or section reruns none of the others. What a stage
+declares here stands in dvc.yaml too, where DVC sees a change; tests/test_architecture.py holds the two equal.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from atr.config.common import Common
+from atr.config.distill import Distill
+from atr.config.errors import OUT_OF_RANGE, failure, join
+from atr.config.evaluate import Evaluate
+from atr.config.extract import Extract
+from atr.config.intrinsic import Intrinsic
+from atr.config.latency import Latency
+from atr.config.loader import ParameterFile
+from atr.config.prepare import Prepare
+from atr.config.presets import EncoderPreset, VlmPreset, resolve_encoder, resolve_vlm
+from atr.config.pretrain import Pretrain
+from atr.config.report import Report
+from atr.config.robustness import Robustness
+from atr.config.trainer import Trainer
+from atr.core import catalog
+
+STAGES = {
+    "benchmark": (),
+    "prepare": ("seed", "prepare"),
+    "extract": ("encoder", "trainer", "extract"),
+    "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),
+    "distill": ("seed", "encoder", "vlm", "trainer", "distill", "evaluate.positions"),
+    "evaluate": (
+        "seed",
+        "encoder",
+        "vlm",
+        "trainer",
+        "evaluate.keep",
+        "evaluate.random_seeds",
+        "evaluate.positions",
+        "evaluate.budget",
+        "evaluate.newline",
+        "evaluate.interpolation",
+        "evaluate.batch_size",
+        "evaluate.max_new_tokens",
+        "evaluate.bootstrap",
+    ),
+    "reconstructor": (
+        "seed",
+        "encoder",
+        "trainer",
+        "pretrain",
+        "intrinsic.pretrain_images",
+        "intrinsic.epochs",
+        "intrinsic.training_seeds",
+    ),
+    "intrinsic": (
+        "encoder",
+        "trainer.accelerator",
+        "evaluate.keep",
+        "evaluate.random_seeds",
+        "intrinsic.images",
+        "intrinsic.batch_size",
+        "intrinsic.overlap_keep",
+    ),
+    "prefill": ("seed", "encoder", "vlm", "trainer", "latency"),
+    "latency": ("seed", "encoder", "vlm", "trainer", "latency"),
+    "robustness": (
+        "seed",
+        "encoder",
+        "vlm",
+        "trainer.accelerator",
+        "evaluate.budget",
+        "evaluate.newline",
+        "evaluate.interpolation",
+        "evaluate.batch_size",
+        "evaluate.max_new_tokens",
+        "evaluate.bootstrap",
+        "robustness",
+    ),
+    "report": ("evaluate", "report"),
+}
+"""The parameters each stage declares to DVC, and the only ones it is given; a dotted one is a single
+field."""
+
+SECTIONS = {
+    "trainer": Trainer,
+    "prepare": Prepare,
+    "extract": Extract,
+    "pretrain": Pretrain,
+    "distill": Distill,
+    "evaluate": Evaluate,
+    "intrinsic": Intrinsic,
+    "latency": Latency,
+    "robustness": Robustness,
+    "report": Report,
+}
+"""The sections of params.yaml, in its order."""
+
+
+def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
+    """The reducers that can serve a model: those with ONE_TILE only where it reads images whole."""
+    return [name for name in names if vlm.tiles == 1 or not catalog.reducer_traits(name).one_tile]
+
+
+def _resolve(values: dict[str, Any]) -> dict[str, Any]:
+    encoder = resolve_encoder(values["encoder"])
+    vlm = resolve_vlm(values["vlm"], encoder)
+    _check_width(encoder, values)
+    _check_reducers(vlm, values["evaluate"], values["report"])
+    return values | {"encoder": encoder, "vlm": vlm}
+
+
+def _check_width(encoder: EncoderPreset, sections: Mapping[str, Any]) -> None:
+    """Refuse selectors that do not fit the encoder's width, where it is known."""
+    if encoder.width is None:
+        return
+    for name in ("pretrain", "distill"):
+        heads, position = sections[name].heads, sections[name].position
+        if encoder.width % heads:
+            allowed = f"a divisor of {encoder.width}, the width of {encoder.name}"
+            raise failure(f"{name}.heads", heads, OUT_OF_RANGE, allowed)
+        if position != "none" and encoder.width % 4:
+            allowed = f"none, as 4 does not divide {encoder.width}"
+            raise failure(f"{name}.position", position, OUT_OF_RANGE, allowed)
+
+
+def _check_reducers(vlm: VlmPreset, evaluate: Evaluate, report: Report) -> None:
+    """Refuse reducers that cannot serve the model, and a report on one that is not evaluated."""
+    for key in ("reducers", "own", "selectors", "distilled"):
+        names = getattr(evaluate, key)
+        if (able := serving(names, vlm)) != names:
+            allowed = f"{join(able)}, as {vlm.name} cuts images into tiles"
+            raise failure(f"evaluate.{key}", names, OUT_OF_RANGE, allowed)
+    if report.best not in evaluate.budgeted:
+        raise failure("report.best", report.best, OUT_OF_RANGE, join(evaluate.budgeted))
+
+
+PIPELINE = ParameterFile("params.yaml", Common, SECTIONS, STAGES, _resolve)

@@ -1,0 +1,53 @@
+"""Stage prefill: the time of the language model's prefill, which fewer visual tokens shorten."""
+
+from functools import partial
+from typing import Any
+
+from atr import config
+from atr.core.files import write_json
+from atr.stages import ENCODERS, PREFILL, entry
+
+
+def main(params: config.Params) -> None:
+    """Time the prefill of all tokens of an image and of each of `latency.kept`; write metrics.json."""
+    from atr.core import tracking
+
+    with tracking.run("prefill", params) as run:
+        from atr.core.tokens import budget
+        from atr.vlm import latency
+
+        model, machine = load_model(params)
+        settings = params.latency
+        tokens = latency.encode_noise(model, latency.noise(model, 1, params.seed)).tokens
+        counts = sorted({tokens, *(budget(kept, tokens) for kept in settings.kept)})
+        times = [
+            latency.time_prefill(model, count, batch, settings.seconds)
+            for batch in settings.batches
+            for count in counts
+        ]
+        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        write_json(PREFILL / "metrics.json", {**machine, "prefill": times, **source})
+        for entry in times:
+            run.metrics({f"batch {entry['batch']}/milliseconds": entry["milliseconds"]}, entry["tokens"])
+        run.artifact(PREFILL)
+
+
+def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
+    """The model on the first device in the precision of the trainer, and what results record of both."""
+    from lightning.fabric import Fabric
+
+    from atr.core.hardware import precision_of, resolved
+    from atr.core.timing import device_name
+    from atr.features.wheel_weights import locate
+    from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
+
+    precision = precision_of(params.trainer)
+    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    tower = partial(locate, folder=ENCODERS)
+    model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
+    computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
+    return model.to(device), {"device": f"{device_name(device)}, {precision}", "resolved": computed}
+
+
+if __name__ == "__main__":
+    entry("prefill", main)
