@@ -26,7 +26,7 @@ from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
-from atr.reporting import results
+from atr.reporting import result_files
 from atr.stages import (
     EVALUATE,
     EVALUATE_FEATURES,
@@ -178,11 +178,11 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
 
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
-    reducers = (*results.REQUIRED, "fastv", "pyramiddrop")
+    reducers = (*result_files.REQUIRED, "fastv", "pyramiddrop")
     for reducer in reducers:
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}, "resolved": {}})
-    read = results.load(EVALUATE, tmp_path / "metrics.json", reducers)
+    read = result_files.load_results(EVALUATE, tmp_path / "metrics.json", reducers)
     assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
     assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]
