@@ -19,5 +19,5 @@ def test_a_graph_without_a_position_embedding_is_refused(part, dinov2_weights, e
     kept = [constant for constant in model.graph.initializer if constant.name != part]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    with pytest.raises(ValueError, match=r"1 parts of embeddings\.position_embeddings, wanted: 2"):
+    with pytest.raises(ValueError, match=r"1 parts of embeddings\.position_embeddings, needed: 2"):
         read_dinov2_weights(model)

@@ -71,7 +71,7 @@ def test_pixels_that_differ_by_no_setting_differ_all_the_same():
     brighter.to_dict = clip().to_dict
     assert (
         explain_difference(describe_preprocessing(clip()), describe_preprocessing(brighter))
-        == "pixels, by the same settings"
+        == "pixels, with the same settings"
     )
 
 

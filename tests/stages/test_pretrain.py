@@ -236,7 +236,7 @@ def test_a_finished_training_is_not_made_again(log, monkeypatch, stopped_at):
 def test_store_of_another_encoder_is_refused(log):
     manifest = PRETRAIN_FEATURES / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"encoder": "micro"', '"encoder": "other"'))
-    with pytest.raises(ValueError, match="encoder is 'other', asked for is 'micro'"):
+    with pytest.raises(ValueError, match="encoder is 'other', expected 'micro'"):
         run()
 
 

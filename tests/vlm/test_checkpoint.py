@@ -175,7 +175,7 @@ def test_an_image_processor_of_torchvision_is_replaced_and_that_is_said(folder, 
     assert asked in file.read_text()
     loaded = load_vlm(str(folder), torch.float32)[1].image_processor
     assert type(loaded) is type(processor.image_processor)
-    assert f"{folder}: {asked} needs torchvision, {used} takes its place" in capsys.readouterr().err
+    assert f"{folder}: {asked} needs torchvision, using {used} instead" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_refused():

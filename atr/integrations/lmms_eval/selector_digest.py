@@ -1,7 +1,8 @@
-"""Answers that lmms-eval keeps (`--use_cache`) are found again by the model's arguments alone.
+"""Digest of a selector among the model arguments, so that lmms-eval's cache never returns stale answers.
 
-A selector that was trained anew in the same folder would be given the answers of the one before: where
-answers are kept, the arguments have to hold a digest of it.
+lmms-eval looks up cached answers (`--use_cache`) by the model arguments alone. A selector trained again in
+the same folder would get the answers of the former one, so with a cache the arguments must contain its
+digest.
 """
 
 import hashlib
@@ -16,9 +17,9 @@ DIGEST_DIGITS = 16
 
 
 def digest_selector(selector: FeatureSelector) -> str:
-    """Hash of all that a selector's choices depend on: its weights and its config.json.
+    """Hash of a selector's weights and config.json.
 
-    Its prefix keeps lmms-eval from reading it as a number.
+    The prefix keeps lmms-eval from parsing it as a number.
     """
     content = hashlib.sha256(save({name: value.cpu() for name, value in selector.state_dict().items()}))
     content.update(json.dumps(selector._hub_mixin_config, sort_keys=True, default=str).encode())
@@ -26,18 +27,18 @@ def digest_selector(selector: FeatureSelector) -> str:
 
 
 def check_selector_digest(given: str | None, selector: FeatureSelector) -> None:
-    """Raise ValueError for the digest of another selector, and for none where lmms-eval keeps answers."""
-    own = digest_selector(selector)
+    """Raise ValueError if the digest is another selector's, or missing while lmms-eval caches answers."""
+    expected = digest_selector(selector)
     if given is None and is_cache_enabled():
         raise ValueError(
-            "selector_digest: is missing, needed with lmms-eval's cache, which knows a selector by its path "
-            f"alone: selector_digest={own}"
+            "selector_digest: is missing, needed with lmms-eval's cache, which identifies a selector "
+            f"by its path alone: selector_digest={expected}"
         )
-    if given not in (None, own):
-        raise ValueError(f"selector_digest: {given!r} is of another selector, this one is {own}")
+    if given not in (None, expected):
+        raise ValueError(f"selector_digest: {given!r} is another selector's, this one has {expected}")
 
 
 def is_cache_enabled() -> bool:
-    """Whether the evaluation that a model is being made for keeps answers, which lmms-eval tells no model."""
+    """Whether lmms-eval caches answers; read from its caller's frame, as it does not tell the model."""
     callers = (frame.frame for frame in inspect.stack(context=0) if frame.function == "simple_evaluate")
     return any(caller.f_locals.get("use_cache") is not None for caller in callers)

@@ -224,7 +224,7 @@ def test_a_copied_project_logs_beside_itself(original, tmp_path, monkeypatch, fi
     capsys.readouterr()
     with tracking.run("prepare", config.load("prepare")) as run:
         run.artifact("params.yaml", folder="new")
-    assert f"copied or moved: its artifacts are now those in {copy.as_uri()}" in capsys.readouterr().err
+    assert f"copied or moved: its artifacts are now in {copy.as_uri()}" in capsys.readouterr().err
     assert content(original) == before
     client = MlflowClient(f"sqlite:///{copy}/experiments/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'atr'")

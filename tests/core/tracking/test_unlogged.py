@@ -135,7 +135,7 @@ def test_what_failed_for_a_moment_is_sent_as_the_run_ends(broken, capsys, find):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("too busy"), times=1)
         compute(run)
-    assert capsys.readouterr().err.endswith("atr pretrain: all of it is logged after all\n")
+    assert capsys.readouterr().err.endswith("atr pretrain: everything is logged now\n")
     assert logged(find("pretrain")) == WHOLE
     assert unlogged.pending_folders() == []
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_kept_either_is_named_and_costs_no_result(broken, capsys)
         run.metrics({"text": 0.9})
     lines = capsys.readouterr().err.splitlines()
     assert "the metrics text could not be logged" in lines[0]
-    assert "the metrics text is not logged, and could not be kept: " in lines[1]
+    assert "the metrics text is neither logged nor saved: " in lines[1]
 
 
 def test_interrupting_the_log_interrupts_the_stage(broken):

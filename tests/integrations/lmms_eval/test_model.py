@@ -141,7 +141,7 @@ def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp
     found = {row["doc_id"]: row for row in map(json.loads, samples.read_text().splitlines())}
     for number, answer in enumerate(answers):
         assert found[number]["filtered_resps"] == answer.text
-        counts = {"input_tokens": answer.read, "output_tokens": answer.written}
+        counts = {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
         assert found[number]["token_counts"] == [counts]
     (results,) = (tmp_path / "results").rglob("*_results.json")
     written = json.loads(results.read_text())

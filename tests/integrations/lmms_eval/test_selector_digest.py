@@ -10,7 +10,7 @@ from atr.integrations.lmms_eval.selector_digest import check_selector_digest, di
 
 
 def simple_evaluate(make, use_cache=None):
-    """As lmms-eval's own of that name, which makes the model under it and tells it nothing of `use_cache`."""
+    """Like lmms-eval's function of this name, which creates the model and does not pass it `use_cache`."""
     return make()
 
 
@@ -42,6 +42,7 @@ def test_the_digest_of_another_selector_is_refused_before_the_model_is_looked_fo
     asked = {"pretrained": "no/where", "selector": str(tmp_path), "keep": 0.5}
     former = Arguments.of(asked | {"selector_digest": "sha256-0123456789abcdef"})
     with pytest.raises(
-        ValueError, match=rf"'sha256-0123456789abcdef' is of .*, this one is {digest_selector(selector)}"
+        ValueError,
+        match=rf"'sha256-0123456789abcdef' is another .*, this one has {digest_selector(selector)}",
     ):
         ReducedVlm.load(former, torch.device("cpu"))

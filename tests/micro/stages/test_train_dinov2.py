@@ -112,5 +112,5 @@ def test_features_of_other_lessons_are_refused(logged):
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     text = Path(PARAMETERS.path).read_text()
     Path(PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
-    with pytest.raises(ValueError, match="seed is 0, asked for is 1: run the extract stage again"):
+    with pytest.raises(ValueError, match="seed is 0, expected 1: run the extract stage again"):
         train_dinov2.main(load_micro("micro_dinov2"))
