@@ -86,7 +86,7 @@ def test_one_that_cannot_be_read_is_set_aside_and_training_goes_on_from_the_one_
     module = train(tmp_path, until=3)
     assert module.made == [2, 3], "the epoch of the broken one is made again"
     assert names(tmp_path) == ["ckpt", "ckpt.before", "ckpt.broken"]
-    told = f"{last} cannot be read: set aside as {last.name}.broken, training goes on from the one before it"
+    told = f"{last} cannot be read: renamed to {last.name}.broken, training resumes from the one before it"
     assert capsys.readouterr().err.count(told) == 1
     module = train(tmp_path)
     assert module.made == [3] and module.history == unbroken.history and module.number == unbroken.number
@@ -100,7 +100,7 @@ def test_if_none_can_be_read_training_begins(tmp_path, capsys, unbroken):
     module = train(tmp_path)
     assert module.made == [0, 1, 2, 3] and module.history == unbroken.history
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and told[1].endswith("training goes on from the start")
+    assert len(told) == 2 and told[1].endswith("training resumes from the start")
 
 
 def test_one_that_no_one_may_read_is_not_set_aside(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from atr.reduction.peers._baselines import L2Norm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
@@ -20,6 +19,7 @@ from atr.micro.scoring import generate_answers
 from atr.micro.standardisation import fold_standardisation
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
+from atr.reduction.peers.l2_norm import L2Norm
 from atr.vlm.checkpoint import check_features, check_selector, load_vlm
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of

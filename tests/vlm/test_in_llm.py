@@ -10,18 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import MistralConfig
 
-from atr.vlm.in_llm import (
-    INSIDE,
-    FastV,
-    PyramidDrop,
-    Schedule,
-    Slots,
-    _best,
-    attention_of_last,
-    drop_inside,
-    keep_for,
-    lowest,
-)
+from atr.reduction.layer_schedule import Schedule, keep_for, lowest
+from atr.reduction.peers.fastv import FastV
+from atr.reduction.peers.pyramiddrop import PyramidDrop
+from atr.vlm.in_llm import Slots, _best, attention_of_last, drop_inside
 from atr.vlm.reduce import prepare
 
 LAYERS = 5
@@ -203,8 +195,8 @@ def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
 ):
     model, inputs = make_deep(attention, dtype), process(*prompts)
     untouched = model(**inputs).logits, generate(model, inputs, 3)
-    for name in INSIDE:
-        with drop_inside(prepare(model, inputs), INSIDE[name](), 1.0, positions) as inside:
+    for reducer in (FastV(), PyramidDrop()):
+        with drop_inside(prepare(model, inputs), reducer, 1.0, positions) as inside:
             assert torch.equal(model(**inside.whole).logits, untouched[0])
             assert generate(model, inside.whole, 3) == untouched[1]
 

@@ -7,17 +7,18 @@ from PIL import Image
 
 from atr.core.tokens import budget, shares, top_k_BK
 from atr.reduction import (
-    DistilledReducer,
     EncoderOutput,
     FeatureSelector,
     Full,
     NoImage,
-    Random,
     Scorer,
     SelectorReducer,
 )
-from atr.reduction.peers._attention import ClassAttention, HiRED, apportion
-from atr.reduction.peers._diversity import CDPruner
+from atr.reduction.determinantal import CDPruner
+from atr.reduction.distilled import DistilledReducer
+from atr.reduction.peers.class_attention import ClassAttention
+from atr.reduction.peers.hired import HiRED, apportion
+from atr.reduction.peers.random import Random
 from atr.vlm.families import Tiling, encode, family_of
 from atr.vlm.policy import Policy, as_reducer, choose_packed
 from atr.vlm.tiling import TileLayout

@@ -13,7 +13,8 @@ from transformers import BloomConfig
 from atr.config import Evaluate
 from atr.core.tokens import budget, top_k_BK
 from atr.integrations.lmms_eval.arguments import Arguments
-from atr.reduction import FeatureSelector, Full, Random, SelectorReducer
+from atr.reduction import FeatureSelector, Full, SelectorReducer
+from atr.reduction.peers.random import Random
 from atr.vlm import policy
 from atr.vlm.in_llm import drop_inside
 from atr.vlm.policy import CHOICES, Policy

@@ -18,7 +18,6 @@ from atr.reduction.peers.prumerge_plus import PruMergePlus
 from atr.reduction.peers.visionzip import VisionZip
 from atr.reduction.peers.vispruner import VisPruner
 from atr.reduction.quotas import parts_N, quotas_BC
-from atr.reduction.similarity import rounded_cosines_BNN
 
 REDUCERS = {
     "class_attention": ClassAttention(),
@@ -441,13 +440,6 @@ def test_parts_of_a_grid_are_even_and_none_is_empty():
         for parts in range(1, rows + 1):
             sizes = torch.bincount(parts_N((rows, 1), (parts, 1)))
             assert len(sizes) == parts and sizes.min() >= 1 and sizes.max() - sizes.min() <= 1
-
-
-def test_equal_tokens_have_equal_cosines_wherever_they_lie():
-    features = torch.randn(1, 1, 700).repeat(2, 131, 1)
-    features[:, ::3] = torch.randn(700)
-    similar = rounded_cosines_BNN(features)
-    assert len(similar.unique()) == 2 and torch.equal(similar[:1], rounded_cosines_BNN(features[:1]))
 
 
 def hired(budget, first, grid, arrangement, sizes, alpha):

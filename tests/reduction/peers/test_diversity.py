@@ -181,22 +181,6 @@ def test_unknown_budgets_are_refused(reducer):
             reducer(encode(1, 5, 3), budget)
 
 
-@pytest.mark.parametrize(("images", "tokens", "width"), [(3, 7, 5), (4, 50, 1030)])
-def test_cosines_are_exact(images, tokens, width):
-    features = encode(images, tokens, width).features_BND
-    features[0, 1], features[0, 2], features[0, 3] = features[0, 0], 3 * features[0, 0], 0
-    similarity = exact_cosines_BNN(features)
-    units = torch.nn.functional.normalize(features[0].double(), dim=-1).mul(2**26).round()
-    whole = units.long().numpy().astype(object)
-    expected = (whole @ whole.T).astype(float) / 2**52
-    np.testing.assert_allclose(similarity[0], expected, atol=2**-37, rtol=0)
-    np.testing.assert_allclose(similarity[0], cosines(features[0]), atol=1e-7, rtol=0)
-    assert torch.equal(similarity * 2**36, (similarity * 2**36).round())
-    assert torch.equal(similarity, torch.cat([exact_cosines_BNN(image[None]) for image in features]))
-    assert torch.equal(similarity, similarity.mT)
-    assert torch.equal(similarity[0, 0], similarity[0, 1]) and not similarity[0, 3].any()
-
-
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("width", [3, 8])
 def test_divprune_is_max_min(seed, width):
