@@ -1,4 +1,4 @@
-"""What the pages promise exists: links, paths, modules, commands, and tables that follow from code or results."""
+"""What the pages promise exists: links, paths, modules, commands, and tables that follow from code."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def test_commands_name_what_exists(page):
             case ["make", target]:
                 assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), command
             case ["atr", name, *_]:
-                with pytest.raises(SystemExit, match="^0$"):
+                with pytest.raises(SystemExit, match=r"^0$"):
                     main([name, "--help"])
             case ["dvc", "repro", *stages]:
                 assert set(stages) <= set(dvc_stages()), command
