@@ -182,6 +182,17 @@ def test_an_encoder_is_a_preset(package):
     assert "path='google/siglip-base-patch16-224', layer=-2" in shown.stdout, shown.stderr
 
 
+def test_the_table_of_reruns_is_what_the_command_prints(capsys, monkeypatch):
+    from atr.cli.main import main
+
+    block = re.search(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", PAGE, flags=re.DOTALL)[1]
+    shown = [line for line in block.splitlines() if line and not line.startswith("```")]
+    monkeypatch.chdir(ROOT)
+    main(["reruns"])
+    printed = capsys.readouterr().out.splitlines()
+    assert shown and set(shown) <= set(printed)
+
+
 def test_a_stage_runs(package):
     write(package, "atr/stages/mistakes.py", "atr/config/mistakes.py", "atr/config/stages.py")
     write(package, "params.yaml", "dvc.yaml")
