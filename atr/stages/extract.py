@@ -1,4 +1,4 @@
-"""Stage extract: the prepared images of one split through the frozen encoder into a feature store."""
+"""Stage extract: encode the prepared images of one split with the frozen encoder into a feature store."""
 
 import time
 from argparse import ArgumentParser
@@ -9,11 +9,11 @@ from atr.core.files import write_bytes
 from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
-"""The same photographs whatever is encoded, so that encoders can be compared."""
+"""Photographs in the picture of the features, the same for all encoders, so that they can be compared."""
 
 
 def main(params: config.Params, split: str) -> None:
-    """Encode the images of `split`, "pretrain" or "evaluate"; the manifest, written last, ends the store."""
+    """Encode the images of `split`, "pretrain" or "evaluate"; the store's manifest is written last."""
     from atr.core import tracking
 
     with tracking.run("extract", params, part=split) as run:
@@ -37,8 +37,7 @@ def main(params: config.Params, split: str) -> None:
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
         if tracking.is_first_process():
-            pictured = [photograph(name) for name in PICTURED]
-            write_bytes(folder / COMPONENTS, pca_picture(encoder, pictured))
+            write_bytes(folder / COMPONENTS, pca_picture(encoder, [photograph(name) for name in PICTURED]))
         started = time.monotonic()
         fill_store(encoder, data, folder, _parameters(params, layer), kwargs, checkpoint_version(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
@@ -47,7 +46,7 @@ def main(params: config.Params, split: str) -> None:
 
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:
-    """What the features depend on, for readers of the store to ask for; the devices are not among it."""
+    """The parameters that the features depend on, which readers of the store check."""
     from atr.core.hardware import precision_of
 
     return {

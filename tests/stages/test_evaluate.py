@@ -262,11 +262,11 @@ class Watched:
     def __init__(self, monkeypatch):
         self.seen, self.most, real = [], None, Generator.prepare
 
-        def watched(answerer, images, *others, **needs):
+        def watched(generator, images, *others, **needs):
             if len(self.seen) == self.most:
                 raise KeyboardInterrupt
             self.seen.append(images)
-            return real(answerer, images, *others, **needs)
+            return real(generator, images, *others, **needs)
 
         monkeypatch.setattr(Generator, "prepare", watched)
 

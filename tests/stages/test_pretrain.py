@@ -115,7 +115,7 @@ def run():
 
 
 def checkpoints():
-    return list(pretrain.CHECKPOINTS.glob("*"))
+    return list(pretrain.PRETRAIN_CHECKPOINTS.glob("*"))
 
 
 def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):

@@ -189,7 +189,7 @@ def test_a_teacher_or_images_that_are_saved_anew_teach_from_the_start(project, p
     def train(module, data, checkpoints, *_, **__):
         known.append(checkpoints._depends_on)
 
-    monkeypatch.setattr("atr.vlm.distillation.train", train)
+    monkeypatch.setattr("atr.vlm.distillation.train_selector", train)
     distill.main(config.load("distill"))
     where = PRETRAIN_IMAGES if file == "manifest.json" else Path("data/micro/llava")
     content = (where / file).read_bytes()

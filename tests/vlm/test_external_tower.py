@@ -24,7 +24,7 @@ from atr.vlm.checkpoint import check_features, check_selector, load_vlm
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import Prompts, StoredFeatures, WholeInputs
+from atr.vlm.inputs import FeatureInputs, ImageInputs, Prompts
 
 NAME, LAYER, SIZE = "org/tiny-dino", 2, 84
 """Grids of 6 x 6 tokens, while the tower's own are of 4 x 4."""
@@ -259,8 +259,8 @@ class Pictures:
 @torch.inference_mode()
 def test_stored_features_and_images_are_the_same_input(model, processor, tower):
     asked = ([["0"], ["2"]], ["price", "cat"])
-    stored = StoredFeatures(model, processor, Store(tower), Pictures).prepare(*asked, {"keys_BND"})
-    whole = WholeInputs(model, processor, Pictures()).prepare(*asked, {"keys_BND"})
+    stored = FeatureInputs(model, processor, Store(tower), Pictures).prepare(*asked, {"keys_BND"})
+    whole = ImageInputs(model, processor, Pictures()).prepare(*asked, {"keys_BND"})
     assert Prompts(processor).text("price", 1) == "<image> price "
     assert torch.equal(stored.inputs["input_ids"], whole.inputs["input_ids"])
     assert torch.equal(stored.encoded.features_BND, whole.encoded.features_BND)
