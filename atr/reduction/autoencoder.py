@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from atr.core.tokens import gumbel_mask_BN, replace
+from atr.core.tokens import gumbel_mask_BN, replace_dropped
 from atr.reduction.layers import HubModule
 from atr.reduction.reconstructor import FeatureReconstructor
 from atr.reduction.selector import FeatureSelector
@@ -44,5 +44,5 @@ class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv
     def restore(self, features_BND: Tensor, mask_BN: Tensor) -> Tensor:
         """Features restored from the tokens with mask 1, in the encoder's units; float32 (B, N, D)."""
         standardise = self.selector.standardise
-        masked_BND = replace(standardise(features_BND), mask_BN, self.masked_D)
+        masked_BND = replace_dropped(standardise(features_BND), mask_BN, self.masked_D)
         return standardise.inverse(self.reconstructor(masked_BND))

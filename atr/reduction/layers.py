@@ -13,7 +13,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from atr.core.finite import check_finite_weights
-from atr.core.hub import located
+from atr.core.hub import pretrained_arguments
 from atr.core.tokens import sine_positions
 from atr.core.typed_json import value_of
 
@@ -184,7 +184,7 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
         if folder.is_dir() and missing:
             raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
         try:
-            return super().from_pretrained(**located(str(name)) | kwargs)
+            return super().from_pretrained(**pretrained_arguments(str(name)) | kwargs)
         # The libraries below raise many types of errors, which all mean the same to the caller.
         except Exception as error:
             reason = " ".join(str(error).split())

@@ -108,7 +108,7 @@ def entry(
     params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        lifetime.follow()
+        lifetime.end_with_parent()
         main(params)
     except (ValueError, OSError) as error:
         if os.environ.get("ATR_TRACEBACK"):

@@ -29,7 +29,7 @@ def main(params: config.Params, reducer: str) -> None:
         measured = _left_out(_why_left_out(reducer))
         if not measured["left_out"]:
             measured = _measure(params, reducer)
-        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         write_json(ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
         if measured["variants"]:
             from atr.vlm.robustness import robustness_curves
@@ -97,14 +97,14 @@ def _generator(params: config.Params) -> "Generator":
 
     from atr.config.evaluate import Evaluate
     from atr.datasets import PreparedImages
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of
     from atr.vlm.generation import Generator
     from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(locate, folder=ENCODERS)
-    model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
+    tower = partial(resolve_weights, folder=ENCODERS)
+    model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
     settings = Evaluate(**vars(params.evaluate), positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
     source = ImageInputs(model.to(device), processor, images, settings.interpolation)

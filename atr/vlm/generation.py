@@ -69,16 +69,16 @@ class Generator:
         images: Callable[[], NamedImages],
         features: Callable[[], NamedFeatures],
         settings: "Evaluate",
-        locate: Callable[[str], str] = str,
+        resolve_weights: Callable[[str], str] = str,
     ) -> Self:
         """Load the model to a device, with weights in a Lightning precision, and open its inputs.
 
         Stored `features` are used if the preset allows them, the model reads whole images, and both
-        preprocess images alike; otherwise `images`. The other one is not opened. `locate` is that of
+        preprocess images alike; otherwise `images`. The other one is not opened. `resolve_weights` is that of
         `load_vlm`. Raises ValueError as `load_vlm` does, for positions that the model does not support, and
         for features of another layer or shape than the model reads.
         """
-        model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
+        model, processor = load_vlm(vlm.path, weight_dtype(precision), resolve_weights=resolve_weights)
         check_positions(model, settings.positions)
         model = model.to(device)
         source: VisualInputs | None = None
@@ -90,7 +90,7 @@ class Generator:
         source = source or ImageInputs(model, processor, images(), settings.interpolation)
         resolved = {
             "attention": str(model.config.get_text_config()._attn_implementation),
-            "vlm": version_of(vlm.path, model, locate),
+            "vlm": version_of(vlm.path, model, resolve_weights),
             "features": computed,
         }
         return cls(model, processor, source, settings, resolved)

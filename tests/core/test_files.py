@@ -82,7 +82,7 @@ def test_broken_json_is_named(tmp_path, content):
 WRITES = """
 import signal, sys
 from pathlib import Path
-from atr import files
+from atr.core import files
 with files.{kind}(Path("out")) as temporary:
     (temporary if "{kind}" == "whole_file" else temporary / "rows").write_text("half of")
     print("writing", flush=True)

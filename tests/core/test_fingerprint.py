@@ -14,7 +14,7 @@ from transformers import (
     ViTConfig,
 )
 
-from atr.core.fingerprint import BITS, TOLERATED, fingerprint, is_same
+from atr.core.fingerprint import BITS, MAX_DIFFERING_BITS, fingerprint, is_same_tower
 from atr.features.encoder import CLASS_TOKENS
 
 CONFIGS = {
@@ -51,9 +51,9 @@ def differing(one, other):
 def test_towers_of_one_shape_are_told_apart(kind):
     one, again, other = (fingerprint(tower(kind, seed)) for seed in (0, 0, 1))
     assert len(one) == BITS // 4
-    assert one == again and is_same(one, again)
-    assert not is_same(one, other)
-    assert TOLERATED < differing(one, other) < BITS - TOLERATED
+    assert one == again and is_same_tower(one, again)
+    assert not is_same_tower(one, other)
+    assert MAX_DIFFERING_BITS < differing(one, other) < BITS - MAX_DIFFERING_BITS
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -67,7 +67,7 @@ def test_a_tuned_tower_passes_for_itself():
         for weight in tuned.parameters():
             weight.add_(0.3 * weight.std(correction=0) * torch.randn_like(weight))
     one, other = fingerprint(tower()), fingerprint(tuned)
-    assert differing(one, other) > 0 and is_same(one, other)
+    assert differing(one, other) > 0 and is_same_tower(one, other)
 
 
 def test_it_reads_weights_of_many_filters_and_places():
@@ -79,7 +79,7 @@ def test_it_reads_weights_of_many_filters_and_places():
         changed.get_input_embeddings().weight[: len(kernel) // 8].neg_()
         changed.get_input_embeddings().weight[:, :, :2].neg_()
     found = fingerprint(one), fingerprint(changed)
-    assert differing(*found) > 0 and is_same(*found)
+    assert differing(*found) > 0 and is_same_tower(*found)
 
 
 def test_weights_that_are_not_in_memory_have_none():

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import constants
 
 import atr.core.hub
-from atr.core.hub import checkpoint_digest, commit_of, located
+from atr.core.hub import checkpoint_digest, hub_commit, pretrained_arguments
 
 FILES = {
     "config.json": "{}",
@@ -75,19 +75,28 @@ def test_the_digest_of_a_hub_id_is_that_of_its_commit(commits, tmp_path):
 
 
 def test_the_commit_is_the_one_that_came(commits, tmp_path):
-    assert {"main": commit_of("org/model"), "old": commit_of("org/model@old")} == commits
-    assert commit_of(str(tmp_path)) is None
+    assert {"main": hub_commit("org/model"), "old": hub_commit("org/model@old")} == commits
+    assert hub_commit(str(tmp_path)) is None
     for absent in ("org/model@new", "org/another"):
-        for read in (commit_of, checkpoint_digest):
+        for read in (hub_commit, checkpoint_digest):
             with pytest.raises(ValueError, match=f"^{absent} is neither a folder nor in the hub's cache$"):
                 read(absent)
 
 
 def test_a_revision_is_what_stands_behind_a_hub_id_and_not_part_of_a_folders_name(tmp_path):
     folder = write(tmp_path / "model@home")
-    assert located(str(folder)) == {"pretrained_model_name_or_path": str(folder), "revision": "main"}
-    assert located("org/model@v1.5") == {"pretrained_model_name_or_path": "org/model", "revision": "v1.5"}
-    assert located("org/model") == {"pretrained_model_name_or_path": "org/model", "revision": "main"}
+    assert pretrained_arguments(str(folder)) == {
+        "pretrained_model_name_or_path": str(folder),
+        "revision": "main",
+    }
+    assert pretrained_arguments("org/model@v1.5") == {
+        "pretrained_model_name_or_path": "org/model",
+        "revision": "v1.5",
+    }
+    assert pretrained_arguments("org/model") == {
+        "pretrained_model_name_or_path": "org/model",
+        "revision": "main",
+    }
 
 
 def test_the_examples_in_the_docstrings_hold():

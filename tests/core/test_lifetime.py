@@ -21,12 +21,12 @@ STAGE = """
 import os, subprocess, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from atr import lifetime
+from atr.core import lifetime
 from atr.stages import entry
-lifetime.POLL, lifetime.GRACE = 0.05, {grace}
+lifetime.POLL_SECONDS, lifetime.GRACE_SECONDS = 0.05, {grace}
 
 def main(params):
-    is_first = os.environ[lifetime.FIRST] == str(os.getpid())
+    is_first = os.environ[lifetime.FIRST_PROCESS] == str(os.getpid())
     if is_first and {ranks}:
         subprocess.Popen([sys.executable, __file__])
     Path("first" if is_first else "later").write_text(str(os.getpid()))

@@ -17,7 +17,7 @@ from atr.core.tokens import (
     gumbel_mask_BN,
     mask_of,
     random_mask_BN,
-    replace,
+    replace_dropped,
     shares,
     sine_positions,
     top_k_BK,
@@ -147,7 +147,7 @@ def test_replace_gather_and_mask_agree():
     mask = mask_of(keep, 5)
     assert mask.tolist() == [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
     vector = torch.tensor([7.0, 8.0, 9.0])
-    replaced = replace(features, mask, vector)
+    replaced = replace_dropped(features, mask, vector)
     assert torch.equal(replaced[mask.bool()], gather(features, keep).flatten(0, 1))
     assert torch.equal(gather(features, keep)[1], features[1, [1, 4]])
     assert (replaced[~mask.bool()] == vector).all()
@@ -156,7 +156,7 @@ def test_replace_gather_and_mask_agree():
 def test_replace_passes_what_a_token_is_worth_to_its_mask():
     features, vector = torch.randn(1, 2, 3), torch.randn(3)
     mask = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    replace(features, mask, vector).sum().backward()
+    replace_dropped(features, mask, vector).sum().backward()
     torch.testing.assert_close(mask.grad, (features - vector).sum(-1))
 
 

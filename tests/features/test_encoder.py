@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from atr.features import encoder as encoder_module
-from atr.features.attention_hooks import observing
+from atr.features.attention_hooks import capture_attention
 from atr.features.encoder import Encoder
 
 SMALL = {
@@ -203,7 +203,7 @@ def test_attention_is_captured_within_a_whole_llava_as_in_the_tower_alone(layer,
     pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND", "first_attention_BN")
     with torch.inference_mode():
         alone = encoder.observe(pixels_BCHW, needs)
-        with observing(llava.model.vision_tower, layer, 1, 1, needs) as seen:
+        with capture_attention(llava.model.vision_tower, layer, 1, 1, needs) as seen:
             llava.model.get_image_features(pixels_BCHW, vision_feature_layer=layer)
     for need in needs:
         torch.testing.assert_close(seen[need], alone[need], rtol=0, atol=0)
@@ -297,7 +297,7 @@ def test_a_tower_made_for_oblong_images_needs_no_interpolation(tmp_path):
     with torch.inference_mode():
         states = model(pixels_BCHW, output_hidden_states=True).hidden_states[-2]
         torch.testing.assert_close(encoder(pixels_BCHW), states[:, 1:], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"images of 56 x 56 pixels, its own are \[84, 42\]"):
+    with pytest.raises(ValueError, match=r"refuses the 56 x 56 pixels .*, allowed: \[84, 42\]"):
         Encoder.load(path)
 
 
@@ -385,7 +385,11 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
     [
         ("config.json", None, "llava: no readable model configuration"),
         ("config.json", "{", "llava: no readable model configuration"),
-        ("config.json", '{"model_type": "llama"}', "llava: llama is no vision tower known here, allowed: cl"),
+        (
+            "config.json",
+            '{"model_type": "llama"}',
+            "llava: llama is not a supported vision tower, allowed",
+        ),
         ("model.safetensors", None, "llava: no readable weights"),
         ("model.safetensors", "version https://git-lfs", "model.safetensors: no readable weights"),
         ("preprocessor_config.json", None, "llava: no readable image processor"),
@@ -406,19 +410,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_processor_of_another_size_is_refused(kind, tmp_path):
     path, _ = tower_in(kind, tmp_path / kind)
     processor(height=28, width=28).save_pretrained(path)
-    refused(path, rf"{kind}: the tower refuses its own processor's images of 28 x 28 pixels, its own are 56")
+    refused(
+        path, rf"{kind}: the tower refuses the 28 x 28 pixels that its image processor gives, allowed: 56"
+    )
 
 
 def test_a_processor_that_gives_images_different_sizes_is_refused(folder):
     CLIPImageProcessorPil(size={"shortest_edge": 56}, do_center_crop=False).save_pretrained(folder)
-    refused(folder, r"llava: its processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all")
+    refused(
+        folder, r"llava: its image processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all"
+    )
 
 
 @pytest.mark.parametrize(
     ("pattern", "kwargs"),
     [
         ("there is no layer 4", {"layer": 4}),
-        ("refuses its own processor's images of 7 x 7", {"size": 7}),  # less than a patch
+        ("refuses the 7 x 7 pixels", {"size": 7}),  # less than a patch
     ],
 )
 def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwargs, folder):
@@ -432,7 +440,7 @@ def test_naflex_is_refused_before_any_weight_is_read(whole, tmp_path):
     tower = {"model_type": "siglip2_vision_model"}
     config = {"model_type": "siglip2", "vision_config": tower} if whole else tower
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "SigLIP 2 NaFlex gives every image a grid of its own, allowed: its checkpoints of one")
+    refused(tmp_path, "SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed")
 
 
 def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch):

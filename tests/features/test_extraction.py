@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.core.fingerprint import fingerprint
-from atr.core.hub import checkpoint_digest, version_of
+from atr.core.hub import checkpoint_digest, checkpoint_version
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.extraction import fill_store
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import FeatureStore
 
 PARAMETERS = {"encoder": "tiny"}
@@ -38,7 +38,7 @@ def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwarg
     encoder = Encoder.load(str(checkpoint), name="tiny")
     data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
     quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    version = version_of(str(checkpoint))
+    version = checkpoint_version(str(checkpoint))
     fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs, version)
 
 
@@ -85,7 +85,9 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     assert store.manifest["encoder"] == "tiny"
     assert store.manifest["layer"] == -2
     assert store.manifest["fingerprint"] == fingerprint(model)
-    assert store.manifest["preprocess"] == describe(CLIPImageProcessorPil.from_pretrained(checkpoint))
+    assert store.manifest["preprocess"] == describe_preprocessing(
+        CLIPImageProcessorPil.from_pretrained(checkpoint)
+    )
     assert (store.grid, store.width) == ((4, 4), 24)
 
 
@@ -152,7 +154,7 @@ def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_training import extract\n"
+        "from test_extraction import extract\n"
         f"extract({str(checkpoint)!r}, {str(tmp_path / 'three')!r}, shard=5, devices=3, strategy='ddp')\n"
     )
     root = Path(__file__).parents[2]

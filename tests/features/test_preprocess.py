@@ -21,7 +21,7 @@ from transformers import (
 
 from atr import config
 from atr.features.encoder import Encoder
-from atr.features.preprocess import SIZES, describe, difference, probe
+from atr.features.preprocess import PROBE_SIZES, describe_preprocessing, explain_difference, probe_image
 from atr.features.wheel_weights import WHEELS
 
 SQUARE = {"height": 28, "width": 28}
@@ -47,7 +47,7 @@ def clip(**changes):
     ],
 )
 def test_what_changes_the_pixels_changes_the_description(changes, told):
-    assert told in difference(describe(clip()), describe(clip(**changes)))
+    assert told in explain_difference(describe_preprocessing(clip()), describe_preprocessing(clip(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_changes_the_pixels_changes_the_description(changes, told):
     ],
 )
 def test_what_changes_no_pixel_is_the_same_by_whatever_name(other):
-    assert difference(describe(clip()), describe(other())) == ""
+    assert explain_difference(describe_preprocessing(clip()), describe_preprocessing(other())) == ""
 
 
 def test_pixels_that_differ_by_no_setting_differ_all_the_same():
@@ -69,17 +69,20 @@ def test_pixels_that_differ_by_no_setting_differ_all_the_same():
 
     brighter = Brighter(**CLIP)
     brighter.to_dict = clip().to_dict
-    assert difference(describe(clip()), describe(brighter)) == "pixels, by the same settings"
+    assert (
+        explain_difference(describe_preprocessing(clip()), describe_preprocessing(brighter))
+        == "pixels, with the same settings"
+    )
 
 
 def test_a_description_survives_a_manifest():
-    assert json.loads(json.dumps(describe(clip()))) == describe(clip())
+    assert json.loads(json.dumps(describe_preprocessing(clip()))) == describe_preprocessing(clip())
 
 
 def test_the_probes_are_the_same_everywhere_and_of_all_shapes():
-    shapes = [width / height for width, height in SIZES]
+    shapes = [width / height for width, height in PROBE_SIZES]
     assert min(shapes) < 0.5 and max(shapes) > 2
-    pixels = np.asarray(probe(37, 20)).astype(np.int64)
+    pixels = np.asarray(probe_image(37, 20)).astype(np.int64)
     assert (pixels.sum(), pixels[7, 31].tolist()) == (283770, [158, 219, 24])
 
 
@@ -116,7 +119,7 @@ def test_an_encoder_makes_the_pixels_of_its_own_processor_bit_by_bit(name, tmp_p
     resized = {"size": SQUARE, "do_center_crop": False} if size else {}
     own = AutoImageProcessor.from_pretrained(str(tmp_path), **resized)
     noise = np.random.default_rng(0).integers(0, 256, (51, 83, 3), dtype=np.uint8)
-    for image in (*(probe(*sides) for sides in SIZES), Image.fromarray(noise)):
+    for image in (*(probe_image(*sides) for sides in PROBE_SIZES), Image.fromarray(noise)):
         expected = own(image, return_tensors="pt")["pixel_values"]
         assert torch.equal(encoder.preprocess([image]), expected)
-    assert describe(encoder.image_processor) == describe(own)
+    assert describe_preprocessing(encoder.image_processor) == describe_preprocessing(own)

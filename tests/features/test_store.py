@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from atr.core.files import sha256
 from atr.features import store as module
-from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
+from atr.features.store import FeatureStore, ShardWriter, clear_store, write_manifest
 
 IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
 PARAMETERS = {"encoder": "tiny", "layer": -2}
@@ -29,7 +29,7 @@ def ids(images=IMAGES):
 
 def write(folder, batch=2, finish=True):
     """Write the store in batches that keep inside shards."""
-    clear(folder)
+    clear_store(folder)
     writer = ShardWriter(folder, IMAGES, SHARD)
     for start in range(0, IMAGES, SHARD):
         for first in range(start, min(start + SHARD, IMAGES), batch):
@@ -120,7 +120,7 @@ def test_positions_outside_and_unknown_ids_are_refused(folder):
     for position in (*range(-IMAGES, 0), IMAGES):
         with pytest.raises(IndexError):
             store[position]
-    with pytest.raises(ValueError, match=r"store: holds no features of image 'docs/999999'"):
+    with pytest.raises(ValueError, match=r"store: no features of image 'docs/999999'"):
         store.index("docs/999999")
 
 
@@ -134,12 +134,12 @@ def test_only_the_shards_that_are_read_are_mapped(folder):
 
 
 def test_an_unfinished_store_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json is missing: the store was never finished"):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing: the store is not complete"):
         FeatureStore.open(write(tmp_path / "store", finish=False))
 
 
 def test_a_new_extraction_takes_the_former_store_away(folder):
-    clear(folder)
+    clear_store(folder)
     assert not list(folder.iterdir())
 
 
@@ -188,7 +188,7 @@ def rewrite(folder, place, value):
         (("width",), 0, r"grid, width: \(2, 3\), 0 are not allowed"),
         (("parameters",), [], r"parameters: \[\] is not allowed, allowed: dict"),
         (("shards",), {}, r"shards: \{\} is not allowed, allowed: list"),
-        (("shards",), [], "the shards do not add up to 10 images"),
+        (("shards",), [], "the shards do not sum to 10 images"),
         (("shards", 1), "shard-00001.safetensors", r"shards\[1\]: 'shard.* allowed: a JSON object"),
         (("shards", 1, "file"), "../other/shard", r"shards\[1\]: file: '\.\./other/.* allowed: a plain file"),
         (("shards", 1, "file"), "/etc/hostname", r"shards\[1\]: file: '/etc/hostname' is not allowed"),
@@ -200,7 +200,7 @@ def rewrite(folder, place, value):
         (("shards", 1, "images"), "4", r"shards\[1\]: images: '4' is not allowed, allowed: int"),
         (("shards", 1, "images"), True, r"shards\[1\]: images: True is not allowed, allowed: int"),
         (("shards", 1, "images"), -4, r"shards\[1\]: images: -4 is not allowed, allowed: 1 and more"),
-        (("shards", 1, "images"), 5, "the shards do not add up to 10 images"),
+        (("shards", 1, "images"), 5, "the shards do not sum to 10 images"),
         (("shards", 1, "sha256"), "abc", r"shards\[1\]: sha256: 'abc' is not allowed"),
         (("shards", 1, "sha256"), GONE, r"shards\[1\]: sha256 is missing"),
         *(
@@ -220,7 +220,7 @@ def test_shards_whose_places_cannot_be_told_are_refused(folder):
     for number, images in enumerate((4, 2, 4)):
         rewrite(folder, ("shards", number, "images"), images)
     with pytest.raises(
-        ValueError, match=r"manifest\.json: shards: \[4, 2, 4\] images, allowed: equally many"
+        ValueError, match=r"manifest\.json: shards: \[4, 2, 4\] images, allowed: equal counts"
     ):
         FeatureStore.open(folder)
 
@@ -229,7 +229,7 @@ def test_shards_whose_places_cannot_be_told_are_refused(folder):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"ids": '["a", "b"]'}, r"shard-00001\.safetensors: names 2 images"),
+        ({"ids": '["a", "b"]'}, r"shard-00001\.safetensors: has 2 image ids"),
         ({"ids": '"ab"'}, r"shard-00001\.safetensors: ids: 'ab' is not allowed, allowed: list"),
         (
             {"ids": '["a", 5, "c", "d"]'},
@@ -259,13 +259,13 @@ def test_a_manifest_whose_shards_do_not_add_up_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["images"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="do not add up to 11 images"):
+    with pytest.raises(ValueError, match="do not sum to 11 images"):
         FeatureStore.open(folder)
 
 
 @pytest.mark.parametrize(("key", "value"), [("layer", -1), ("encoder", "clip"), ("precision", "32-true")])
 def test_other_parameters_are_refused_by_name(key, value, folder):
-    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .*, asked for is {value!r}"):
+    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .*, expected {value!r}"):
         FeatureStore.open(folder, PARAMETERS | {key: value})
 
 
@@ -281,7 +281,7 @@ def test_a_missing_shard_is_refused(folder):
 def test_a_truncated_or_edited_shard_is_refused(damage, folder):
     shard = folder / "shard-00001.safetensors"
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is not what the manifest lists"):
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors differs from the manifest's checksum"):
         FeatureStore.open(folder)
 
 
@@ -323,7 +323,7 @@ def test_a_shard_of_another_shape_is_named_when_read(folder):
     save_file({"features": torch.zeros(2, 5, WIDTH).bfloat16()}, shard, metadata={"ids": '["a"]'})
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: features are \(2, 5, 8\)"):
         store[9]
-    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: names 1 images"):
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: has 1 image ids"):
         pickle.loads(pickle.dumps(store)).ids  # noqa: B018
 
 
@@ -354,7 +354,7 @@ def test_of_a_former_store_the_manifest_goes_first(folder, monkeypatch):
     monkeypatch.setattr(
         Path, "unlink", lambda path, **options: gone.append(path.name) or unlink(path, **options)
     )
-    clear(folder)
+    clear_store(folder)
     assert gone[0] == "manifest.json" and len(gone) == 4
 
 

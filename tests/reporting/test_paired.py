@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,16 +7,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from atr.benchmarks.summary import summarise
-from atr.core import records as asked
-from atr.reporting.paired import LOSS, TIE, WIN, Difference, matches, versus
-from atr.reporting.results import Evaluation, Results, Row, Score
+from atr.core.catalog import reducer_traits
+from atr.core.records import Row
+from atr.reporting.paired import LOSS, TIE, WIN, Difference, match_adaptive, paired_differences
+from atr.reporting.results import Evaluation, Results, ScorePoint
 
 GROUPS = {"docs": "text", "signs": "text", "shapes": "general"}
 RESAMPLES = 400
 
 
 def rows(benchmark, keep, scores, units=None):
-    """Rows of scores (seeds, questions), or (questions,) of a reducer that draws nothing."""
+    """Rows of scores (seeds, questions), or (questions,) of a deterministic reducer."""
     drawn = np.atleast_2d(np.asarray(scores, dtype=float))
     seeds = [None] if np.ndim(scores) == 1 else range(len(drawn))
     return [
@@ -29,8 +30,12 @@ def rows(benchmark, keep, scores, units=None):
             answer="a",
             keep=keep,
             seed=seed,
+            tokens=5,
+            tokens_fed=5,
+            tokens_full=10,
             prediction="a",
             score=None if np.isnan(score) else float(score),
+            anls=None if np.isnan(score) else float(score),
             unit=units[number] if units else "",
         )
         for seed, line in zip(seeds, drawn, strict=True)
@@ -39,7 +44,7 @@ def rows(benchmark, keep, scores, units=None):
 
 
 def evaluation(name, answers, tokens=None, resamples=RESAMPLES, seed=0, units=None):
-    """What a reducer leaves that has scores by (benchmark, keep)."""
+    """Results of a reducer with scores by (benchmark, keep)."""
     cells: dict = {}
     for (benchmark, keep), scores in answers.items():
         for kind, part in (("benchmark", benchmark), ("group", GROUPS[benchmark])):
@@ -47,16 +52,17 @@ def evaluation(name, answers, tokens=None, resamples=RESAMPLES, seed=0, units=No
     curves: dict = {}
     for (kind, part, keep), means in sorted(cells.items(), key=lambda cell: cell[0][2] or 0):
         kept = tokens / 100 if keep is None else keep
-        point = Score(kept, 100 * kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
+        point = ScorePoint(kept, 100 * kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
         curves[kind, part] = (*curves.get((kind, part), ()), point)
     lines = [
         row for (benchmark, keep), scores in answers.items() for row in rows(benchmark, keep, scores, units)
     ]
-    return Evaluation(name, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, {}, {})
+    budget = reducer_traits(name).budget
+    return Evaluation(name, budget, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, None, {})
 
 
 def results(answers, **settings):
-    """Results of reducers by name; full and none, where they are not given, are right and wrong always."""
+    """Results of reducers by name; `full` and `none` are by default always right and always wrong."""
     first = next(iter(answers.values()))
     ones = {benchmark: np.ones(np.shape(scores)[-1]) for (benchmark, _), scores in first.items()}
     ends = {
@@ -64,13 +70,13 @@ def results(answers, **settings):
         "none": {(benchmark, 0.0): 0 * scores for benchmark, scores in ones.items()},
     }
     every = {name: evaluation(name, cells, **settings) for name, cells in (ends | answers).items()}
-    return Results(every, {})
+    return Results(every, None)
 
 
 def pair(ours, theirs, **settings):
     """The difference of a selector and random on one benchmark."""
     made = results({"selector": {("docs", 0.5): ours}, "random": {("docs", 0.5): theirs}}, **settings)
-    return versus(made, "selector")[0].others["random"][0.5]
+    return paired_differences(made, "selector")[0].others["random"][0.5]
 
 
 def correlated(draw, chances, count):
@@ -102,7 +108,7 @@ def test_a_group_is_the_mean_of_its_benchmarks_whatever_their_sizes():
         },
         resamples=20000,
     )
-    group, *_ = versus(made, "selector")
+    group, *_ = paired_differences(made, "selector")
     difference = group.others["random"][0.5]
     parts = [docs[0] - docs[1], signs[0] - signs[1]]
     assert difference.mean == pytest.approx(np.mean([part.mean() for part in parts]))
@@ -127,7 +133,7 @@ def test_the_true_difference_of_a_group_is_in_95_of_100_intervals():
             },
             seed=trial,
         )
-        difference = versus(made, "selector")[0].others["random"][0.5]
+        difference = paired_differences(made, "selector")[0].others["random"][0.5]
         covered.append(difference.low <= truth <= difference.high)
     # 0.95 within three standard errors of 500 trials
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
@@ -207,19 +213,13 @@ def test_a_group_has_no_difference_where_one_of_its_benchmarks_has_none():
             "random": {("docs", 0.5): np.zeros(2), ("signs", 0.5): np.array([1.0, np.nan])},
         }
     )
-    found = {each.comparison.name: each.others["random"] for each in versus(made, "selector")}
+    found = {each.comparison.name: each.others["random"] for each in paired_differences(made, "selector")}
     assert (found["text"], found["signs"]) == ({}, {})
     assert found["docs"][0.5].mean == 1
 
 
-def answered(row):
-    """A row of the report as the evaluation loop has it."""
-    known = {field.name: getattr(row, field.name) for field in fields(Row)}
-    return asked.Row(**known, tokens=5, tokens_fed=5, tokens_full=10, anls=row.score)
-
-
 def test_differences_are_those_of_the_summaries():
-    """The same questions are drawn as for the curves: a mean and an interval fit what evaluate writes."""
+    """The bootstrap draws the same questions as in stage evaluate, so means and intervals agree."""
     draw = np.random.default_rng(4)
     answers = {
         "selector": {(name, 0.5): draw.integers(0, 2, 40).astype(float) for name in GROUPS},
@@ -228,17 +228,15 @@ def test_differences_are_those_of_the_summaries():
     made = results(answers)
     lines = {}
     for name, each in made.evaluations.items():
-        written = [answered(row) for row in each.rows]
-        lines[name] = {
-            entry.get("group") or entry["benchmark"]: entry for entry in summarise(written, RESAMPLES, 0)
-        }
-    for found in versus(made, "selector"):
+        entries = summarise(each.rows, RESAMPLES, 0)
+        lines[name] = {entry.get("group") or entry["benchmark"]: entry for entry in entries}
+    for found in paired_differences(made, "selector"):
         name = found.comparison.name
         means = [lines[reducer][name]["mean"] for reducer in ("selector", "random")]
         assert found.others["random"][0.5].mean == pytest.approx(means[0] - means[1], abs=1e-12)
     zero = results({name: answers["selector"] if name == "selector" else {
         (part, 0.5): np.zeros(40) for part in GROUPS} for name in answers})  # fmt: skip
-    for found in versus(zero, "selector"):
+    for found in paired_differences(zero, "selector"):
         entry, difference = lines["selector"][found.comparison.name], found.others["random"][0.5]
         assert (difference.low, difference.high) == pytest.approx((entry["low"], entry["high"]), abs=1e-12)
 
@@ -250,37 +248,37 @@ def test_each_other_reducer_is_compared_where_both_were_tried():
             "selector": {("docs", 0.3): right, ("docs", 0.5): right},
             "random": {("docs", 0.5): wrong, ("docs", 0.7): wrong},
             "divprune": {("docs", 0.3): right, ("docs", 0.5): wrong},
-            "random-adaptive": {("docs", None): right},
+            "prumerge_adaptive": {("docs", None): right},
         },
         tokens=50,
     )
-    group, benchmark = versus(made, "selector")
+    group, benchmark = paired_differences(made, "selector")
     assert (group.comparison.kind, benchmark.comparison.kind) == ("group", "benchmark")
     assert {name: list(line) for name, line in group.others.items()} == {
         "random": [0.5], "divprune": [0.3, 0.5],
     }  # fmt: skip
     assert group.keeps == [0.3, 0.5]
     assert dict(group.outcomes(0.5)) == {WIN: 2} and dict(group.outcomes(0.3)) == {TIE: 1}
-    assert versus(made, "divprune")[0].others["selector"][0.5].mean == -1
+    assert paired_differences(made, "divprune")[0].others["selector"][0.5].mean == -1
 
 
-@pytest.mark.parametrize("best", ["full", "divprun", "random-adaptive"])
+@pytest.mark.parametrize("best", ["full", "divprun", "prumerge_adaptive"])
 def test_a_best_reducer_without_results_is_named(best):
     answers = {name: {("docs", 0.5): np.ones(4)} for name in ("selector", "random")}
-    answers |= {"random-adaptive": {("docs", None): np.ones(4)}}
+    answers |= {"prumerge_adaptive": {("docs", None): np.ones(4)}}
     with pytest.raises(ValueError, match=f"report.best: '{best}' is not .*, allowed: selector, random$"):
-        versus(results(answers, tokens=50), best)
+        paired_differences(results(answers, tokens=50), best)
 
 
 def adaptive(tokens, answers, count=40):
-    """Matches of a selector that decides, against one that answers a third, and half of the questions."""
+    """Matches of an adaptive selector against one that answers a third, and half of the questions."""
     third, half = np.arange(count) % 3 == 0, np.arange(count) % 2 == 0
     fixed = {("docs", 0.2): third, ("docs", 0.4): half}
     made = results(
         {"selector": fixed, "random": fixed, "selector_adaptive": {("docs", None): answers(third, half)}},
         tokens=tokens,
     )
-    return [third.mean(), half.mean()], matches(made)
+    return [third.mean(), half.mean()], match_adaptive(made)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
@@ -311,16 +309,16 @@ def test_a_group_is_matched_at_its_own_mean_tokens_not_at_those_of_each_benchmar
     answers = {("docs", None): np.zeros(6), ("signs", None): np.zeros(6)}
     made = results({"selector": fixed, "random": fixed})
     spread = evaluation("selector_adaptive", answers, tokens=40)
-    few, many = (Score(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
+    few, many = (ScorePoint(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
     curves = spread.curves | {("benchmark", "docs"): (few,), ("benchmark", "signs"): (many,)}
     made.evaluations["selector_adaptive"] = replace(spread, curves=curves)
-    found = {match.comparison.name: match.fixed for match in matches(made)}
+    found = {match.comparison.name: match.fixed for match in match_adaptive(made)}
     assert found == {"text": pytest.approx(0.4), "docs": pytest.approx(0.3), "signs": pytest.approx(0.5)}
 
 
-def test_an_adaptive_count_without_its_sibling_is_listed_without_a_difference():
+def test_an_adaptive_count_without_its_counterpart_is_listed_without_a_difference():
     answers = {name: {("docs", 0.5): np.ones(4)} for name in ("selector", "random")}
     made = results(answers | {"prumerge_adaptive": {("docs", None): np.ones(4)}}, tokens=50)
-    assert [(match.adaptive, match.fixed, match.difference) for match in matches(made)] == [
+    assert [(match.adaptive, match.fixed, match.difference) for match in match_adaptive(made)] == [
         ("prumerge_adaptive", None, None)
     ] * 2

@@ -29,7 +29,6 @@ from atr.config import presets
 from atr.datasets.photographs import photograph
 from atr.datasets.prepared import save_images
 from atr.features.encoder import Encoder
-from atr.features.pca import components
 from atr.features.store import FeatureStore
 from atr.stages import extract
 

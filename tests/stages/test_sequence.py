@@ -191,7 +191,7 @@ runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
     [
         ("prepare", "atr.datasets.questions", "save_questions", ()),
         ("evaluate", "atr.benchmarks.answer_files", "save_rows", ("full",)),
-        ("report", "atr.reporting.html", "render", ()),
+        ("report", "atr.reporting.html", "render_html", ()),
     ],
 )
 @pytest.mark.parametrize("number, code", [(2, 130), (15, 143)])

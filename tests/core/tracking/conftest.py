@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from atr.core.tracking import store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 

@@ -17,7 +17,7 @@ from atr import config
 from atr.core import tracking
 from atr.core.tracking import store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def log(stage="report"):
@@ -88,20 +88,21 @@ def test_the_project_of_a_copy_that_dvc_made_is_the_one_it_was_made_from(tmp_pat
     here = tmp_path / copy / below if copy else tmp_path
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
-    assert store.project() == tmp_path
-    assert store.uri() == f"sqlite:///{tmp_path}/experiments/mlflow.db"
+    assert store.project_folder() == tmp_path
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/experiments/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///logs/all.db")
-    assert store.uri() == f"sqlite:///{tmp_path}/logs/all.db"
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/logs/all.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////logs/all.db")
-    assert store.uri() == "sqlite:////logs/all.db"
+    assert store.tracking_uri() == "sqlite:////logs/all.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://somebody:secret@localhost/mlflow")
-    assert store.uri() == "https://somebody:secret@localhost/mlflow"
-    assert store.shown() == "https://localhost/mlflow"
+    assert store.tracking_uri() == "https://somebody:secret@localhost/mlflow"
+    assert store.uri_without_password() == "https://localhost/mlflow"
 
 
 STAGE = """
 import sys
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 
 def main(params):
@@ -223,7 +224,7 @@ def test_a_copied_project_logs_beside_itself(original, tmp_path, monkeypatch, fi
     capsys.readouterr()
     with tracking.run("prepare", config.load("prepare")) as run:
         run.artifact("params.yaml", folder="new")
-    assert f"copied or moved: its artifacts are now those in {copy.as_uri()}" in capsys.readouterr().err
+    assert f"copied or moved: its artifacts are now in {copy.as_uri()}" in capsys.readouterr().err
     assert content(original) == before
     client = MlflowClient(f"sqlite:///{copy}/experiments/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'atr'")
@@ -265,7 +266,7 @@ def test_another_pipeline_may_make_the_experiment_first(original, monkeypatch):
         return found(self, name) if len(asked) > 1 else None
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    assert store.connect()[1] == found(MlflowClient(store.uri()), "atr").experiment_id
+    assert store.connect()[1] == found(MlflowClient(store.tracking_uri()), "atr").experiment_id
 
 
 @pytest.fixture
@@ -309,5 +310,5 @@ def test_what_mlflow_raises_at_the_start_is_one_line(monkeypatch):
     monkeypatch.setattr(MlflowClient, "search_runs", fail)
     with pytest.raises(ValueError, match=r"^the MLflow log sqlite:.*mlflow\.db cannot be used: one two$"):
         tracking.run("prepare", config.load("prepare")).__enter__()
-    assert len(store.reason(RuntimeError("long " * 1000))) < 310
-    assert store.reason(TimeoutError()) == "TimeoutError"
+    assert len(store.one_line(RuntimeError("long " * 1000))) < 310
+    assert store.one_line(TimeoutError()) == "TimeoutError"

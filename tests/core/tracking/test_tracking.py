@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from atr import config
 from atr.core import tracking
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
@@ -83,7 +83,8 @@ def test_a_stage_that_stops_ends_its_run_and_its_parent(find, request, error, st
 def test_sigterm_ends_the_run_as_killed(find, folder):
     script = """
 import os, signal
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 def main(params):
     with tracking.run("report", params):
@@ -108,7 +109,7 @@ def test_the_other_processes_of_a_stage_log_nothing(tmp_path, monkeypatch, rank)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-PRINT_ID = "from atr import tracking; print(tracking._pipeline_id())"
+PRINT_ID = "from atr.core import tracking; print(tracking._pipeline_id())"
 
 
 def ids_under(tmp_path: Path, command: list[str]) -> list[str]:
@@ -147,12 +148,12 @@ def test_git_says_which_commit_and_whether_the_tree_is_dirty(tmp_path, monkeypat
     assert tracking._git_tags()["git_dirty"] == "false"
     (tmp_path / "code.py").write_text("changed")
     assert tracking._git_tags()["git_dirty"] == "true"
-    assert tracking.provenance()["commit"] == head
+    assert tracking.current_provenance()["commit"] == head
 
 
 def test_provenance_is_found_without_heavy_imports():
     script = (
-        "import sys; from atr import tracking; print(sorted(tracking.provenance()['versions']));"
+        "import sys; from atr.core import tracking; print(sorted(tracking.current_provenance()['versions']));"
         "print({'torch', 'mlflow', 'lightning', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -43,7 +43,7 @@ def train(module, logger):
 
 
 def steps(run):
-    client = MlflowClient(tracking.store.uri())
+    client = MlflowClient(tracking.store.tracking_uri())
     return [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
 
 
@@ -75,4 +75,4 @@ def test_a_training_outlives_its_log(find, monkeypatch, capsys):
 @pytest.fixture(autouse=True)
 def nothing_left():
     yield
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []

@@ -107,23 +107,23 @@ def test_a_log_that_fails_costs_no_result_and_is_sent_later(
         asked = broken(error)
         compute(run)
     assert asked == ["log_batch", "log_batch"], "asked once as it failed, and once at the end of the run"
-    (home,) = unlogged.folders()
+    (home,) = unlogged.pending_folders()
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and all that follows is kept "
-        rf"in {home}, `python -m atr.core.tracking` sends it\n",
+        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and everything after it "
+        rf"is saved in {home}; `python -m atr.core.tracking` sends it\n",
         said.err,
     )
     for name in ("selector/config.json", "summary.json"):
         Path(name).write_text("the second, of another run")
     with pytest.raises(SystemExit, match="True"):
         command.main()
-    assert unlogged.folders() == [home], "it goes when it has arrived"
+    assert unlogged.pending_folders() == [home], "it goes when it has arrived"
     monkeypatch.undo()
     monkeypatch.chdir(home.parents[2])
     with pytest.raises(SystemExit, match="False"):
         command.main()
-    assert unlogged.folders() == [] and not home.exists()
+    assert unlogged.pending_folders() == [] and not home.exists()
     assert f"{home}: logged\n" in capsys.readouterr().out
     assert logged(find("pretrain")) == WHOLE
     parent = find(f"pipeline-{request.node.name}")
@@ -135,9 +135,9 @@ def test_what_failed_for_a_moment_is_sent_as_the_run_ends(broken, capsys, find):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("too busy"), times=1)
         compute(run)
-    assert capsys.readouterr().err.endswith("atr pretrain: all of it is logged after all\n")
+    assert capsys.readouterr().err.endswith("atr pretrain: everything is logged now\n")
     assert logged(find("pretrain")) == WHOLE
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []
 
 
 def test_numbers_and_the_end_arrive_where_only_the_store_of_artifacts_fails(broken, find):
@@ -145,7 +145,7 @@ def test_numbers_and_the_end_arrive_where_only_the_store_of_artifacts_fails(brok
         broken(RuntimeError("no bucket"), calls=("log_artifact", "log_artifacts"))
         compute(run)
     assert logged(find("pretrain")) == WHOLE | {"files": {}}
-    assert len(unlogged.folders()) == 1
+    assert len(unlogged.pending_folders()) == 1
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
@@ -154,7 +154,7 @@ def test_how_a_run_ended_is_kept_too(broken, monkeypatch, find, error, status):
         broken(MlflowException("gone"))
         compute(run)
         raise error
-    (home,) = unlogged.folders()
+    (home,) = unlogged.pending_folders()
     assert find("pretrain").info.status == "RUNNING"
     monkeypatch.undo()
     monkeypatch.chdir(home.parents[2])
@@ -170,7 +170,7 @@ def test_what_cannot_be_kept_either_is_named_and_costs_no_result(broken, capsys)
         run.metrics({"text": 0.9})
     lines = capsys.readouterr().err.splitlines()
     assert "the metrics text could not be logged" in lines[0]
-    assert "the metrics text is not logged, and could not be kept: " in lines[1]
+    assert "the metrics text is neither logged nor saved: " in lines[1]
 
 
 def test_interrupting_the_log_interrupts_the_stage(broken):
@@ -182,38 +182,38 @@ def test_interrupting_the_log_interrupts_the_stage(broken):
 def test_many_metrics_are_sent_as_many_at_a_time_as_mlflow_takes(tmp_path):
     home = tmp_path / "unlogged" / "a"
     for step in range(1500):
-        unlogged.keep(home, {"run": "a", "metrics": [("x", 1.0, 0, step), ("y", 2.0, 0, step)]})
-    unlogged.keep(home, {"run": "b", "metrics": [("z", 3.0, 0, 0)]})
+        unlogged.save_call(home, {"run": "a", "metrics": [("x", 1.0, 0, step), ("y", 2.0, 0, step)]})
+    unlogged.save_call(home, {"run": "b", "metrics": [("z", 3.0, 0, 0)]})
     sent = []
 
     class Client:
         def log_batch(self, run, metrics):
             sent.append((run, len(metrics)))
 
-    unlogged.send(Client(), home)
+    unlogged.send_calls(Client(), home)
     assert sent == [("a", 1000)] * 3 + [("b", 1)]
 
 
 def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path, capsys):
     home = tmp_path / "unlogged" / "a"
     end = {"run": "a", "status": "FINISHED", "ended": 1}
-    unlogged.keep(home, end)
+    unlogged.save_call(home, end)
     with open(home / "calls.jsonl", "a") as calls:
         calls.write('\n{"run": "a", "met')
-    unlogged.keep(home, end | {"ended": 2})
+    unlogged.save_call(home, end | {"ended": 2})
     sent = []
 
     class Client:
         def set_terminated(self, *arguments):
             sent.append(arguments)
 
-    unlogged.send(Client(), home)
+    unlogged.send_calls(Client(), home)
     assert sent == [("a", "FINISHED", 1), ("a", "FINISHED", 2)]
-    assert "half a line is left out" in capsys.readouterr().err
+    assert "skipped a line cut off by a full disk" in capsys.readouterr().err
 
 
 def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, broken, monkeypatch, find):
-    unlogged.keep(unlogged.folder("0" * 32), {"run": "0" * 32, "status": "FINISHED", "ended": 1})
+    unlogged.save_call(unlogged.run_folder("0" * 32), {"run": "0" * 32, "status": "FINISHED", "ended": 1})
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("gone"))
         compute(run)
@@ -223,7 +223,7 @@ def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, bro
     with pytest.raises(SystemExit, match="True"):
         command.main()
     assert re.search(rf"experiments/unlogged/{'0' * 32}: .*not found", capsys.readouterr().err)
-    assert [home.name for home in unlogged.folders()] == ["0" * 32]
+    assert [home.name for home in unlogged.pending_folders()] == ["0" * 32]
     assert logged(find("pretrain")) == WHOLE
 
 
@@ -238,7 +238,7 @@ def test_the_command_has_nothing_to_do_or_names_a_log_that_it_cannot_use(monkeyp
 STAGE = """
 import os, signal, sys
 from pathlib import Path
-from atr import tracking
+from atr.core import tracking
 from atr.stages import entry
 
 def main(params):
@@ -314,13 +314,13 @@ def test_a_server_that_dies_costs_no_result_and_is_sent_all_when_it_is_back(serv
     dead = subprocess.run(send, env=environment, capture_output=True, text=True)
     assert dead.returncode == 1
     assert dead.stderr.splitlines() == [
-        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the log "
-        "is experiments/mlflow.db"
+        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI to log "
+        "to experiments/mlflow.db"
     ]
-    (kept,) = unlogged.folders()
+    (kept,) = unlogged.pending_folders()
     server()
     subprocess.run(send, env=environment, check=True)
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []
     client = MlflowClient(address)
     run = client.get_run(kept.name)
     assert (run.info.run_name, run.info.status) == ("pretrain", "FINISHED")

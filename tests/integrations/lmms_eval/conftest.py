@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from atr import FeatureSelector
-from atr.integrations.lmms_eval.answering import ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import ReducedVlm
 
 _VLM = runpy.run_path(str(Path(__file__).parents[2] / "vlm/conftest.py"))
 tokenizer, family, processor = _VLM["tokenizer"], _VLM["family"], _VLM["processor"]

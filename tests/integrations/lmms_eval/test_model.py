@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.integrations.lmms_eval.answering import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
-from atr.integrations.lmms_eval.caching import digest
+from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
+from atr.integrations.lmms_eval.selector_digest import digest_selector
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = os.environ.get("ATR_LMMS_EVAL")
 pytestmark = [
     pytest.mark.slow,
@@ -141,7 +141,7 @@ def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp
     found = {row["doc_id"]: row for row in map(json.loads, samples.read_text().splitlines())}
     for number, answer in enumerate(answers):
         assert found[number]["filtered_resps"] == answer.text
-        counts = {"input_tokens": answer.read, "output_tokens": answer.written}
+        counts = {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
         assert found[number]["token_counts"] == [counts]
     (results,) = (tmp_path / "results").rglob("*_results.json")
     written = json.loads(results.read_text())
@@ -174,12 +174,12 @@ def test_with_a_cache_a_selector_trained_anew_is_not_given_the_former_ones_answe
     write_task(tmp_path / "task", ["x", "y"])
     cached = ("--use_cache", str(tmp_path / "cache"), "--verbosity", "DEBUG")
     code, log = evaluate(tmp_path, *cached)
-    assert code != 0 and f"selector_digest={digest(selector)}" in log
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    assert code != 0 and f"selector_digest={digest_selector(selector)}" in log
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" in log, log
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" not in log, "answered from the cache"
     torch.nn.init.normal_(selector.trunk.head.weight)
     selector.save_pretrained(tmp_path / "selector")
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" in log, log

@@ -15,7 +15,7 @@ from atr.config.presets import ENCODERS as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 from atr.micro.drawing import SIZE
 from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
@@ -97,7 +97,7 @@ def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     train_dinov2.main(load_micro("micro_dinov2"))
     model, processor = load_vlm(
-        str(train_dinov2.MODEL), torch.float32, locate=partial(locate, folder=ENCODERS)
+        str(train_dinov2.MODEL), torch.float32, resolve_weights=partial(resolve_weights, folder=ENCODERS)
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()
@@ -113,5 +113,5 @@ def test_features_of_other_lessons_are_refused(logged):
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     text = Path(PARAMETERS.path).read_text()
     Path(PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
-    with pytest.raises(ValueError, match="seed is 0, asked for is 1: run the extract stage again"):
+    with pytest.raises(ValueError, match="seed is 0, expected 1: run the extract stage again"):
         train_dinov2.main(load_micro("micro_dinov2"))

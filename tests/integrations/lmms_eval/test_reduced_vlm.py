@@ -7,8 +7,8 @@ from PIL import Image
 
 from atr import FeatureSelector
 from atr.core.tokens import budget
-from atr.integrations.lmms_eval.answering import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 SHORT = Decoding(max_new_tokens=6)
@@ -62,7 +62,7 @@ def test_with_all_tokens_a_batch_is_answered_as_the_model_answers_one_by_one(mak
     for answer, conversation in zip(answers, fresh(), strict=True):
         ids, read = untouched(conversation)
         assert answer.text == processor.decode(ids, skip_special_tokens=True).strip()
-        assert (answer.read, answer.written) == (read, len(ids))
+        assert (answer.input_tokens, answer.output_tokens) == (read, len(ids))
 
 
 @FAMILIES
@@ -74,7 +74,9 @@ def test_the_kept_counts_are_exact_and_of_the_question_they_belong_to(make_vlm, 
         assert len(answer.kept) == images
         assert [image.of for image in answer.kept] == [image.of for image in whole.kept]
         assert [image.tokens for image in answer.kept] == [budget(keep, image.of) for image in answer.kept]
-        assert whole.read - answer.read == sum(image.of - image.tokens for image in answer.kept)
+        assert whole.input_tokens - answer.input_tokens == sum(
+            image.of - image.tokens for image in answer.kept
+        )
 
 
 @FAMILIES
@@ -85,8 +87,8 @@ def test_what_is_read_is_the_sequence_of_the_language_model(make_vlm, model):
     )
     (answer,) = make_vlm(keep=0.3).answer(fresh()[1:2], SHORT)
     hook.remove()
-    assert lengths[0] == answer.read
-    assert len(lengths) == answer.written
+    assert lengths[0] == answer.input_tokens
+    assert len(lengths) == answer.output_tokens
 
 
 def test_the_answer_depends_on_the_selector(make_vlm, selector):
@@ -102,7 +104,7 @@ def test_an_answer_is_counted_up_to_its_end_token(make_vlm, untouched, model):
     ids, _ = untouched(fresh()[0])
     model.generation_config.eos_token_id = [2, int(ids[3])]  # a token it writes before the limit
     (ended, *_) = make_vlm().answer(fresh(), SHORT)
-    assert ended.written == ids.tolist().index(int(ids[3])) + 1
+    assert ended.output_tokens == ids.tolist().index(int(ids[3])) + 1
 
 
 def test_beams_and_sampling_are_the_models_own(make_vlm, untouched, processor):
@@ -164,5 +166,5 @@ def test_folders_that_hold_nothing_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no FeatureSelector could be loaded"):
         load(folders | {"selector": "hub/nowhere"})
     shutil.rmtree(tmp_path / "llava")
-    with pytest.raises(ValueError, match=r"pretrained: .*llava' is no model"):
+    with pytest.raises(ValueError, match=r"pretrained: .*llava' is not a model"):
         load(folders)
