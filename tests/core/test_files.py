@@ -55,7 +55,7 @@ def test_a_new_folder_replaces_the_old_one(tmp_path):
 
 
 def test_a_folder_is_there_while_its_former_content_is_removed(tmp_path, monkeypatch):
-    """A kill during the removal, which takes long, loses neither the former folder nor the new one."""
+    """A kill during the slow removal of the former folder does not lose the new one."""
     store, remove = tmp_path / "store", files.shutil.rmtree
 
     def watched(path, *args, **kwargs):
@@ -92,7 +92,7 @@ with files.{kind}(Path("out")) as temporary:
 
 @pytest.fixture(params=["whole_file", "whole_folder"])
 def writing(request, tmp_path):
-    """A process that is writing, and stays at it."""
+    """A process in the middle of a write."""
     script = WRITES.format(kind=request.param)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){script}"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -161,7 +161,7 @@ def test_a_folder_is_known_by_the_names_and_contents_of_its_files(tmp_path):
 
 
 def test_dvc_takes_no_part_for_a_change_of_what_it_lies_in():
-    """The report depends on the folder that evaluations are written in."""
+    """The report depends on the folder in which evaluations are written."""
     names = [f"experiments/evaluate/{name}" for name in (".random.x_1.part", "random/results.jsonl")]
     command = [sys.executable, "-m", "dvc", "check-ignore", *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Fingerprints of towers of every supported type, and of what may happen to their weights."""
+"""Fingerprints of towers of all supported types, before and after changes to their weights."""
 
 from copy import deepcopy
 
@@ -71,7 +71,7 @@ def test_a_tuned_tower_passes_for_itself():
 
 
 def test_it_reads_weights_of_many_filters_and_places():
-    """The kernel of one filter, or one pixel of all of them, decides nothing."""
+    """A few filters, or a few pixels of all filters, change only some bits."""
     one = tower()
     kernel = one.get_input_embeddings().weight
     changed = deepcopy(one)

@@ -1,4 +1,4 @@
-"""NaN and infinity are found wherever they are, and what holds none is left alone."""
+"""NaN and infinity are refused wherever they are; finite values pass."""
 
 import pytest
 import torch

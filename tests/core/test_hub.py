@@ -32,7 +32,7 @@ def write(folder, files=FILES):
 
 @pytest.fixture
 def commits(hub, tmp_path, monkeypatch):
-    """The commits of org/model in a cache of the hub's, of which `main` has another config.json."""
+    """Two commits of org/model in a hub cache, with different config.json."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     old, main = (write(tmp_path / name) for name in ("old", "main"))
     (main / "config.json").write_text("other")

@@ -1,4 +1,4 @@
-"""Real processes: what becomes of a stage when the process it works for is killed."""
+"""Real processes: a stage ends when its parent is killed."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ entry("report", main)
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a stage under a process of another name; kills what is left of them at the end."""
+    """Starts a stage under a parent process of a given name; kills all of them at the end."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     started = []
 
@@ -81,7 +81,7 @@ def is_over(process):
 
 def test_a_stage_ends_in_order_when_dvc_is_killed(start, tmp_path):
     dvc, stage = start()
-    dvc.kill()  # and waited for by nobody: a zombie
+    dvc.kill()  # becomes a zombie, as nobody waits for it
     until(lambda: is_over(stage))
     assert (tmp_path / "ended").read_text() == "in order"
 
@@ -96,7 +96,7 @@ def test_a_stage_that_takes_no_signal_ends_all_the_same(start, tmp_path):
 def test_a_stage_outlives_whatever_else_has_started_it(start):
     shell, stage = start(name="other")
     shell.kill()
-    time.sleep(1)  # twenty looks
+    time.sleep(1)  # twenty polls
     assert not is_over(stage)
 
 
@@ -151,8 +151,8 @@ def test_a_rank_that_lightning_has_launched_ends_with_the_first(tmp_path):
             assert process.wait() == -signal.SIGKILL
             rank = psutil.Process(int((tmp_path / "later").read_text()))
             until(lambda: is_over(rank))
-        except psutil.NoSuchProcess:  # over already
+        except psutil.NoSuchProcess:  # has already ended
             pass
-        finally:  # should it stay, pytest must not leave it behind
+        finally:  # if it is still there, do not leave it behind
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

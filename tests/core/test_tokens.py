@@ -1,4 +1,4 @@
-"""Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
+"""Token arithmetic: exact counts, exact gradients, independence of the batch."""
 
 import cmath
 import math
@@ -33,7 +33,7 @@ def test_mask_is_binary_and_kept_with_the_logits_probability():
 
 
 def test_mask_is_the_two_logit_gumbel_softmax():
-    """The paper's form, drawn independently: argmax of {keep, drop} logits with Gumbel noise on each."""
+    """Against the paper's form: argmax of {keep, drop} logits, each with its own Gumbel noise."""
     torch.manual_seed(0)
     logits = torch.tensor([-1.0, 0.3, 2.0]).expand(20_000, 3)
     two = torch.stack([logits, torch.zeros_like(logits)], -1)
@@ -69,7 +69,7 @@ def test_a_sampled_set_has_as_many_tokens_as_asked_whatever_the_scores():
 
 
 def test_a_sampled_set_is_drawn_without_replacement_in_proportion_to_the_scores():
-    """Sets of two of four tokens, against their probabilities drawn one after the other."""
+    """Frequencies of all pairs of four tokens, against sequential sampling without replacement."""
     weights = torch.tensor([1.0, 2.0, 3.0, 6.0])
     mask = top_k_mask_BN(weights.log().expand(40_000, 4), torch.full((40_000,), 2), 1.0)
     for first in range(4):
@@ -93,7 +93,7 @@ def test_a_sampled_set_passes_the_gradient_of_the_distance_to_its_lowest_score()
     lowest = scores.detach().sort(1, descending=True).values.gather(1, torch.tensor([[1], [4]]))
     soft = torch.sigmoid(scores.detach() - lowest)
     slope = weights * soft * (1 - soft)
-    # The lowest score that is kept moves all distances but its own.
+    # The lowest kept score shifts all distances but its own.
     expected = torch.where(scores == lowest, slope - slope.sum(1, keepdim=True), slope)
     torch.testing.assert_close(scores.grad, expected)
 
@@ -129,7 +129,7 @@ def test_random_masks_keep_every_count_and_every_token_as_often():
     assert mask.shape == (images, tokens) and set(mask.unique().tolist()) == {0.0, 1.0}
     counts = torch.bincount(mask.sum(1).long(), minlength=tokens + 1) / images
     torch.testing.assert_close(counts, torch.tensor([0.0, *[1 / tokens] * tokens]), atol=0.01, rtol=0)
-    # Within a count every set is as likely: of two tokens ten pairs.
+    # All sets of a count are equally likely: ten pairs for two tokens.
     pairs = mask[mask.sum(1) == 2] @ (2.0 ** torch.arange(tokens))
     _, often = pairs.unique(return_counts=True)
     torch.testing.assert_close(often / len(pairs), torch.full((10,), 0.1), atol=0.015, rtol=0)
@@ -201,13 +201,13 @@ def test_an_integer_of_any_library_is_a_count(count, more, kind):
 
 @given(st.integers(0, 1000), st.integers(0, 3000), st.sampled_from(FRACTIONS))
 def test_a_float_of_any_library_is_the_fraction_that_it_prints_as(permille, tokens, kind):
-    """Thousandths are exact in print where a type is too coarse to hold them: 0.7 of float16 is .7002."""
+    """Thousandths are exact as printed decimals, not as values: float16's 0.7 is 0.7002."""
     assert budget(kind(permille / 1000), tokens) == budget(permille / 1000, tokens)
 
 
 @pytest.mark.parametrize("kind", FRACTIONS)
 def test_where_half_a_token_decides_a_coarse_float_rounds_as_it_prints(kind):
-    """0.7 of float32 lies below 0.7, and 0.1 of float16 too."""
+    """float32's 0.7 and float16's 0.1 are below 0.7 and 0.1."""
     assert (budget(kind(0.7), 5), budget(kind(0.1), 5), budget(kind(0.3), 5)) == (4, 1, 2)
 
 
@@ -281,7 +281,7 @@ def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
 
 @pytest.mark.parametrize("grid, width", [((3, 5), 16), ((7, 2), 8), ((2, 3), 64)])
 def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, width):
-    """By complex exponentials, cell by cell."""
+    """Against complex exponentials, cell by cell."""
     bands = width // 4
     turns = [complex(0, 10_000 ** (-band / bands)) for band in range(bands)]
     for place, row in enumerate(sine_positions(grid, width).tolist()):

@@ -1,4 +1,4 @@
-"""The encoder against transformers' own forward, and every way its folder can be wrong."""
+"""The encoder against transformers' own forward, and errors of its folder."""
 
 import json
 import pickle
@@ -47,7 +47,7 @@ SMALL = {
     "image_size": 56,
 }
 WIDE = SMALL | {"intermediate_size": 32}
-TOWERS = {  # class, its configuration, tokens that are no patches
+TOWERS = {  # class, configuration, number of tokens that are not patches
     "clip": (CLIPVisionModel, CLIPVisionConfig(**WIDE), 1),
     "untrained": (CLIPVisionModel, CLIPVisionConfig(**WIDE, untrained_class_token=True), 1),
     "siglip": (SiglipVisionModel, SiglipVisionConfig(**WIDE), 0),
@@ -72,7 +72,7 @@ def processor(height: int = 56, width: int = 56) -> CLIPImageProcessorPil:
 
 def saved(model, folder):
     torch.manual_seed(1)
-    with torch.no_grad():  # fresh biases are zero and fresh norms one: give every weight a say
+    with torch.no_grad():  # initial biases are zero and norms one: make every weight matter
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     model.eval().save_pretrained(folder)
@@ -94,7 +94,7 @@ def folder(llava, tmp_path):
 
 
 def tower_in(kind, folder):
-    """A tiny random tower in a folder, and transformers' own model of it."""
+    """A tiny random tower saved in a folder, and the model itself."""
     cls, config, _ = TOWERS[kind]
     torch.manual_seed(0)
     model = cls(config)
@@ -120,7 +120,9 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     encoder = Encoder.load(path, layer)
     model.set_attn_implementation("eager")
-    number = layer - 1 if layer > 0 else layer  # a layer of attentions is one of hidden_states but the first
+    number = (
+        layer - 1 if layer > 0 else layer
+    )  # hidden_states starts with the embeddings, attentions with the first layer
     name = rf"layers?\.{range(3)[number]}\..*k_proj"
     keys = next(module for key, module in model.named_modules() if re.search(name, key))
     projected = []
@@ -136,7 +138,7 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         has_class = extra and kind != "untrained"
         rows_BHT = heads_BHTT[:, :, 0] if has_class else heads_BHTT[:, :, extra:].sum(2) / 16
         torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
-        assert seen[need].std() > 1e-4  # a constant would agree with anything
+        assert seen[need].std() > 1e-4  # a constant would prove nothing
     chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
     torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
 
@@ -249,7 +251,7 @@ def test_half_precision_weights_are_computed_in_float32(folder):
     ("cls", "whole"),
     [
         (CLIPModel, CLIPConfig(text_config=CLIPTextConfig(**TEXT), vision_config=CLIPVisionConfig(**WIDE))),
-        # SigLIP 2 of one resolution is published as this class, too.
+        # Checkpoints of SigLIP 2 with a fixed resolution have this class too.
         (
             SiglipModel,
             SiglipConfig(text_config=SiglipTextConfig(**TEXT), vision_config=SiglipVisionConfig(**WIDE)),
@@ -417,7 +419,9 @@ def test_a_processor_of_another_size_is_refused(kind, tmp_path):
 
 def test_a_processor_that_gives_images_different_sizes_is_refused(folder):
     CLIPImageProcessorPil(size={"shortest_edge": 56}, do_center_crop=False).save_pretrained(folder)
-    refused(folder, r"llava: its image processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all")
+    refused(
+        folder, r"llava: its image processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The reader of ONNX on a graph made as torch's exporter makes it."""
+"""Reading weights from an ONNX graph like those of torch's exporter."""
 
 import pytest
 

@@ -58,7 +58,7 @@ def test_components_that_there_are_not_leave_their_colour_at_zero(shape, coloure
 
 
 class CellMeans(torch.nn.Module):
-    """Stands in for an encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
+    """A fake encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
 
     def __init__(self, grid):
         super().__init__()
@@ -89,7 +89,7 @@ def test_each_image_is_followed_by_its_patches():
     for shown in (patches, others):
         cells = shown.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
         assert (cells == cells[:, :, :1, :1]).all()
-    # The middle of each is taken: dark to bright from left to right, red over green.
+    # The centre crops: dark to bright from left to right, and red above green.
     across, down = patches[0, cell // 2 :: cell, 0], others[cell // 2 :: cell, 0, 0]
     assert sorted({0, 255} & set(across.tolist())) == [0, 255] and across[1] not in (0, 255)
     assert abs(int(down[0]) - int(down[1])) == 255

@@ -1,4 +1,4 @@
-"""Descriptions of what image processors make: equal if and only if the pixels are."""
+"""Descriptions of image processors agree if and only if their pixels do."""
 
 import json
 
@@ -103,7 +103,7 @@ KINDS = {
     "dinov2-small": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
     "dinov2-base": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
 }
-"""A tiny tower and the kind of image processor of every preset."""
+"""For every preset a tiny tower and its kind of image processor."""
 
 
 @pytest.mark.parametrize("name", config.ENCODERS)

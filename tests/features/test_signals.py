@@ -1,4 +1,4 @@
-"""What reducers are given of stored images, against the store and the encoder asked one by one."""
+"""Signals for reducers, against the store and the encoder used directly."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A store of layer 1 and the checkpoint that its manifest is of."""
+    """A store of layer 1 and the checkpoint of its encoder."""
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3}

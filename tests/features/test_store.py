@@ -1,4 +1,4 @@
-"""What goes into the store comes out of it bit by bit, or is refused by name."""
+"""The store returns exactly what was written, or names what is damaged."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ def ids(images=IMAGES):
 
 
 def write(folder, batch=2, finish=True):
-    """Write the store in batches that keep inside shards."""
+    """Write the store in batches that do not span shards."""
     clear_store(folder)
     writer = ShardWriter(folder, IMAGES, SHARD)
     for start in range(0, IMAGES, SHARD):
@@ -159,7 +159,7 @@ def test_an_invalid_manifest_is_refused(content, pattern, folder):
 
 
 def rewrite(folder, place, value):
-    """Put a value at a place of the manifest, or take away what is there."""
+    """Set or delete a value in the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     part = manifest
     for key in place[:-1]:
@@ -349,7 +349,7 @@ def test_a_shard_of_another_type_or_with_more_names_is_named(verify, folder):
 
 
 def test_of_a_former_store_the_manifest_goes_first(folder, monkeypatch):
-    """So that a stop in the midst of it leaves none that looks whole."""
+    """So that an interruption never leaves a complete store."""
     gone, unlink = [], Path.unlink
     monkeypatch.setattr(
         Path, "unlink", lambda path, **options: gone.append(path.name) or unlink(path, **options)

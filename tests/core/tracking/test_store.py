@@ -46,7 +46,7 @@ def test_a_log_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeyp
 
 @pytest.fixture
 def read_only():
-    """A database that the running user, for root an ordinary one for the time being, may read only."""
+    """A database that is read-only for the current user; root drops its privileges meanwhile."""
     with TemporaryDirectory() as folder:
         database = Path(folder) / "mlflow.db"
         with closing(sqlite3.connect(database)) as connection:
@@ -84,7 +84,7 @@ def test_the_uri_of_the_environment_wins(tmp_path, monkeypatch):
 @pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpa1b2", ".dvc/tmp/exps/standalone/tmpa1b2", ""])
 @pytest.mark.parametrize("below", ["", "inner"])
 def test_the_project_of_a_copy_that_dvc_made_is_the_one_it_was_made_from(tmp_path, monkeypatch, copy, below):
-    """`below`: where the project is a folder of a larger repository, the copy is one of the repository."""
+    """`below`: the project's folder within a larger repository, of which DVC copies the whole."""
     here = tmp_path / copy / below if copy else tmp_path
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
@@ -118,7 +118,7 @@ entry("report", main)
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch, environment):
-    """A project under DVC whose only stage logs; and a call of a command in it."""
+    """A DVC project whose only stage logs, and a function that runs commands in it."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
@@ -144,7 +144,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 
 def runs():
-    """Name, status, and artifacts of the runs in the working folder's database."""
+    """Name, status and artifacts of the runs in the working directory's database."""
     client = MlflowClient(f"sqlite:///{Path.cwd()}/experiments/mlflow.db")
     (experiment,) = (one for one in client.search_experiments() if one.name == "atr")
     found = client.search_runs([experiment.experiment_id])
@@ -202,7 +202,7 @@ def test_processes_that_begin_at_once_find_one_whole_database(tmp_path, monkeypa
 
 @pytest.fixture
 def original(tmp_path, folder, monkeypatch):
-    """A project of its own, the working folder, with a run in its log."""
+    """A separate project as working directory, with one run in its log."""
     original = tmp_path / "original"
     (original / "experiments").mkdir(parents=True)
     shutil.copy(folder / "params.yaml", original)
@@ -234,7 +234,7 @@ def test_a_copied_project_logs_beside_itself(original, tmp_path, monkeypatch, fi
         if not run.info.run_name.startswith("pipeline"):
             assert len(client.list_artifacts(run.info.run_id)) == 1
     store.connect()
-    assert capsys.readouterr().err == "", "it is told once"
+    assert capsys.readouterr().err == "", "the message is printed once"
 
 
 def test_a_location_of_the_users_own_stays(original, tmp_path, monkeypatch, capsys):
@@ -258,7 +258,7 @@ def test_an_experiment_that_was_deleted_is_restored(original, find, capsys):
 
 
 def test_another_pipeline_may_make_the_experiment_first(original, monkeypatch):
-    """As on a server, where no lock of ours holds."""
+    """As on a server, which our lock does not protect."""
     found, asked = MlflowClient.get_experiment_by_name, []
 
     def late(self, name):
@@ -271,7 +271,7 @@ def test_another_pipeline_may_make_the_experiment_first(original, monkeypatch):
 
 @pytest.fixture
 def port():
-    """A port that takes connections and never answers; closed, it refuses them."""
+    """A port that accepts connections and never answers, or refuses them when closed."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()

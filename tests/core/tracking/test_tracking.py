@@ -113,7 +113,7 @@ PRINT_ID = "from atr.core import tracking; print(tracking._pipeline_id())"
 
 
 def ids_under(tmp_path: Path, command: list[str]) -> list[str]:
-    """The pipeline ids of two processes that `command` starts, one after the other."""
+    """Pipeline ids of two processes that `command` starts in sequence."""
     script = (
         f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {PRINT_ID!r}])\n"
     )

@@ -10,7 +10,7 @@ from atr.core.tracking import unlogged
 
 
 class Tiny(LightningModule):
-    """Logs a loss at each step; its log fails from the third on."""
+    """Logs a loss at each step; logging fails from the third step on."""
 
     def __init__(self, fail=lambda: None):
         super().__init__()

@@ -24,7 +24,7 @@ CALLS = ("log_batch", "log_artifact", "log_artifacts", "set_terminated")
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, folder, monkeypatch, capsys):
-    """A project of its own, the working folder."""
+    """A separate project as working directory."""
     (tmp_path / "experiments").mkdir()
     shutil.copy(folder / "params.yaml", tmp_path)
     shutil.copy(folder / "experiments/mlflow.db", tmp_path / "experiments")
@@ -35,7 +35,7 @@ def project(tmp_path, folder, monkeypatch, capsys):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """`broken(error)`: MLflow raises it from now on, at all calls or those named; the calls it was asked."""
+    """`broken(error)` makes all or the named calls of MLflow raise it; returns the list of calls made."""
 
     def break_it(error, calls=CALLS, times=None):
         asked = []
@@ -58,7 +58,7 @@ def broken(monkeypatch):
 
 
 def compute(run):
-    """What a stage logs: steps of a training, results, files and folders."""
+    """Logs as a stage does: training steps, results, files and folders."""
     logger = run.logger()
     for step in range(5):
         logger.log_metrics({"train/loss": 1 / (step + 1)}, step)
@@ -74,7 +74,7 @@ def compute(run):
 
 
 def logged(run):
-    """All that `compute` logs, as MLflow has it."""
+    """Everything that `compute` logs, as stored by MLflow."""
     client = MlflowClient(f"sqlite:///{Path.cwd()}/experiments/mlflow.db")
     history = client.get_metric_history(run.info.run_id, "train/loss")
     files = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -106,7 +106,7 @@ def test_a_log_that_fails_costs_no_result_and_is_sent_later(
     with tracking.run("pretrain", config.load("pretrain")) as run:
         asked = broken(error)
         compute(run)
-    assert asked == ["log_batch", "log_batch"], "asked once as it failed, and once at the end of the run"
+    assert asked == ["log_batch", "log_batch"], "one call that failed, and one attempt at the end of the run"
     (home,) = unlogged.pending_folders()
     said = capsys.readouterr()
     assert re.fullmatch(
@@ -118,7 +118,7 @@ def test_a_log_that_fails_costs_no_result_and_is_sent_later(
         Path(name).write_text("the second, of another run")
     with pytest.raises(SystemExit, match="True"):
         command.main()
-    assert unlogged.pending_folders() == [home], "it goes when it has arrived"
+    assert unlogged.pending_folders() == [home], "it stays until it is sent"
     monkeypatch.undo()
     monkeypatch.chdir(home.parents[2])
     with pytest.raises(SystemExit, match="False"):
@@ -256,7 +256,7 @@ entry("pretrain", main)
 
 @pytest.fixture
 def server(tmp_path, environment):
-    """`server()`: starts MLflow's server, always at the same port; its process and address."""
+    """`server()` starts an MLflow server, always on one port; returns its process and address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]

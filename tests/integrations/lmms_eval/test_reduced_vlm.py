@@ -33,7 +33,7 @@ CONVERSATIONS = [
 
 
 def fresh():
-    """transformers writes into the conversations it is given."""
+    """Copies of the conversations, as transformers modifies its arguments."""
     return [
         asked(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
         for turn in CONVERSATIONS
@@ -42,7 +42,7 @@ def fresh():
 
 @pytest.fixture
 def untouched(model, processor, family):
-    """Ids that the model, never reduced, adds to one conversation, by the processor's own call."""
+    """Answer ids and prompt length of the unreduced model, for inputs made by the processor."""
 
     def generate(conversation, **options):
         *images, text = conversation[0]["content"]
@@ -102,7 +102,7 @@ def test_the_answer_depends_on_the_selector(make_vlm, selector):
 
 def test_an_answer_is_counted_up_to_its_end_token(make_vlm, untouched, model):
     ids, _ = untouched(fresh()[0])
-    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token it writes before the limit
+    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token that it generates before the limit
     (ended, *_) = make_vlm().answer(fresh(), SHORT)
     assert ended.output_tokens == ids.tolist().index(int(ids[3])) + 1
 
