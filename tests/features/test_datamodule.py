@@ -42,7 +42,7 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize(("images", "batch", "shard"), [(10, 2, 4), (10, 3, 4), (10, 64, 4), (3, 2, 100)])
-def test_batches_are_consecutive_whole_and_inside_shards(images, batch, shard):
+def test_batches_are_consecutive_and_do_not_span_shards(images, batch, shard):
     batches = ShardBatches(numbered(images), levels, batch, shard)
     seen = []
     for first, ids, pixels in (batches[number] for number in range(len(batches))):
@@ -87,7 +87,7 @@ def test_an_epoch_is_a_seeded_shuffle_of_the_training_images(store):
     assert first != drawn(data.train_dataloader(), 1)
 
 
-def test_the_order_of_an_epoch_is_the_seeds_as_well(store):
+def test_the_order_of_an_epoch_depends_on_the_seed(store):
     orders = []
     for seed in (1, 2):
         data = FeatureDataModule(store, 4, 0.2, seed)

@@ -91,15 +91,13 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     assert (store.grid, store.width) == ((4, 4), 24)
 
 
-def test_the_store_says_what_it_was_computed_in_and_by_which_weights(store, checkpoint):
+def test_the_store_records_precision_device_and_checkpoint(store, checkpoint):
     resolved = store.manifest["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["commit"]) == ("32-true", "cpu", None)
     assert resolved["processor"] and resolved["digest"] == checkpoint_digest(str(checkpoint))
 
 
-def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_of_a_longer_first_one(
-    store, checkpoint, tmp_path
-):
+def test_a_second_run_gives_the_same_bytes_and_removes_a_longer_former_store(store, checkpoint, tmp_path):
     extract(checkpoint, tmp_path, pictures(13))
     assert len(FeatureStore.open(tmp_path)) == 13
     extract(checkpoint, tmp_path)
@@ -138,7 +136,7 @@ class Cut:
 @pytest.mark.parametrize(
     "error", [ValueError("part-00000.parquet, row 9 (image/9): not an image"), SystemExit(143)]
 )
-def test_a_run_that_is_cut_off_leaves_no_store(error, checkpoint, tmp_path):
+def test_an_interrupted_run_leaves_no_store(error, checkpoint, tmp_path):
     extract(checkpoint, tmp_path)  # the complete store of an earlier run must not remain
     with pytest.raises(type(error)) as raised:
         extract(checkpoint, tmp_path, Cut(error))

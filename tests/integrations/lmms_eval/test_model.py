@@ -170,7 +170,7 @@ def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
     assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log
 
 
-def test_with_a_cache_a_selector_trained_anew_is_not_given_the_former_ones_answers(vlm, selector, tmp_path):
+def test_the_cache_is_not_used_for_a_retrained_selector(vlm, selector, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
     cached = ("--use_cache", str(tmp_path / "cache"), "--verbosity", "DEBUG")
     code, log = evaluate(tmp_path, *cached)

@@ -97,7 +97,7 @@ def score(benchmark, prediction, answer, choices=()):
     return BENCHMARKS[benchmark].score(prediction, SimpleNamespace(answers=[answer], choices=list(choices)))
 
 
-def test_answers_of_vqa_are_normalised_as_theirs(texts, theirs):
+def test_vqa_answers_are_normalised_as_in_lmms_eval(texts, theirs):
     assert [vqa.normalise_vqa(text) for text in texts] == theirs["vqa"]
 
 
