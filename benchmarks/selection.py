@@ -25,7 +25,7 @@ COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
 
 
 def make_input(side: int, width: int, images: int, device: torch.device) -> EncoderOutput:
-    """Random values in every tensor field of EncoderOutput, in the shape that its suffix gives; square grid."""
+    """Random values in every tensor field of EncoderOutput, of the shape in its suffix; a square grid."""
     generator, tokens = torch.Generator().manual_seed(0), side * side
     shapes = {
         "BN": (images, tokens),
