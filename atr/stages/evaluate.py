@@ -8,7 +8,7 @@ from atr import config
 from atr.core import catalog
 from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
@@ -74,7 +74,7 @@ def _load_generator(params: config.Params, fabric: Any) -> Any:
     expected, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
     images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expected, verify=verify)
-    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODERS)
+    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODER_FOLDER)
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 

@@ -9,7 +9,7 @@ from atr import config
 from atr.core import catalog
 from atr.core.files import write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE_IMAGES,
     NO_BUDGET,
     ROBUSTNESS,
@@ -103,7 +103,7 @@ def _generator(params: config.Params) -> "Generator":
     from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(resolve_weights, folder=ENCODERS)
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
     settings = Evaluate(**vars(params.evaluate), positions="original")
     images = PreparedImages(EVALUATE_IMAGES)

@@ -27,7 +27,7 @@ from atr.vlm.compatibility import (
     warn_of_positions,
 )
 from atr.vlm.in_llm import LayerPruning, prune_layers
-from atr.vlm.inputs import FeatureInputs, ImageInputs, NamedFeatures, NamedImages, Prompts, VisualInputs
+from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, shorten
 
@@ -66,7 +66,7 @@ class Generator:
         vlm: "VlmPreset",
         precision: int | str,
         device: torch.device,
-        images: Callable[[], NamedImages],
+        images: Callable[[], ImagesByName],
         features: Callable[[], NamedFeatures],
         settings: "Evaluate",
         resolve_weights: Callable[[str], str] = str,
@@ -300,7 +300,7 @@ class ReducedGenerator:
 
 
 def _feature_inputs(
-    path: str, model: Any, processor: Any, store: NamedFeatures, images: Callable[[], NamedImages]
+    path: str, model: Any, processor: Any, store: NamedFeatures, images: Callable[[], ImagesByName]
 ) -> FeatureInputs | None:
     """Inputs from stored features, or None, with a warning, if the model preprocesses images differently."""
     check_features(model, store.manifest)
