@@ -3,8 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from atr.reduction.peers._attention import ClassAttention, HiRED, apportion
-from atr.reduction.peers._diversity import CDPruner
 from PIL import Image
 
 from atr.core.tokens import budget, shares, top_k_BK
