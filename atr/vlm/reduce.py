@@ -2,7 +2,8 @@
 
 The images are encoded outside the model. The placeholders of dropped tokens are removed from `input_ids` and
 `attention_mask`, and the kept features are passed as `mm_encoder_outputs`, which `forward` and `generate` of
-transformers >= 5.18 accept. Shapes: B rows, L tokens of a row, P packed and K kept tokens of an image, D width.
+transformers >= 5.18 accept. Shapes: B rows, L tokens of a row, P packed and K kept tokens of an image, D
+width.
 """
 
 import itertools
@@ -91,8 +92,8 @@ def reduce(
     The following apply to models that cut images into tiles. Counts are of the visual tokens that the model
     reads, without padding and without the newlines at the ends of rows.
 
-    - `budget`: the tiles of an "image" share its budget, the highest scores first; or each "tile" gets a share
-      in proportion to its tokens.
+    - `budget`: the tiles of an "image" share its budget, the highest scores first; or each "tile" gets a
+      share in proportion to its tokens.
     - `newline`: "keep" all newlines, or let them "follow" their rows: a row without kept tokens has none.
     - `interpolation`: if OneVision downsamples an image, scores are resampled like the features and tokens
       are selected afterwards ("model"), or tokens are selected without any resampling ("off").
@@ -143,7 +144,7 @@ class Prepared:
         return select_tokens(reducer, self.encoded, self.layout, policy)
 
     def keep_tokens(self, kept: Sequence[Tensor], reducer: Reducer, policy: Policy) -> Reduced:
-        """The input with the `kept` tokens (K,) of each encoded image, which `choose` returned for `reducer`."""
+        """The input with the `kept` tokens (K,) of each encoded image, which `choose` gave for `reducer`."""
         tokens = self._merge(reducer, kept) if isinstance(reducer, Merger) else self.tokens
         with_newlines = self.layout.with_newlines(list(kept), policy.newline)
         report = [
@@ -199,7 +200,7 @@ class Prepared:
         return text_BD[row_R]
 
     def _merge(self, merger: Merger, kept: Sequence[Tensor]) -> list[Tensor]:
-        """The tokens of each image, all of one tile, with the merged tokens in the places of the kept ones."""
+        """The tokens of each image of one tile, with the merged tokens in the places of the kept ones."""
         tokens = [features_PD.clone() for features_PD in self.tokens]
         counts = [len(kept_K) for kept_K in kept]
         for count in sorted(set(counts) - {0}):

@@ -77,7 +77,7 @@ class TileLayout:
         ]
 
     def with_newlines(self, kept: list[Tensor], newline: str) -> list[Tensor]:
-        """The kept indices plus newlines: all newlines ("keep"), or those of rows with kept tokens ("follow")."""
+        """The kept indices plus newlines: all ("keep"), or those of rows with kept tokens ("follow")."""
         stay = []
         for tile_P, kept_K, tiles in zip(self.tile_of, kept, self.tiling.tiles, strict=True):
             end_P = tile_P == ROW_END
