@@ -216,8 +216,6 @@ def test_a_group_has_no_difference_where_one_of_its_benchmarks_has_none():
     found = {
         part.comparison.name: part.others["random"] for part in paired_differences(evaluated, "selector")
     }
-        each.comparison.name: each.others["random"] for each in paired_differences(evaluated, "selector")
-    }
     assert (found["text"], found["signs"]) == ({}, {})
     assert found["docs"][0.5].mean == 1
 
