@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from atr.config.presets import ENCODERS
-from atr.core.hub import split
+from atr.config.presets import ENCODER_FOLDER
+from atr.core.hub import split_revision
 from atr.micro.model import PATCH
 from atr.micro.params import MicroParams
 
@@ -93,12 +93,12 @@ def render_dinov2_card(
 ) -> str:
     """As `render_card`, with the probe's accuracies by which the layer was chosen."""
     recipe, features = params.micro_dinov2, params.micro_features
-    encoder, accuracy = ENCODERS["dinov2-small"], probe["accuracy"]
+    encoder, accuracy = ENCODER_FOLDER["dinov2-small"], probe["accuracy"]
     layers = [str(layer) for layer in range(1, 1 + max(map(len, accuracy.values())))]
     rows = [("size", *layers), ("---",) * (1 + len(layers))]
     rows += [(size, *(f"{by_layer[layer]:.2f}" for layer in layers)) for size, by_layer in accuracy.items()]
     text = _DINOV2_CARD.format(
-        tower=split(encoder.path)[0],
+        tower=split_revision(encoder.path)[0],
         layer=encoder.layer,
         size=encoder.size,
         tokens=((encoder.size or 0) // PATCH) ** 2,

@@ -18,11 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
+from atr.config import presets
+from atr.core import catalog
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
 from atr.datasets.questions import save_questions
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
@@ -42,14 +44,13 @@ from atr.vlm.generation import Generator
 ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = (0.2, 0.5)
-MODEL = config.VLMS["micro"].path
+MODEL = presets.VLMS["micro"].path
 COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
-    Question(
-        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], [image], text, ["17"]
-    )
+    Question(f"{image}#{turn}", name, catalog.benchmark_group(name), [image], text, ["17"])
     for image in IMAGES
+    for name in [image.split("/")[0]]
     for turn, text in enumerate(("total", "name of page"))
 ]
 
@@ -82,7 +83,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
-        preprocess=describe(build_processor(["total"], SIZE).image_processor),
+        preprocess=describe_preprocessing(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
         resolved=COMPUTED,
@@ -262,11 +263,11 @@ class Watched:
     def __init__(self, monkeypatch):
         self.seen, self.most, real = [], None, Generator.prepare
 
-        def watched(answerer, images, *others, **needs):
+        def watched(generator, images, *others, **needs):
             if len(self.seen) == self.most:
                 raise KeyboardInterrupt
             self.seen.append(images)
-            return real(answerer, images, *others, **needs)
+            return real(generator, images, *others, **needs)
 
         monkeypatch.setattr(Generator, "prepare", watched)
 

@@ -86,7 +86,7 @@ def loaded(stage):
             extract,
             ("pretrain",),
             {
-                "atr.features.wheel_weights.locate": nothing,
+                "atr.features.wheel_weights.resolve_weights": nothing,
                 "atr.features.encoder.Encoder.load": nothing,
                 "atr.features.datamodule.ImageDataModule": stop,
             },

@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.config import GROUPS, Evaluate
+from atr.config import Evaluate
+from atr.core import catalog
 from atr.core.bootstrap import interval, resampled
-from atr.datasets import Question
+from atr.core.records import Question
 from atr.reduction.peers.l2_norm import L2Norm
 from atr.reduction.registry import build_reducer
 from atr.vlm import robustness
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import WholeInputs
+from atr.vlm.inputs import ImageInputs
 from atr.vlm.robustness import Observation, RobustnessSettings, change, first_of_each, overlaps
 from atr.vlm.variants import VARIANTS, Variant
 
@@ -39,7 +40,15 @@ def small(name):
 def question(name, **changes):
     benchmark, _, number = name.partition("/")
     about = {"question": "a b c"[: 1 + 2 * int(number)], "answers": ["x"], "images": [name]}
-    return Question(**{"id": name, "benchmark": benchmark, "group": GROUPS[benchmark], **about, **changes})
+    return Question(
+        **{
+            "id": name,
+            "benchmark": benchmark,
+            "group": catalog.benchmark_group(benchmark),
+            **about,
+            **changes,
+        }
+    )
 
 
 @dataclass
@@ -53,23 +62,26 @@ class Place:
 
 
 @pytest.fixture
-def answerer(model, processor):
-    source = WholeInputs(model, processor, SimpleNamespace(image=small))
+def generator(model, processor):
+    source = ImageInputs(model, processor, SimpleNamespace(image=small))
     return Generator(model, processor, source, Evaluate(positions="original", max_new_tokens=2))
 
 
 @pytest.fixture
-def measure(answerer, model, processor):
+def measure(generator, model, processor):
     def measure(
         reducers, names, score=lambda question, prediction: float(len(prediction) % 2), with_full=True
     ):
         photographs = Generator(
-            model, processor, WholeInputs(model, processor, SimpleNamespace(image=picture)), answerer.settings
+            model,
+            processor,
+            ImageInputs(model, processor, SimpleNamespace(image=picture)),
+            generator.settings,
         )
         variants = {name: VARIANTS[name] for name in names}
         asked = [question(name) for name in NAMES]
         return robustness.robustness(
-            answerer, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, with_full, variants
+            generator, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, with_full, variants
         )
 
     return measure
@@ -100,7 +112,7 @@ def test_what_is_kept_is_compared_with_the_reference_image_by_image(measure):
     assert json.dumps(found) == json.dumps(again)
 
 
-def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, monkeypatch):
+def test_the_score_is_that_of_the_answers_in_the_deployment(measure, generator, monkeypatch):
     """A model that says which positions it was told: its score is then known."""
     told = []
 
