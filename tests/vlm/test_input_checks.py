@@ -1,4 +1,4 @@
-"""What `check_inputs` says of slips in preprocessing, made here by torch alone."""
+"""What `check_inputs` says of mistakes in preprocessing, made here with torch alone."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from atr import check_inputs
-from atr.micro import world
+from atr.datasets.photographs import photograph
 from atr.vlm.input_checks import _without_antialias
 
 SIDE = 56
@@ -18,7 +18,7 @@ MEAN, STD = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.275
 @pytest.fixture
 def photographs():
     """A wide and a tall one."""
-    wide = world.photograph("coffee")
+    wide = photograph("coffee")
     return [wide, wide.rotate(90, expand=True)]
 
 
