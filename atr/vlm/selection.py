@@ -67,7 +67,7 @@ def select_tokens(
         groups = layout.groups("tile")
         counts = _apportion(reducer, encoded, layout, groups, map(sum, counts))
     if isinstance(reducer, Scorer):
-        return _keep_best(_packed_scores(reducer, encoded, layout), groups, counts)
+        return _keep_best(_pack_scores(select_scores(reducer, encoded), layout), groups, counts)
     _check_tiles(reducer, layout)
     return [
         _in_order(
@@ -125,7 +125,7 @@ def _select_adaptive(
             f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
             "which has no threshold; a selector trained with its reconstructor has one"
         )
-    groups, scores = layout.groups(policy.budget), _packed_scores(reducer, encoded, layout)
+    groups, scores = layout.groups(policy.budget), _pack_scores(select_scores(reducer, encoded), layout)
     part_counts = []
     for scores_P, parts in zip(scores, groups, strict=True):
         above = [int((scores_P[part] > reducer.threshold).sum()) for part in parts]
@@ -171,9 +171,9 @@ def _apportion(
     ]
 
 
-def _packed_scores(reducer: Scorer, encoded: EncoderOutput, layout: TileLayout) -> list[Tensor]:
+def _pack_scores(scores_BN: Tensor, layout: TileLayout) -> list[Tensor]:
     """Scores of the packed tokens of each image, resampled like the features; (P,) each, on the CPU."""
-    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(select_scores(reducer, encoded)[..., None])]
+    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(scores_BN[..., None])]
 
 
 def _keep_best(
