@@ -10,7 +10,7 @@ from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
     DISTILL,
     DISTILLED,
-    ENCODERS,
+    ENCODER_FOLDER,
     PRETRAIN_FEATURES,
     PRETRAIN_IMAGES,
     STATISTICS,
@@ -65,11 +65,12 @@ def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
     import torch
 
     from atr.core.hardware import precision_of
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
     precision, most = precision_of(params.trainer), params.distill.max_new_tokens
-    device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
+    device = torch.device("cpu")  # until the trainer has a device
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=most)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
@@ -82,7 +83,7 @@ def _write(params: config.Params, module: Any) -> None:
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    results |= {"provenance": tracking.provenance(), "store": sha256(STORE)}
+    results |= {"provenance": tracking.current_provenance(), "store": sha256(STORE)}
     results["resolved"] = hardware | dict(module.generator.resolved)
     write_json(DISTILL / "metrics.json", results)
 

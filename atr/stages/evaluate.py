@@ -8,7 +8,7 @@ from atr import config
 from atr.core import catalog
 from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
@@ -37,7 +37,10 @@ def main(params: config.Params, reducer: str) -> None:
         questions, evaluate = load_questions(EVALUATE_IMAGES), params.evaluate
         generator = _load_generator(params, fabric)
         hardware = resolved(precision_of(params.trainer), fabric.device)
-        computed = {"provenance": tracking.provenance(), "resolved": hardware | dict(generator.resolved)}
+        computed = {
+            "provenance": tracking.current_provenance(),
+            "resolved": hardware | dict(generator.resolved),
+        }
         trials = _trials(params, reducer, generator, fabric)
         seeds, weights = {trial.seed for trial in trials}, weights_of(reducer)
         reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
@@ -65,13 +68,13 @@ def _load_generator(params: config.Params, fabric: Any) -> Any:
     from atr.core.hardware import precision_of
     from atr.datasets import PreparedImages
     from atr.features.store import FeatureStore
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
     expected, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
     images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expected, verify=verify)
-    precision, tower = precision_of(params.trainer), partial(locate, folder=ENCODERS)
+    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODER_FOLDER)
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 

@@ -73,7 +73,7 @@ def _write(params: config.Params, module: Any) -> None:
         with whole_folder(path) as temporary:
             trained.save_pretrained(temporary)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    results |= {"provenance": tracking.provenance(), "store": sha256(STORE)}
+    results |= {"provenance": tracking.current_provenance(), "store": sha256(STORE)}
     results["resolved"] = hardware | {"features": read_json(STORE)["resolved"]}
     write_json(PRETRAIN / "metrics.json", results)
 

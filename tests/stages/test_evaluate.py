@@ -24,11 +24,11 @@ from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
 from atr.datasets.questions import save_questions
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
-from atr.reporting import results
+from atr.reporting import result_files
 from atr.stages import (
     EVALUATE,
     EVALUATE_FEATURES,
@@ -83,7 +83,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
-        preprocess=describe(build_processor(["total"], SIZE).image_processor),
+        preprocess=describe_preprocessing(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
         resolved=COMPUTED,
@@ -179,11 +179,11 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
 
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
-    reducers = (*results.REQUIRED, "fastv", "pyramiddrop")
+    reducers = (*result_files.REQUIRED, "fastv", "pyramiddrop")
     for reducer in reducers:
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}, "resolved": {}})
-    read = results.load(EVALUATE, tmp_path / "metrics.json", reducers)
+    read = result_files.load_results(EVALUATE, tmp_path / "metrics.json", reducers)
     assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
     assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]

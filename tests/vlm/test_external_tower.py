@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from atr.reduction.peers._baselines import L2Norm
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
@@ -14,13 +13,15 @@ from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 from atr.config import Evaluate, VlmPreset
 from atr.core.hub import checkpoint_digest
 from atr.features.encoder import Encoder, load_image_processor
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.micro.model import build_model, build_model_on_tower, build_processor
 from atr.micro.scoring import generate_answers
 from atr.micro.standardisation import fold_standardisation
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
-from atr.vlm.checkpoint import check_features, check_selector, load_vlm
+from atr.reduction.peers.l2_norm import L2Norm
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_features, check_selector
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of
 from atr.vlm.generation import Generator
@@ -85,7 +86,7 @@ def pictures(count=3):
 
 
 def load(folder, place, dtype=torch.float32):
-    return load_vlm(folder, dtype, locate={NAME: place}.__getitem__)
+    return load_vlm(folder, dtype, resolve_weights={NAME: place}.__getitem__)
 
 
 def test_the_tower_sees_what_the_encoder_does(model, processor, tower):
@@ -153,14 +154,14 @@ def test_a_mask_token_is_left_aside(folder, model, tmp_path):
 
 
 def test_a_tower_that_cannot_be_had_is_named(folder, tmp_path):
-    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} cannot be had: .*nowhere"):
+    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: .*nowhere"):
         load(folder, str(tmp_path / "no" / "nowhere"))
 
-    def locate(name):
+    def resolve_weights(name):
         raise ValueError("tiny==1 cannot be downloaded: no network")
 
-    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} cannot be had: tiny==1 cannot be"):
-        load_vlm(folder, torch.float32, locate=locate)
+    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: tiny==1 cannot be"):
+        load_vlm(folder, torch.float32, resolve_weights=resolve_weights)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_a_tower_that_cannot_be_had_is_named(folder, tmp_path):
     [({"hidden_size": 48}, "not the tower of this model"), ({"num_hidden_layers": 1}, "no layer 2")],
 )
 def test_another_tower_is_refused(folder, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=f"its tower {NAME} cannot be had: .*{message}"):
+    with pytest.raises(ValueError, match=f"its tower {NAME} is not available: .*{message}"):
         load(folder, write_tower(tmp_path / "other", **changes))
 
 
@@ -177,7 +178,7 @@ def test_a_tower_that_lacks_a_weight_is_refused(folder, tmp_path):
     weights = load_file(f"{place}/model.safetensors")
     name = next(name for name in weights if "layer.1.mlp" in name)
     save_file({key: value for key, value in weights.items() if key != name}, f"{place}/model.safetensors")
-    with pytest.raises(ValueError, match=rf"cannot be had: {place}.*lacks 1 weights"):
+    with pytest.raises(ValueError, match=rf"is not available: {place}.*lacks 1 weights"):
         load(folder, place)
 
 
@@ -240,7 +241,7 @@ class Store:
     def __init__(self, tower):
         encoder = Encoder.load(tower, LAYER, size=SIZE)
         about = {"layer": LAYER, "grid": [6, 6], "width": 24, "resolved": {"precision": "32-true"}}
-        self.manifest = about | {"preprocess": describe(encoder.image_processor)}
+        self.manifest = about | {"preprocess": describe_preprocessing(encoder.image_processor)}
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(pictures()))
 
@@ -274,8 +275,8 @@ def test_it_answers_from_stored_features_as_from_images(folder, tower):
     for stored in (True, False):
         vlm, settings = VlmPreset("tiny", folder, None, stored), Evaluate(max_new_tokens=4)
         sources = Pictures, lambda: Store(tower)
-        locate = {NAME: tower}.__getitem__
-        answerer = Generator.load(vlm, 32, torch.device("cpu"), *sources, settings, locate)
+        resolve_weights = {NAME: tower}.__getitem__
+        answerer = Generator.load(vlm, 32, torch.device("cpu"), *sources, settings, resolve_weights)
         batch = answerer.prepare([["0"], ["1"]], ["price", "cat"])
         replies.append([answerer.answer(batch, L2Norm(), keep) for keep in (0, 0.25, 1.0)])
         computed = {"precision": "32-true"} if stored else None

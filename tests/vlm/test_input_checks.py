@@ -1,4 +1,4 @@
-"""What `check_inputs` says of slips in preprocessing, made here by torch alone."""
+"""What `check_inputs` says of mistakes in preprocessing, made here with torch alone."""
 
 import numpy as np
 import pytest
