@@ -1,4 +1,4 @@
-"""A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
+"""Training a selector on the answers of tiny models: weighted attention, and what is learned."""
 
 import zlib
 from dataclasses import replace
@@ -49,7 +49,7 @@ def generator(model, processor, family):
     return Generator(model, processor, source, Evaluate(max_new_tokens=3))
 
 
-def taught(generator, **changes):
+def make_training(generator, **changes):
     torch.manual_seed(1)
     selector = FeatureSelector(24, (4, 4), layers=1, heads=2, initial_bias=0.0)
     return Distillation(selector, generator, Distill(**{"batch_size": 3} | changes), seed=0)
@@ -57,7 +57,7 @@ def taught(generator, **changes):
 
 @pytest.fixture
 def module(generator):
-    return taught(generator)
+    return make_training(generator)
 
 
 @torch.no_grad()
@@ -72,15 +72,15 @@ def test_with_every_token_the_model_answers_as_it_is(module):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attention, positions, monkeypatch):
-    """Compared with the words that the model has for the shorter sequence, at the positions asked for."""
+    """Compared with the log probabilities on the shorter sequence, at the same positions."""
     monkeypatch.setattr(distillation, "DROPPED_WEIGHT", 1e-12)
-    module = taught(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
+    module = make_training(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
     module.generator.model.set_attn_implementation(attention)
     prepared, answers = module._conversations(BATCH)
     whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.layout.lengths
     stay = [(tile_P == ROW_END) | (torch.arange(size) % 3 == 1)
             for tile_P, size in zip(prepared.layout.tile_of, sizes, strict=True)]  # fmt: skip
-    found = module._log_probabilities(whole, answers, torch.cat(stay).float())
+    actual = module._log_probabilities(whole, answers, torch.cat(stay).float())
 
     keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
     shorter = shorten(module.generator.model, prepared.inputs, prepared.tokens, keep, positions)
@@ -89,7 +89,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attentio
     for row, answers_L in enumerate(answers):
         ahead = len(answers_L) - answers_L.nonzero()[:, 0]  # the same from the end, whatever was dropped
         expected.append(logits[row, -1 - ahead].log_softmax(-1))
-    torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(actual, torch.cat(expected), atol=2e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -137,17 +137,17 @@ def test_answers_are_marked_and_nothing_else(module):
     prepared, answers = module._conversations(BATCH)
     tokenizer = module.generator.processor.tokenizer
     for (name, _), ids_L, answers_L in zip(BATCH, prepared.inputs["input_ids"], answers, strict=True):
-        said = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
-        assert said == " ".join(module._answered[name]).split()
+        marked = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
+        assert marked == " ".join(module._answered[name]).split()
 
 
 def test_each_prompt_is_answered_once(module, monkeypatch):
-    asked = []
+    calls = []
     answer = Generator.answer
-    monkeypatch.setattr(Generator, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
+    monkeypatch.setattr(Generator, "answer", lambda self, *given: calls.append(1) or answer(self, *given))
     module._conversations(BATCH)
     module._conversations(BATCH[::-1])
-    assert len(asked) == 1
+    assert len(calls) == 1
     batch = module.generator.prepare([["three"]], ["h"])
     [(alone, *_)] = answer(module.generator, batch, Full(), 1.0)
     assert module._answered["three"][2] == alone
@@ -182,13 +182,13 @@ def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_withou
     counts = answers.sum(1).tolist()
     expected = sum(part.mean() for part in kl_A.split(counts)) / len(counts)
     same = (every.argmax(1) == some.argmax(1)).float().mean()
-    [(found, agreement)] = module._compare(BATCH, [lambda _: half])
-    torch.testing.assert_close(found, expected)
+    [(actual, agreement)] = module._compare(BATCH, [lambda _: half])
+    torch.testing.assert_close(actual, expected)
     assert agreement == same
 
 
 def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(generator):
-    module = taught(generator, lowest=0.25, highest=0.5)
+    module = make_training(generator, lowest=0.25, highest=0.5)
     draws = torch.Generator().manual_seed(0)
     masks = [module._sample_mask(torch.zeros(16), draws) for _ in range(1000)]
     counts = [int(mask_P.sum()) for mask_P in masks]
@@ -206,7 +206,7 @@ def test_answers_without_a_word_teach_nothing(module, monkeypatch):
 def test_attention_without_weights_is_refused(generator, attention):
     generator.model.config.get_text_config()._attn_implementation = attention
     with pytest.raises(ValueError, match=f"attention: {attention} takes no additive mask"):
-        taught(generator)
+        make_training(generator)
 
 
 class TenImages:
@@ -218,7 +218,7 @@ class TenImages:
 
 
 def fit(generator, folder, images, **recipe):
-    module = taught(generator, learning_rate=0.001, warmup=0.0, **recipe)
+    module = make_training(generator, learning_rate=0.001, warmup=0.0, **recipe)
     data = PromptedImageData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     assert train_selector(module, data, Checkpoints(folder), DummyLogger(), **quiet)
@@ -243,9 +243,9 @@ class OneImage:
 
 @torch.no_grad()
 def divergence(module, scores_P):
-    """Of the answers about the one image from the best quarter of its tokens."""
-    [(found, _)] = module._compare([OneImage()[0]], [lambda _: module._best_mask(scores_P, 0.25)])
-    return found.item()
+    """Divergence of the answers about the one image with the best quarter of its tokens."""
+    [(actual, _)] = module._compare([OneImage()[0]], [lambda _: module._best_mask(scores_P, 0.25)])
+    return actual.item()
 
 
 def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(generator, tmp_path):
@@ -319,7 +319,7 @@ def test_what_is_logged_of_a_step_is_of_all_ranks(step):
 def test_fewer_images_than_a_batch_are_refused(generator, tmp_path):
     data = PromptedImageData(TenImages(), batch_size=10, validation=0.1, seed=0)
     with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
-        train_selector(taught(generator), data, Checkpoints(tmp_path), DummyLogger())
+        train_selector(make_training(generator), data, Checkpoints(tmp_path), DummyLogger())
 
 
 def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):

@@ -50,7 +50,7 @@ def generator(request, model, processor):
     )
 
 
-def asked(*questions, images=1):
+def pose(*questions, images=1):
     return [SimpleNamespace(images=["docs/0"] * images, question=question) for question in questions]
 
 
@@ -136,13 +136,18 @@ def test_projection_is_shared_and_features_are_read_once_an_image(generator, mon
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once(generator):
     questions = ["a", "a b", "c", "d e f", "g h", "i", "j"]
-    batches = generator.batches(asked(*questions), size=2)
+    batches = generator.batches(pose(*questions), size=2)
     assert batches == [[0, 2], [5, 6], [1, 4], [3]]
     for batch in batches:
         made = generator.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
         assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
-    assert generator.batches(asked(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
-    mixed = [*asked("a", images=2), *asked("b"), *asked("c", images=0), *asked("d", images=2)]
+    assert generator.batches(pose(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
+    mixed = [
+        *pose("a", images=2),
+        *pose("b"),
+        *pose("c", images=0),
+        *pose("d", images=2),
+    ]
     assert generator.batches(mixed, size=2) == [[2], [1], [0, 3]]
 
 
@@ -458,10 +463,10 @@ def test_between_layers_a_budget_is_a_mean_over_them(
 @FAMILIES
 @BETWEEN_LAYERS
 def test_pictures_show_what_the_last_layer_reads(make_seeing, family, inside, mean, keep, read):
-    generator, asked = make_seeing(), {"wide": "a", "small": "b c d", "tall": "e"}
-    masks = generator.masks(asked, inside, mean)
-    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(asked))
-    for name, text in asked.items():
+    generator, questions = make_seeing(), {"wide": "a", "small": "b c d", "tall": "e"}
+    masks = generator.masks(questions, inside, mean)
+    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(questions))
+    for name, text in questions.items():
         _, [kept], _ = by_prune_layers(generator, [name], text, inside, keep)
         assert masks["masks"][name] == [index for index in kept if index < 16]
 
@@ -502,7 +507,12 @@ def test_a_placeholder_in_a_question_is_refused(make_seeing):
 
 @FAMILIES
 def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
-    mixed = [*asked("a", "b c d", "e f"), *asked("g", images=2), *asked("h", images=0), *asked("i", images=2)]
+    mixed = [
+        *pose("a", "b c d", "e f"),
+        *pose("g", images=2),
+        *pose("h", images=0),
+        *pose("i", images=2),
+    ]
     assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
 
 
@@ -577,11 +587,9 @@ class Extracted(Stored):
 
     def __init__(self, path):
         encoder = Encoder.load(path, -2)
-        about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path}
-        about |= {"fingerprint": fingerprint(encoder.tower)}
-        super().__init__(
-            manifest=about | {"resolved": {}, "preprocess": describe_preprocessing(encoder.image_processor)}
-        )
+        manifest = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path, "resolved": {}}
+        manifest["fingerprint"] = fingerprint(encoder.tower)
+        super().__init__(manifest=manifest | {"preprocess": describe_preprocessing(encoder.image_processor)})
         images = [Pictures("llava_next").image(name) for name in self.names]
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(images))
@@ -605,7 +613,7 @@ def answers_of_full(folder, store):
     generator = Generator.load(
         VlmPreset("tiny", str(folder), None), 32, torch.device("cpu"), *sources, settings
     )
-    found = generator.answer(generator.prepare(names, ["a b"] * 3), Full(), 1.0)
+    answers = generator.answer(generator.prepare(names, ["a b"] * 3), Full(), 1.0)
     model, processor = load_vlm(str(folder), torch.float32)
     expected = []
     for [name] in names:
@@ -613,7 +621,7 @@ def answers_of_full(folder, store):
         inputs = processor(images=[image], text=["<image> a b"], return_tensors="pt")
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
         expected.append(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
-    return [answer for answer, *_ in found], expected, generator.source
+    return [answer for answer, *_ in answers], expected, generator.source
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -623,8 +631,8 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
     processor.image_processor = OTHERS[other]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found, expected, source = answers_of_full(tmp_path, stored)
-    assert found == expected and len(set(found)) > 1
+    answers, expected, source = answers_of_full(tmp_path, stored)
+    assert answers == expected and len(set(answers)) > 1
     assert isinstance(source, ImageInputs)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
     assert line.startswith(
@@ -635,8 +643,8 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
 def test_features_of_the_same_images_are_taken(model, processor, stored, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found, expected, source = answers_of_full(tmp_path, stored)
-    assert found == expected and len(set(found)) > 1
+    answers, expected, source = answers_of_full(tmp_path, stored)
+    assert answers == expected and len(set(answers)) > 1
     assert isinstance(source, FeatureInputs)
     assert "stored" not in capsys.readouterr().err
 

@@ -31,7 +31,7 @@ DROPS = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Fixed:
-    """Drops as given; `keep` is not asked for."""
+    """Drops as given, whatever `keep` is."""
 
     drops: dict
     own: bool
@@ -71,15 +71,15 @@ def embedded(model, inputs):
     features = model.model.get_image_features(**images).pooler_output
     embeds_1LD[0, columns_P] = torch.cat(list(features))
     newline = getattr(model.model, "image_newline", None)
-    found = []
+    seen = []
     for columns in columns_P.split([len(image) for image in features]):
         is_newline = (
             [bool((embeds_1LD[0, column] == newline).all()) for column in columns]
             if newline is not None
             else [False] * len(columns)
         )
-        found.append([column for column, skip in zip(columns.tolist(), is_newline, strict=True) if not skip])
-    return embeds_1LD, found
+        seen.append([column for column, skip in zip(columns.tolist(), is_newline, strict=True) if not skip])
+    return embeds_1LD, seen
 
 
 def pass_of(model, embeds_1LD, gone, positions):
@@ -121,13 +121,13 @@ def greedy(model, inputs, drops, own, positions, steps):
     """Greedy decoding of a row by hand without a cache; what left in the prefill stays away."""
     gone = chosen(model, inputs, drops, own, positions)
     embeds_1LD, _ = embedded(model, inputs)
-    said = []
+    generated = []
     for _ in range(steps):
         logits, _ = pass_of(model, embeds_1LD, gone, positions)
         logits[SUPPRESSED] = -torch.inf
-        said.append(int(logits.argmax()))
-        embeds_1LD = torch.cat([embeds_1LD, model.get_input_embeddings()(torch.tensor([said[-1:]]))], 1)
-    return said
+        generated.append(int(logits.argmax()))
+        embeds_1LD = torch.cat([embeds_1LD, model.get_input_embeddings()(torch.tensor([generated[-1:]]))], 1)
+    return generated
 
 
 def generate(model, inputs, steps):
@@ -146,9 +146,9 @@ def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
     model, exact = make_deep(attention), make_deep("eager")
     with prune_layers(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0, positions) as pruning:
         logits = model(**pruning.inputs).logits[:, -1]
-        said = generate(model, pruning.inputs, 4)
+        generated = generate(model, pruning.inputs, 4)
     rows = [process(prompt) for prompt in RAGGED]
-    assert said == [greedy(exact, row, drops, own, positions, 4) for row in rows]
+    assert generated == [greedy(exact, row, drops, own, positions, 4) for row in rows]
     expected = [
         pass_of(exact, embedded(exact, row)[0], chosen(exact, row, drops, own, positions), positions)[0]
         for row in rows
@@ -313,9 +313,9 @@ def test_mistral_is_read_as_well(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
     with prune_layers(prepare(model, process(*RAGGED)), FastV(), 0.3) as pruning:
-        said = generate(model, pruning.inputs, 3)
+        generated = generate(model, pruning.inputs, 3)
     rows = [process(prompt) for prompt in RAGGED]
-    assert said == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
+    assert generated == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])

@@ -120,9 +120,9 @@ def test_q4_0_is_that_of_llama_cpp():
     block = torch.zeros(BLOCK)
     block[:6] = torch.tensor([8.0, -8.0, -7.6, -0.4, 0.6, 3.3])
     # The first of the largest is 8, so the scale is -1 and -8 is out of reach: it becomes -7.
-    wanted = torch.zeros(BLOCK)
-    wanted[:6] = torch.tensor([8.0, -7.0, -7.0, 0.0, 1.0, 3.0])
-    assert torch.equal(q4_0(block), wanted)
+    expected = torch.zeros(BLOCK)
+    expected[:6] = torch.tensor([8.0, -7.0, -7.0, 0.0, 1.0, 3.0])
+    assert torch.equal(q4_0(block), expected)
     assert torch.equal(q4_0(torch.zeros(BLOCK)), torch.zeros(BLOCK))
 
 
