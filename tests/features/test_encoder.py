@@ -120,9 +120,8 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     encoder = Encoder.load(path, layer)
     model.set_attn_implementation("eager")
-    number = (
-        layer - 1 if layer > 0 else layer
-    )  # hidden_states starts with the embeddings, attentions with the first layer
+    # hidden_states starts with the embeddings, attentions with the first layer.
+    number = layer - 1 if layer > 0 else layer
     name = rf"layers?\.{range(3)[number]}\..*k_proj"
     keys = next(module for key, module in model.named_modules() if re.search(name, key))
     projected = []
