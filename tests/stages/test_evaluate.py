@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
+from atr.core import catalog
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
@@ -47,7 +48,7 @@ COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
     Question(
-        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], [image], text, ["17"]
+        f"{image}#{turn}", image.split("/")[0], catalog.benchmark_group(image.split("/")[0]), [image], text, ["17"]
     )
     for image in IMAGES
     for turn, text in enumerate(("total", "name of page"))

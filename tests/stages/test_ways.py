@@ -8,12 +8,14 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr import config
+from atr.config.trainer import Precision, Strategy
 from atr.core.files import read_json
 from atr.micro.model import build_model, build_processor
 from atr.micro.vocabulary import VOCABULARY
@@ -138,7 +140,7 @@ def check_results():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [name for name in config.PRECISIONS if "16-mixed" != name != 16])
+@pytest.mark.parametrize("precision", [name for name in get_args(Precision) if "16-mixed" != name != 16])
 def test_every_stage_runs_in_every_precision(project, precision):
     write_params(precision=precision)
     for run in STAGES.values():
@@ -158,7 +160,7 @@ def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # as many times the imports, on a machine that may be busy
-@pytest.mark.parametrize("strategy", [name for name in config.STRATEGIES if name != "auto"])
+@pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "auto"])
 def test_every_stage_runs_in_two_processes_under_every_strategy(project, strategy):
     """The others run under auto above, which two devices make ddp."""
     write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
