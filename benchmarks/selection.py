@@ -18,14 +18,15 @@ from torch import Tensor
 from atr.core.timing import device_name, milliseconds
 from atr.core.tokens import budget
 from atr.reduction import EncoderOutput, FeatureSelector, Merger, Reducer
-from atr.reduction.registry import build_reducer, built_in_names
+from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.registry import build_reducer, built_in_names, placeholder
 
 PATCH = 14
 COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
 
 
 def make_input(side: int, width: int, images: int, device: torch.device) -> EncoderOutput:
-    """Random values in every tensor field of EncoderOutput, in the shape that its suffix gives; square grid."""
+    """Random values in every tensor field of EncoderOutput, of the shape in its suffix; a square grid."""
     generator, tokens = torch.Generator().manual_seed(0), side * side
     shapes = {
         "BN": (images, tokens),
@@ -74,7 +75,9 @@ def time_reducers(
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table."""
-    choices = sorted(set(built_in_names()) - {"full", "none", "selector", "fastv", "pyramiddrop"})
+    built = {name: build_reducer(name, 0, placeholder()) for name in built_in_names()}
+    before = {name for name, reducer in built.items() if not isinstance(reducer, LayerReducer)}
+    choices = sorted(before - {"full", "none", "selector"})
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--reducers", nargs="*", choices=choices, default=choices)
     parser.add_argument("--sides", nargs="+", type=int, default=[12, 24], help="rows (= columns) of the grid")

@@ -62,7 +62,7 @@ HOMES = {
 # What a part must have under the same name as every other part of its kind.
 INTERFACES = {
     "main", "build", "examples", "score",
-    "BUDGET", "DRAWS", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
+    "BUDGET", "DRAWS", "FAMILY", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
 }  # fmt: skip
 
 

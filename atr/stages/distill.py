@@ -10,7 +10,7 @@ from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
     DISTILL,
     DISTILLED,
-    ENCODERS,
+    ENCODER_FOLDER,
     PRETRAIN_FEATURES,
     PRETRAIN_IMAGES,
     STATISTICS,
@@ -70,7 +70,7 @@ def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
 
     precision, most = precision_of(params.trainer), params.distill.max_new_tokens
     device = torch.device("cpu")  # until the trainer has a device
-    tower = partial(resolve_weights, folder=ENCODERS)
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=most)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 

@@ -2,13 +2,13 @@
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atr import config
 from atr.core import catalog
 from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
@@ -16,12 +16,6 @@ from atr.stages import (
     unfinished,
     weights_of,
 )
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-    from atr.core.records import Trial
-    from atr.vlm.generation import Generator
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -34,7 +28,7 @@ def main(params: config.Params, reducer: str) -> None:
         from atr.benchmarks.answer_files import UnfinishedRows, save_rows
         from atr.benchmarks.runner import answer_all, choose_pictured
         from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
-        from atr.core.hardware import lightning_kwargs
+        from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import ReducedGenerator
 
@@ -42,10 +36,14 @@ def main(params: config.Params, reducer: str) -> None:
         fabric.launch()
         questions, evaluate = load_questions(EVALUATE_IMAGES), params.evaluate
         generator = _load_generator(params, fabric)
-        computed = _computed(params, fabric, generator)
+        hardware = resolved(precision_of(params.trainer), fabric.device)
+        computed = {
+            "provenance": tracking.current_provenance(),
+            "resolved": hardware | dict(generator.resolved),
+        }
         trials = _trials(params, reducer, generator, fabric)
-        seeds = {trial.seed for trial in trials}
-        reduced = ReducedGenerator.build(generator, reducer, seeds, weights_of(reducer))
+        seeds, weights = {trial.seed for trial in trials}, weights_of(reducer)
+        reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
         batches = generator.batches(questions, evaluate.batch_size)
         # Commit and parameters do not cover the user's own file.
         path = unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
@@ -54,8 +52,8 @@ def main(params: config.Params, reducer: str) -> None:
         if not fabric.is_global_zero:
             return
         scores, full = summarise(rows, evaluate.bootstrap, params.seed), mean_tokens_full(rows)
-        summary: dict[str, Any] = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
-        summary |= {"parameters": params.raw(), **computed, "tokens_full": full, "scores": scores}
+        names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
+        summary = {**names, **computed, "parameters": params.raw(), "tokens_full": full, "scores": scores}
         with whole_folder(EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", summary)
@@ -66,7 +64,7 @@ def main(params: config.Params, reducer: str) -> None:
         run.artifact(EVALUATE / reducer)
 
 
-def _load_generator(params: config.Params, fabric: "Fabric") -> "Generator":
+def _load_generator(params: config.Params, fabric: Any) -> Any:
     from atr.core.hardware import precision_of
     from atr.datasets import PreparedImages
     from atr.features.store import FeatureStore
@@ -76,20 +74,11 @@ def _load_generator(params: config.Params, fabric: "Fabric") -> "Generator":
     expected, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
     images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
     features = partial(FeatureStore.open, EVALUATE_FEATURES, expected, verify=verify)
-    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODERS)
+    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODER_FOLDER)
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 
-def _computed(params: config.Params, fabric: "Fabric", generator: "Generator") -> dict[str, Any]:
-    """What the results were computed by, beside the parameters."""
-    from atr.core import tracking
-    from atr.core.hardware import precision_of, resolved
-
-    hardware = resolved(precision_of(params.trainer), fabric.device)
-    return {"provenance": tracking.current_provenance(), "resolved": hardware | dict(generator.resolved)}
-
-
-def _trials(params: config.Params, reducer: str, generator: "Generator", fabric: "Fabric") -> "list[Trial]":
+def _trials(params: config.Params, reducer: str, generator: Any, fabric: Any) -> list[Any]:
     """The trials of a reducer at the kept fractions that it can reach; the others are named on stderr."""
     from atr.benchmarks.runner import trials_of
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from atr import config
 from atr.core.files import write_bytes
-from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
+from atr.stages import COMPONENTS, ENCODER_FOLDER, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
 """Photographs in the picture of the features, the same for all encoders, so that they can be compared."""
@@ -30,7 +30,7 @@ def main(params: config.Params, split: str) -> None:
 
         kwargs, extract, (source, folder) = lightning_kwargs(params.trainer), params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
-        path = resolve_weights(params.encoder.path, ENCODERS, layer)
+        path = resolve_weights(params.encoder.path, ENCODER_FOLDER, layer)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
         images = PreparedImages(source, verify=tracking.is_first_process())
         data = ImageDataModule(

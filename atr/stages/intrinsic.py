@@ -9,7 +9,7 @@ from atr.core import catalog
 from atr.core.files import write_json
 from atr.stages import (
     AUTOENCODER,
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
     INTRINSIC,
@@ -22,7 +22,7 @@ from atr.stages import (
 if TYPE_CHECKING:
     import torch
 
-    from atr.reduction.intrinsic import ImageBatch
+    from atr.reduction.intrinsic import HeldOutBatch
 
 NOTHING = {"lines": None, "masks": None, "stability": None}
 
@@ -93,22 +93,22 @@ def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
 
 def _held_out(
     params: config.Params, needs: Set[str], device: "torch.device"
-) -> tuple[list["ImageBatch"], list[str], dict[str, Any]]:
+) -> tuple[list["HeldOutBatch"], list[str], dict[str, Any]]:
     """Images at even steps through all, their names, and how their features were computed."""
     from atr.datasets import PreparedImages, load_text_centres
     from atr.features.signals import load_store_encoder, observe_signals, sample_evenly
     from atr.features.store import FeatureStore
-    from atr.reduction.intrinsic import ImageBatch
+    from atr.reduction.intrinsic import HeldOutBatch
 
     store = FeatureStore.open(EVALUATE_FEATURES, {"encoder": params.encoder.name})
     prepared, settings = PreparedImages(EVALUATE_IMAGES), params.intrinsic
     text_centres = load_text_centres(EVALUATE_IMAGES)
-    encoder = cache(partial(load_store_encoder, store, params.encoder, ENCODERS, device))
+    encoder = cache(partial(load_store_encoder, store, params.encoder, ENCODER_FOLDER, device))
 
-    def batches() -> Iterator[ImageBatch]:
+    def batches() -> Iterator[HeldOutBatch]:
         for names in sample_evenly(store, settings.images, settings.batch_size):
             centres = [text_centres[name] for name in names]
-            yield ImageBatch.of(
+            yield HeldOutBatch.of(
                 observe_signals(store, names, prepared.image, encoder, needs, device), centres
             )
 

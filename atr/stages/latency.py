@@ -30,7 +30,7 @@ def _time(params: config.Params, reducer: str) -> dict[str, Any]:
     from atr.reduction.layer_schedule import LayerReducer
     from atr.reduction.registry import build_reducer
     from atr.vlm import latency
-    from atr.vlm.checkpoint import check_selector
+    from atr.vlm.compatibility import check_selector
 
     model, machine = load_model(params)
     with model.device:

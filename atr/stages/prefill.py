@@ -5,7 +5,7 @@ from typing import Any
 
 from atr import config
 from atr.core.files import write_json
-from atr.stages import ENCODERS, PREFILL, entry
+from atr.stages import ENCODER_FOLDER, PREFILL, entry
 
 
 def main(params: config.Params) -> None:
@@ -43,7 +43,7 @@ def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
 
     precision = precision_of(params.trainer)
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(resolve_weights, folder=ENCODERS)
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     model, _ = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
     computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
     return model.to(device), {"device": f"{device_name(device)}, {precision}", "resolved": computed}

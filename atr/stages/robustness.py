@@ -9,7 +9,7 @@ from atr import config
 from atr.core import catalog
 from atr.core.files import write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE_IMAGES,
     NO_BUDGET,
     ROBUSTNESS,
@@ -95,6 +95,7 @@ def _generator(params: config.Params) -> "Generator":
     import torch
     from lightning.fabric import Fabric
 
+    from atr.config.evaluate import Evaluate
     from atr.datasets import PreparedImages
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of
@@ -102,9 +103,9 @@ def _generator(params: config.Params) -> "Generator":
     from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(resolve_weights, folder=ENCODERS)
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
-    settings: Any = SimpleNamespace(**{**vars(params.evaluate), "positions": "original"})
+    settings = Evaluate(**vars(params.evaluate), positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
     source = ImageInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)

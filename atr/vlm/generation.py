@@ -17,20 +17,19 @@ from atr.core.records import Question, Reply, Trial
 from atr.reduction import Reducer, SelectorReducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
-from atr.vlm.checkpoint import (
+from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
+from atr.vlm.compatibility import (
     check_features,
+    check_positions,
     check_selector,
     cuts_images,
-    load_vlm,
     other_images,
-    version_of,
     warn_of_positions,
-    weight_dtype,
 )
 from atr.vlm.in_llm import LayerPruning, prune_layers
-from atr.vlm.inputs import FeatureInputs, ImageInputs, NamedFeatures, NamedImages, Prompts, VisualInputs
+from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
-from atr.vlm.reduce import Prepared, check_positions, shorten
+from atr.vlm.reduce import Prepared, shorten
 
 if TYPE_CHECKING:
     from atr.config.evaluate import Evaluate
@@ -67,7 +66,7 @@ class Generator:
         vlm: "VlmPreset",
         precision: int | str,
         device: torch.device,
-        images: Callable[[], NamedImages],
+        images: Callable[[], ImagesByName],
         features: Callable[[], NamedFeatures],
         settings: "Evaluate",
         resolve_weights: Callable[[str], str] = str,
@@ -171,7 +170,7 @@ class Generator:
         """
         if batch.whole is None:
             return [Reply(text, 0, 0, 0) for text in self._generate(batch.blind)]
-        sizes = [batch.whole.packing.sizes[image] for image in batch.whole.image_of]
+        sizes = [batch.whole.layout.sizes[image] for image in batch.whole.image_of]
         full = _sum_by_question(sizes, batch.images)
         if keep == 0:
             answers = self._generate(batch.blind)
@@ -198,9 +197,9 @@ class Generator:
         for image, question in questions.items():
             whole = self.source.prepare([[image]], [question], reducer.needs)
             if "text_BD" in reducer.needs:
-                whole = whole.asked()
-            (kept_K,) = whole.packing.in_whole_image(self._select(whole, reducer, keep))
-            kept[image], grid = kept_K.tolist(), list(whole.packing.tiling.grid)
+                whole = whole.with_text()
+            (kept_K,) = whole.layout.in_whole_image(self._select(whole, reducer, keep))
+            kept[image], grid = kept_K.tolist(), list(whole.layout.tiling.grid)
         return {"grid": grid, "keep": keep, "masks": kept}
 
     @property
@@ -301,7 +300,7 @@ class ReducedGenerator:
 
 
 def _feature_inputs(
-    path: str, model: Any, processor: Any, store: NamedFeatures, images: Callable[[], NamedImages]
+    path: str, model: Any, processor: Any, store: NamedFeatures, images: Callable[[], ImagesByName]
 ) -> FeatureInputs | None:
     """Inputs from stored features, or None, with a warning, if the model preprocesses images differently."""
     check_features(model, store.manifest)

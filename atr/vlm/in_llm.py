@@ -258,10 +258,10 @@ def _select_best(scores_P: Tensor, parts: Sequence[Tensor], count: int) -> Tenso
 
 def _shown_layout(prepared: Prepared) -> TileLayout:
     """The layout of all shown images in the order of the placeholders, repeats included."""
-    packing, tiling = prepared.packing, prepared.packing.tiling
+    layout, tiling = prepared.layout, prepared.layout.tiling
     sizes = tiling.sizes and [tiling.sizes[image] for image in prepared.image_of]
     tiles = tuple(tiling.tiles[image] for image in prepared.image_of)
-    return TileLayout(packing.model, Tiling(tiles, tiling.grid, sizes), packing.resample)
+    return TileLayout(layout.model, Tiling(tiles, tiling.grid, sizes), layout.resample)
 
 
 def _check_language_model(config: Any) -> None:

@@ -35,7 +35,7 @@ class NamedFeatures(Protocol):
         """features_ND of one image, before the projector."""
 
 
-class NamedImages(Protocol):
+class ImagesByName(Protocol):
     """Images by name; `PreparedImages` is one."""
 
     def image(self, name: str) -> Image.Image:
@@ -113,7 +113,7 @@ class FeatureInputs:
     model: Any
     processor: Any
     features: NamedFeatures
-    images: Callable[[], NamedImages]
+    images: Callable[[], ImagesByName]
 
     def prepare(
         self,
@@ -159,7 +159,7 @@ class ImageInputs:
 
     model: Any
     processor: Any
-    images: NamedImages
+    images: ImagesByName
     interpolation: str = "model"
 
     def prepare(

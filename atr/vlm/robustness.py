@@ -153,9 +153,9 @@ def _kept(
 ) -> list[tuple[Tensor, int]]:
     whole, settings = batch.whole, generator.settings
     assert whole is not None
-    whole = whole.asked() if "text_BD" in reducer.needs else whole
+    whole = whole.with_text() if "text_BD" in reducer.needs else whole
     kept = whole.choose(reducer, Policy(keep, settings.positions, settings.budget, settings.newline))
-    return list(zip(kept, whole.packing.sizes, strict=True))
+    return list(zip(kept, whole.layout.sizes, strict=True))
 
 
 def compare(

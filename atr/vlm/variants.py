@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from atr.core.layout import Positions
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import ImageInputs, NamedImages
+from atr.vlm.inputs import ImageInputs, ImagesByName
 
 BLOCK = 32
 """Number of weights that share a scale in GGUF's Q8_0 and Q4_0."""
@@ -50,7 +50,7 @@ class Variant:
 class _ChangedImages:
     """Images to which a change is applied when they are read."""
 
-    images: NamedImages
+    images: ImagesByName
     change: Callable[[Image.Image], Image.Image]
 
     def image(self, name: str) -> Image.Image:

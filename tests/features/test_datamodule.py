@@ -17,7 +17,7 @@ from atr.features.store import FeatureStore, ShardWriter, write_manifest
 
 
 def numbered(images):
-    """Images whose grey level is their number."""
+    """Images whose grey level is their index."""
     return [(f"image/{number}", Image.new("RGB", (2, 2), (number,) * 3)) for number in range(images)]
 
 
@@ -26,7 +26,7 @@ def levels(pictures):
 
 
 def a_store(folder: Path, images: int) -> FeatureStore:
-    """A store whose features are the number of their image."""
+    """A store in which each feature is the index of its image."""
     writer = ShardWriter(folder, images, 8)
     for first in range(images):
         writer.add(first, [f"image/{first}"], torch.full((1, 2, 3), float(first)))
@@ -42,7 +42,7 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize(("images", "batch", "shard"), [(10, 2, 4), (10, 3, 4), (10, 64, 4), (3, 2, 100)])
-def test_batches_are_consecutive_whole_and_inside_shards(images, batch, shard):
+def test_batches_are_consecutive_and_do_not_span_shards(images, batch, shard):
     batches = ShardBatches(numbered(images), levels, batch, shard)
     seen = []
     for first, ids, pixels in (batches[number] for number in range(len(batches))):
@@ -87,7 +87,7 @@ def test_an_epoch_is_a_seeded_shuffle_of_the_training_images(store):
     assert first != drawn(data.train_dataloader(), 1)
 
 
-def test_the_order_of_an_epoch_is_the_seeds_as_well(store):
+def test_the_order_of_an_epoch_depends_on_the_seed(store):
     orders = []
     for seed in (1, 2):
         data = FeatureDataModule(store, 4, 0.2, seed)
@@ -131,7 +131,7 @@ def test_too_few_images_for_a_batch_of_each_device_are_refused(tmp_path):
 
 
 class Recorder(LightningModule):
-    """Writes down what it is trained on."""
+    """Records its training batches."""
 
     def __init__(self):
         super().__init__()
@@ -161,7 +161,7 @@ class EpochCheckpoint(Checkpoint):
 
 
 class Interruption(Callback):
-    """Ends the process' training after a step, as a kill would."""
+    """Interrupts training after a step, as a kill would."""
 
     def __init__(self, step):
         self.step = step

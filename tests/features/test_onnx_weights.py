@@ -1,11 +1,11 @@
-"""The reader of ONNX on a graph made as torch's exporter makes it."""
+"""Reading weights from an ONNX graph like those of torch's exporter."""
 
 import pytest
 
 from atr.features.onnx_weights import read_dinov2_weights
 
 
-def test_every_weight_comes_out_under_its_published_name(dinov2_weights, exported):
+def test_every_weight_is_read_under_its_published_name(dinov2_weights, exported):
     read = read_dinov2_weights(exported(dinov2_weights))
     assert read.keys() == dinov2_weights.keys()
     for name, weight in dinov2_weights.items():

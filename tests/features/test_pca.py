@@ -29,7 +29,7 @@ def test_colours_are_the_first_three_components_up_to_scale_and_sign():
     assert found.min() == 0 and found.max() == 1
 
 
-def test_an_object_has_another_colour_than_what_surrounds_it():
+def test_an_object_and_its_background_differ_in_colour():
     features_RCD = features() * 0.1
     features_RCD[3:6, 2:5, 0] += 100
     red = pca_colours(features_RCD)[..., 0]
@@ -38,27 +38,27 @@ def test_an_object_has_another_colour_than_what_surrounds_it():
     assert red[inside].min() > 0.9 and red[~inside].max() < 0.1
 
 
-def test_colours_stay_where_the_tokens_are_and_do_not_change_with_offset_or_unit():
+def test_colours_follow_the_tokens_and_are_invariant_to_offset_and_scale():
     features_RCD = features()
     np.testing.assert_allclose(pca_colours(3 * features_RCD + 7), pca_colours(features_RCD), atol=1e-9)
     np.testing.assert_allclose(pca_colours(features_RCD[::-1]), pca_colours(features_RCD)[::-1], atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
-def test_other_dtypes_and_constant_features_are_taken(kind):
+def test_other_dtypes_and_constant_features_are_accepted(kind):
     assert np.isfinite(pca_colours(features().astype(kind))).all()
     assert not pca_colours(np.full((2, 3, 4), 0.1, kind)).any()
 
 
 @pytest.mark.parametrize(("shape", "coloured"), [((1, 2, 8), 1), ((1, 1, 8), 0), ((4, 4, 2), 2)])
-def test_components_that_there_are_not_leave_their_colour_at_zero(shape, coloured):
+def test_missing_components_are_zero(shape, coloured):
     found = pca_colours(np.random.default_rng(0).normal(size=shape))
     assert [channel for channel in range(3) if np.ptp(found[..., channel])] == list(range(coloured))
     assert not found[..., coloured:].any()
 
 
 class CellMeans(torch.nn.Module):
-    """Stands in for an encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
+    """A fake encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
 
     def __init__(self, grid):
         super().__init__()
@@ -89,12 +89,12 @@ def test_each_image_is_followed_by_its_patches():
     for shown in (patches, others):
         cells = shown.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
         assert (cells == cells[:, :, :1, :1]).all()
-    # The middle of each is taken: dark to bright from left to right, red over green.
+    # The centre crops: dark to bright from left to right, and red above green.
     across, down = patches[0, cell // 2 :: cell, 0], others[cell // 2 :: cell, 0, 0]
     assert sorted({0, 255} & set(across.tolist())) == [0, 255] and across[1] not in (0, 255)
     assert abs(int(down[0]) - int(down[1])) == 255
 
 
-def test_drawn_twice_gives_the_same_bytes():
+def test_drawing_is_deterministic():
     image = Image.effect_noise((64, 64), 50).convert("RGB")
     assert pca_picture(CellMeans((4, 4)), [image]) == pca_picture(CellMeans((4, 4)), [image])

@@ -1,4 +1,4 @@
-"""Descriptions of what image processors make: equal if and only if the pixels are."""
+"""Descriptions of image processors agree if and only if their pixels do."""
 
 import json
 
@@ -46,7 +46,7 @@ def clip(**changes):
         ({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}, "crop_size"),
     ],
 )
-def test_what_changes_the_pixels_changes_the_description(changes, told):
+def test_a_setting_that_changes_pixels_changes_the_description(changes, told):
     assert told in explain_difference(describe_preprocessing(clip()), describe_preprocessing(clip(**changes)))
 
 
@@ -58,11 +58,11 @@ def test_what_changes_the_pixels_changes_the_description(changes, told):
         lambda: clip(do_convert_rgb=False),
     ],
 )
-def test_what_changes_no_pixel_is_the_same_by_whatever_name(other):
+def test_processors_with_equal_pixels_agree_whatever_their_names(other):
     assert explain_difference(describe_preprocessing(clip()), describe_preprocessing(other())) == ""
 
 
-def test_pixels_that_differ_by_no_setting_differ_all_the_same():
+def test_processors_with_equal_settings_and_other_pixels_differ():
     class Brighter(CLIPImageProcessorPil):
         def resize(self, *args, **options):
             return super().resize(*args, **options) + 1
@@ -75,11 +75,11 @@ def test_pixels_that_differ_by_no_setting_differ_all_the_same():
     )
 
 
-def test_a_description_survives_a_manifest():
+def test_a_description_survives_json():
     assert json.loads(json.dumps(describe_preprocessing(clip()))) == describe_preprocessing(clip())
 
 
-def test_the_probes_are_the_same_everywhere_and_of_all_shapes():
+def test_the_probe_images_are_fixed():
     shapes = [width / height for width, height in PROBE_SIZES]
     assert min(shapes) < 0.5 and max(shapes) > 2
     pixels = np.asarray(probe_image(37, 20)).astype(np.int64)
@@ -103,11 +103,11 @@ KINDS = {
     "dinov2-small": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
     "dinov2-base": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
 }
-"""A tiny tower and the kind of image processor of every preset."""
+"""For every preset a tiny tower and its kind of image processor."""
 
 
 @pytest.mark.parametrize("name", config.ENCODERS)
-def test_an_encoder_makes_the_pixels_of_its_own_processor_bit_by_bit(name, tmp_path):
+def test_an_encoder_gives_exactly_the_pixels_of_its_processor(name, tmp_path):
     tower, processor = KINDS[name]
     tower.save_pretrained(tmp_path)
     if isinstance(processor, dict):

@@ -1,4 +1,4 @@
-"""What reducers are given of stored images, against the store and the encoder asked one by one."""
+"""Signals for reducers, against the store and the encoder used directly."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A store of layer 1 and the checkpoint that its manifest is of."""
+    """A store of layer 1 and the checkpoint of its encoder."""
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3}
@@ -41,7 +41,7 @@ def refused(*_):
     raise AssertionError("not needed")
 
 
-def test_features_and_grid_come_from_the_store_alone(project):
+def test_features_and_grid_come_from_the_store(project):
     store, _ = project
     fields = observe_signals(store, NAMES[:0:-1], refused, refused, {"grid"}, CPU)
     assert set(fields) == {"features_BND", "grid"} and fields["grid"] == (2, 2)
@@ -49,7 +49,7 @@ def test_features_and_grid_come_from_the_store_alone(project):
     assert torch.equal(fields["features_BND"], torch.stack([store[2], store[1]]))
 
 
-def test_the_rest_is_what_the_stores_encoder_sees_in_the_pictures(project):
+def test_other_signals_come_from_the_stores_encoder_and_the_pictures(project):
     store, preset = project
     encoder = load_store_encoder(store, preset, store.folder, CPU)
     assert (encoder.layer, encoder.name) == (1, "tiny")
@@ -65,7 +65,7 @@ def test_the_rest_is_what_the_stores_encoder_sees_in_the_pictures(project):
 
 
 @pytest.mark.parametrize("need", sorted(COMPUTED_SIGNALS))
-def test_nothing_is_given_that_was_not_asked_for(project, need):
+def test_only_the_needed_signals_are_given(project, need):
     store, preset = project
     encoder = load_store_encoder(store, preset, store.folder, CPU)
     fields = observe_signals(store, NAMES, PICTURES.__getitem__, lambda: encoder, {need, "text_BD"}, CPU)
@@ -74,7 +74,7 @@ def test_nothing_is_given_that_was_not_asked_for(project, need):
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_images_are_taken_at_even_steps_in_batches(project, images, size):
+def test_images_are_sampled_at_even_steps_in_batches(project, images, size):
     store, _ = project
     batches = list(sample_evenly(store, images, size))
     assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)

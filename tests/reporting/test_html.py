@@ -53,7 +53,7 @@ def test_every_table_and_headline_is_there(page, built):
         assert heading not in page
 
 
-def test_what_was_measured_beside_the_answers_is_there(everything):
+def test_all_sections_are_there_if_everything_was_measured(everything):
     page = html.render_html(everything)
     assert page.count("<table") == len(everything.scores) + len(everything.differences.tables) + 12
     for heading in (

@@ -19,7 +19,7 @@ def test_it_holds_headlines_and_tables(built):
     assert all(f"- {sentence}" in text for sentence in built.differences.sentences)
 
 
-def test_it_holds_what_was_measured_beside_the_answers(everything):
+def test_it_holds_all_sections_if_everything_was_measured(everything):
     text = markdown.render_markdown(everything)
     assert text.count("\n| --- |") == len(everything.scores) + len(everything.differences.tables) + 12
     assert all(f"![{name}](figures/{name}.png)" in text for name in ("overlap", "robustness"))

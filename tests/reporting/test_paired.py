@@ -75,8 +75,8 @@ def results(answers, **settings):
 
 def pair(ours, theirs, **settings):
     """The difference of a selector and random on one benchmark."""
-    made = results({"selector": {("docs", 0.5): ours}, "random": {("docs", 0.5): theirs}}, **settings)
-    return paired_differences(made, "selector")[0].others["random"][0.5]
+    evaluated = results({"selector": {("docs", 0.5): ours}, "random": {("docs", 0.5): theirs}}, **settings)
+    return paired_differences(evaluated, "selector")[0].others["random"][0.5]
 
 
 def correlated(draw, chances, count):
@@ -101,14 +101,14 @@ def test_the_interval_is_the_paired_one_of_scipy():
 def test_a_group_is_the_mean_of_its_benchmarks_whatever_their_sizes():
     draw = np.random.default_rng(1)
     docs, signs = correlated(draw, (0.8, 0.5), 30), correlated(draw, (0.4, 0.5), 200)
-    made = results(
+    evaluated = results(
         {
             name: {("docs", 0.5): docs[place], ("signs", 0.5): signs[place]}
             for place, name in enumerate(("selector", "random"))
         },
         resamples=20000,
     )
-    group, *_ = paired_differences(made, "selector")
+    group, *_ = paired_differences(evaluated, "selector")
     difference = group.others["random"][0.5]
     parts = [docs[0] - docs[1], signs[0] - signs[1]]
     assert difference.mean == pytest.approx(np.mean([part.mean() for part in parts]))
@@ -126,14 +126,14 @@ def test_the_true_difference_of_a_group_is_in_95_of_100_intervals():
     for trial in range(500):
         draw = np.random.default_rng(trial)
         docs, signs = correlated(draw, chances, 80), correlated(draw, chances, 150)
-        made = results(
+        evaluated = results(
             {
                 name: {("docs", 0.5): docs[place], ("signs", 0.5): signs[place]}
                 for place, name in enumerate(("selector", "random"))
             },
             seed=trial,
         )
-        difference = paired_differences(made, "selector")[0].others["random"][0.5]
+        difference = paired_differences(evaluated, "selector")[0].others["random"][0.5]
         covered.append(difference.low <= truth <= difference.high)
     # 0.95 within three standard errors of 500 trials
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
@@ -191,7 +191,7 @@ def test_questions_of_a_unit_count_only_together():
     assert pair(ours, np.zeros(4)).mean == 0.75
 
 
-def test_only_what_both_answered_is_compared():
+def test_only_questions_that_both_answered_are_compared():
     ours = np.array([1.0, 1.0, 0.0, np.nan, 1.0])
     theirs = np.array([[0, np.nan, 0, 1, 1], [0, 1, 0, 1, 1.0]])
     assert pair(ours, theirs).mean == pytest.approx(1 / 3)
@@ -207,13 +207,15 @@ def test_a_unit_of_which_one_question_is_not_answered_is_not_compared():
 
 def test_a_group_has_no_difference_where_one_of_its_benchmarks_has_none():
     """No question of signs was answered by both: the mean of docs alone is not the group's."""
-    made = results(
+    evaluated = results(
         {
             "selector": {("docs", 0.5): np.ones(2), ("signs", 0.5): np.array([np.nan, 1.0])},
             "random": {("docs", 0.5): np.zeros(2), ("signs", 0.5): np.array([1.0, np.nan])},
         }
     )
-    found = {each.comparison.name: each.others["random"] for each in paired_differences(made, "selector")}
+    found = {
+        part.comparison.name: part.others["random"] for part in paired_differences(evaluated, "selector")
+    }
     assert (found["text"], found["signs"]) == ({}, {})
     assert found["docs"][0.5].mean == 1
 
@@ -225,12 +227,12 @@ def test_differences_are_those_of_the_summaries():
         "selector": {(name, 0.5): draw.integers(0, 2, 40).astype(float) for name in GROUPS},
         "random": {(name, 0.5): draw.integers(0, 2, (3, 40)).astype(float) for name in GROUPS},
     }
-    made = results(answers)
+    evaluated = results(answers)
     lines = {}
-    for name, each in made.evaluations.items():
+    for name, each in evaluated.evaluations.items():
         entries = summarise(each.rows, RESAMPLES, 0)
         lines[name] = {entry.get("group") or entry["benchmark"]: entry for entry in entries}
-    for found in paired_differences(made, "selector"):
+    for found in paired_differences(evaluated, "selector"):
         name = found.comparison.name
         means = [lines[reducer][name]["mean"] for reducer in ("selector", "random")]
         assert found.others["random"][0.5].mean == pytest.approx(means[0] - means[1], abs=1e-12)
@@ -241,9 +243,9 @@ def test_differences_are_those_of_the_summaries():
         assert (difference.low, difference.high) == pytest.approx((entry["low"], entry["high"]), abs=1e-12)
 
 
-def test_each_other_reducer_is_compared_where_both_were_tried():
+def test_reducers_are_compared_at_the_kept_fractions_of_both():
     right, wrong = np.ones(10), np.zeros(10)
-    made = results(
+    evaluated = results(
         {
             "selector": {("docs", 0.3): right, ("docs", 0.5): right},
             "random": {("docs", 0.5): wrong, ("docs", 0.7): wrong},
@@ -252,14 +254,14 @@ def test_each_other_reducer_is_compared_where_both_were_tried():
         },
         tokens=50,
     )
-    group, benchmark = paired_differences(made, "selector")
+    group, benchmark = paired_differences(evaluated, "selector")
     assert (group.comparison.kind, benchmark.comparison.kind) == ("group", "benchmark")
     assert {name: list(line) for name, line in group.others.items()} == {
         "random": [0.5], "divprune": [0.3, 0.5],
     }  # fmt: skip
     assert group.keeps == [0.3, 0.5]
     assert dict(group.outcomes(0.5)) == {WIN: 2} and dict(group.outcomes(0.3)) == {TIE: 1}
-    assert paired_differences(made, "divprune")[0].others["selector"][0.5].mean == -1
+    assert paired_differences(evaluated, "divprune")[0].others["selector"][0.5].mean == -1
 
 
 @pytest.mark.parametrize("best", ["full", "divprun", "prumerge_adaptive"])
@@ -274,11 +276,11 @@ def adaptive(tokens, answers, count=40):
     """Matches of an adaptive selector against one that answers a third, and half of the questions."""
     third, half = np.arange(count) % 3 == 0, np.arange(count) % 2 == 0
     fixed = {("docs", 0.2): third, ("docs", 0.4): half}
-    made = results(
+    evaluated = results(
         {"selector": fixed, "random": fixed, "selector_adaptive": {("docs", None): answers(third, half)}},
         tokens=tokens,
     )
-    return [third.mean(), half.mean()], match_adaptive(made)
+    return [third.mean(), half.mean()], match_adaptive(evaluated)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
@@ -307,18 +309,18 @@ def test_above_the_largest_budget_the_curve_ends_at_all_tokens_and_below_the_sma
 def test_a_group_is_matched_at_its_own_mean_tokens_not_at_those_of_each_benchmark():
     fixed = {(name, keep): np.full(6, keep) for name in ("docs", "signs") for keep in (0.2, 0.6)}
     answers = {("docs", None): np.zeros(6), ("signs", None): np.zeros(6)}
-    made = results({"selector": fixed, "random": fixed})
+    evaluated = results({"selector": fixed, "random": fixed})
     spread = evaluation("selector_adaptive", answers, tokens=40)
     few, many = (ScorePoint(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
     curves = spread.curves | {("benchmark", "docs"): (few,), ("benchmark", "signs"): (many,)}
-    made.evaluations["selector_adaptive"] = replace(spread, curves=curves)
-    found = {match.comparison.name: match.fixed for match in match_adaptive(made)}
+    evaluated.evaluations["selector_adaptive"] = replace(spread, curves=curves)
+    found = {match.comparison.name: match.fixed for match in match_adaptive(evaluated)}
     assert found == {"text": pytest.approx(0.4), "docs": pytest.approx(0.3), "signs": pytest.approx(0.5)}
 
 
 def test_an_adaptive_count_without_its_counterpart_is_listed_without_a_difference():
     answers = {name: {("docs", 0.5): np.ones(4)} for name in ("selector", "random")}
-    made = results(answers | {"prumerge_adaptive": {("docs", None): np.ones(4)}}, tokens=50)
-    assert [(match.adaptive, match.fixed, match.difference) for match in match_adaptive(made)] == [
+    evaluated = results(answers | {"prumerge_adaptive": {("docs", None): np.ones(4)}}, tokens=50)
+    assert [(match.adaptive, match.fixed, match.difference) for match in match_adaptive(evaluated)] == [
         ("prumerge_adaptive", None, None)
     ] * 2

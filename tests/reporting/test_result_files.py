@@ -18,7 +18,7 @@ def scores_without(change, folder, unwanted):
     change(folder / "summary.json", without)
 
 
-def test_results_of_a_reducer_that_is_not_named_stay_out_whatever_they_are(world, load, synthetic, change):
+def test_results_of_a_reducer_that_is_not_named_are_ignored(world, load, synthetic, change):
     synthetic.write(world, reducers=("divprune", "dart", "selector_adaptive"))
     change(world / "evaluate/divprune/summary.json", lambda content: content.update(vlm="another"))
     (world / "evaluate/dart/summary.json").unlink()
@@ -26,7 +26,7 @@ def test_results_of_a_reducer_that_is_not_named_stay_out_whatever_they_are(world
 
 
 @pytest.mark.parametrize("name", result_files.REQUIRED)
-def test_a_reducer_that_every_plot_draws_must_be_named_though_its_results_are_there(world, load, name):
+def test_a_required_reducer_must_be_evaluated_even_if_its_results_exist(world, load, name):
     others = [other for other in PAPER if other != name]
     with pytest.raises(ValueError, match=f"evaluate.reducers: the report needs {name} among them"):
         load(world, others)
@@ -48,8 +48,8 @@ def test_an_adaptive_count_of_no_tokens_keeps_all_and_never_more_than_all(tmp_pa
 
 
 def test_the_bootstrap_of_the_summaries_is_known(world, load, change):
-    made = load(world).evaluations["random"]
-    assert (made.resamples, made.seed) == (200, 0)
+    loaded = load(world).evaluations["random"]
+    assert (loaded.resamples, loaded.seed) == (200, 0)
     path = world / "evaluate/random/summary.json"
     change(path, lambda content: content["parameters"]["evaluate"].pop("bootstrap"))
     with pytest.raises(ValueError, match=r"random/summary.json: .*evaluate: bootstrap is missing"):
@@ -170,7 +170,7 @@ def test_results_that_were_computed_otherwise_are_refused_by_name(world, load, c
         load(world)
 
 
-def test_what_the_first_of_two_results_does_not_say_is_compared_too(world, load, change):
+def test_a_key_that_the_first_of_two_results_lacks_is_compared_too(world, load, change):
     path = world / "evaluate/full/summary.json"
     change(path, lambda content: content["resolved"]["vlm"].pop("digest"))
     with pytest.raises(ValueError, match=r"differ in resolved.vlm.digest, None and '"):
@@ -204,16 +204,14 @@ def test_results_of_several_machines_are_comparable_in_one_precision(world, load
         ("pretrain/metrics.json", "pretrain"),
     ],
 )
-def test_results_that_do_not_say_what_they_were_computed_in_name_the_stage_to_run(
-    world, load, change, file, stage
-):
+def test_results_without_resolved_name_the_stage_to_run(world, load, change, file, stage):
     change(world / file, lambda content: content.pop("resolved"))
     with pytest.raises(ValueError, match=f"{file}: resolved is missing, .*; stage {stage} writes it"):
         load(world)
 
 
 @pytest.mark.parametrize("key", ["precision", "device", "processor", "attention", "features"])
-def test_results_that_say_only_a_part_of_it_are_named_with_what_is_missing(world, load, change, key):
+def test_a_missing_key_of_resolved_is_named(world, load, change, key):
     change(world / "evaluate/selector/summary.json", lambda content: content["resolved"].pop(key))
     with pytest.raises(ValueError, match=rf"summary.json: resolved: {key} is missing, .*; stage evaluate"):
         load(world)
@@ -282,7 +280,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("kind", ["benchmark", "group"])
-def test_a_name_that_is_none_is_refused_wherever_it_comes_from(world, load, change, kind, name):
+def test_an_invalid_name_is_refused_in_every_file(world, load, change, kind, name):
     original = {"benchmark": "docs", "group": "text"}[kind]
     path = world / "evaluate/selector/results.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]

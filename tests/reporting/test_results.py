@@ -31,11 +31,11 @@ def test_a_mean_is_the_one_of_its_rows(measured):
 
 def test_other_reducers_join_after_the_papers_own(world, load, synthetic):
     synthetic.write(world, reducers=("divprune", "dart"))
-    made = load(world, ["divprune", "dart", *PAPER])
-    assert made.budgeted == ["selector", "random", "dart", "divprune"]
+    loaded = load(world, ["divprune", "dart", *PAPER])
+    assert loaded.budgeted == ["selector", "random", "dart", "divprune"]
 
 
-def test_a_reducer_that_decides_its_count_has_one_score_at_the_mean_fraction(crowd, synthetic):
+def test_an_adaptive_reducer_has_one_score_at_its_mean_kept_fraction(crowd, synthetic):
     assert crowd.adaptive == ["prumerge_adaptive", "selector_adaptive"]
     assert not set(crowd.adaptive) & set(crowd.budgeted)
     rows = crowd.evaluations["selector_adaptive"].rows
@@ -58,7 +58,7 @@ def test_a_comparison_names_the_benchmarks_of_its_mean(measured, synthetic):
     ]
 
 
-def test_half_is_the_nearest_that_selector_and_random_share(world, load, change):
+def test_half_is_the_nearest_kept_fraction_that_selector_and_random_share(world, load, change):
     assert load(world).half == 0.5
     scores_without(change, world / "evaluate/random", lambda entry: entry["keep"] in (0.5, 0.6))
     assert load(world).half == 0.4
@@ -71,11 +71,11 @@ def test_of_several_seeds_the_lowest_answers(measured):
 
 
 @pytest.mark.parametrize("left_out", [{"none"}, {"random"}, {"none", "random"}])
-def test_lines_that_were_not_evaluated_are_not_there(world, load, left_out):
-    made = load(world, [name for name in PAPER if name not in left_out])
-    assert made.budgeted == (["selector"] if "random" in left_out else ["selector", "random"])
-    assert [comparison.none is None for comparison in made.groups] == ["none" in left_out] * 2
-    assert made.half == 0.5
+def test_reducers_that_were_not_evaluated_have_no_lines(world, load, left_out):
+    loaded = load(world, [name for name in PAPER if name not in left_out])
+    assert loaded.budgeted == (["selector"] if "random" in left_out else ["selector", "random"])
+    assert [comparison.none is None for comparison in loaded.groups] == ["none" in left_out] * 2
+    assert loaded.half == 0.5
 
 
 def test_the_counterpart_of_an_adaptive_reducer_has_its_name_without_the_ending():

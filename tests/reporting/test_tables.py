@@ -36,7 +36,7 @@ def test_scores_are_in_percent_relative_to_full_and_to_the_others():
     ]
 
 
-def test_the_tokens_of_a_question_are_told_once_for_reducers_with_equal_ones():
+def test_reducers_with_equal_tokens_share_a_row():
     def counted(keep, tokens, newlines):
         return replace(score(keep, 0.5), tokens=tokens, tokens_fed=tokens + newlines)
 
@@ -102,8 +102,8 @@ def intrinsic(**changes):
         "random": IntrinsicCurves([0.6, 0.5], [0.6, 0.5], None),
     }
     overlap = OverlapMatrix(0.4, ["selector", "random"], [[1.0, 0.3], [0.3, 1.0]])
-    made = IntrinsicResults([0.3, 0.5], selections, overlap, Stability([0.3, 0.5], 3, [0.7, 0.8125]))
-    return replace(made, **changes)
+    results = IntrinsicResults([0.3, 0.5], selections, overlap, Stability([0.3, 0.5], 3, [0.7, 0.8125]))
+    return replace(results, **changes)
 
 
 def test_both_reconstructions_have_a_block():
@@ -116,7 +116,7 @@ def test_both_reconstructions_have_a_block():
     ]
 
 
-def test_coverage_and_stability_are_shown_where_they_are_known():
+def test_coverage_and_stability_are_shown_if_they_were_measured():
     table = tables.coverage_table(intrinsic())
     assert table.title == "Written characters whose token is kept, %"
     assert table.blocks == [[["selector", "90.0", "100.0"]]]
@@ -215,7 +215,7 @@ def test_without_full_robustness_has_no_column_of_all_tokens(robustness):
     assert points.blocks[1][0] == ["JPEG 75", *["-1.2 [-5.0, +2.5]"] * 4]
 
 
-def test_pretraining_lists_what_was_measured(measured):
+def test_pretraining_lists_its_final_metrics(measured):
     assert ["validation/explained variance", "0.7866"] in tables.pretraining_table(
         measured.pretraining
     ).blocks[0]

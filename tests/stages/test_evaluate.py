@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
+from atr.config import presets
 from atr.core import catalog
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
@@ -43,14 +44,13 @@ from atr.vlm.generation import Generator
 ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = (0.2, 0.5)
-MODEL = config.VLMS["micro"].path
+MODEL = presets.VLMS["micro"].path
 COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
-    Question(
-        f"{image}#{turn}", image.split("/")[0], catalog.benchmark_group(image.split("/")[0]), [image], text, ["17"]
-    )
+    Question(f"{image}#{turn}", name, catalog.benchmark_group(name), [image], text, ["17"])
     for image in IMAGES
+    for name in [image.split("/")[0]]
     for turn, text in enumerate(("total", "name of page"))
 ]
 

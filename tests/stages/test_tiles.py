@@ -46,7 +46,7 @@ from atr.stages import (
     report,
     robustness,
 )
-from atr.vlm.checkpoint import OnevisionImageProcessor
+from atr.vlm.families.llava_onevision import OnevisionImageProcessor
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = (

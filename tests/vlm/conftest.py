@@ -23,7 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from atr.vlm.checkpoint import OnevisionImageProcessor
+from atr.vlm.families.llava_onevision import OnevisionImageProcessor
 
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "<image>", *"abcdefghijklmnopqrstuvwxyz")
 TEMPLATE = (

@@ -15,15 +15,8 @@ from atr.features.encoder import Encoder, load_image_processor
 from atr.features.preprocess import describe_preprocessing
 from atr.features.wheel_weights import WHEELS
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import (
-    check_features,
-    check_selector,
-    cuts_images,
-    load_vlm,
-    other_images,
-    version_of,
-    weight_dtype,
-)
+from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
+from atr.vlm.compatibility import check_features, check_selector, cuts_images, other_images
 from atr.vlm.families import encode, family_of
 from atr.vlm.reduce import reduce
 

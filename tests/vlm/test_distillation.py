@@ -77,9 +77,9 @@ def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attentio
     module = taught(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
     module.generator.model.set_attn_implementation(attention)
     prepared, answers = module._conversations(BATCH)
-    whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.packing.lengths
+    whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.layout.lengths
     stay = [(tile_P == ROW_END) | (torch.arange(size) % 3 == 1)
-            for tile_P, size in zip(prepared.packing.tile_of, sizes, strict=True)]  # fmt: skip
+            for tile_P, size in zip(prepared.layout.tile_of, sizes, strict=True)]  # fmt: skip
     found = module._log_probabilities(whole, answers, torch.cat(stay).float())
 
     keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
@@ -96,7 +96,7 @@ def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attentio
 def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
     monkeypatch.setattr(Generator, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
     prepared, _ = module._conversations(BATCH)
-    assert [len(kept) for kept in prepared.packing.values(prepared.encoded.features_BND)] == [16, 16, 16]
+    assert [len(kept) for kept in prepared.layout.values(prepared.encoded.features_BND)] == [16, 16, 16]
     assert (prepared.inputs["input_ids"] == module.generator.model.config.image_token_id).sum() == 3 * 16
 
 
@@ -165,9 +165,9 @@ def test_newlines_are_no_tokens_to_be_dropped(module):
     prepared, _ = module._conversations(BATCH)
     scored = []
     weights = module._weights(prepared, lambda scores_P: scored.append(len(scores_P)) or scores_P * 0)
-    ends = torch.cat([tile_P == ROW_END for tile_P in prepared.packing.tile_of])
+    ends = torch.cat([tile_P == ROW_END for tile_P in prepared.layout.tile_of])
     assert torch.equal(weights, ends.float())
-    assert scored == prepared.packing.sizes
+    assert scored == prepared.layout.sizes
 
 
 @torch.no_grad()

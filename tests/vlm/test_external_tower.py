@@ -20,7 +20,8 @@ from atr.micro.standardisation import fold_standardisation
 from atr.reduction import FeatureSelector
 from atr.reduction.layers import Standardise
 from atr.reduction.peers.l2_norm import L2Norm
-from atr.vlm.checkpoint import check_features, check_selector, load_vlm
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_features, check_selector
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of
 from atr.vlm.generation import Generator
@@ -153,13 +154,13 @@ def test_a_mask_token_is_left_aside(folder, model, tmp_path):
 
 
 def test_a_tower_that_cannot_be_had_is_named(folder, tmp_path):
-    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} cannot be had: .*nowhere"):
+    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: .*nowhere"):
         load(folder, str(tmp_path / "no" / "nowhere"))
 
     def resolve_weights(name):
         raise ValueError("tiny==1 cannot be downloaded: no network")
 
-    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} cannot be had: tiny==1 cannot be"):
+    with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: tiny==1 cannot be"):
         load_vlm(folder, torch.float32, resolve_weights=resolve_weights)
 
 
@@ -168,7 +169,7 @@ def test_a_tower_that_cannot_be_had_is_named(folder, tmp_path):
     [({"hidden_size": 48}, "not the tower of this model"), ({"num_hidden_layers": 1}, "no layer 2")],
 )
 def test_another_tower_is_refused(folder, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=f"its tower {NAME} cannot be had: .*{message}"):
+    with pytest.raises(ValueError, match=f"its tower {NAME} is not available: .*{message}"):
         load(folder, write_tower(tmp_path / "other", **changes))
 
 
@@ -177,7 +178,7 @@ def test_a_tower_that_lacks_a_weight_is_refused(folder, tmp_path):
     weights = load_file(f"{place}/model.safetensors")
     name = next(name for name in weights if "layer.1.mlp" in name)
     save_file({key: value for key, value in weights.items() if key != name}, f"{place}/model.safetensors")
-    with pytest.raises(ValueError, match=rf"cannot be had: {place}.*lacks 1 weights"):
+    with pytest.raises(ValueError, match=rf"is not available: {place}.*lacks 1 weights"):
         load(folder, place)
 
 

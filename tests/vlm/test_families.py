@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers.image_processing_utils import select_best_resolution
 
-from atr.vlm.families import FAMILIES, encode, family_of
+from atr.vlm.families import encode, family_of, supported_types
 from atr.vlm.tiling import TileLayout
 
-FAMILIES = pytest.mark.parametrize("family", FAMILIES)
+FAMILIES = pytest.mark.parametrize("family", supported_types())
 TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 PROMPTS = ("<image> a", "b", "<image> <image>", "<image> c")
 
@@ -81,25 +81,25 @@ def test_a_tower_whose_class_token_is_read_does_not_fit_the_grid(model, process)
 
 @TILED
 def test_pixels_that_the_model_would_cut_otherwise_are_refused(model, process):
-    inputs, host = process(*PROMPTS), family_of(model)
+    inputs, family = process(*PROMPTS), family_of(model)
     with pytest.raises(ValueError, match="image_sizes is missing"):
-        host.tiling(model, {key: value for key, value in inputs.items() if key != "image_sizes"})
+        family.tiling(model, {key: value for key, value in inputs.items() if key != "image_sizes"})
     with pytest.raises(ValueError, match=r"tiles of \(28, 21\) pixels, the model reads 28"):
-        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][..., :21]})
-    with pytest.raises(ValueError, match=r"pixel_values: \[1, 1, 1, 1\] tiles, image_sizes .* want \["):
-        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :1]})
-    with pytest.raises(ValueError, match=r"want \["):
-        host.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:-1]})
+        family.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][..., :21]})
+    with pytest.raises(ValueError, match=r"pixel_values: \[1, 1, 1, 1\] tiles, image_sizes .* need \["):
+        family.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :1]})
+    with pytest.raises(ValueError, match=r"need \["):
+        family.tiling(model, {**inputs, "pixel_values": inputs["pixel_values"][:-1]})
 
 
 @pytest.mark.parametrize("family", ["llava_onevision"])
 def test_counts_of_images_that_contradict_each_other_are_refused(model, process):
     inputs = process(*PROMPTS)
     with pytest.raises(ValueError, match="batch_num_images: 3 images, image_sizes has 4"):
-        FAMILIES["llava_onevision"].tiling(model, {**inputs, "batch_num_images": torch.tensor([1, 2])})
+        family_of(model).tiling(model, {**inputs, "batch_num_images": torch.tensor([1, 2])})
 
 
-def test_a_family_without_host_is_refused_by_name(model):
+def test_an_unsupported_model_type_is_refused_by_name(model):
     model.config.model_type = "kosmos"
     with pytest.raises(ValueError, match="'kosmos' is not supported, allowed: llava, llava_next, llava_one"):
         family_of(model)
@@ -172,5 +172,5 @@ def test_attention_of_an_untrained_class_token_tells_nothing_and_is_not_taken(mo
 def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
     inputs = process("<image> a")
     model.model.vision_tower.config.model_type = "other"
-    with pytest.raises(ValueError, match="attention_BN cannot be had of a tower of type other"):
+    with pytest.raises(ValueError, match="attention_BN is not available from a tower of type other"):
         encode(model, inputs, family_of(model).tiling(model, inputs), {"attention_BN"})

@@ -193,7 +193,7 @@ def test_no_image_is_opened_for_what_the_store_has(generator):
 def test_a_sequence_that_kept_more_than_asked_is_our_error(generator, monkeypatch):
     batch = generator.prepare(IMAGES, QUESTIONS)
     monkeypatch.setattr("atr.vlm.reduce.shorten", lambda model, inputs, *rest: inputs)
-    with pytest.raises(AssertionError, match="fed is what was kept"):
+    with pytest.raises(AssertionError, match="the model is fed the kept tokens"):
         generator.answer(batch, Random(0), 0.5)
 
 

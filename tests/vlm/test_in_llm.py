@@ -324,11 +324,11 @@ def test_tiles_share_by_what_each_has_left_and_newlines_follow_their_rows(deep, 
     prepared = prepare(deep, process(*RAGGED))
     with prune_layers(prepared, PyramidDrop(), 0.4, budget="tile", newline="follow") as pruning:
         deep(**pruning.inputs)
-    left = prepared.packing.groups("tile")
+    left = prepared.layout.groups("tile")
     for kept_of_images in pruning.kept.values():
-        stay = prepared.packing.with_newlines(
+        stay = prepared.layout.with_newlines(
             [
-                kept.indices_K[prepared.packing.tile_of[image][kept.indices_K] >= 0]
+                kept.indices_K[prepared.layout.tile_of[image][kept.indices_K] >= 0]
                 for image, kept in enumerate(kept_of_images)
             ],
             "follow",
@@ -348,7 +348,7 @@ def test_an_image_that_is_shown_twice_is_ranked_in_each_place(deep, process):
     image = Image.effect_noise((28, 28), 90).convert("RGB")
     twice = prepare(deep, process("<image> a <image> b", images=[[image, image]]))
     once = prepare(deep, process("<image>", images=[[image]]))
-    shared = replace(twice, packing=once.packing, encoded=once.encoded, tokens=once.tokens, image_of=[0, 0])
+    shared = replace(twice, layout=once.layout, encoded=once.encoded, tokens=once.tokens, image_of=[0, 0])
     results = []
     for prepared in (twice, shared):
         with prune_layers(prepared, FastV(), 0.3) as pruning:

@@ -11,13 +11,14 @@ from PIL import Image
 from transformers import BloomConfig
 
 from atr.config import Evaluate
+from atr.core.layout import LAYOUT
 from atr.core.tokens import budget, top_k_BK
 from atr.integrations.lmms_eval.arguments import Arguments
 from atr.reduction import FeatureSelector, Full, SelectorReducer
 from atr.reduction.peers.random import Random
 from atr.vlm import policy
 from atr.vlm.in_llm import prune_layers
-from atr.vlm.policy import CHOICES, Policy
+from atr.vlm.policy import Policy
 from atr.vlm.reduce import prepare, reduce, shorten
 
 TOKENS = 16
@@ -425,7 +426,7 @@ def test_counts_match_for_any_image_and_budget(model, process, selector, family,
         st.tuples(st.sampled_from([Random(0), selector]), st.floats(1e-3, 1) | st.integers(1, 16))
         | st.just((selector, "adaptive"))
     )
-    policy = {key: data.draw(st.sampled_from(values), key) for key, values in CHOICES.items()}
+    policy = {key: data.draw(st.sampled_from(values), key) for key, values in LAYOUT.items()}
     pictures = [[Image.new("RGB", size) for size in sizes] for sizes in shapes]
     inputs = process(*["<image> a " * len(sizes) + "b" for sizes in shapes], images=pictures)
     shorter = reduce(model, inputs, reducer, keep, **policy)
@@ -555,7 +556,7 @@ def test_a_selector_used_at_other_positions_than_it_was_taught_says_so_once(mode
     (warning,) = warned
     assert warning.category is UserWarning
     assert str(warning.message) == (
-        "the selector of encoder my/tower was taught and evaluated with positions='original', it is used "
+        "the selector of encoder my/tower was trained and evaluated with positions='original', it is used "
         "with positions='contiguous': answers can be much worse"
     )
 

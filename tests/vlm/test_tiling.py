@@ -11,7 +11,7 @@ SHAPES = [(30, 30), (56, 56), (20, 60), (60, 20), (50, 41), (84, 50), (1, 1), (3
 TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 
 
-def layout(model, shape):
+def grid_rows(model, shape):
     """(tile, token) of each place of an image's grid of tiles that is no padding, row by row, worked by hand.
 
     The image was scaled into the grid and centred, so the padding is on two sides.
@@ -34,7 +34,7 @@ def layout(model, shape):
     ]
 
 
-def packing_of(model, process, shapes, resample=True):
+def layout_of(model, process, shapes, resample=True):
     pictures = [Image.new("RGB", (width, height)) for height, width in shapes]
     inputs = process(*["<image>"] * len(shapes), images=[[picture] for picture in pictures])
     return TileLayout(model, family_of(model).tiling(model, inputs), resample)
@@ -42,16 +42,16 @@ def packing_of(model, process, shapes, resample=True):
 
 @TILED
 def test_what_is_packed_lies_where_its_token_lies(model, process):
-    packing = packing_of(model, process, SHAPES, resample=False)
-    tiles = packing.tiling.tiles
+    layout = layout_of(model, process, SHAPES, resample=False)
+    tiles = layout.tiling.tiles
     # Every token of every tile has a number of its own.
     numbers = torch.arange(sum(tiles) * SIDE**2).float().reshape(sum(tiles), SIDE**2, 1)
     first = 0
     for shape, count, packed, tile_of in zip(
-        SHAPES, tiles, packing.values(numbers + 1), packing.tile_of, strict=True
+        SHAPES, tiles, layout.values(numbers + 1), layout.tile_of, strict=True
     ):
         base = [(0, token) for token in range(SIDE**2)]
-        expected = [base] + [[*row, None] for row in layout(model, shape)]
+        expected = [base] + [[*row, None] for row in grid_rows(model, shape)]
         cells = [cell for row in expected for cell in row]
         assert packed[:, 0].tolist() == [
             0 if cell is None else 1 + (first + cell[0]) * SIDE**2 + cell[1] for cell in cells
@@ -63,9 +63,9 @@ def test_what_is_packed_lies_where_its_token_lies(model, process):
 @pytest.mark.parametrize("family", ["llava_onevision"])
 @pytest.mark.parametrize("shape", [(56, 56), (50, 41), (84, 50), (84, 56)])
 def test_values_of_a_shrunk_image_are_resampled_by_hand_too(model, process, shape):
-    packing = packing_of(model, process, [shape])
-    scores = torch.randn(sum(packing.tiling.tiles), SIDE**2, 1, generator=torch.Generator().manual_seed(0))
-    rows = layout(model, shape)
+    layout = layout_of(model, process, [shape])
+    scores = torch.randn(sum(layout.tiling.tiles), SIDE**2, 1, generator=torch.Generator().manual_seed(0))
+    rows = grid_rows(model, shape)
     ratio = (len(rows) * len(rows[0]) / (2 * SIDE**2)) ** 0.5
     assert ratio > 1.1
     height, width = int(len(rows) // ratio), int(len(rows[0]) // ratio)
@@ -82,7 +82,7 @@ def test_values_of_a_shrunk_image_are_resampled_by_hand_too(model, process, shap
             tiles.append(weight_of)
         expected.append(0.0)
         tiles.append({ROW_END: 1.0})
-    [packed], [tile_of] = packing.values(scores), packing.tile_of
+    [packed], [tile_of] = layout.values(scores), layout.tile_of
     torch.testing.assert_close(packed[SIDE**2 :, 0], torch.tensor(expected), atol=1e-5, rtol=0)
     assert (tile_of[: SIDE**2] == 0).all()
     for tile, weight_of in zip(tile_of[SIDE**2 :].tolist(), tiles, strict=True):
@@ -105,23 +105,21 @@ def ends(at, count):
 @TILED
 @pytest.mark.parametrize("resample", [True, False])
 def test_tokens_that_share_a_budget_are_all_and_nothing_else(model, process, resample):
-    packing = packing_of(model, process, SHAPES, resample)
+    layout = layout_of(model, process, SHAPES, resample)
     for budget in ("image", "tile"):
-        for parts, tile_of in zip(packing.groups(budget), packing.tile_of, strict=True):
+        for parts, tile_of in zip(layout.groups(budget), layout.tile_of, strict=True):
             everything = torch.cat(parts).sort().values
             assert torch.equal(everything, (tile_of != ROW_END).nonzero()[:, 0])
-    for parts, tile_of, tiles in zip(
-        packing.groups("tile"), packing.tile_of, packing.tiling.tiles, strict=True
-    ):
+    for parts, tile_of, tiles in zip(layout.groups("tile"), layout.tile_of, layout.tiling.tiles, strict=True):
         assert len(parts) == tiles
         assert all((tile_of[part] == tile).all() for tile, part in enumerate(parts))
 
 
 @TILED
 def test_a_newline_stays_or_follows_its_row(model, process):
-    packing = packing_of(model, process, [(56, 56), (20, 60)], resample=False)
+    layout = layout_of(model, process, [(56, 56), (20, 60)], resample=False)
     for image, shape in enumerate([(56, 56), (20, 60)]):
-        rows = layout(model, shape)
+        rows = grid_rows(model, shape)
         starts = [SIDE**2 + row * (len(rows[0]) + 1) for row in range(len(rows))]
         ends_of_rows = [start + len(rows[0]) for start in starts]
         none = [torch.empty(0, dtype=torch.int64)] * 2
@@ -132,21 +130,21 @@ def test_a_newline_stays_or_follows_its_row(model, process):
             ([3, starts[1] + 2, starts[1] + 3, ends_of_rows[-1] - 1], [1, len(rows) - 1]),
         ):
             given = [torch.tensor(kept, dtype=torch.int64) if i == image else none[i] for i in range(2)]
-            follow, keep = (packing.with_newlines(given, rule)[image] for rule in ("follow", "keep"))
+            follow, keep = (layout.with_newlines(given, rule)[image] for rule in ("follow", "keep"))
             assert follow.tolist() == sorted([*kept, *(ends_of_rows[row] for row in used)])
             assert keep.tolist() == sorted([*kept, *ends_of_rows])
 
 
 @TILED
 def test_the_one_newline_of_a_single_tile_follows_its_tokens(model):
-    packing = TileLayout(model, Tiling((1, 1), (SIDE, SIDE)))
-    assert [tile_of.tolist() for tile_of in packing.tile_of] == [[0] * 16 + [ROW_END]] * 2
-    follow = packing.with_newlines([torch.tensor([2, 7]), torch.tensor([], dtype=torch.int64)], "follow")
+    layout = TileLayout(model, Tiling((1, 1), (SIDE, SIDE)))
+    assert [tile_of.tolist() for tile_of in layout.tile_of] == [[0] * 16 + [ROW_END]] * 2
+    follow = layout.with_newlines([torch.tensor([2, 7]), torch.tensor([], dtype=torch.int64)], "follow")
     assert [stay.tolist() for stay in follow] == [[2, 7, 16], []]
 
 
 def test_without_rows_there_is_no_newline(model):
-    packing = TileLayout(model, Tiling((1,), (SIDE, SIDE)))
+    layout = TileLayout(model, Tiling((1,), (SIDE, SIDE)))
     for rule in ("keep", "follow"):
-        assert packing.with_newlines([torch.tensor([1, 3])], rule)[0].tolist() == [1, 3]
-    assert packing.lengths == [16]
+        assert layout.with_newlines([torch.tensor([1, 3])], rule)[0].tolist() == [1, 3]
+    assert layout.lengths == [16]

@@ -16,9 +16,10 @@ from atr.core.hub import pretrained_arguments
 from atr.integrations.lmms_eval.arguments import DTYPES, Arguments
 from atr.integrations.lmms_eval.selector_digest import check_selector_digest
 from atr.reduction import FeatureSelector
-from atr.vlm.checkpoint import check_selector, load_vlm, warn_of_positions
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_positions, check_selector, warn_of_positions
 from atr.vlm.families import family_of
-from atr.vlm.reduce import Kept, check_positions, reduce
+from atr.vlm.reduce import Kept, reduce
 
 
 @dataclass(frozen=True)

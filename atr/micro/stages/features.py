@@ -5,7 +5,7 @@ from pathlib import Path
 
 from atr.config.presets import ENCODERS as PRESETS
 from atr.micro.params import MicroParams, load_micro_or_exit
-from atr.stages import ENCODERS, entry
+from atr.stages import ENCODER_FOLDER, entry
 
 FEATURES = Path("data/micro/training/features")
 ENCODER = PRESETS["dinov2-small"]
@@ -26,7 +26,7 @@ def main(params: MicroParams) -> None:
         from atr.micro.lessons import LessonImages
 
         section, kwargs = params.micro_features, lightning_kwargs(params.trainer)
-        path = resolve_weights(ENCODER.path, ENCODERS)
+        path = resolve_weights(ENCODER.path, ENCODER_FOLDER)
         encoder = Encoder.load(path, ENCODER.layer, ENCODER.name, ENCODER.size)
         images = LessonImages(section.images, section.reading_images, params.seed, section.charts)
         data = ImageDataModule(images, encoder.preprocess, section.batch_size, SHARD_IMAGES, section.workers)

@@ -9,7 +9,7 @@ from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.micro.stages.features import ENCODER, FEATURES, store_parameters
 from atr.micro.stages.probe import PROBE
 from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS
-from atr.stages import ENCODERS, depends_on, entry
+from atr.stages import ENCODER_FOLDER, depends_on, entry
 
 LANGUAGE_MODEL = VLMS["micro"].path
 MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
@@ -39,10 +39,10 @@ def main(params: MicroParams) -> None:
         store = FeatureStore.open(FEATURES, store_parameters(params), verify=tracking.is_first_process())
         seed_everything(seed, workers=True, verbose=False)
         load, standardise = (
-            partial(load_vlm, resolve_weights=partial(resolve_weights, folder=ENCODERS)),
+            partial(load_vlm, resolve_weights=partial(resolve_weights, folder=ENCODER_FOLDER)),
             measure_standardisation(store),
         )
-        module, processor = _build(params, resolve_weights(ENCODER.path, ENCODERS), standardise)
+        module, processor = _build(params, resolve_weights(ENCODER.path, ENCODER_FOLDER), standardise)
         draw = partial(draw_lesson, seed=seed, charts=features.charts)
         lessons = StoredLessons(draw, store, features.reading_images, module.recipe)
         checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST_FILE, LANGUAGE_MODEL))

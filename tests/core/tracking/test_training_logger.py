@@ -10,7 +10,7 @@ from atr.core.tracking import unlogged
 
 
 class Tiny(LightningModule):
-    """Logs a loss at each step; its log fails from the third on."""
+    """Logs a loss at each step; logging fails from the third step on."""
 
     def __init__(self, fail=lambda: None):
         super().__init__()
@@ -58,7 +58,7 @@ def test_a_training_logs_each_step_and_leaves_the_end_of_the_run_to_the_stage(fi
     assert find("pretrain").data.metrics.keys() == {"epoch", "train/loss"}
 
 
-def test_a_training_outlives_its_log(find, monkeypatch, capsys):
+def test_a_training_survives_a_failing_log(find, monkeypatch, capsys):
     asked = []
 
     def fail():

@@ -6,7 +6,7 @@ from atr.integrations.lmms_eval.arguments import Arguments
 NEEDED = {"pretrained": "hub/llava", "selector": "hub/selector", "keep": 0.4}
 
 
-def test_what_is_not_given_has_the_defaults_of_the_library():
+def test_defaults_are_those_of_the_library():
     arguments = Arguments.of(NEEDED | {"batch_size": "4"})  # lmms-eval passes text
     assert arguments.batch_size == 4
     policy = arguments.policy
@@ -65,5 +65,5 @@ def test_a_missing_argument_is_named(key):
         Arguments.of({name: value for name, value in NEEDED.items() if name != key})
 
 
-def test_a_device_that_is_there_is_allowed():
+def test_an_existing_device_is_allowed():
     assert torch.device(Arguments.of(NEEDED | {"device": "cpu"}).device or "") == torch.device("cpu")

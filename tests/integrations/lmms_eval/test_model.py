@@ -1,4 +1,4 @@
-"""The plug-in under lmms-eval itself, which lives in an environment of its own and is run by its command."""
+"""The plug-in in lmms-eval itself, whose command is run in its own environment."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def png(seed):
 
 @pytest.fixture
 def vlm(make_model, processor, selector, tmp_path):
-    """A saved model and selector, as this environment loads them."""
+    """A saved model and selector, loaded in this environment."""
     make_model().save_pretrained(tmp_path / "llava")
     processor.save_pretrained(tmp_path / "llava")
     selector.save_pretrained(tmp_path / "selector")
@@ -78,7 +78,7 @@ QUESTIONS = {"a b c": [png(1)], "d e": [png(2), png(3)]}
 
 
 def expected(vlm):
-    """What the model answers here, one question at a time, and what it keeps."""
+    """Answers and kept tokens of the model in this environment, one question at a time."""
     answers = []
     for question, images in QUESTIONS.items():
         content = [{"type": "image", "image": Image.open(io.BytesIO(image))} for image in images]
@@ -101,7 +101,7 @@ def write_task(folder, answers, questions=QUESTIONS, output_type="generate_until
 
 
 def evaluate(folder, *options, **changes):
-    """Run lmms-eval's command on the task in `folder`, offline, with this tree's code."""
+    """Run lmms-eval's command on the task in `folder`, offline, with this code."""
     arguments = {
         "pretrained": folder / "llava",
         "selector": folder / "selector",
@@ -164,13 +164,13 @@ def test_a_question_that_cannot_be_answered_is_named_and_nothing_is_scored(vlm, 
 
 def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
-    (tmp_path / "llava/model.safetensors").unlink()  # it must not come to reading it
+    (tmp_path / "llava/model.safetensors").unlink()  # must not be read
     code, log = evaluate(tmp_path, "--verbosity", "DEBUG", positions="gappy")
     assert code != 0
     assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log
 
 
-def test_with_a_cache_a_selector_trained_anew_is_not_given_the_former_ones_answers(vlm, selector, tmp_path):
+def test_the_cache_is_not_used_for_a_retrained_selector(vlm, selector, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
     cached = ("--use_cache", str(tmp_path / "cache"), "--verbosity", "DEBUG")
     code, log = evaluate(tmp_path, *cached)

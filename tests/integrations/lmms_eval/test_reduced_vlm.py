@@ -33,7 +33,7 @@ CONVERSATIONS = [
 
 
 def fresh():
-    """transformers writes into the conversations it is given."""
+    """Copies of the conversations, as transformers modifies its arguments."""
     return [
         asked(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
         for turn in CONVERSATIONS
@@ -42,7 +42,7 @@ def fresh():
 
 @pytest.fixture
 def untouched(model, processor, family):
-    """Ids that the model, never reduced, adds to one conversation, by the processor's own call."""
+    """Answer ids and prompt length of the unreduced model, for inputs made by the processor."""
 
     def generate(conversation, **options):
         *images, text = conversation[0]["content"]
@@ -57,7 +57,7 @@ def untouched(model, processor, family):
 
 
 @FAMILIES
-def test_with_all_tokens_a_batch_is_answered_as_the_model_answers_one_by_one(make_vlm, untouched, processor):
+def test_with_all_tokens_batched_answers_equal_the_models_single_ones(make_vlm, untouched, processor):
     answers = make_vlm(keep=1.0).answer(fresh(), SHORT)
     for answer, conversation in zip(answers, fresh(), strict=True):
         ids, read = untouched(conversation)
@@ -67,7 +67,7 @@ def test_with_all_tokens_a_batch_is_answered_as_the_model_answers_one_by_one(mak
 
 @FAMILIES
 @pytest.mark.parametrize("keep", [0.5, 3])
-def test_the_kept_counts_are_exact_and_of_the_question_they_belong_to(make_vlm, keep):
+def test_kept_counts_are_exact_and_belong_to_their_question(make_vlm, keep):
     vlm = make_vlm(keep=keep)
     full = make_vlm(keep=1.0).answer(fresh(), SHORT)
     for answer, whole, images in zip(vlm.answer(fresh(), SHORT), full, (1, 2, 0), strict=True):
@@ -80,7 +80,7 @@ def test_the_kept_counts_are_exact_and_of_the_question_they_belong_to(make_vlm, 
 
 
 @FAMILIES
-def test_what_is_read_is_the_sequence_of_the_language_model(make_vlm, model):
+def test_input_tokens_are_the_length_of_the_language_models_sequence(make_vlm, model):
     lengths = []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -102,12 +102,12 @@ def test_the_answer_depends_on_the_selector(make_vlm, selector):
 
 def test_an_answer_is_counted_up_to_its_end_token(make_vlm, untouched, model):
     ids, _ = untouched(fresh()[0])
-    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token it writes before the limit
+    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token that it generates before the limit
     (ended, *_) = make_vlm().answer(fresh(), SHORT)
     assert ended.output_tokens == ids.tolist().index(int(ids[3])) + 1
 
 
-def test_beams_and_sampling_are_the_models_own(make_vlm, untouched, processor):
+def test_beams_and_sampling_equal_the_models(make_vlm, untouched, processor):
     vlm = make_vlm()
     (beams,) = vlm.answer(fresh()[1:2], Decoding(max_new_tokens=6, num_beams=3))
     ids, _ = untouched(fresh()[1], num_beams=3)
@@ -136,7 +136,7 @@ def load(folders, **arguments):
 
 
 @pytest.mark.parametrize("dtype, expected", [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_it_loads_in_the_type_of_the_checkpoint_or_the_one_that_is_asked(folders, selector, dtype, expected):
+def test_weights_have_the_dtype_of_the_checkpoint_or_the_given_one(folders, selector, dtype, expected):
     vlm = load(folders, dtype=dtype)
     assert vlm.model.dtype == expected
     assert not vlm.model.training and not vlm.selector.training
@@ -153,7 +153,7 @@ def test_a_selector_of_another_layer_is_refused_before_the_weights_are_read(fold
         load(folders)
 
 
-def test_positions_of_a_family_that_takes_none_are_refused_before_the_weights_are_read(folders, tmp_path):
+def test_positions_that_the_family_lacks_are_refused_before_the_weights_are_read(folders, tmp_path):
     path = tmp_path / "llava/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"text_config": {"model_type": "bloom"}}))
@@ -162,7 +162,7 @@ def test_positions_of_a_family_that_takes_none_are_refused_before_the_weights_ar
         load(folders)
 
 
-def test_folders_that_hold_nothing_are_named(folders, tmp_path):
+def test_empty_folders_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no FeatureSelector could be loaded"):
         load(folders | {"selector": "hub/nowhere"})
     shutil.rmtree(tmp_path / "llava")

@@ -1,4 +1,4 @@
-"""The scores of the paper's benchmarks against lmms-eval's own, which lives in an environment of its own."""
+"""Scores of the paper's benchmarks against lmms-eval's, run in its own environment."""
 
 import json
 import os
@@ -46,7 +46,7 @@ choices = dict(zip("ABC", asked["choices"]))
 
 def choice(text):
     found = set()
-    for seed in range(8):  # where no choice is found, theirs is drawn
+    for seed in range(8):  # lmms-eval draws a choice if the answer names none
         random.seed(seed)
         found.add(parse_multi_choice_response(text, names, letters))
     return found.pop() if len(found) == 1 else None
@@ -83,7 +83,7 @@ def theirs(texts, tmp_path_factory):
     (folder / "asked.json").write_text(json.dumps(asked))
     (folder / "theirs.py").write_text(THEIRS)
     command = [Path(COMMAND).with_name("python"), "theirs.py", "asked.json", "said.json"]
-    # Two of their modules make a client of a judge as they are imported, and never ask it here.
+    # Two modules of lmms-eval create a client of a judge model at import; it is never called here.
     environment = os.environ | {
         "OPENAI_API_KEY": "none",
         "HF_HUB_OFFLINE": "1",
@@ -98,7 +98,7 @@ def score(benchmark, prediction, answer, choices=()):
     return load_benchmark(benchmark).score(prediction, question)
 
 
-def test_answers_of_vqa_are_normalised_as_theirs(texts, theirs):
+def test_vqa_answers_are_normalised_as_in_lmms_eval(texts, theirs):
     assert [vqa.normalise_vqa(text) for text in texts] == theirs["vqa"]
 
 
@@ -114,7 +114,7 @@ def test_mmbench(texts, theirs):
 
 
 def test_choices_of_mmmu(texts, theirs):
-    """Where they draw one, ours is wrong."""
+    """Where lmms-eval draws a random choice, ours counts as wrong."""
     found = [
         (mmmu.parse_choice(text, LONG), their)
         for text, their in zip(texts, theirs["mmmu choice"], strict=True)

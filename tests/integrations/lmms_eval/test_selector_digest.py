@@ -14,7 +14,7 @@ def simple_evaluate(make, use_cache=None):
     return make()
 
 
-def test_a_digest_is_of_weights_and_configuration_and_survives_saving(selector, tmp_path):
+def test_the_digest_covers_weights_and_configuration_and_survives_saving(selector, tmp_path):
     own = digest_selector(selector)
     assert re.fullmatch(r"sha256-[0-9a-f]{16}", own)
     selector.save_pretrained(tmp_path)
@@ -26,7 +26,7 @@ def test_a_digest_is_of_weights_and_configuration_and_survives_saving(selector, 
     assert len({own, noted, digest_selector(selector)}) == 3
 
 
-def test_where_answers_are_kept_the_arguments_hold_the_digest(selector):
+def test_with_a_cache_the_digest_is_required(selector):
     message = (
         f"selector_digest: is missing, .* by its path alone: selector_digest={digest_selector(selector)}$"
     )
@@ -37,7 +37,7 @@ def test_where_answers_are_kept_the_arguments_hold_the_digest(selector):
     check_selector_digest(None, selector)
 
 
-def test_the_digest_of_another_selector_is_refused_before_the_model_is_looked_for(selector, tmp_path):
+def test_the_digest_of_another_selector_is_refused_before_the_model_is_loaded(selector, tmp_path):
     selector.save_pretrained(tmp_path)
     asked = {"pretrained": "no/where", "selector": str(tmp_path), "keep": 0.5}
     former = Arguments.of(asked | {"selector_digest": "sha256-0123456789abcdef"})

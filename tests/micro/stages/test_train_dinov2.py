@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from atr.config.presets import ENCODERS as PRESETS
+from atr.config.presets import ENCODER_FOLDER as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
@@ -24,8 +24,9 @@ from atr.micro.scoring import score_benchmark
 from atr.micro.stages import features, probe, train_dinov2
 from atr.micro.vocabulary import VOCABULARY
 from atr.micro.world import DRAW
-from atr.stages import ENCODERS
-from atr.vlm.checkpoint import check_features, load_vlm
+from atr.stages import ENCODER_FOLDER
+from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_features
 
 ROOT = Path(__file__).parents[3]
 SECTIONS = {
@@ -96,7 +97,9 @@ def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     train_dinov2.main(load_micro("micro_dinov2"))
     model, processor = load_vlm(
-        str(train_dinov2.MODEL), torch.float32, resolve_weights=partial(resolve_weights, folder=ENCODERS)
+        str(train_dinov2.MODEL),
+        torch.float32,
+        resolve_weights=partial(resolve_weights, folder=ENCODER_FOLDER),
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()

@@ -143,7 +143,7 @@ def test_pixel_variance_needs_a_pixel_for_each_token():
         )
 
 
-def test_who_scores():
+def test_which_reducers_score():
     for reducer in (L2Norm(), PixelVariance()):
         assert isinstance(reducer, Scorer) and reducer.threshold is None
     assert not isinstance(Uniform(), Scorer)

@@ -1,0 +1,141 @@
+"""Checks that a selector, stored features and a layout fit a model, before anything is computed."""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from transformers import MODEL_MAPPING
+
+from atr.core.fingerprint import fingerprint, is_same_tower
+from atr.features.preprocess import describe_preprocessing, explain_difference
+from atr.reduction import FeatureSelector, Reducer, SelectorReducer
+from atr.vlm.families import family_of
+from atr.vlm.policy import check_choice
+
+
+def check_selector(model: Any, selector: FeatureSelector) -> None:
+    """Raise ValueError naming both unless a selector was trained on the features that the model reads.
+
+    Layer, grid and width are compared, and the weights of the towers if both are known. A tower that was
+    fine-tuned with its language model, as LLaVA-NeXT's, counts as the original one.
+    """
+    layer, depth = _layer(model)
+    trained, read = [*selector.grid, selector.trunk.width], _shape(model)
+    same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
+    if trained != read or not (selector.layer is None or same_layer):
+        raise ValueError(
+            f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
+            f"(rows, columns, width); {_name(model)} reads layer {layer}, {read}"
+        )
+    if not _may_have_tower(model, selector.record.get("fingerprint")):
+        raise ValueError(
+            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
+    """As `check_selector` if the reducer has a selector, with the warning of `warn_of_positions`."""
+    if isinstance(reducer, SelectorReducer):
+        check_selector(model, reducer.selector)
+        warn_of_positions(reducer.selector, positions)
+
+
+def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
+    """Warn, once per process, of other positions than the selector's record names, if it names any."""
+    known = selector.record.get("positions")
+    if known not in (None, positions):
+        warnings.warn(
+            f"the selector of encoder {selector.encoder} was trained and evaluated with positions={known!r}, "
+            f"it is used with positions={positions!r}: answers can be much worse",
+            stacklevel=1,  # this line, so that Python shows the warning once, whatever the caller
+        )
+
+
+def check_positions(model: Any, positions: str) -> None:
+    """Raise ValueError for original positions if the model would misread them or takes no position ids."""
+    check_choice("positions", positions)
+    if positions != "original":
+        return
+    text = model.config.get_text_config()
+    if "flash" in str(text._attn_implementation):
+        raise ValueError(
+            f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
+        )
+    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
+    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+        raise ValueError(f"positions: original is not known to {text.model_type}, allowed: contiguous")
+
+
+def cuts_images(model: Any) -> bool:
+    """Whether the model's family cuts images into tiles, depending on their sizes."""
+    return "image_sizes" in family_of(model).image_keys
+
+
+def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
+    """Raise ValueError unless stored features are those that the model's tower gives its projector.
+
+    `manifest` is the feature store's. Stored features are of whole images, so that a family that cuts images
+    into tiles is refused.
+    """
+    if cuts_images(model):
+        family = model.config.model_type
+        raise ValueError(f"{family} cuts images into tiles, the stored features are of whole images")
+    stored_layer, (layer, depth) = manifest["layer"], _layer(model)
+    if not isinstance(layer, int) or stored_layer % depth != layer % depth:
+        raise ValueError(f"the stored features are of layer {stored_layer}, the model reads layer {layer}")
+    stored, read = [*manifest["grid"], manifest["width"]], _shape(model)
+    if stored != read:
+        raise ValueError(f"the stored features are {stored} (rows, columns, width), the model reads {read}")
+    if not _may_have_tower(model, manifest.get("fingerprint")):
+        raise ValueError(
+            f"the stored features are of encoder {manifest['encoder']}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has"
+        )
+
+
+def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
+    """How a store's images differ from those that the model's processor makes; empty if they are the same.
+
+    The same tower gives other features for other pixels.
+    """
+    preprocess = manifest["preprocess"]
+    if preprocess is None:
+        return "nothing says how their images were preprocessed"
+    differing = explain_difference(preprocess, describe_preprocessing(processor.image_processor))
+    return differing and f"their images and the model's differ in {differing}"
+
+
+def external_tower_name(config: Any) -> str | None:
+    """Hub id of the tower that the model's folder leaves out; None if the folder holds the tower."""
+    name: str | None = getattr(config, "mm_vision_tower", None)
+    return name
+
+
+def _may_have_tower(model: Any, known: str | None) -> bool:
+    """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
+    own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
+    return known is None or own is None or is_same_tower(known, own)
+
+
+def _name(model: Any) -> str:
+    return str(model.name_or_path or model.config.model_type)
+
+
+def _layer(model: Any) -> tuple[int | list[int], int]:
+    """The layer (or layers) that the model reads, and the offset between negative and positive numbers.
+
+    An external tower is cut off after that layer: negative numbers count from another end in the whole
+    encoder, so that none is equal.
+    """
+    depth = model.config.vision_config.num_hidden_layers + 1
+    return model.config.vision_feature_layer, sys.maxsize if external_tower_name(model.config) else depth
+
+
+def _shape(model: Any) -> list[int]:
+    """Rows, columns and width of the features of a tile that the model's projector reads."""
+    vision, (layer, _) = model.config.vision_config, _layer(model)
+    side = vision.image_size // vision.patch_size
+    return [side, side, vision.hidden_size * (1 if isinstance(layer, int) else len(layer))]
