@@ -72,7 +72,7 @@ micro-dinov2: $(STAMP) $(TRAINING)/features/manifest.json
 $(TRAINING)/features/manifest.json: | $(STAMP)
 	python -m atr.micro.stages.features
 
-# Which layer the preset dinov2-small of atr/config.py is to be read at, into data/micro/probe.json.
+# Which layer the preset dinov2-small of atr/config/presets is to be read at, into data/micro/probe.json.
 micro-probe: $(STAMP)
 	python -m atr.micro.stages.probe
 

@@ -1,8 +1,10 @@
-"""What the framework costs and what reduction gains: ratios of two times, each pair taken in one run.
+"""Overhead of the framework and speed-up by reduction: ratios of two times measured in one run.
 
-- store: every image of a feature store in random order, over the same from one plain safetensors file;
-- step: a step of the pretraining under its LightningModule and Trainer, over one of a bare loop;
-- generate: answers of the micro model from part of the visual tokens, over answers from all of them.
+- store: reading all images of a feature store in random order, relative to one plain safetensors file;
+- step: a pretraining step under LightningModule and Trainer, relative to a plain loop;
+- generate: the micro model's answers from a part of the visual tokens, relative to all of them.
+
+Shapes: see atr.core.tokens; I images.
 """
 
 import tempfile
@@ -34,71 +36,71 @@ from atr.vlm.reduce import reduce
 
 GRID, WIDTH, SHARD = (12, 12), 192, 256
 WARM = 5
-"""Steps of a training that are not counted: the first ones allocate."""
+"""Warm-up steps that are not counted."""
 
 
 def write_store(folder: Path, images: int) -> Tensor:
-    """A store of synthetic features; these features_IND too."""
+    """Write a store of synthetic features, and return these features_IND."""
     generator = torch.Generator().manual_seed(0)
     features_IND = torch.randn(images, GRID[0] * GRID[1], WIDTH, generator=generator).bfloat16()
     writer = ShardWriter(folder, images, SHARD)
     for first in range(0, images, SHARD):
         part = features_IND[first : first + SHARD]
         writer.add(first, [str(first + place) for place in range(len(part))], part)
-    about: dict[str, Any] = {"encoder": "synthetic", "layer": -1, "grid": GRID, "width": WIDTH}
-    write_manifest(folder, **about, parameters={}, shards=writer.shards)
+    encoder: dict[str, Any] = {"encoder": "synthetic", "layer": -1, "grid": GRID, "width": WIDTH}
+    write_manifest(folder, **encoder, parameters={}, shards=writer.shards)
     return features_IND
 
 
-def store(folder: Path, images: int, seconds: float) -> tuple[float, float]:
-    """Milliseconds of a pass over all images: through the store, and from one file."""
+def time_store(folder: Path, images: int, seconds: float) -> tuple[float, float]:
+    """Milliseconds to read all images: from the store, and from one file."""
     plain = folder / "plain.safetensors"
     save_file({"features": write_store(folder, images)}, plain)
     order = torch.randperm(images, generator=torch.Generator().manual_seed(0)).tolist()
 
-    def ours() -> None:
-        opened = FeatureStore.open(folder, verify=False)
-        for place in order:
-            opened[place].float()
+    def read_store() -> None:
+        store = FeatureStore.open(folder, verify=False)
+        for index in order:
+            store[index].float()
 
-    def theirs() -> None:
+    def read_file() -> None:
         with safe_open(plain, framework="pt") as file:
             features_IND = file.get_tensor("features")
-        for place in order:
-            features_IND[place].float()
+        for index in order:
+            features_IND[index].float()
 
-    return milliseconds(ours, seconds), milliseconds(theirs, seconds)
+    return milliseconds(read_store, seconds), milliseconds(read_file, seconds)
 
 
 class Clock(Callback):
-    """When each batch was done."""
+    """Records when each batch ends."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Look at the time."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
 
-def between(ends: Sequence[float]) -> float:
-    """Median milliseconds from one end to the next."""
+def median_step(ends: Sequence[float]) -> float:
+    """Median milliseconds between the ends of consecutive steps, after the warm-up."""
     return 1000 * median(later - earlier for earlier, later in pairwise(ends[WARM:]))
 
 
-def step(folder: Path, steps: int, device: torch.device) -> tuple[float, float]:
-    """Milliseconds of a training step, in float32: under Lightning, and bare."""
+def time_step(folder: Path, steps: int, device: torch.device) -> tuple[float, float]:
+    """Milliseconds of a float32 training step: under Lightning, and in a plain loop."""
     settings = Pretrain(epochs=1, collapse_after=1.0)
     images = round((steps + 1) * settings.batch_size / (1 - settings.validation)) + 1
     write_store(folder, images)
     data = FeatureDataModule(
         FeatureStore.open(folder, verify=False), settings.batch_size, settings.validation, seed=0
     )
-    return lightning(settings, data, device), between(list(bare(settings, data, device)))
+    return train_lightning(settings, data, device), median_step(list(train_plain(settings, data, device)))
 
 
-def lightning(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> float:
-    """As stage pretrain trains, less its logging to MLflow, pictures and checkpoints."""
+def train_lightning(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> float:
+    """Milliseconds of a step as in stage pretrain, without MLflow, pictures and checkpoints."""
     clock = Clock()
     off: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
@@ -108,11 +110,11 @@ def lightning(settings: Pretrain, data: FeatureDataModule, device: torch.device)
         use_distributed_sampler=False, **off,
     )  # fmt: skip
     trainer.fit(AutoencoderTraining(FeatureAutoencoder(WIDTH, GRID), settings, seed=0), datamodule=data)
-    return between(clock.ends)
+    return median_step(clock.ends)
 
 
-def bare(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> Iterator[float]:
-    """When each step of the same batches, loss and optimizer was done."""
+def train_plain(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> Iterator[float]:
+    """End of each step in a plain loop with the same batches, loss and optimizer."""
     net = FeatureAutoencoder(WIDTH, GRID).to(device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate)
     for features_BND in data.train_dataloader():
@@ -129,7 +131,7 @@ def bare(settings: Pretrain, data: FeatureDataModule, device: torch.device) -> I
 
 
 @torch.inference_mode()
-def generate(keep: float, batch: int, seconds: float, device: torch.device) -> tuple[float, float]:
+def time_generate(keep: float, batch: int, seconds: float, device: torch.device) -> tuple[float, float]:
     """Milliseconds of a batch of answers: from the fraction `keep` of the visual tokens, and from all."""
     model, processor = load_vlm(str(Path(__file__).parents[1] / VLMS["micro"].path), torch.float32)
     pages = [world.sample("docs", "validation", index, 0) for index in range(batch)]
@@ -139,34 +141,34 @@ def generate(keep: float, batch: int, seconds: float, device: torch.device) -> t
     inputs = inputs.to(device)
     selector = FeatureSelector(WIDTH, GRID, layer=-1).to(device)
     length: dict[str, Any] = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    part = milliseconds(lambda: model.generate(**reduce(model, inputs, selector, keep), **length), seconds)
-    return part, milliseconds(lambda: model.generate(**inputs, **length), seconds)
+    reduced = milliseconds(lambda: model.generate(**reduce(model, inputs, selector, keep), **length), seconds)
+    return reduced, milliseconds(lambda: model.generate(**inputs, **length), seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one line for each ratio."""
+    """Print one line per ratio."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2048, help="in the store that is read")
-    parser.add_argument("--steps", type=int, default=60, help="of each training")
+    parser.add_argument("--images", type=int, default=2048, help="images of the store")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each training")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
-    parser.add_argument("--batch", type=int, default=32, help="questions answered at a time")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each other measurement, at least")
+    parser.add_argument("--batch", type=int, default=32, help="questions of a batch of answers")
+    parser.add_argument("--seconds", type=float, default=2.0, help="least duration of each other measurement")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     pairs: dict[str, Callable[[Path], tuple[float, float]]] = {
-        "store over a plain file": lambda folder: store(folder, asked.images, asked.seconds),
-        "step over a bare loop's": lambda folder: step(folder, asked.steps, asked.device),
+        "store / plain file": lambda folder: time_store(folder, options.images, options.seconds),
+        "step / plain loop": lambda folder: time_step(folder, options.steps, options.device),
     } | {
-        f"generate from {keep:g} over all": lambda _, keep=keep: generate(
-            keep, asked.batch, asked.seconds, asked.device
+        f"generate from {keep:g} / from all": lambda _, keep=keep: time_generate(
+            keep, options.batch, options.seconds, options.device
         )
-        for keep in asked.keep
+        for keep in options.keep
     }
-    print(device_name(asked.device))
-    for name, take in pairs.items():
+    print(device_name(options.device))
+    for name, measure in pairs.items():
         with tempfile.TemporaryDirectory() as folder:
-            one, other = take(Path(folder))
-        print(f"{name:<28}{one:>12.2f} ms /{other:>12.2f} ms = {one / other:.3f}")
+            time, baseline = measure(Path(folder))
+        print(f"{name:<28}{time:>12.2f} ms /{baseline:>12.2f} ms = {time / baseline:.3f}")
 
 
 if __name__ == "__main__":

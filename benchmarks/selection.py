@@ -1,7 +1,8 @@
-"""Time of every reducer against tokens N and kept tokens K, on synthetic features.
+"""Time of every reducer for N tokens and K kept tokens, on synthetic features.
 
-Prints milliseconds an image, and them as a ratio to the paper's selector and to one product of all features
-of an image with themselves, (N, D) x (D, N): ratios hold on another machine more than milliseconds do.
+Prints milliseconds per image, and their ratios to the paper's selector and to one product of an image's
+features with themselves, (N, D) x (D, N): ratios carry over to other machines better than milliseconds.
+Shapes: see atr.core.tokens.
 """
 
 import tempfile
@@ -17,14 +18,15 @@ from torch import Tensor
 from atr.core.timing import device_name, milliseconds
 from atr.core.tokens import budget
 from atr.reduction import EncoderOutput, FeatureSelector, Merger, Reducer
-from atr.reduction.registry import build_reducer, built_in_names
+from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.registry import build_reducer, built_in_names, placeholder
 
 PATCH = 14
 COLUMNS = "{:<20}{:>8}{:>8}{:>12}{:>12}{:>12}"
 
 
-def synthetic(side: int, width: int, images: int, device: torch.device) -> EncoderOutput:
-    """All that any reducer reads, of a square grid, by the suffixes of the fields' names."""
+def make_input(side: int, width: int, images: int, device: torch.device) -> EncoderOutput:
+    """Random values in every tensor field of EncoderOutput, of the shape in its suffix; a square grid."""
     generator, tokens = torch.Generator().manual_seed(0), side * side
     shapes = {
         "BN": (images, tokens),
@@ -43,20 +45,20 @@ def synthetic(side: int, width: int, images: int, device: torch.device) -> Encod
 
 
 def select(reducer: Reducer, encoded: EncoderOutput, count: int) -> object:
-    """A selection as of an image never seen before: some reducers remember the last ones' scores."""
+    """Select from a new EncoderOutput, as some reducers cache the scores of the last one."""
     encoded = replace(encoded)
     return reducer.merge(encoded, count) if isinstance(reducer, Merger) else reducer(encoded, count)
 
 
-def rows(
+def time_reducers(
     names: Sequence[str], side: int, width: int, keep: Sequence[float], images: int, seconds: float,
     device: torch.device,
 ) -> Iterator[tuple[str, int, int, float, float, float]]:  # fmt: skip
-    """Name, N, K, milliseconds an image, and these over the selector's and over the product's."""
-    encoded = synthetic(side, width, images, device)
+    """Name, N, K, milliseconds per image, and their ratios to the selector's and to the product's."""
+    encoded = make_input(side, width, images, device)
     features_BND = encoded.features_BND
     product = milliseconds(lambda: features_BND @ features_BND.mT, seconds)
-    # The hub's loader prints.
+    # Loading from the hub prints.
     with tempfile.TemporaryDirectory() as folder, device, redirect_stdout(None):
         FeatureSelector(width, (side, side), heads=width // 64).save_pretrained(folder)
         reducers = {name: build_reducer(name, 0, folder) for name in ("selector", *names)}
@@ -73,21 +75,23 @@ def rows(
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table."""
-    choices = sorted(set(built_in_names()) - {"full", "none", "selector", "fastv", "pyramiddrop"})
+    built = {name: build_reducer(name, 0, placeholder()) for name in built_in_names()}
+    before = {name for name, reducer in built.items() if not isinstance(reducer, LayerReducer)}
+    choices = sorted(before - {"full", "none", "selector"})
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--reducers", nargs="*", choices=choices, default=choices)
-    parser.add_argument("--sides", nargs="+", type=int, default=[12, 24], help="rows and columns of the grid")
-    parser.add_argument("--width", type=int, default=1024, help="of a feature, a multiple of 64")
+    parser.add_argument("--sides", nargs="+", type=int, default=[12, 24], help="rows (= columns) of the grid")
+    parser.add_argument("--width", type=int, default=1024, help="width of a feature, a multiple of 64")
     parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
-    parser.add_argument("--batch", type=int, default=1, help="images at a time")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement, at least")
+    parser.add_argument("--batch", type=int, default=1, help="images per batch")
+    parser.add_argument("--seconds", type=float, default=0.5, help="least duration of each measurement")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args(arguments)
-    print(f"{device_name(asked.device)}, width {asked.width}, batch {asked.batch}")
+    options = parser.parse_args(arguments)
+    print(f"{device_name(options.device)}, width {options.width}, batch {options.batch}")
     print(COLUMNS.format("reducer", "N", "K", "ms/image", "x selector", "x product"))
-    for side in asked.sides:
-        shape = side, asked.width, asked.keep, asked.batch, asked.seconds, asked.device
-        for name, tokens, kept, *times in rows(asked.reducers, *shape):
+    for side in options.sides:
+        settings = side, options.width, options.keep, options.batch, options.seconds, options.device
+        for name, tokens, kept, *times in time_reducers(options.reducers, *settings):
             print(COLUMNS.format(name, tokens, kept, *(f"{time:.3f}" for time in times)))
 
 

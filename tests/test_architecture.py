@@ -62,7 +62,7 @@ HOMES = {
 # What a part must have under the same name as every other part of its kind.
 INTERFACES = {
     "main", "build", "examples", "score",
-    "BUDGET", "DRAWS", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
+    "BUDGET", "DRAWS", "FAMILY", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_a_light_part_reaches_no_torch(light):
         "atr.vlm.reduce",
         "atr.vlm.input_checks",
         "atr.reduction.selector",
-        "atr.integrations.lmms_eval.answering",
+        "atr.integrations.lmms_eval.reduced_vlm",
     ],
 )
 def test_the_library_needs_no_package_of_the_pipeline(module):

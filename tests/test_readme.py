@@ -1,7 +1,8 @@
-"""What README tells a user to type is run as it is printed."""
+"""README: its length, its first screen, its numbers, and the lines of library use as printed."""
 
+import json
 import re
-import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,43 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+
+
+def test_it_has_at_most_900_words():
+    assert len(README.split()) <= 900
+
+
+def test_the_first_screen_has_picture_number_code_and_commands_in_order():
+    marks = (
+        "docs/kept-tokens.png",
+        "**With half",
+        "```python",
+        "`keep` is",
+        "make reproduce",
+        "make test",
+        "**Cost.**",
+    )
+    places = [README.index(mark) for mark in marks]
+    assert places == sorted(places) and README.index("## ") > places[-1]
+    assert README[: places[-1]].count("\n") < 45
+
+
+def test_its_numbers_are_those_of_the_committed_report():
+    """`experiments/report` may hold a reader's own results: the numbers are those of the commit."""
+    scores = {}
+    for group in ("text", "general"):
+        path = f"experiments/report/{group}.json"
+        shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
+        if shown.returncode:
+            pytest.skip(f"git shows no {path}")
+        scores[group] = json.loads(shown.stdout)
+    keys = ("full", "distilled@.5", "selector@.5", "random@.5")
+    for group, score in scores.items():
+        row = " | ".join(f"{score[key]:.3f}".lstrip("0") for key in keys)
+        assert f"| {group} group | {row} |" in README
+    bold = re.search(r"\*\*With half.*?\*\*", README, flags=re.DOTALL)[0]
+    expected = [f"{100 * scores['text'][key]:.1f}" for key in ("distilled@.5", "full", "random@.5")]
+    assert re.findall(r"([\d.]+) %", bold) == expected
 
 
 def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
@@ -32,48 +70,12 @@ def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
         ),
     )
     image = world.sample("docs", "evaluate", 0, 0).image
-    exec(example, {"model": model, "processor": processor, "image": image, "prompt": "<image> total"})
+    names = {"model": model, "processor": processor, "image": image, "prompt": "<image> total"}
+    exec(example, names)
     assert lengths[0] == 1 + round(0.4 * 144) + 1, (
         "the language model sees <s>, 40 % of 144 tokens, the question"
     )
-
-
-COMMANDS = re.findall(r"^atr (.*)$", README.replace("\\\n", ""), flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
-def test_an_atr_command_runs_as_printed(line, tmp_path, monkeypatch, capsys):
-    from atr import config
-    from atr.cli import main as command
-
-    for name in ("experiments", "data"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    monkeypatch.chdir(tmp_path)
-    command.main(shlex.split(line))
-    assert capsys.readouterr().out
-    if "--set" in line:
-        flat = config.flat()
-        assert flat["trainer.devices"] * flat["pretrain.batch_size"] == 32, "as many images a step as on one"
-
-
-def test_the_table_of_peers_says_which_take_no_tiles():
-    from atr import config
-
-    rows = re.findall(r"^\| \[\w+\.py\]\(.*?\) \|(.*)\|(.*)\|$", README, flags=re.MULTILINE)
-    tiled, whole = (set(re.findall(r"`([\w-]+)`", " ".join(column))) for column in zip(*rows, strict=True))
-    assert whole == set(config.ONE_TILE)
-    every = {*config.REDUCERS, *config.SELECTORS, *config.DISTILLED} - {"full", "none"}
-    assert tiled - {"keep"} == every - whole
-
-
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!http)[^)#]+)\)", README))))
-def test_what_readme_links_to_is_there(path):
-    assert (ROOT / path).exists()
-
-
-@pytest.mark.parametrize(
-    "target", sorted(set(re.findall(r"`make (\w+)`|^make (\w+)", README, flags=re.MULTILINE)))
-)
-def test_what_readme_makes_is_a_target(target):
-    assert re.search(rf"^{''.join(target)}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    library = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), flags=re.DOTALL)
+    for block in library:
+        exec(block, names)
+    assert names["reduced"].kept[0].tokens == 58

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rapidfuzz.distance import Levenshtein
 
 
-def normalise(text: str) -> str:
+def normalise_answer(text: str) -> str:
     """Lower the case, strip both ends, and replace each run of white space by one blank."""
     return " ".join(text.lower().split())
 
@@ -22,7 +22,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     0.0
     """
     check_answers(answers)
-    return float(normalise(prediction) in map(normalise, answers))
+    return float(normalise_answer(prediction) in map(normalise_answer, answers))
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
@@ -43,8 +43,8 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     0.875
     """
     check_answers(answers)
-    words = normalise(prediction)
-    distance = min(Levenshtein.normalized_distance(words, normalise(answer)) for answer in answers)
+    words = normalise_answer(prediction)
+    distance = min(Levenshtein.normalized_distance(words, normalise_answer(answer)) for answer in answers)
     return 1.0 - distance if distance < threshold else 0.0
 
 

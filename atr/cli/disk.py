@@ -1,4 +1,4 @@
-"""Disks: what is free on them, and whether DVC's cache holds a second copy of what a stage has left."""
+"""Free disk space, and whether DVC's cache holds a second copy of each output."""
 
 import os
 import shutil
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE = Path(".dvc/cache")
-"""Where DVC keeps its cache unless it is told otherwise."""
+"""DVC's default cache."""
 
 
 @dataclass(frozen=True)
 class Disks:
-    """The disk that outputs are written to and the one of DVC's cache, seen before anything is written."""
+    """The disks of the outputs and of DVC's cache, before anything is written."""
 
     data: Path
     """Folder of the outputs; it need not exist."""
     cache: Path
     """Folder of DVC's cache; it need not exist."""
     linked: bool
-    """Whether an output and its copy in the cache are one file."""
+    """Whether an output and its copy in the cache share their bytes, by links."""
     data_free: int
     """Free bytes."""
     cache_free: int
@@ -28,7 +28,7 @@ class Disks:
     """Whether both folders are on one file system."""
 
 
-def look(data: Path, root: Path = Path()) -> Disks:
+def inspect_disks(data: Path, root: Path = Path()) -> Disks:
     """The disks of `data` and of the cache of the DVC repository in `root`.
 
     Raises ValueError naming DVC's configuration if it cannot be read.
@@ -45,7 +45,7 @@ def look(data: Path, root: Path = Path()) -> Disks:
 
 
 def _cache(root: Path) -> tuple[Path, list[str]]:
-    """Folder and link types of DVC's cache, of all levels of its configuration."""
+    """Folder and link types of DVC's cache, from all levels of its configuration."""
     from dvc.config import Config
     from dvc.exceptions import DvcException
 
@@ -54,12 +54,12 @@ def _cache(root: Path) -> tuple[Path, list[str]]:
         cache = Config(dvc_dir=str(folder))["cache"]
     except DvcException as error:
         raise ValueError(f"{folder}: {' '.join(str(error).split())}") from error
-    # Configured folders come absolute: DVC resolves them against the file they stand in.
+    # DVC makes configured folders absolute, relative to their configuration file.
     return Path(folder, cache.get("dir", CACHE.name)), list(cache.get("type") or ())
 
 
 def _hard_links(here: Path, there: Path) -> bool:
-    """Whether a file here can be linked there: tried, as bind mounts of one disk refuse what others take."""
+    """Whether a file here can be hard-linked there; tried, as bind mounts of one disk refuse it."""
     try:
         with (
             tempfile.NamedTemporaryFile(dir=_existing(here), prefix=".atr-") as file,

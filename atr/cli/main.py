@@ -51,8 +51,8 @@ def _plan(options: Namespace) -> None:
     from atr.cli import disk, plan
     from atr.stages import PRETRAIN_FEATURES
 
-    costs = plan.load(options.params)
-    disks = disk.look(PRETRAIN_FEATURES.parents[1])
+    costs = plan.load_plan(options.params)
+    disks = disk.inspect_disks(PRETRAIN_FEATURES.parents[1])
     print("\n".join(plan.lines(costs, disks)))
     for warning in plan.warnings(costs, disks):
         print(f"warning: {warning}", file=sys.stderr)

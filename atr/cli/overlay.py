@@ -1,6 +1,6 @@
-"""Lays a file of parameters over params.yaml: values change there, comments and order stay.
+"""Writes the values of an experiment's file into params.yaml and keeps its comments and order.
 
-DVC sees an edited file, so `dvc repro` and `dvc exp run` run what the new values concern.
+`dvc repro` and `dvc exp run` then rerun the stages that declare a changed value.
 """
 
 import re
@@ -25,7 +25,7 @@ Changes = dict[str, tuple[Any, Any]]
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null out, where ruamel leaves the place empty."""
+    """Writes `null`, where ruamel writes nothing."""
 
     def represent_none(self, data: None) -> ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:null", "null")
@@ -37,8 +37,8 @@ _Representer.add_representer(type(None), _Representer.represent_none)
 def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = "params.yaml") -> Changes:
     """Write the values of `overlay`, and of `settings` ("section.key=value", which win), into `path`.
 
-    Returns what has changed. Raises ConfigError, one line with key, value and what is allowed, if the outcome
-    is no valid parameter file; `path` is then as it was, as it also is after any other failure.
+    Returns the changed values. Raises ConfigError, one line with key, value and what is allowed, if the
+    result is no valid parameter file. After any failure `path` is unchanged.
     """
     before = config.flat(path)
     changes = _merged(config.read(overlay), settings)
@@ -69,7 +69,7 @@ def _merged(overlay: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def _round_trip() -> YAML:
-    """The parser whose trees remember the comments; lines are never folded."""
+    """A parser whose trees keep comments; it never folds lines."""
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
@@ -88,7 +88,7 @@ def _lay(section: CommentedMap, changes: Mapping[str, Any]) -> None:
 
 
 def _styled(value: Any, old: Any) -> Any:
-    """A list in the style of the one it replaces, with the comment that follows that one's last item."""
+    """The value; text quoted if need be, a list in the style of the old one with the comment at its end."""
     if isinstance(value, str):
         return _quoted(value)
     if not isinstance(value, list):
@@ -103,12 +103,12 @@ def _styled(value: Any, old: Any) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """In quotes if YAML 1.1 would read another type (`yes`); ruamel writes YAML 1.2."""
+    """The text, in quotes if YAML 1.1 would read it as another type (`yes`); ruamel writes YAML 1.2."""
     return SingleQuotedScalarString(text) if pyyaml.safe_dump(text).startswith("'") else text
 
 
 def _move_comment(section: CommentedMap, key: str) -> None:
-    """Put the comment beside a value two spaces behind the new one, where ruamel would hold its column."""
+    """Put the comment two spaces after the new value; ruamel would keep its column."""
     *_, beside, _ = section.ca.items.get(key) or (None, None)
     if beside is not None and beside.value.startswith("#"):
         beside.start_mark.column = 0  # ruamel's minimum is one space

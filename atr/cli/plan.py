@@ -1,25 +1,26 @@
-"""What the current parameters will cost, told before anything heavy is loaded: no weights, no torch."""
+"""Estimates the cost of the current parameters without loading weights or torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from atr import config
 from atr.cli.disk import Disks
 from atr.config.distill import Distill
 from atr.config.evaluate import Evaluate
+from atr.config.loader import pipeline, validate
 from atr.config.prepare import Prepare
 from atr.config.presets import EncoderPreset, VlmPreset
 from atr.config.pretrain import Pretrain
 from atr.config.robustness import Robustness
 from atr.config.selector_training import SelectorTraining
 from atr.config.trainer import Trainer
+from atr.core import catalog
 from atr.core.files import read_json
 
 FEATURE_BYTES = 2
-"""Of one channel in the feature store: bfloat16."""
-QUESTIONS = {
+"""Bytes per channel in the feature store: bfloat16."""
+BENCHMARK_QUESTIONS = {
     "textvqa": 5_000,
     "docvqa": 5_349,
     "infovqa": 2_801,
@@ -31,51 +32,50 @@ QUESTIONS = {
     "mmstar": 1_500,
     "scienceqa": 2_017,
 }
-"""Questions of the paper's benchmarks in the splits that are read, as their files of atr/benchmarks say."""
+"""Questions of the paper's benchmarks in the splits used, as their files in atr/benchmarks state."""
 IMAGES = {"gqa": 398}
-"""Distinct images where they are known to be fewer than the questions."""
+"""Distinct images, where there are known to be fewer than questions."""
 ROTATIONS = {"mmbench": 4}
-"""Times that one question is asked at most, with its choices in another order."""
+"""Most orders of its choices in which one question is asked."""
 SOURCES = {"micro": None, "coco": 117_266}
-"""Pretraining images that a source has; None: as many as are asked for."""
+"""Pretraining images that a source has; None: no limit."""
 SHRUNK = {"llava-onevision-7b": 10}
-"""Tiles whose tokens LLaVA-OneVision reads at most where it shrinks its grid: `anyres_max_9` and the base."""
+"""Most tiles' worth of tokens that LLaVA-OneVision reads where it shrinks its grid: `anyres_max_9` and the
+base."""
 PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
-"""Of a prepared image; of COCO's, the most frequent size."""
+"""Pixels of a prepared image; for COCO, of the most frequent size."""
 PNG_BYTES = 1.7
-"""Of a pixel in a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
+"""Bytes per pixel of a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
 DEPLOYMENTS = 17
-"""Times that stage robustness answers its questions: the reference, and each of `atr.vlm.variants`."""
-NOT_DEPLOYED = ("random", "fastv", "pyramiddrop")
-"""Reducers that it leaves out: no choice, or one inside the language model."""
+"""Deployments in stage robustness: the reference and each of `atr.vlm.variants`."""
 RESTORED = 4
-"""Restorations of a validation image: from the hard mask, and from the top K at three kept fractions."""
+"""Reconstructions of a validation image: from the hard mask, and from the top K at three kept fractions."""
 
 
 @dataclass(frozen=True)
-class Features:
-    """What an encoder makes of one image: N tokens of D channels."""
+class FeatureShape:
+    """Shape of one image's features: N tokens of D channels."""
 
     tokens: int
     width: int
 
     @property
     def bytes(self) -> int:
-        """Size of one image in the feature store."""
+        """Size in the feature store."""
         return self.tokens * self.width * FEATURE_BYTES
 
 
 KNOWN = {
-    "openai/clip-vit-large-patch14-336": Features(24 * 24, 1024),
-    "openai/clip-vit-large-patch14": Features(16 * 16, 1024),
-    "google/siglip-so400m-patch14-384": Features(27 * 27, 1152),
-    "facebook/dinov2-small": Features(16 * 16, 384),
-    "facebook/dinov2-base": Features(16 * 16, 768),
+    "openai/clip-vit-large-patch14-336": FeatureShape(24 * 24, 1024),
+    "openai/clip-vit-large-patch14": FeatureShape(16 * 16, 1024),
+    "google/siglip-so400m-patch14-384": FeatureShape(27 * 27, 1152),
+    "facebook/dinov2-small": FeatureShape(16 * 16, 384),
+    "facebook/dinov2-base": FeatureShape(16 * 16, 768),
 }
-"""Encoders of the hub, with the images as their own processors give them."""
+"""Shapes for encoders of the hub, on images from their own processors."""
 
 
-def features_of(path: str) -> Features | None:
+def features_of(path: str) -> FeatureShape | None:
     """Tokens and width of an encoder by its hub id or from the files of its folder; None if unknown."""
     name = path.partition("@")[0]  # a revision does not change the shape
     if name in KNOWN or not Path(path).is_dir():
@@ -85,13 +85,13 @@ def features_of(path: str) -> Features | None:
         vision = tree.get("vision_config", tree)
         height, width = _arriving(Path(path)) or _pair(vision["image_size"])
         down, right = _pair(vision["patch_size"])
-        return Features((height // down) * (width // right), vision["hidden_size"])
+        return FeatureShape((height // down) * (width // right), vision["hidden_size"])
     except (KeyError, TypeError, ValueError):  # no such file or key: some other kind of model
         return None
 
 
 def _arriving(folder: Path) -> tuple[int, int] | None:
-    """(height, width) of what the folder's image processor gives; None if it does not say."""
+    """(height, width) of the images that the folder's image processor returns; None if it does not say."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             tree = read_json(folder / name)
@@ -112,9 +112,9 @@ def _pair(sides: Any) -> tuple[int, int]:
 class Autoencoder:
     """Sizes of selector and reconstructor at width D, of `pretrain.layers` layers each.
 
-    A layer has weights of 4 D^2 (query, key, value, out) and 2 D F (feed-forward), F = ffn_ratio D, their
-    biases 5 D + F, and two norms of 2 D. A trunk adds a norm and a head of O outputs, D O + O: O is 1 in the
-    selector, D in the reconstructor. The vector E_masked has D.
+    A layer has weights of 4 D^2 (query, key, value, out) and 2 D F (feed-forward), F = ffn_ratio D, biases of
+    5 D + F, and two norms of 2 D. A norm and a head of O outputs follow, D O + O: O is 1 in the selector, D
+    in the reconstructor. The vector E_masked has D.
     """
 
     width: int
@@ -123,34 +123,34 @@ class Autoencoder:
 
     @classmethod
     def of(cls, pretrain: Pretrain, width: int) -> "Autoencoder":
-        """The one that these parameters make on features of that width."""
+        """The autoencoder of these parameters on features of that width."""
         return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
 
     @property
     def selector(self) -> int:
         """Parameters of the selector."""
-        return self._trunk(1)
+        return self._with_head(1)
 
     @property
     def reconstructor(self) -> int:
         """Parameters of the reconstructor."""
-        return self._trunk(self.width)
+        return self._with_head(self.width)
 
     @property
     def parameters(self) -> int:
-        """All that are trained."""
+        """All trained parameters."""
         return self.selector + self.reconstructor + self.width
 
-    def _trunk(self, outputs: int) -> int:
+    def _with_head(self, outputs: int) -> int:
         width, hidden = self.width, self.hidden
         layer = 4 * width**2 + 2 * width * hidden + 9 * width + hidden
         return self.layers * layer + 2 * width + (width + 1) * outputs
 
     def forward_flops(self, tokens: int, outputs: int) -> int:
-        """FLOPs of one image of N tokens through a trunk of O outputs, a multiplication and an addition each.
+        """FLOPs of one image of N tokens with a head of O outputs; a multiply-add counts as two.
 
-        N (layers (8 D^2 + 4 D F + 4 N D) + 2 D O): two for every weight of the linear layers and every token,
-        and 2 N D each for the scores and for the mixing of attention. Norms, softmax and biases are left out.
+        N (layers (8 D^2 + 4 D F + 4 N D) + 2 D O): two per token for every weight of the linear layers, and
+        2 N D per token for each of attention's two matrix products. Norms, softmax and biases are left out.
         """
         width = self.width
         layer = 8 * width**2 + 4 * width * self.hidden + 4 * tokens * width
@@ -168,7 +168,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of a pipeline, from its parameters alone; `features` is None where the encoder is unknown."""
+    """The costs of a pipeline from its parameters; `features` is None where the encoder is unknown."""
 
     encoder: EncoderPreset
     vlm: VlmPreset
@@ -178,62 +178,62 @@ class Plan:
     distill: Distill
     evaluate: Evaluate
     robustness: Robustness
-    features: Features | None
+    features: FeatureShape | None
 
     @property
     def questions(self) -> dict[str, int]:
-        """Questions of each benchmark, the most there can be."""
-        asked = self.prepare.questions
+        """Most questions of each benchmark."""
+        limit = self.prepare.questions
         return {
-            name: min(QUESTIONS.get(name, asked), asked * ROTATIONS.get(name, 1))
-            for name in self.prepare.benchmarks
+            name: min(BENCHMARK_QUESTIONS.get(name, limit), limit * ROTATIONS.get(name, 1))
+            for name in self.prepare.names
         }
 
     @property
     def evaluation_images(self) -> int:
-        """Distinct images of the questions, at most; MMMU's second and further ones are not counted."""
+        """Most distinct images of the questions; MMMU's second and further images are not counted."""
         return sum(min(count, IMAGES.get(name, count)) for name, count in self.questions.items())
 
     @property
     def trials(self) -> dict[str, int]:
         """Times that each reducer answers every question."""
-        asked = self.evaluate
-        return {name: self._trials(name) for name in asked.names}
+        return {name: self._trials(name) for name in self.evaluate.names}
 
     def _trials(self, reducer: str) -> int:
         if reducer not in self.evaluate.budgeted:
             return 1
-        return len(self.evaluate.keep) * (self.evaluate.random_seeds if reducer == "random" else 1)
+        draws = self.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
+        return len(self.evaluate.keep) * draws
 
     @property
     def answers(self) -> int:
-        """Answers the vision-language model gives."""
+        """Answers that the vision-language model generates in stage evaluate."""
         return sum(self.questions.values()) * sum(self.trials.values())
 
     @property
     def compared_answers(self) -> int:
-        """Those it gives beside these in stage robustness, at most: with all tokens, and with fewer."""
-        asked = self.robustness.questions
-        questions = sum(min(count, asked * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
-        reducers = [name for name in self.evaluate.budgeted if name not in NOT_DEPLOYED]
+        """Most answers that it generates in stage robustness, with all tokens and with fewer."""
+        limit = self.robustness.questions
+        questions = sum(min(count, limit * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
+        reducers = [name for name in self.evaluate.budgeted if not catalog.reducer_traits(name).draws]
         return questions * (1 + len(reducers) * len(self.robustness.keep)) * DEPLOYMENTS
 
     @property
     def split(self) -> tuple[int, int]:
-        """Images that are trained on, and held out of it."""
+        """Training and validation images of stage pretrain."""
         held_out = max(1, round(self.pretrain.validation * self.prepare.images))
         return self.prepare.images - held_out, held_out
 
     @property
     def processes(self) -> int:
-        """Devices of all machines; 1 where their number is left to the machine."""
+        """Devices of all machines; 1 where `trainer.devices` leaves their number to the machine."""
         devices = self.trainer.devices
         count = len(devices) if isinstance(devices, list) else devices
         return count * self.trainer.num_nodes if isinstance(count, int) and count > 0 else 1
 
     @property
     def steps(self) -> int:
-        """Optimizer steps: of its share of the images each device leaves the last, incomplete batch out."""
+        """Optimizer steps; each device drops the last, incomplete batch of its share of the images."""
         return self.pretrain.epochs * (self.split[0] // self.processes // self.pretrain.batch_size)
 
     @property
@@ -243,29 +243,20 @@ class Plan:
 
     @property
     def stored_bytes(self) -> int:
-        """What is written below data/: features of all images, and the estimate of the prepared ones."""
+        """Bytes written below data/: features of all images, and the estimate of the prepared images."""
         size = self.features.bytes if self.features else 0
         return (self.prepare.images + self.evaluation_images) * size + self.prepared_bytes
 
 
-def load(path: str | Path = "params.yaml") -> Plan:
-    """The plan of a parameter file; raises ConfigError for one that no stage would take."""
-    trained, evaluated = config.load("pretrain", path), config.load("evaluate", path)
-    return Plan(
-        encoder=trained.encoder,
-        vlm=evaluated.vlm,
-        trainer=trained.trainer,
-        prepare=config.load("prepare", path).prepare,
-        pretrain=trained.pretrain,
-        distill=config.load("distill", path).distill,
-        evaluate=evaluated.evaluate,
-        robustness=config.load("robustness", path).robustness,
-        features=features_of(trained.encoder.path),
-    )
+def load_plan(path: str | Path = "params.yaml") -> Plan:
+    """The plan of a parameter file; raises ConfigError as the stages do."""
+    values = validate(path, pipeline())
+    parameters = {field.name: values[field.name] for field in fields(Plan) if field.name in values}
+    return Plan(**parameters, features=features_of(values["encoder"].path))
 
 
 def lines(plan: Plan, disks: Disks) -> Iterator[str]:
-    """The plan as text, one cost a line."""
+    """The plan as text, one cost per line."""
     questions, images = plan.questions, plan.evaluation_images
     yield f"encoder      {plan.encoder.name}: {_shape(plan.features)}"
     yield f"vlm          {plan.vlm.name}: {_tiles(plan)}"
@@ -296,7 +287,7 @@ def lines(plan: Plan, disks: Disks) -> Iterator[str]:
     yield f"disk         {_size(plan.stored_bytes)} in {disks.data} {copies}; free: {_free(disks)}"
 
 
-def _training(plan: Plan, features: Features) -> Iterator[str]:
+def _training(plan: Plan, features: FeatureShape) -> Iterator[str]:
     size = Autoencoder.of(plan.pretrain, features.width)
     training, validation = plan.split
     flops = plan.pretrain.epochs * size.training_flops(features.tokens, training, validation)
@@ -312,7 +303,7 @@ def _training(plan: Plan, features: Features) -> Iterator[str]:
 
 
 def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
-    """What a stage will refuse or the disk will not hold; nothing of it stops the plan."""
+    """What a stage would refuse or the disk cannot hold, and what the plan leaves out."""
     source = plan.prepare.source
     held = SOURCES.get(source)
     if held and plan.prepare.images > held:
@@ -327,13 +318,13 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
     if source not in PIXELS:
         yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
-    if set(plan.prepare.benchmarks) & set(QUESTIONS):
+    if set(plan.prepare.names) & set(BENCHMARK_QUESTIONS):
         yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
 
 
 def _misfits(plan: Plan, width: int) -> Iterator[str]:
-    """Selectors that cannot be made for features of that width."""
+    """Selectors that do not fit features of that width."""
     recipes: dict[str, SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
     for name, recipe in recipes.items():
         if width % recipe.heads:
@@ -361,14 +352,14 @@ def _free(disks: Disks) -> str:
     return f"{_size(disks.data_free)}, and {_size(disks.cache_free)} on the disk of {disks.cache}"
 
 
-def _shape(features: Features | None) -> str:
+def _shape(features: FeatureShape | None) -> str:
     if not features:
         return "unknown tokens and width"
     return f"{features.tokens:,} tokens of {features.width:,} channels an image"
 
 
 def _tiles(plan: Plan) -> str:
-    """What the language model reads of an image with all tokens, newlines left out."""
+    """Tokens per image that the language model reads with all tokens kept, newlines not counted."""
     name, tiles = plan.vlm.name, plan.vlm.tiles
     if plan.vlm.encoder is None or not plan.features:
         return "unknown tokens an image"
@@ -377,7 +368,7 @@ def _tiles(plan: Plan) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes in a unit that leaves one to three digits before the point; powers of 1000, as disks are sold."""
+    """Bytes with one to three digits before the point, in powers of 1000."""
     value, unit = float(count), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

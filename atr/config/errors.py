@@ -40,7 +40,7 @@ def refusal(value: object, allowed: str, key: str = "", problem: str = OUT_OF_RA
 
 def wrong_type(key: str, value: object, hint: Any) -> ConfigError:
     """The error of a value that its field's type does not take."""
-    return failure(key, value, "has a wrong type", describe(hint))
+    return failure(key, value, "has a wrong type", describe_type(hint))
 
 
 def from_validation(error: ValidationError, kind: type, prefix: str) -> ConfigError:
@@ -54,7 +54,7 @@ def from_validation(error: ValidationError, kind: type, prefix: str) -> ConfigEr
     name = str(first["loc"][0])
     hint = get_type_hints(kind, include_extras=True)[name]
     if first["type"] == "missing":
-        return ConfigError(f"{prefix}{name}: missing, allowed: {describe(hint)}")
+        return ConfigError(f"{prefix}{name}: missing, allowed: {describe_type(hint)}")
     if first["type"] in _BOUNDS:
         return failure(f"{prefix}{name}", value, OUT_OF_RANGE, _bounds(kind, name))
     if first["type"] == "literal_error":
@@ -68,16 +68,16 @@ def choices(hint: Any) -> tuple[Any, ...]:
     return get_args(plain) if get_origin(plain) is Literal else ()
 
 
-def describe(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A field's type in words: `int`, `list[float]`, `int | None`, or its choices."""
     if get_origin(hint) is Annotated:
-        return describe(get_args(hint)[0])
+        return describe_type(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return join(get_args(hint))
     if get_origin(hint) is list:
-        return f"list[{describe(get_args(hint)[0])}]"
+        return f"list[{describe_type(get_args(hint)[0])}]"
     if get_args(hint):
-        return " | ".join(describe(part) for part in get_args(hint))
+        return " | ".join(describe_type(part) for part in get_args(hint))
     return "None" if hint is type(None) else str(getattr(hint, "__name__", hint))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar, get_type_hints
 
 from pydantic import ValidationError
 
-from atr.config.errors import ConfigError, abridge, describe, failure, from_validation, join, wrong_type
+from atr.config.errors import ConfigError, abridge, describe_type, failure, from_validation, join, wrong_type
 from atr.config.reading import read
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ class ParameterFile:
     def keys(self) -> tuple[str, ...]:
         """The top-level keys."""
         return (*(field.name for field in fields(self.common)), *self.sections)
+
+
+class SectionFields(SimpleNamespace):
+    """The fields of a section that a stage declares one by one, read-only."""
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"{name}: parameters are read-only")
 
 
 class Params:
@@ -126,7 +133,7 @@ def _plain(value: Any) -> Any:
     """A section as a dict, a preset as its name."""
     if isinstance(value, int):
         return value
-    if isinstance(value, SimpleNamespace):
+    if isinstance(value, SectionFields):
         return dict(vars(value))
     # Presets alone have a name; their module is a dependency only of the stages that have one.
     return value.name if hasattr(value, "name") else asdict(value)
@@ -155,8 +162,8 @@ def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, A
     for key in keys:
         section, _, name = key.partition(".")
         if name:
-            fields_alone = declared.setdefault(section, SimpleNamespace())
-            setattr(fields_alone, name, getattr(everything[section], name))
+            known = vars(declared.get(section, SectionFields()))
+            declared[section] = SectionFields(**known, **{name: getattr(everything[section], name)})
         else:
             declared[section] = everything[section]
     return declared
@@ -202,7 +209,7 @@ def build(kind: type[Section], prefix: str, values: Any) -> Section:
         if name not in allowed:
             raise failure(f"{prefix}{name}", value, "is an unknown key", join(allowed))
         if not _is_literal(value):
-            written_out = f"{describe(hints[name])}, written out"
+            written_out = f"{describe_type(hints[name])}, written out"
             raise failure(f"{prefix}{name}", value, "is not a value", written_out)
         if _is_nested(value):
             raise wrong_type(f"{prefix}{name}", value, hints[name])
@@ -227,7 +234,7 @@ def _is_literal(value: object) -> bool:
 
 def _unquoted(value: Any, hint: Any) -> Any:
     """Numbers in quotes as numbers, in fields that take no text."""
-    kind = describe(hint)
+    kind = describe_type(hint)
     if isinstance(value, list) and kind in ("list[int]", "list[float]"):
         return [_unquoted(item, float if "float" in kind else int) for item in value]
     if isinstance(value, str) and kind in ("int", "float", "int | None"):

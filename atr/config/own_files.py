@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atr.config.errors import join, refusal
 
-_PATH = re.compile(r"\w[\w-]*(/\w[\w-]*)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 ALLOWED = "a path in the project without .py, e.g. my_package/my_module for my_package/my_module.py"
 
 

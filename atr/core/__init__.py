@@ -1,1 +1,1 @@
-"""What every other package stands on: tokens, files, hardware, tracking; no model."""
+"""The floor below every other package: tokens, files, hardware, tracking; no models."""

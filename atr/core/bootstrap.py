@@ -1,39 +1,25 @@
-"""What a mean over questions is a mean of, and which of them its bootstrap draws."""
+"""Bootstrap over questions: resampling units and percentile intervals."""
 
 import zlib
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atr.core.records import Row
+
 Floats = NDArray[np.float64]
 INTERVAL = (2.5, 97.5)
-"""Percentiles of the resampled means: a 95 % interval."""
+"""Percentiles of the resampled means that bound a 95 % interval."""
 
 
-class Line(Protocol):
-    """What is read of an answer to one question under one seed."""
+def by_unit(rows: Iterable[Row]) -> dict[str, list[list[Row]]]:
+    """The rows of each resampling unit, as a list by seed of lists by question, in order of first appearance.
 
-    @property
-    def id(self) -> str:
-        """Name of the question."""
-
-    @property
-    def unit(self) -> str:
-        """Name shared by the questions that count only together; empty if it counts alone."""
-
-    @property
-    def seed(self) -> int | None:
-        """Of the reducer; None if it draws nothing."""
-
-
-L = TypeVar("L", bound=Line)
-
-
-def by_unit(rows: Iterable[L]) -> dict[str, list[list[L]]]:
-    """For each unit its rows by seed and then question, all of them in the order of their first row."""
+    A unit is a set of questions that count only together, or a single question.
+    """
     rows = list(rows)
     seeds = list(dict.fromkeys(row.seed for row in rows))
     unit_of = {row.id: row.unit or row.id for row in rows}
@@ -50,9 +36,9 @@ def by_unit(rows: Iterable[L]) -> dict[str, list[list[L]]]:
 
 @lru_cache(maxsize=1)
 def draw(benchmark: str, units: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """Indices of the units in each resample, read-only (resamples, units), the same for equal arguments.
+    """Indices of the units in each resample, read-only (resamples, units); equal arguments give equal draws.
 
-    So two means of as many units of a benchmark are resampled in pairs, whoever asks and whenever.
+    Means over equally many units of a benchmark are thereby resampled in pairs, across calls and processes.
     """
     generator = np.random.default_rng([seed, zlib.crc32(benchmark.encode())])
     chosen_RU = generator.integers(units, size=(resamples, units))
@@ -61,12 +47,12 @@ def draw(benchmark: str, units: int, resamples: int, seed: int) -> NDArray[np.in
 
 
 def resampled(score_U: Floats, benchmark: str, resamples: int, seed: int) -> Floats:
-    """Mean of the units' scores in each resample, float64 (resamples,)."""
+    """Mean score over the units of each resample, float64 (resamples,)."""
     mean_R: Floats = score_U[draw(benchmark, len(score_U), resamples, seed)].mean(axis=1)
     return mean_R
 
 
 def interval(mean_R: NDArray[Any]) -> tuple[float, float]:
-    """Bounds of the 95 % interval that resampled means give."""
+    """Lower and upper bound of the 95 % percentile interval of resampled means."""
     low, high = np.percentile(mean_R, INTERVAL)
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""NaN and infinity, refused where values come in: a sort takes them without a word."""
+"""Checks that refuse NaN and infinity where values enter: sorting would accept them silently."""
 
 from collections.abc import Mapping
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def check_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise ValueError with `where`, the first tensor's name and how many there are, if any is not finite.
+    """Raise ValueError if any tensor is not finite, with `where`, the number of such tensors and the first.
 
-    Tensors that are not in memory (on the meta device) are passed over.
+    Tensors on the meta device are skipped.
     """
     broken = [name for name, values in weights.items() if not _are_finite(values)]
     if broken:
@@ -21,7 +21,7 @@ def check_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_finite(values: Tensor, where: str) -> None:
-    """Raise ValueError with `where` and the images, indices of the first dimension, that are not finite."""
+    """Raise ValueError if any value is not finite, with `where` and the indices along the first dimension."""
     if not _are_finite(values):
         images = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(
@@ -32,5 +32,5 @@ def check_finite(values: Tensor, where: str) -> None:
 def _are_finite(values: Tensor) -> bool:
     if not values.is_floating_point() or values.is_meta or not values.numel():
         return True
-    # NaN is the smallest and the largest of values that it is among; isfinite of all takes ten times as long.
+    # aminmax propagates NaN, and checking its two values is ten times as fast as isfinite of all.
     return bool(torch.stack(values.aminmax()).isfinite().all())

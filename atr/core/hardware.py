@@ -1,4 +1,4 @@
-"""What the machine computes in: where an `auto` precision is decided, and what results record."""
+"""Resolves an `auto` precision, and describes the hardware for the records of results."""
 
 import platform
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,14 @@ _FULL_NAMES = {16: "16-mixed", 32: "32-true", 64: "64-true"}
 
 
 def precision_of(trainer: "Trainer") -> int | str:
-    """Lightning's name of the arithmetic; auto is what the hardware has instructions for.
+    """Lightning's name of the precision; auto takes the fastest that the hardware has instructions for.
 
-    A CPU without bfloat16 instructions emulates them, ten times as slowly as it computes in float32. Raises
-    ValueError for a mixed float16 on a CPU, in whose place Lightning would take bfloat16.
+    A CPU without bfloat16 instructions emulates them ten times slower than float32. Raises ValueError for
+    16-mixed on a CPU, where Lightning would silently use bfloat16.
     """
     if trainer.precision in (16, "16-mixed") and _is_cpu(trainer.accelerator):
         allowed = "auto, bf16-mixed, 32-true, 64-true"
-        raise ValueError(f"trainer.precision: {trainer.precision} is of GPUs, allowed on a CPU: {allowed}")
+        raise ValueError(f"trainer.precision: {trainer.precision} needs a GPU, allowed on a CPU: {allowed}")
     if trainer.precision != "auto":
         return trainer.precision
     if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -46,7 +46,7 @@ def lightning_kwargs(trainer: "Trainer") -> dict[str, Any]:
 
 
 def resolved(precision: int | str, device: torch.device) -> dict[str, Any]:
-    """What results depend on and parameters may leave to the machine: precision, device, and its model."""
+    """What the parameters may leave to the machine and results depend on: precision, device, processor."""
     name = _FULL_NAMES.get(precision, str(precision)) if isinstance(precision, int) else precision
     return {"precision": name, "device": device.type, "processor": _processor(device)}
 

@@ -1,6 +1,6 @@
-"""A stage lives no longer than the process it works for: `dvc`, or the first process of a distributed stage.
+"""A stage ends with the process that started it: `dvc`, or the first process of a distributed stage.
 
-A killed process cannot tell those that it started: they would go on, beside the next run.
+A killed process cannot end its children: they would run on beside the next run.
 """
 
 import os
@@ -11,56 +11,56 @@ from pathlib import Path
 
 import psutil
 
-FIRST = "ATR_FIRST_PROCESS"
-"""Environment variable with the id of a stage's first process, for the ranks that it starts."""
-POLL = 1.0
-"""Seconds between two looks."""
-GRACE = 10.0
-"""Seconds to end in order; a collective operation that waits for a rank that is gone takes no signal."""
+FIRST_PROCESS = "ATR_FIRST_PROCESS"
+"""Environment variable with the process id of a stage's first process, inherited by the ranks it starts."""
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 10.0
+"""From SIGTERM to a forced exit: a collective operation that waits for a dead rank handles no signal."""
 
 
-def follow() -> None:
-    """End this process with SIGTERM, after GRACE by force, soon after the one it works for has ended.
+def end_with_parent() -> None:
+    """End this process soon after its parent ends: by SIGTERM, and by force after GRACE_SECONDS.
 
-    A rank works for the stage's first process, which started it; that one works for the dvc above it, if any.
+    The parent of a rank is the stage's first process; the parent of the first process is dvc, if it runs
+    under dvc.
     """
-    first = int(os.environ.setdefault(FIRST, str(os.getpid())))
+    first = int(os.environ.setdefault(FIRST_PROCESS, str(os.getpid())))
     is_first = first == os.getpid()
-    followed = dvc_above() if is_first else _parent(first)
-    if followed or not is_first:
-        threading.Thread(target=_end_after, args=(followed,), daemon=True, name="lifetime").start()
+    parent = find_dvc() if is_first else _find_ancestor(first)
+    if parent or not is_first:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True, name="lifetime").start()
 
 
-def dvc_above() -> psutil.Process | None:
-    """The dvc process that this one works for, if there is one."""
+def find_dvc() -> psutil.Process | None:
+    """The dvc process that this process runs under; None if there is none."""
     return next(filter(_is_dvc, psutil.Process().parents()), None)
 
 
 def _is_dvc(process: psutil.Process) -> bool:
-    """Whether it is `dvc repro`, `dvc exp run` or a worker of the queue, as a script or by `python -m`."""
+    """Whether it is `dvc repro`, `dvc exp run` or a queue worker, run as a script or by `python -m`."""
     try:
         command = process.cmdline()
-    except psutil.Error:  # a process of another user, or one that has just ended
+    except psutil.Error:  # another user's process, or one that has just ended
         return False
     is_dvc = any(Path(word).name == "dvc" for word in command[:3])
     return is_dvc and not {"repro", "exp", "experiments", "queue"}.isdisjoint(command)
 
 
-def _parent(pid: int) -> psutil.Process | None:
-    """The process of that id above this one; None if it has ended already."""
+def _find_ancestor(pid: int) -> psutil.Process | None:
+    """The ancestor of this process with that id; None if it has ended."""
     return next((process for process in psutil.Process().parents() if process.pid == pid), None)
 
 
-def _end_after(followed: psutil.Process | None) -> None:
-    while followed and _runs(followed):
-        time.sleep(POLL)
+def _end_after(parent: psutil.Process | None) -> None:
+    while parent and _is_running(parent):
+        time.sleep(POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)
 
 
-def _runs(process: psutil.Process) -> bool:
-    """Whether it is not over; nobody may have asked for its exit code yet."""
+def _is_running(process: psutil.Process) -> bool:
+    """Whether it still runs; a zombie, whose exit code nobody has read yet, does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

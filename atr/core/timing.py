@@ -1,4 +1,4 @@
-"""How long something takes, and on what."""
+"""Wall-clock timing of a call, and the name of the device it ran on."""
 
 import platform
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from torch.utils.benchmark import Timer
 
 
 def milliseconds(run: Callable[[], object], seconds: float) -> float:
-    """Median time of a call, repeated for `seconds` at least; what is left to do on a GPU is waited for."""
-    # The timer would take one thread where nothing else is said.
+    """Median time of a call, repeated for at least `seconds`; synchronises with a GPU before it stops."""
+    # Timer uses one thread by default.
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
     return 1000 * timer.blocked_autorange(min_run_time=seconds).median
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader of the times needs to know of a device."""
+    """Model of a GPU; architecture, instruction set and thread count of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

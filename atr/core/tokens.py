@@ -1,6 +1,27 @@
 """Pure tensor functions on visual tokens: no module, no configuration, no model.
 
-Shapes: B images (or tiles), N tokens in raster order, K kept tokens, D width.
+Shapes: the suffix of a tensor's name gives its dimensions in order, here and in every other file.
+
+    B  images (or tiles) of a batch; rows of a language model's batch
+    N  tokens of an image (or tile) in raster order, special tokens excluded
+    K  kept tokens
+    D  width of a feature; keys, projected tokens and texts have widths of their own
+    C  channels of pixels or of an attention head; parts of an image; classes
+    H  height and W width of pixels; H attention heads
+    G  groups of tokens, or the tokens that several tiles share
+    M  tokens that attention keeps; R the remaining ones
+    S  images of a shard; seeds; tokens of a shortened sequence
+    P  tokens of all tiles of an image, packed into one sequence; patches
+    T  tokens of a vision tower, special tokens included; tiles of an image
+    L  tokens of a language model's sequence; layers
+    V  entries of a vocabulary
+    A  answer tokens of a batch; E end tokens
+    I  images; U units of a bootstrap; R its resamples, or rows of a grid
+    O  the other side of a pair
+    X  any remaining dimensions
+    1, 2, 3, 4  a dimension of that length
+
+A file that uses a letter otherwise says so in its docstring.
 """
 
 import math
@@ -15,9 +36,10 @@ from torch import Tensor
 def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
     """Sample a binary mask, P(keep) = sigmoid(logit), with a straight-through gradient; float32 (B, N).
 
-    The paper's Gumbel-softmax over {keep, drop} has two logits of which only the difference matters, and the
-    difference of two Gumbel variables is logistic: one logit with logistic noise has the same distribution.
-    The forward value is exactly 0 or 1, the gradient is that of sigmoid((logit + noise) / temperature).
+    Equal in distribution to the paper's Gumbel-softmax over {keep, drop}: only the difference of its two
+    logits matters, and the difference of two Gumbel variables is logistic, so one logit with logistic noise
+    suffices. The forward value is exactly 0 or 1; the gradient is that of
+    sigmoid((logit + noise) / temperature).
     """
     logits_BN = logits_BN.float()
     tiny = torch.finfo(torch.float32).tiny
@@ -25,18 +47,18 @@ def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Gener
     noise_BN = uniform_BN.log() - torch.log1p(-uniform_BN)
     soft_BN = torch.sigmoid((logits_BN + noise_BN) / temperature)
     hard_BN = (logits_BN + noise_BN > 0).float()
-    # The bracket is exactly zero, so the sum stays exactly binary.
+    # The bracket is exactly zero, so the mask stays exactly binary.
     return hard_BN + (soft_BN - soft_BN.detach())
 
 
 def top_k_mask_BN(
     scores_BN: Tensor, k_B: Tensor, temperature: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Sample a mask of exactly k tokens of each image, 1 <= k <= N, straight through; float32 (B, N).
+    """Sample exactly k tokens per image, 1 <= k <= N, with a straight-through gradient; float32 (B, N).
 
-    The k highest scores under Gumbel noise of scale `temperature` are a sample without replacement (Kool et
-    al., ICML 2019). The forward value is exactly 0 or 1, the gradient that of a sigmoid of the distance to
-    the lowest score that is kept.
+    The top k under Gumbel noise of scale `temperature` are a sample without replacement (Kool et al., ICML
+    2019). The forward value is exactly 0 or 1; the gradient is that of a sigmoid of the distance to the
+    lowest kept score.
     """
     scores_BN = scores_BN.float()
     tiny = torch.finfo(torch.float32).tiny
@@ -50,7 +72,7 @@ def top_k_mask_BN(
 
 
 def random_mask_BN(images: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """Keep 1 to N tokens of each image, all counts as likely, and all sets of a count; float32 (B, N)."""
+    """Keep 1 to N random tokens per image, uniform over counts and over sets of a count; float32 (B, N)."""
     device = generator.device
     rank_BN = torch.rand(images, tokens, generator=generator, device=device).argsort(dim=1)
     count_B1 = torch.randint(1, tokens + 1, (images, 1), generator=generator, device=device)
@@ -58,78 +80,78 @@ def random_mask_BN(images: int, tokens: int, generator: torch.Generator) -> Tens
 
 
 def top_k_BK(scores_BN: Tensor, k: int) -> Tensor:
-    """Indices of the k highest scores of each row, in raster order, ties to the lower index; int64 (B, k).
+    """Indices of the k highest scores of each row, in raster order; ties go to the lower index; int64 (B, k).
 
     Raises ValueError unless 0 <= k <= N.
     """
     tokens = scores_BN.shape[-1]
     if not 0 <= k <= tokens:
         raise ValueError(f"k: {k} is out of range, allowed: 0 <= k <= {tokens} tokens")
-    # torch.topk breaks ties as it likes; a stable sort breaks them the same way on every device and batch.
+    # torch.topk breaks ties arbitrarily; a stable sort breaks them equally on every device and in any batch.
     order_BN = scores_BN.sort(dim=-1, descending=True, stable=True).indices
     return order_BN[..., :k].sort(dim=-1).values
 
 
-def replace(features_BND: Tensor, mask_BN: Tensor, vector_D: Tensor) -> Tensor:
-    """Put one vector in the place of every dropped token: M * F + (1 - M) * E_masked; (B, N, D).
+def replace_dropped(features_BND: Tensor, mask_BN: Tensor, vector_D: Tensor) -> Tensor:
+    """Replace every dropped token by one vector: M * F + (1 - M) * E_masked; (B, N, D).
 
-    Written as a product and not as an index so that gradients reach the mask.
+    A product rather than an index, so that gradients reach the mask.
     """
     mask_BN1 = mask_BN.unsqueeze(-1)
     return mask_BN1 * features_BND + (1 - mask_BN1) * vector_D
 
 
 def gather(features_BND: Tensor, keep_BK: Tensor) -> Tensor:
-    """Remove the dropped tokens: features at the kept indices; (B, K, D)."""
+    """Features at the kept indices; (B, K, D)."""
     return features_BND.take_along_dim(keep_BK.unsqueeze(-1), dim=1)
 
 
 def mask_of(keep_BK: Tensor, tokens: int) -> Tensor:
-    """Turn kept indices into a mask, 1 kept and 0 dropped; float32 (B, N)."""
+    """Mask of kept indices, 1 kept and 0 dropped; float32 (B, N)."""
     mask_BN = torch.zeros(*keep_BK.shape[:-1], tokens, device=keep_BK.device)
     return mask_BN.scatter_(-1, keep_BK, 1.0)
 
 
-def number(key: str, value: object) -> int | float:
-    """A count (int) or fraction (float) from a number of Python, NumPy or torch, or an array of no dimension.
+def parse_number(key: str, value: object) -> int | float:
+    """A count (int) or fraction (float) from a Python, NumPy or torch number, or a zero-dimensional array.
 
-    A float of lower precision is the shortest decimal it prints as: the 0.7 of float32 means 0.7. Raises
-    ValueError naming `key` for anything else, booleans, NaN and infinities among it.
+    A float of lower precision becomes the shortest decimal that it prints as: float32's 0.7 gives 0.7. Raises
+    ValueError naming `key` for anything else, including booleans, NaN and infinities.
     """
-    found = value
-    if isinstance(found, Tensor):
-        found = (found.float() if found.dtype == torch.bfloat16 else found).detach().cpu().numpy()
-    if getattr(found, "ndim", None) == 0:
-        found = found[()]  # type: ignore[index]  # the scalar of an array
-    if isinstance(found, Integral) and not isinstance(found, bool):
-        return int(found)
-    if isinstance(found, Real) and not isinstance(found, bool) and math.isfinite(found):
-        return float(str(found)) if hasattr(found, "dtype") else float(found)
+    scalar = value
+    if isinstance(scalar, Tensor):
+        scalar = (scalar.float() if scalar.dtype == torch.bfloat16 else scalar).detach().cpu().numpy()
+    if getattr(scalar, "ndim", None) == 0:
+        scalar = scalar[()]  # type: ignore[index]  # unpacks a zero-dimensional array
+    if isinstance(scalar, Integral) and not isinstance(scalar, bool):
+        return int(scalar)
+    if isinstance(scalar, Real) and not isinstance(scalar, bool) and math.isfinite(scalar):
+        return float(str(scalar)) if hasattr(scalar, "dtype") else float(scalar)
     raise ValueError(f"{key}: {value!r} is out of range, allowed: a fraction, or an int that counts tokens")
 
 
 def budget(keep: float, tokens: int) -> int:
-    """Number of tokens kept: an int is a count, a float a fraction rounded half up, at least one if > 0.
+    """Number of kept tokens for `keep`: an int is a count; a float is a fraction, rounded half up.
 
-    Of no tokens every fraction is none. Ints and floats may be NumPy's or torch's, as in `number`. Raises
-    ValueError for a count outside 0..tokens or a fraction outside 0..1.
+    A fraction above 0 keeps at least one token, unless there are none. NumPy and torch numbers are accepted
+    as in `parse_number`. Raises ValueError for a count outside 0..tokens or a fraction outside 0..1.
     """
-    keep = number("keep", keep)
+    keep = parse_number("keep", keep)
     if isinstance(keep, int):
         if not 0 <= keep <= tokens:
             raise ValueError(f"keep: {keep} is out of range, allowed: a count of 0 to {tokens} tokens")
         return keep
     if not 0 <= keep <= 1:
         raise ValueError(f"keep: {keep} is out of range, allowed: a fraction 0 <= keep <= 1, or an int")
-    # Decimal, because a binary 0.145 * 100 lies below the half that was meant.
+    # Decimal, because 0.145 * 100 in binary lies below 14.5 and would be rounded down.
     rounded = int((Decimal(str(keep)) * tokens).to_integral_value(ROUND_HALF_UP))
     return min(max(rounded, 1), tokens) if keep > 0 else 0
 
 
 def shares(total: int, sizes: Sequence[int]) -> list[int]:
-    """Split `total` over parts in proportion to their sizes, by largest remainder, ties to the first part.
+    """Split `total` over parts in proportion to their sizes, by largest remainder; ties go to the first part.
 
-    The shares sum to `total` and none is larger than its part. Raises ValueError unless total is in range.
+    The shares sum to `total`, and no share exceeds its part. Raises ValueError unless total is in range.
     """
     tokens = sum(sizes)
     if not 0 <= total <= tokens:
@@ -142,7 +164,7 @@ def shares(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed 2-D sine positions: half of the channels code the row, half the column; float32 (N, width).
+    """Fixed 2-D sine positions: half of the channels encode the row, half the column; float32 (N, width).
 
     Wavelengths rise geometrically from 2 pi to 20,000 pi cells. Raises ValueError unless 4 divides the width.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from atr.core.typed_json import check_distinct, read_records
-from atr.datasets.prepared import MANIFEST_FILE, changed_file_error, check_listed, read_manifest
+from atr.datasets.prepared import IMAGE_MANIFEST, changed_file_error, check_listed, read_manifest
 
 PROMPT_ANNOTATION = "prompts"
 TEXT_ANNOTATION = "text_centres"
@@ -53,10 +53,10 @@ def _read(folder: Path, kind: type[_Line], annotation: str) -> Iterable[_Line]:
         return []
     entries = [entry for entry in manifest.annotations if entry.file == path.name]
     if not entries:
-        raise ValueError(f"{folder / MANIFEST_FILE} lists no {path.name}; the stage prepare writes it")
+        raise ValueError(f"{folder / IMAGE_MANIFEST} lists no {path.name}; the stage prepare writes it")
     check_listed(folder, entries[0], verify=True)
     lines = list(read_records(kind, path, exact=True))
     check_distinct(f"{path}: image", [line.image for line in lines])
     if len(lines) != sum(entry.images for entry in manifest.files):
-        raise changed_file_error(path, folder / MANIFEST_FILE)
+        raise changed_file_error(path, folder / IMAGE_MANIFEST)
     return lines

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atr.core.hub import split
+from atr.core.hub import split_revision
 
 HUB = "hub"
 _HINT = "hint"
@@ -79,7 +79,9 @@ def find_files(repository: str, dataset: str, pattern: str) -> list[Path]:
     the dataset under its hub id, as after `hf download --repo-type dataset ID --local-dir FOLDER/ID`. Raises
     ValueError naming the missing files.
     """
-    folder = _download(dataset, pattern) if repository == HUB else Path(repository) / split(dataset)[0]
+    folder = (
+        _download(dataset, pattern) if repository == HUB else Path(repository) / split_revision(dataset)[0]
+    )
     paths = sorted(folder.glob(pattern))
     if not paths:
         raise ValueError(f"{folder / pattern}: no such parquet files of dataset {dataset}")
@@ -97,7 +99,7 @@ def resolve_commits(repository: str, datasets: Iterable[str]) -> dict[str, str]:
 
     if repository != HUB:
         return {}
-    named = {dataset: split(dataset) for dataset in datasets}
+    named = {dataset: split_revision(dataset) for dataset in datasets}
     return {
         dataset: Path(
             snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True)
@@ -110,7 +112,7 @@ def _download(dataset: str, pattern: str) -> Path:
     """Download the files unless they are cached; return their folder in the hub's cache."""
     from huggingface_hub import snapshot_download
 
-    name, revision = split(dataset)
+    name, revision = split_revision(dataset)
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=pattern))
     except Exception as error:  # hub, transport and offline errors have no common base class

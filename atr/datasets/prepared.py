@@ -17,7 +17,7 @@ from atr.core.files import read_json, sha256, whole_file, write_json, write_text
 from atr.core.typed_json import ListedFile, check_distinct, parse_record
 from atr.datasets.decoding import decode
 
-MANIFEST_FILE = "manifest.json"
+IMAGE_MANIFEST = "manifest.json"
 _FORMAT = 1
 _FILE_IMAGES = 1024
 # Small row groups: reading one image reads its whole group.
@@ -89,7 +89,7 @@ def save_images(
         path = folder / f"{annotation}.jsonl"
         write_text(path, "".join(lines))
         manifest["annotations"] = [_listed(path, len(lines))]
-    write_json(folder / MANIFEST_FILE, manifest)
+    write_json(folder / IMAGE_MANIFEST, manifest)
 
 
 def _encode(
@@ -112,7 +112,7 @@ def _listed(path: Path, images: int) -> dict[str, str | int]:
 
 def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest of a prepared folder, and its parameters as they were written; errors as `Manifest`."""
-    path = Path(folder) / MANIFEST_FILE
+    path = Path(folder) / IMAGE_MANIFEST
     if not path.is_file():
         raise ValueError(f"{path} is missing; the stage prepare writes it")
     content = read_json(path)
@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, dict[str, Any]]:
 
 def check_listed(folder: Path, entry: ListedFile, verify: bool) -> None:
     """Raise ValueError if a file that the manifest lists is missing or, with `verify`, was changed."""
-    path, manifest = folder / entry.file, folder / MANIFEST_FILE
+    path, manifest = folder / entry.file, folder / IMAGE_MANIFEST
     if not path.is_file():
         raise ValueError(f"{path} is missing, though {manifest} lists it")
     if verify and sha256(path) != entry.sha256:
@@ -147,13 +147,13 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         listed = manifest.files
         self._digests = {entry.file: entry.sha256 for entry in listed}
         self.ids = [name for entry in listed for name in self._ids(entry, verify)]
-        check_distinct(f"{self.folder / MANIFEST_FILE}: image ids", self.ids)
+        check_distinct(f"{self.folder / IMAGE_MANIFEST}: image ids", self.ids)
         self._places = [(entry.file, row) for entry in listed for row in range(entry.images)]
         self._indices = {name: index for index, name in enumerate(self.ids)}
 
     def _ids(self, entry: ListedFile, verify: bool) -> list[str]:
         check_listed(self.folder, entry, verify)
-        path, manifest = self.folder / entry.file, self.folder / MANIFEST_FILE
+        path, manifest = self.folder / entry.file, self.folder / IMAGE_MANIFEST
         try:
             is_ours = pq.read_schema(path).equals(_SCHEMA)
             names: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist() if is_ours else []

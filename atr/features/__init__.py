@@ -1,1 +1,1 @@
-"""Images to frozen features, and the store that keeps them: encoder, store, data modules, extraction."""
+"""Images to frozen features: the encoder, extraction, the store on disk, and data modules."""

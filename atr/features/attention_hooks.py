@@ -1,6 +1,6 @@
-"""Attention and keys of one layer of a vision tower, captured beside its features where a reducer asks.
+"""Attention and keys of a vision tower's layer, captured during its forward for the reducers that need them.
 
-Shapes: B images, T tokens of the tower, N patch tokens, D width of the tower, H heads, C channels of a head.
+Shapes: see atr.core.tokens; T tokens of the tower, H heads, C channels of a head.
 """
 
 from collections.abc import Collection, Iterator
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-FIELDS = ("attention_BN", "keys_BND", "first_attention_BN")
-_FIRST = 1  # as `hidden_states` counts layers
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
+CAPTURABLE = ("attention_BN", "keys_BND", "first_attention_BN")
+"""Signals that `capture_attention` can give."""
+_FIRST_LAYER = 1  # as an index into `hidden_states`
 
-# Tokens that stand for the whole image, by type of tower; they come first, register tokens after them.
+# Number of class tokens by type of tower; they come first, followed by register tokens.
 CLASS_TOKENS = {
     "clip_vision_model": 1,
     "siglip_vision_model": 0,  # SigLIP 2 as well, in its checkpoints of one resolution
@@ -26,10 +27,10 @@ CLASS_TOKENS = {
 
 
 def leading_tokens(config: Any) -> tuple[int, int]:
-    """Of a tower in CLASS_TOKENS, by its configuration: tokens of the whole image, and tokens before patches.
+    """Numbers of class tokens and of all tokens before the patches, for a tower of a type in CLASS_TOKENS.
 
-    A class token stands for nothing where the configuration says `untrained_class_token`: no loss has ever
-    read it, as in a tower that was trained from nothing behind a projector of the patches alone.
+    The class token does not count if the configuration has `untrained_class_token`: no loss ever read it, as
+    in a tower trained from scratch through a projector that reads only the patches.
     """
     class_tokens = CLASS_TOKENS[config.model_type]
     extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
@@ -37,76 +38,79 @@ def leading_tokens(config: Any) -> tuple[int, int]:
 
 
 @contextmanager
-def observing(
+def capture_attention(
     tower: Any, layer: int, class_tokens: int, extra_tokens: int, needs: Collection[str]
 ) -> Iterator[dict[str, Tensor]]:
-    """Within the block, one forward of `tower` is watched; at its end the dict holds what `needs` names.
+    """Observe one forward of `tower` in the block; after the block the dict holds the signals in `needs`.
 
-    - "attention_BN", float32: the mean over heads of the class token's attention to each patch, or where no
-      token stands for the whole image, the mean over all patches as well (the column mean of the matrix);
-    - "keys_BND": the mean over heads of the patches' keys, as the layer projects them; here D is C;
-    - "first_attention_BN": as "attention_BN", of the tower's first layer.
+    - "attention_BN", float32: the class token's attention to each patch, averaged over heads; without a class
+      token the attention of all patches, averaged over them too (the column mean of the attention matrix);
+    - "keys_BND": the patches' keys as the layer projects them, averaged over heads; their width D is C;
+    - "first_attention_BN": like "attention_BN", in the tower's first layer.
 
-    The others are of the layer whose output is `hidden_states[layer]`. The forward itself is left as it is:
-    these layers' attention alone is computed a second time, eagerly, as the fused kernels give no weights. So
-    the features do not depend on what is asked for. Raises ValueError for a need that is not in FIELDS.
+    The first two come from the layer whose output is `hidden_states[layer]`. The forward is unchanged, so the
+    features do not depend on `needs`: the attention of these layers is computed a second time, eagerly, as
+    fused kernels return no weights. Raises ValueError for a need that is not in CAPTURABLE.
     """
-    if unknown := sorted(set(needs) - set(FIELDS)):
-        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(FIELDS)}")
-    seen: dict[str, Tensor] = {}
+    if unknown := sorted(set(needs) - set(CAPTURABLE)):
+        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(CAPTURABLE)}")
+    signals: dict[str, Tensor] = {}
     if not needs:
-        yield seen
+        yield signals
         return
-    watched = {need: _attention(tower, _FIRST if need == "first_attention_BN" else layer) for need in needs}
-    with _called(watched) as calls:
-        yield seen
-    for need, attention in watched.items():
+    modules = {
+        need: _attention_module(tower, _FIRST_LAYER if need == "first_attention_BN" else layer)
+        for need in needs
+    }
+    with _record_calls(modules) as calls:
+        yield signals
+    for need, module in modules.items():
         if need == "keys_BND":
-            seen[need] = _keys(tower, attention, calls[need])[:, extra_tokens:]
+            signals[need] = _mean_keys(tower, module, calls[need])[:, extra_tokens:]
         else:
             queries = slice(0, 1) if class_tokens else slice(extra_tokens, None)
-            seen[need] = _attended(tower, attention, calls[need], queries)[:, extra_tokens:]
+            signals[need] = _received_attention(tower, module, calls[need], queries)[:, extra_tokens:]
 
 
 @contextmanager
-def _called(watched: dict[str, Any]) -> Iterator[dict[str, Call]]:
-    """Arguments that each module is called with in the block, once; there at its end."""
-    seen: list[tuple[str, Call]] = []
-    watches = [
+def _record_calls(modules: dict[str, Any]) -> Iterator[dict[str, _Call]]:
+    """Record the arguments of each module's one call in the block; the dict is filled after the block."""
+    recorded: list[tuple[str, _Call]] = []
+    hooks = [
         module.register_forward_hook(
-            lambda module, args, kwargs, output, need=need: seen.append((need, (args, kwargs))),
+            lambda module, args, kwargs, output, need=need: recorded.append((need, (args, kwargs))),
             with_kwargs=True,
         )
-        for need, module in watched.items()
+        for need, module in modules.items()
     ]
-    calls: dict[str, Call] = {}
+    calls: dict[str, _Call] = {}
     try:
         yield calls
     finally:
-        for watch in watches:
-            watch.remove()
-    assert len(seen) == len(watched), f"{len(seen)} calls of {len(watched)} layers, allowed: one forward"
-    calls.update(seen)
+        for hook in hooks:
+            hook.remove()
+    assert len(recorded) == len(modules), f"{len(recorded)} calls of {len(modules)} layers, not one forward"
+    calls.update(recorded)
 
 
-def _attended(tower: Any, attention: Any, call: Call, queries: slice) -> Tensor:
-    """Attention that each token receives from the queries, its mean over them and the heads; (B, T)."""
+def _received_attention(tower: Any, module: Any, call: _Call, queries: slice) -> Tensor:
+    """Attention that each token receives, averaged over the queries and heads; (B, T)."""
     args, kwargs = call
     with _eager(tower):
-        weights_BHTT: Tensor = attention(*args, **kwargs)[1]
+        weights_BHTT: Tensor = module(*args, **kwargs)[1]
     return weights_BHTT[:, :, queries].mean((1, 2), dtype=torch.float32)
 
 
-def _keys(tower: Any, attention: Any, call: Call) -> Tensor:
-    """Each token's key, its mean over heads; (B, T, C)."""
+def _mean_keys(tower: Any, module: Any, call: _Call) -> Tensor:
+    """Each token's key, averaged over heads; (B, T, C)."""
     args, kwargs = call
     hidden_BTD = args[0] if args else kwargs["hidden_states"]
-    keys_BTHC: Tensor = attention.k_proj(hidden_BTD).unflatten(-1, (tower.config.num_attention_heads, -1))
+    keys_BTHC: Tensor = module.k_proj(hidden_BTD).unflatten(-1, (tower.config.num_attention_heads, -1))
     return keys_BTHC.mean(2)
 
 
-def _attention(tower: Any, layer: int) -> Any:
-    """The attention module of the layer that `hidden_states[layer]` comes out of."""
+def _attention_module(tower: Any, layer: int) -> Any:
+    """The attention module of the layer whose output is `hidden_states[layer]`."""
     depth = tower.config.num_hidden_layers
     stacks = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
     layers = next(stack for stack in stacks if len(stack) == depth)

@@ -1,6 +1,6 @@
 """The frozen vision tower: images in, one feature vector per patch out.
 
-Shapes: B images, N patch tokens in raster order, D width of the tower.
+Shapes: see atr.core.tokens; N patches, T tokens of the tower.
 """
 
 import sys
@@ -28,45 +28,45 @@ from transformers import (
 from transformers.utils import logging
 
 from atr.core.finite import check_finite_weights
-from atr.core.hub import located, split
-from atr.features.attention_hooks import CLASS_TOKENS, leading_tokens, observing
+from atr.core.hub import pretrained_arguments, split_revision
+from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, leading_tokens
 
 Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
-# Where checkpoints that hold more than the tower (LLaVA, CLIP, SigLIP) keep it, old and new layouts.
+# Prefix of the tower's weights in checkpoints that hold more (LLaVA, CLIP, SigLIP), in old and new layouts.
 _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
 
-# Modules after the last layer: hidden states do not pass through them, and many checkpoints leave them out.
-_UNREAD = ("pooler.", "head.")
+# Modules after the last layer: they do not affect hidden states, and many checkpoints lack them.
+_UNUSED = ("pooler.", "head.")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The tokens of an image as the tower orders them: class tokens, register tokens, patches."""
+class TokenLayout:
+    """Tokens of an image in the tower's order: class tokens, register tokens, patches."""
 
     grid: tuple[int, int]
     """(rows, columns) of the patches."""
     class_tokens: int
-    """Those that stand for the whole image: 0 or 1."""
+    """0 or 1."""
     extra_tokens: int
-    """Tokens before the patches: class and register tokens."""
+    """Class and register tokens, before the patches."""
     width: int
     """Length D of a token."""
 
 
 class Encoder(nn.Module):
-    """A frozen vision tower cut off after the layer that is read.
+    """A frozen vision tower, truncated after the layer whose output is read.
 
-    `layer` is the index into `hidden_states` as LLaVA's `vision_feature_layer` counts it. `preprocess` turns
-    PIL images into pixel_values_BCHW; it pickles without the tower, so that loader workers stay small.
-    `options` go to every forward of the tower.
+    `layer` is an index into `hidden_states`, like LLaVA's `vision_feature_layer`. `preprocess` turns PIL
+    images into pixel_values_BCHW; it is pickled without the tower, so that loader workers stay small.
+    `options` are passed to every forward of the tower.
     """
 
     def __init__(
         self,
         tower: PreTrainedModel,
         image_processor: Any,
-        layout: Layout,
+        layout: TokenLayout,
         name: str,
         layer: int,
         options: Mapping[str, Any],
@@ -85,15 +85,15 @@ class Encoder(nn.Module):
     def load(
         cls, path: str, layer: int = -2, name: str | None = None, size: int | tuple[int, int] | None = None
     ) -> Self:
-        """Load the tower of a folder or hub id: a vision model, or one that holds one (LLaVA, CLIP, SigLIP).
+        """Load the tower of a vision model, or of a model with a vision tower (LLaVA, CLIP, SigLIP).
 
-        Behind a hub id there may be a revision: `org/name@revision`.
+        `path` is a folder, a hub id, or a hub id with a revision: `org/name@revision`. `size` in pixels, one
+        side or (height, width), resizes the whole image and interpolates the tower's positions; with None the
+        image processor of `path` decides. Layers after `layer` are neither loaded nor run.
 
-        `size` in pixels, one side or (height, width), resizes the whole image to it and interpolates the
-        tower's positions; None leaves both to the folder's image processor. Layers behind `layer` are neither
-        loaded nor run. Raises ValueError naming the folder or file for anything that is not there, is
-        damaged, or has weights missing, misshapen or not finite; and before any weight is read, for a tower
-        of a type that is not in CLASS_TOKENS, for a layer it lacks and an image size it cannot take.
+        Raises ValueError naming the folder or file if it is missing or damaged, or if weights are missing, of
+        another shape or not finite. Before any weight is read, raises it for a type of tower that is not in
+        CLASS_TOKENS, a layer that the tower lacks, and an image size that it does not accept.
         """
         config, prefix = _vision_config(path)
         _check_type(path, config)
@@ -116,32 +116,31 @@ class Encoder(nn.Module):
         return self.layout.width
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """features_BND of the patches at `layer`; class and register tokens are left out."""
+        """features_BND of the patches at `layer`, without class and register tokens."""
         return self.states(pixel_values_BCHW)[-1]
 
     def states(self, pixel_values_BCHW: Tensor) -> list[Tensor]:
-        """The patches at every layer that is run, (B, N, D) each: the first layer's, and so on to `layer`."""
+        """Hidden states (B, N, D) of the patches after each layer, from the first to `layer`."""
         states = self.tower(pixel_values_BCHW, output_hidden_states=True, **self.options).hidden_states
         return [state_BTD[:, self.layout.extra_tokens :] for state_BTD in states[1:]]
 
     def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
-        """features_BND of `forward`, and what `needs` names of the attention and keys at the same layer.
+        """features_BND, and the attention and keys of the same layer that `needs` names, by field name.
 
-        The keys are the fields of a reducer's input, `needs` a reducer's own: those of
-        `atr.features.attention_hooks.observing`, ValueError for others.
+        `needs` and errors as in `atr.features.attention_hooks.capture_attention`.
         """
         extra = self.layout.class_tokens, self.layout.extra_tokens
-        with observing(self.tower, -1, *extra, needs) as seen:
+        with capture_attention(self.tower, -1, *extra, needs) as signals:
             features_BND = self(pixel_values_BCHW)
-        return {"features_BND": features_BND, **seen}
+        return {"features_BND": features_BND, **signals}
 
 
 def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
-    """The tower's own configuration, and the prefix of its weights where the checkpoint holds more."""
-    if split(path)[0].count("/") > 1 and not Path(path).is_dir():
-        raise ValueError(f"{path}: there is no such folder, and no hub id has two slashes")
+    """The tower's configuration, and the prefix of its weights if the checkpoint holds more."""
+    if split_revision(path)[0].count("/") > 1 and not Path(path).is_dir():
+        raise ValueError(f"{path}: there is no such folder, and a hub id cannot have two slashes")
     try:
-        config = AutoConfig.from_pretrained(**located(path))
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if hasattr(config, "vision_config"):
@@ -150,37 +149,39 @@ def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
 
 
 def _check_type(path: str, config: PretrainedConfig) -> None:
-    """Refuse towers whose tokens are not known to be a class token, registers and one grid of patches."""
+    """Refuse towers whose tokens are not known to be class tokens, registers and one grid of patches."""
     if config.model_type == "siglip2_vision_model":
         raise ValueError(
-            f"{path}: SigLIP 2 NaFlex gives every image a grid of its own, allowed: its checkpoints of one "
-            "resolution, as siglip2-so400m-patch14-384"
+            f"{path}: SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed "
+            "resolution, such as siglip2-so400m-patch14-384"
         )
     if config.model_type not in CLASS_TOKENS:
         raise ValueError(
-            f"{path}: {config.model_type} is no vision tower known here, allowed: {', '.join(CLASS_TOKENS)}"
+            f"{path}: {config.model_type} is not a supported vision tower, allowed: {', '.join(CLASS_TOKENS)}"
         )
 
 
 def layers_to_run(path: str, layer: int, depth: int) -> int:
-    """How many of the `depth` layers of a tower give `layer`; raises ValueError naming `path` if none do."""
+    """Number of layers to run to get `layer` of `depth`; raises ValueError naming `path` if out of range."""
     if layer == 0 or not -depth <= layer <= depth:
         raise ValueError(f"{path}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
     return int(layer if layer > 0 else depth + 1 + layer)
 
 
 def _interpolates(config: PretrainedConfig) -> bool:
-    """Whether the tower has to be told to interpolate its positions; DINOv2 does where it must."""
+    """Whether the tower's forward takes `interpolate_pos_encoding`; DINOv2 interpolates without it."""
     return "interpolate_pos_encoding" in signature(MODEL_MAPPING[type(config)].forward).parameters
 
 
 @torch.inference_mode()
-def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]) -> Layout:
-    """Run one layer of the tower on torch's meta device, which knows shapes alone, so that no weight is read.
+def _measure(
+    path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]
+) -> TokenLayout:
+    """Measure the token layout by running one layer on torch's meta device, without reading weights.
 
-    The processor, not the configuration, decides how large images arrive; the tower whether it takes them.
+    The image size is the processor's, which may differ from the configuration's and may not fit the tower.
     """
-    height, width = _arriving_size(path, preprocess)
+    height, width = _processed_size(path, preprocess)
     shallow = deepcopy(config)
     shallow.num_hidden_layers = 1
     with torch.device("meta"):
@@ -190,8 +191,8 @@ def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, option
         states = tower(pixel_values_BCHW, output_hidden_states=True, **options).hidden_states
     except (ValueError, RuntimeError) as error:  # what CLIP raises, and what SigLIP does
         raise ValueError(
-            f"{path}: the tower refuses its own processor's images of {height} x {width} pixels, "
-            f"its own are {config.image_size}: {first_line(error)}"
+            f"{path}: the tower refuses the {height} x {width} pixels that its image processor gives, "
+            f"allowed: {config.image_size}: {first_line(error)}"
         ) from error
     class_tokens, extra_tokens = leading_tokens(config)
     rows, columns = (
@@ -201,16 +202,16 @@ def _measure(path: str, config: PretrainedConfig, preprocess: Preprocess, option
         raise ValueError(
             f"{path}: {states[-1].shape[1]} tokens are not {extra_tokens} and {rows} x {columns} patches"
         )
-    return Layout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
+    return TokenLayout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
 
 
-def _arriving_size(path: str, preprocess: Preprocess) -> tuple[int, int]:
-    """(height, width) of what the processor makes of any image."""
+def _processed_size(path: str, preprocess: Preprocess) -> tuple[int, int]:
+    """(height, width) of every image after the processor; raises ValueError if it depends on the image."""
     wide, tall = (preprocess([Image.new("RGB", sides)]).shape[-2:] for sides in ((96, 64), (64, 96)))
     if wide != tall:
         raise ValueError(
-            f"{path}: its processor gives images of different shapes different sizes, {tuple(wide)} and "
-            f"{tuple(tall)}, allowed: one size for all"
+            f"{path}: its image processor gives images of different shapes different sizes, {tuple(wide)} "
+            f"and {tuple(tall)}, allowed: one size for all"
         )
     height, width = wide
     return height, width
@@ -225,9 +226,9 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     weights = local if local.exists() else path
     try:
         with quiet():
-            # Misshapen weights are reported rather than raised, so that the message can name them.
+            # Weights of another shape are reported rather than raised, so that our message can name them.
             tower, report = AutoModel.from_pretrained(
-                **located(path),
+                **pretrained_arguments(path),
                 config=config,
                 key_mapping={prefix: ""} if prefix else None,
                 dtype=torch.float32,
@@ -237,16 +238,18 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{weights}: no readable weights: {first_line(error)}") from error
     _refuse_incomplete(str(weights), report)
-    read = {key: weight for key, weight in tower.state_dict().items() if not key.startswith(_UNREAD)}
-    check_finite_weights(read, str(weights))
+    used = {key: weight for key, weight in tower.state_dict().items() if not key.startswith(_UNUSED)}
+    check_finite_weights(used, str(weights))
     return tower
 
 
 def _refuse_incomplete(weights: str, report: dict[str, Any]) -> None:
-    """Unexpected weights are the parts and layers that are not read; missing ones would be random numbers."""
-    for key, found, wanted in sorted(report["mismatched_keys"]):
-        raise ValueError(f"{weights}: {key} has shape {tuple(found)}, its config.json wants {tuple(wanted)}")
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNREAD))
+    """Refuse missing weights, which would be random; unexpected ones belong to parts that are not used."""
+    for key, stored, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{weights}: {key} has shape {tuple(stored)}, its config.json needs {tuple(expected)}"
+        )
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED))
     if missing:
         raise ValueError(f"{weights}: lacks {len(missing)} weights of the vision tower, first {missing[0]}")
 
@@ -259,33 +262,35 @@ def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
         resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with quiet():
-            processor = AutoImageProcessor.from_pretrained(**located(path), backend="pil", **resized)
+            processor = AutoImageProcessor.from_pretrained(
+                **pretrained_arguments(path), backend="pil", **resized
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {first_line(error)}") from error
-    tell_substitute(path, processor)
+    warn_of_substitute(path, processor)
     return processor
 
 
-def tell_substitute(path: str, processor: Any) -> None:
-    """Say so where another image processor was taken than the one that the folder asks torchvision for."""
-    written, _ = type(processor).get_image_processor_dict(**located(path))
-    asked = written.get("image_processor_type", "")
+def warn_of_substitute(path: str, processor: Any) -> None:
+    """Print a warning if the processor is not the torchvision one that the checkpoint names."""
+    settings, _ = type(processor).get_image_processor_dict(**pretrained_arguments(path))
+    named = settings.get("image_processor_type", "")
     used = type(processor).__name__
-    # The name without `Fast` is written for both: it asks for neither.
-    if asked.endswith("Fast") and used.endswith("Pil"):
-        print(f"{path}: {asked} needs torchvision, {used} takes its place", file=sys.stderr)
+    # A name without `Fast` stands for either kind.
+    if named.endswith("Fast") and used.endswith("Pil"):
+        print(f"{path}: {named} needs torchvision, using {used} instead", file=sys.stderr)
 
 
 def _pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
     pixel_values_BCHW: Tensor = processor(list(images), return_tensors="pt")["pixel_values"]
     if pixel_values_BCHW.ndim != 4:
-        raise ValueError(f"{type(processor).__name__} cuts images into tiles: name the vision tower itself")
+        raise ValueError(f"{type(processor).__name__} cuts images into tiles, allowed: a vision tower's own")
     return pixel_values_BCHW
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' report of unread weights and its bars; what matters of it is raised here."""
+    """Silence transformers' progress bars and its report of unused weights; callers check the report."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -298,5 +303,5 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of transformers says first; more lines are advice."""
+    """First line of an error of transformers; the others are advice."""
     return str(error).strip().split("\n", 1)[0]

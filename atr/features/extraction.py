@@ -1,4 +1,7 @@
-"""Extraction through Lightning's predict loop: the module that encodes, the callback that stores, the run."""
+"""Extraction of features by Lightning's predict loop: module, callback that writes the store, and run.
+
+Shapes: see atr.core.tokens.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +15,12 @@ from atr.core.fingerprint import fingerprint
 from atr.core.hardware import resolved
 from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
-from atr.features.preprocess import describe
-from atr.features.store import DTYPE, ShardWriter, clear, write_manifest
+from atr.features.preprocess import describe_preprocessing
+from atr.features.store import STORE_DTYPE, ShardWriter, clear_store, write_manifest
 
 
 class FeatureExtraction(LightningModule):
-    """Encodes batches under the trainer's device and precision."""
+    """Encodes batches on the trainer's device, in its precision."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -27,20 +30,20 @@ class FeatureExtraction(LightningModule):
         """features_BND in the store's dtype."""
         _, _, pixel_values_BCHW = batch
         features_BND: Tensor = self.encoder(pixel_values_BCHW)
-        return features_BND.to(DTYPE)
+        return features_BND.to(STORE_DTYPE)
 
 
 class StoreWriter(Callback):
-    """Writes each rank's shards as they fill; `finish` makes a store of them."""
+    """Writes each rank's shards as they fill; `finish` completes the store with its manifest."""
 
     def __init__(self, folder: Path, images: int, shard_images: int) -> None:
         self.folder = folder
         self.writer = ShardWriter(folder, images, shard_images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take a former store away before any rank writes."""
+        """Remove a former store before any rank writes."""
         if trainer.is_global_zero:
-            clear(self.folder)
+            clear_store(self.folder)
         trainer.strategy.barrier("former store removed")
 
     def on_predict_batch_end(
@@ -52,7 +55,7 @@ class StoreWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Hand the batch to the shard it belongs to."""
+        """Add the batch to its shard."""
         first, ids, _ = batch
         self.writer.add(first, ids, outputs.cpu())
 
@@ -63,15 +66,15 @@ class StoreWriter(Callback):
         parameters: Mapping[str, Any],
         version: Mapping[str, str | None],
     ) -> None:
-        """Write the manifest once every rank has written its shards; every rank must call this after predict.
+        """Write the manifest; called after predict, on every rank.
 
-        Not a hook of the predict loop: Lightning skips those on a rank that has no batches.
+        Not a hook of the predict loop, as Lightning skips hooks on a rank without batches.
         """
         shards = self.writer.shards
         if trainer.world_size > 1:
-            of_ranks: list[list[dict[str, Any]]] = [[]] * trainer.world_size
-            dist.all_gather_object(of_ranks, shards)
-            shards = [shard for of_rank in of_ranks for shard in of_rank]
+            gathered: list[list[dict[str, Any]]] = [[]] * trainer.world_size
+            dist.all_gather_object(gathered, shards)
+            shards = [shard for rank_shards in gathered for shard in rank_shards]
         if trainer.is_global_zero:
             write_manifest(
                 self.folder,
@@ -80,7 +83,7 @@ class StoreWriter(Callback):
                 grid=encoder.grid,
                 width=encoder.width,
                 fingerprint=fingerprint(encoder.tower),
-                preprocess=describe(encoder.image_processor),
+                preprocess=describe_preprocessing(encoder.image_processor),
                 parameters=parameters,
                 shards=shards,
                 resolved={**resolved(trainer.precision, trainer.strategy.root_device), **version},
@@ -96,16 +99,16 @@ def fill_store(
     trainer_kwargs: Mapping[str, Any],
     version: Mapping[str, str | None],
 ) -> None:
-    """Encode all images of `data` into the store `folder`; the manifest, written last, ends it.
+    """Encode all images of `data` into the store `folder`; its manifest is written last.
 
-    `version` says which checkpoint of the encoder came, as `atr.core.hub.version_of` does.
+    `version` is the encoder's `atr.core.hub.checkpoint_version`.
     """
     writer = StoreWriter(folder, len(data.batches.images), data.batches.shard_images)
     trainer = Trainer(
         **trainer_kwargs,
         callbacks=[writer],
         logger=False,
-        use_distributed_sampler=False,  # shards, not images, are dealt out to the devices
+        use_distributed_sampler=False,  # the data module distributes shards, not images
     )
     trainer.predict(FeatureExtraction(encoder), datamodule=data, return_predictions=False)
     writer.finish(trainer, encoder, parameters, version)

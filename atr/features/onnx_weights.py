@@ -1,7 +1,7 @@
-"""The weights of a DINOv2 in an ONNX file, under the names of DINOv2's published checkpoints.
+"""Reads the weights of a DINOv2 from an ONNX file, under the names of DINOv2's published checkpoints.
 
-torch's exporter keeps the names of most weights. It folds the matrices of linear layers, transposed, and the
-two parts of the position embedding into nameless constants: what these are, the nodes that read them say.
+torch's exporter keeps the names of most weights, but turns the matrices of linear layers (transposed) and the
+two parts of the position embedding into unnamed constants. The nodes that use these constants identify them.
 """
 
 import re
@@ -11,19 +11,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-Weights = dict[str, NDArray[np.float32]]
+NamedWeights = dict[str, NDArray[np.float32]]
 
-POSITIONS = "embeddings.position_embeddings"
-_ROOT = "backbone"  # what the exported module called its DINOv2
+_POSITIONS = "embeddings.position_embeddings"
+_ROOT = "backbone"  # name of the DINOv2 within the exported module
 _LINEAR = re.compile(rf"/{_ROOT}/(.+)/MatMul")
-# The class token's position is a constant of one node, those of the patches are reshaped to be interpolated.
+# The class token's position is concatenated; those of the patches are reshaped before interpolation.
 _POSITION_NODES = {"Concat": 0, "Reshape": 1}
 
 
-def weights_of(model: onnx.ModelProto) -> Weights:
-    """Every weight of the backbone by its published name; what lies behind the backbone is left out.
+def read_dinov2_weights(model: onnx.ModelProto) -> NamedWeights:
+    """Weights of the backbone by their published names, without anything after the backbone.
 
-    Raises ValueError where there is no position embedding to be found.
+    Raises ValueError if a part of the position embedding is not found.
     """
     constants = {constant.name: numpy_helper.to_array(constant) for constant in model.graph.initializer}
     named = {
@@ -39,6 +39,6 @@ def weights_of(model: onnx.ModelProto) -> Weights:
             elif node.name.startswith(f"/{_ROOT}/embeddings/") and node.op_type in _POSITION_NODES:
                 positions[_POSITION_NODES[node.op_type]] = constants[constant]
     if len(positions) != len(_POSITION_NODES):
-        raise ValueError(f"the ONNX graph has {len(positions)} parts of {POSITIONS}, wanted: 2")
-    named[POSITIONS] = np.concatenate([positions[0], positions[1]], axis=1)
+        raise ValueError(f"the ONNX graph has {len(positions)} parts of {_POSITIONS}, needed: 2")
+    named[_POSITIONS] = np.concatenate([positions[0], positions[1]], axis=1)
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in named.items()}

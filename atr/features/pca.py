@@ -1,4 +1,7 @@
-"""Features as colours: what an encoder tells apart in a picture, made visible."""
+"""PCA picture: an image's patches, coloured by the first three principal components of their features.
+
+Shapes: see atr.core.tokens; R rows and C columns of the patch grid.
+"""
 
 import io
 from collections.abc import Sequence
@@ -8,29 +11,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from sklearn.decomposition import PCA
 
 from atr.features.encoder import Encoder
 
-Floats = NDArray[np.floating[Any]]
+PICTURE_SIDE = 384
+"""Approximate length in pixels of the longer side of one picture."""
 
-SIDE = 384  # pixels of the longer side of one picture, about
+_Floats = NDArray[np.floating[Any]]
 
 
 @torch.inference_mode()
-def components(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
-    """PNG of the images in a row, each followed by its patches in the `colours` of their features.
+def pca_picture(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
+    """PNG of the images in a row, each followed by its patches in their `pca_colours`.
 
-    Of each image the middle is taken that has the shape of the encoder's grid. The encoder must be as it was
-    loaded, in float32 on the CPU: so the bytes do not depend on accelerator and precision of an extraction.
+    Images are cropped around their centre to the shape of the encoder's grid. The encoder must be on the CPU
+    in float32, as loaded, so that the bytes do not depend on the device and precision of an extraction.
     """
     rows, columns = encoder.grid
-    cell = max(1, SIDE // max(encoder.grid))
+    cell = max(1, PICTURE_SIDE // max(encoder.grid))
     width, height = columns * cell, rows * cell
-    fitted = [ImageOps.fit(image.convert("RGB"), (width, height)) for image in images]
-    features_BND = encoder(encoder.preprocess(fitted)).numpy()
-    picture = Image.new("RGB", (2 * width * len(fitted), height))
-    for place, (image, features_ND) in enumerate(zip(fitted, features_BND, strict=True)):
-        patches_RC3 = np.rint(255 * colours(features_ND.reshape(rows, columns, -1))).astype(np.uint8)
+    cropped = [ImageOps.fit(image.convert("RGB"), (width, height)) for image in images]
+    features_BND = encoder(encoder.preprocess(cropped)).numpy()
+    picture = Image.new("RGB", (2 * width * len(cropped), height))
+    for place, (image, features_ND) in enumerate(zip(cropped, features_BND, strict=True)):
+        patches_RC3 = np.rint(255 * pca_colours(features_ND.reshape(rows, columns, -1))).astype(np.uint8)
         patches = Image.fromarray(patches_RC3).resize(image.size, Image.Resampling.NEAREST)
         picture.paste(image, (2 * place * width, 0))
         picture.paste(patches, ((2 * place + 1) * width, 0))
@@ -39,26 +44,22 @@ def components(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
     return buffer.getvalue()
 
 
-def colours(features_RCD: Floats) -> Floats:
-    """RGB in 0..1 of each patch (R rows, C columns): the first three principal components of its features.
+def pca_colours(features_RCD: _Floats) -> _Floats:
+    """RGB in 0..1 of each patch: the first three principal components of one image's features; (R, C, 3).
 
-    The components are those of this picture alone, and each spreads over its colour from the 1st to the 99th
-    percentile; one that there is not, for want of patches or channels, leaves its colour at 0.
+    Each component is scaled so that its 1st and 99th percentiles become 0 and 1. A component that does not
+    exist, as there are too few patches or channels, is 0.
     """
     rows, columns, width = features_RCD.shape
     features_ND = features_RCD.reshape(-1, width).astype(np.float64)
-    centred_ND = features_ND - features_ND.mean(0)
-    _, values_K, directions_KD = np.linalg.svd(centred_ND, full_matrices=False)
-    # What is smaller is rounding of the mean, which the spreading would blow up.
+    pca = PCA(min(3, *features_ND.shape), svd_solver="full")
+    with np.errstate(divide="ignore", invalid="ignore"):  # explained variance of constant features
+        components_NK = pca.fit_transform(features_ND)
+    # A smaller singular value is rounding error, which the scaling would amplify.
     smallest = np.finfo(np.float64).eps * max(features_ND.shape) * np.linalg.norm(features_ND)
-    found_KD = directions_KD[:3][values_K[:3] > smallest]
-    directions_3D = np.zeros((3, width))
-    directions_3D[: len(found_KD)] = found_KD
-    # The sign of a component is arbitrary: the largest weight is made positive, so equal data look equal.
-    largest = np.abs(directions_3D).argmax(1, keepdims=True)
-    directions_3D *= np.sign(np.take_along_axis(directions_3D, largest, axis=1))
-    components_N3 = centred_ND @ directions_3D.T
+    components_N3 = np.zeros((len(features_ND), 3))
+    components_N3[:, : pca.n_components_] = np.where(pca.singular_values_ > smallest, components_NK, 0)
     low, high = np.percentile(components_N3, [1, 99], axis=0)
     span = np.where(high > low, high - low, 1.0)
-    colours_N3: Floats = ((components_N3 - low) / span).clip(0, 1)
+    colours_N3: _Floats = ((components_N3 - low) / span).clip(0, 1)
     return colours_N3.reshape(rows, columns, 3)

@@ -1,4 +1,4 @@
-"""What an image processor makes of images, in a form that a manifest keeps and that compares exactly."""
+"""Exact comparison of image processors, by their settings and a hash of their pixels of probe images."""
 
 import hashlib
 import json
@@ -8,43 +8,43 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIZES = ((301, 96), (64, 210), (37, 20), (224, 224), (640, 427))
-"""(width, height) of the probes: wide, tall, smaller than any tower reads, square, and a photograph's."""
+PROBE_SIZES = ((301, 96), (64, 210), (37, 20), (224, 224), (640, 427))
+"""(width, height) of the probe images: wide, tall, smaller than any tower's input, square, a photograph's."""
 
 
-def probe(width: int, height: int) -> Image.Image:
-    """A picture of hard edges and fine detail in all channels, in which no two ways to resize agree."""
+def probe_image(width: int, height: int) -> Image.Image:
+    """A picture with hard edges and fine detail in all channels, on which any two resizing methods differ."""
     y, x, channel = np.ogrid[:height, :width, :3]
     pixels = (x * x // 7 + 3 * y * (channel + 1) + 40 * channel + 90 * ((x // 5 + y // 3) % 2)) % 256
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def describe(processor: Any) -> dict[str, Any]:
-    """The settings of an image processor of transformers, and a hash of the pixels it makes of the probes.
+def describe_preprocessing(processor: Any) -> dict[str, Any]:
+    """Settings of a transformers image processor and a hash of its pixels of the probe images; JSON.
 
-    The hash alone decides whether two agree, whatever their classes and settings are called; the settings say
-    to a reader in what they differ.
+    Two processors agree if their hashes do, whatever their classes and settings; the settings only explain a
+    difference to the reader.
     """
     settings = json.loads(json.dumps(processor.to_dict(), default=str))
     return {
         "settings": {key: value for key, value in sorted(settings.items()) if value is not None},
-        "pixels": _hash(lambda image: processor([image], return_tensors="np")["pixel_values"]),
+        "pixels": _hash_probes(lambda image: processor([image], return_tensors="np")["pixel_values"]),
     }
 
 
-def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """In what two descriptions differ, empty where they make the same pixels of the same images."""
+def explain_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """Settings in which two descriptions differ, as text; empty if both give the same pixels."""
     if one["pixels"] == other["pixels"]:
         return ""
-    theirs, ours = one["settings"], other["settings"]
-    keys = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
-    settings = [f"{key} {theirs.get(key)} and {ours.get(key)}" for key in keys]
-    return ", ".join(settings) or "pixels, by the same settings"
+    first, second = one["settings"], other["settings"]
+    keys = sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+    settings = [f"{key} {first.get(key)} and {second.get(key)}" for key in keys]
+    return ", ".join(settings) or "pixels, with the same settings"
 
 
-def _hash(make: Callable[[Image.Image], Any]) -> str:
+def _hash_probes(process: Callable[[Image.Image], Any]) -> str:
     digest = hashlib.sha256()
-    for size in SIZES:
-        pixels = np.asarray(make(probe(*size)), dtype=np.float32)
+    for size in PROBE_SIZES:
+        pixels = np.asarray(process(probe_image(*size)), dtype=np.float32)
         digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
     return digest.hexdigest()

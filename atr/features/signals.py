@@ -1,4 +1,7 @@
-"""Stored features, and beside them what their encoder says of the same images."""
+"""Stored features, plus attention, keys and pixels computed on demand.
+
+Shapes: see atr.core.tokens.
+"""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -7,52 +10,54 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from atr.features.attention_hooks import FIELDS
+from atr.features.attention_hooks import CAPTURABLE
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 
 if TYPE_CHECKING:
     from atr.config.presets import EncoderPreset
 
-BESIDE = frozenset({*FIELDS, "pixels_BCHW", "encode"})
-GIVEN = BESIDE | {"grid"}
-"""Which of a reducer's needs are met without a language model."""
+COMPUTED_SIGNALS = frozenset({*CAPTURABLE, "pixels_BCHW", "encode"})
+ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
+"""Needs of reducers that are met without a language model."""
 
 
-def encoder_of(store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device) -> Encoder:
-    """The encoder whose features a store holds, on a device; `folder` and errors as in `locate`."""
-    path, layer = locate(preset.path, folder), store.manifest["layer"]
+def load_store_encoder(
+    store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device
+) -> Encoder:
+    """The encoder of a store's features, on `device`; `folder` and errors as in `resolve_weights`."""
+    path, layer = resolve_weights(preset.path, folder), store.manifest["layer"]
     return Encoder.load(path, layer, preset.name, preset.size).to(device)
 
 
-def evenly(store: FeatureStore, images: int, size: int) -> Iterator[list[str]]:
-    """Names of so many images (all where there are fewer) at even steps through a store, `size` at a time."""
+def sample_evenly(store: FeatureStore, images: int, batch_size: int) -> Iterator[list[str]]:
+    """Batches of the ids of `images` images (at most all) at even steps through a store."""
     count = min(images, len(store))
-    names = [store.ids[place * len(store) // count] for place in range(count)]
-    yield from (names[start : start + size] for start in range(0, count, size))
+    ids = [store.ids[place * len(store) // count] for place in range(count)]
+    yield from (ids[start : start + batch_size] for start in range(0, count, batch_size))
 
 
 @torch.inference_mode()
-def observed(
+def observe_signals(
     store: FeatureStore,
-    names: Sequence[str],
+    ids: Sequence[str],
     picture: Callable[[str], Image.Image],
     encoder: Callable[[], Encoder],
     needs: Collection[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """What reducers read of these images, by field: features as they are stored, and all of `needs` in GIVEN.
+    """Fields of EncoderOutput for these images: features, grid, and the ENCODER_SIGNALS that `needs` names.
 
-    No picture is opened and no encoder loaded where features and grid are enough.
+    Opens pictures and loads the encoder only if `needs` asks for more than features and grid.
     """
-    features_BND = torch.stack([store[store.index(name)] for name in names]).to(device)
+    features_BND = torch.stack([store[store.index(name)] for name in ids]).to(device)
     fields = {"features_BND": features_BND, "grid": store.grid}
-    beside = BESIDE & set(needs)
-    if not beside:
+    computed = COMPUTED_SIGNALS & set(needs)
+    if not computed:
         return fields
     tower = encoder()
-    pixels_BCHW = tower.preprocess([picture(name) for name in names]).to(device)
-    seen = tower.observe(pixels_BCHW, beside & set(FIELDS))
-    known = {"pixels_BCHW": pixels_BCHW, "encode": tower, **seen}
-    return fields | {name: known[name] for name in beside}
+    pixels_BCHW = tower.preprocess([picture(name) for name in ids]).to(device)
+    captured = tower.observe(pixels_BCHW, computed & set(CAPTURABLE))
+    signals = {"pixels_BCHW": pixels_BCHW, "encode": tower, **captured}
+    return fields | {name: signals[name] for name in computed}

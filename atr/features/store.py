@@ -1,9 +1,10 @@
-"""The feature store: shards of encoder features on disk, and the manifest that vouches for them.
+"""The feature store: shards of encoder features on disk, and a manifest with their checksums.
 
     shard-00000.safetensors   "features" (n, N, D) bfloat16; the image ids as JSON in the metadata
     manifest.json             written last: a folder without it is not a store
 
-Shard s holds images [s * S, (s + 1) * S), whoever wrote it: the bytes do not depend on the number of devices.
+Shard s holds the images [s * S, (s + 1) * S) on any number of devices, so the bytes do not depend on it.
+Shapes: see atr.core.tokens; S images of a shard.
 """
 
 import errno
@@ -26,17 +27,17 @@ from atr.core.files import read_json, sha256, whole_file, write_json
 from atr.core.fingerprint import check_fingerprint
 from atr.core.typed_json import ListedFile, check_distinct, parse_record, short, value_of
 
-FORMAT = "atr-features-1"
-MANIFEST = "manifest.json"
-DTYPE = torch.bfloat16
+STORE_FORMAT = "atr-features-1"
+MANIFEST_FILE = "manifest.json"
+STORE_DTYPE = torch.bfloat16
 
 _AGAIN = ": run the extract stage again"
-_DTYPE_NAME = str(DTYPE).removeprefix("torch.")
+_DTYPE_NAME = str(STORE_DTYPE).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What a manifest has to say; raises ValueError naming the key that is not allowed."""
+    """The fields of manifest.json; raises ValueError naming the invalid one."""
 
     format: str
     encoder: str
@@ -53,8 +54,8 @@ class _Manifest:
     shards: list[ListedFile]
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {FORMAT}")
+        if self.format != STORE_FORMAT:
+            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {STORE_FORMAT}")
         if self.dtype != _DTYPE_NAME:
             raise ValueError(f"dtype: {short(self.dtype)} is not allowed, allowed: {_DTYPE_NAME}")
         check_fingerprint(self.fingerprint)
@@ -65,23 +66,23 @@ class _Manifest:
         check_distinct("shards", [shard.file for shard in self.shards])
         sizes = [shard.images for shard in self.shards]
         if sum(sizes) != self.images or not sizes:
-            raise ValueError(f"the shards do not add up to {self.images} images")
+            raise ValueError(f"the shards do not sum to {self.images} images")
         if set(sizes[:-1]) - {sizes[0]} or sizes[-1] > sizes[0]:
-            raise ValueError(f"shards: {short(sizes)} images, allowed: equally many, in the last no more")
+            raise ValueError(f"shards: {short(sizes)} images, allowed: equal counts, the last no larger")
 
 
-def clear(folder: Path) -> None:
-    """Remove a former store from `folder`, the manifest first, so that no cut-off run can look whole."""
+def clear_store(folder: Path) -> None:
+    """Remove a former store from `folder`, the manifest first, so that an interrupted run leaves no store."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for shard in folder.glob("shard-*.safetensors"):
         shard.unlink()
 
 
 class ShardWriter:
-    """Gathers features until a shard is full, then writes it whole or not at all; holds one shard in memory.
+    """Collects features until a shard is full, then writes it atomically; holds one shard in memory.
 
-    `shards` lists the manifest's entries of the shards written so far.
+    `shards` lists the manifest entries of the shards written so far.
     """
 
     def __init__(self, folder: Path, images: int, shard_images: int) -> None:
@@ -93,22 +94,22 @@ class ShardWriter:
         self._buffer_SND: Tensor | None = None
 
     def add(self, first: int, ids: Sequence[str], features_BND: Tensor) -> None:
-        """Take the features of the consecutive images `first`, `first + 1`, ..., all of one shard.
+        """Add the features of the consecutive images `first`, `first + 1`, ..., all of one shard.
 
-        Raises ValueError naming the image whose features are not finite, OSError naming the shard that could
-        not be written.
+        Raises ValueError naming an image whose features are not finite, and OSError naming a shard that
+        cannot be written.
         """
         number, offset = divmod(first, self.shard_images)
         end = offset + len(ids)
         assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
-        # As they are stored: what float32 holds may be more than bfloat16 does.
-        features_BND = features_BND.to(DTYPE)
+        # Cast before the check: rounding a large float32 to bfloat16 may give infinity.
+        features_BND = features_BND.to(STORE_DTYPE)
         finite_B = features_BND.isfinite().flatten(1).all(1)
         if not finite_B.all():
             broken = ids[int(finite_B.int().argmin())]
             raise ValueError(f"image {broken}: the encoder's features are not finite")
         if self._buffer_SND is None:
-            self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=DTYPE)
+            self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=STORE_DTYPE)
         self._buffer_SND[offset:end] = features_BND
         self._ids.extend(ids)
         if end == self.shard_images or first + len(ids) == self.images:
@@ -119,7 +120,7 @@ class ShardWriter:
         with whole_file(path) as temporary:
             try:
                 save_file({"features": features_SND}, temporary, metadata={"ids": json.dumps(self._ids)})
-            except SafetensorError as error:  # how safetensors reports a full disk
+            except SafetensorError as error:  # raised for a full disk
                 raise OSError(errno.EIO, str(error)) from error
         self.shards.append({"file": path.name, "images": len(self._ids), "sha256": sha256(path)})
         self._ids = []
@@ -138,16 +139,15 @@ def write_manifest(
     shards: Sequence[Mapping[str, Any]],
     resolved: Mapping[str, Any] | None = None,
 ) -> None:
-    """Declare the store finished; `shards` in any order, `parameters` as they will be asked for.
+    """Complete a store; `shards` in any order, `parameters` as `FeatureStore.open` will expect them.
 
-    `fingerprint` says of which weights the encoder is, and `preprocess` what was made of the images before,
-    as `atr.features.preprocess.describe` has it, where these are known; `resolved` what the features were
-    computed in, and by which checkpoint.
+    `fingerprint` is that of the encoder's tower, `preprocess` is `describe_preprocessing` of its image
+    processor (None if unknown); `resolved` holds precision, device and version of the checkpoint.
     """
     write_json(
-        folder / MANIFEST,
+        folder / MANIFEST_FILE,
         {
-            "format": FORMAT,
+            "format": STORE_FORMAT,
             "encoder": encoder,
             "layer": layer,
             "dtype": _DTYPE_NAME,
@@ -165,7 +165,7 @@ def write_manifest(
 
 
 class FeatureStore(Dataset[Tensor]):
-    """A finished store: `store[i]` is features_ND of image i, memory-mapped: only what is read is loaded."""
+    """A finished store: `store[i]` is features_ND of image i, memory-mapped."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
@@ -174,30 +174,32 @@ class FeatureStore(Dataset[Tensor]):
 
     @classmethod
     def open(cls, folder: Path, expect: Mapping[str, Any] | None = None, verify: bool = True) -> Self:
-        """Open the store in `folder`; `expect` names parameters and the values they must have been made with.
+        """Open the store in `folder`; `expect` gives values that its parameters must have.
 
-        Raises ValueError naming what is wrong: the manifest missing or invalid, a parameter other than asked,
-        a shard missing, truncated, of another shape or without its ids, or (with `verify`, which reads every
-        file once) edited since. Of the processes that share a store it is enough that one verifies it.
+        Raises ValueError for a missing or invalid manifest, a parameter with another value, a shard that is
+        missing, truncated, of another shape or without ids, and with `verify`, which reads every file once, a
+        shard that has changed since. One of the processes that share a store should verify it.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
-        for key, asked in (expect or {}).items():
-            found = manifest["parameters"].get(key)
-            if found != asked:
-                raise ValueError(f"{folder / MANIFEST}: {key} is {found!r}, asked for is {asked!r}{_AGAIN}")
+        manifest = _read_manifest(folder / MANIFEST_FILE)
+        for key, expected in (expect or {}).items():
+            value = manifest["parameters"].get(key)
+            if value != expected:
+                raise ValueError(
+                    f"{folder / MANIFEST_FILE}: {key} is {value!r}, expected {expected!r}{_AGAIN}"
+                )
         _check_present(folder, manifest["shards"])
         if verify:
             _verify(folder, manifest["shards"])
         store = cls(folder, manifest)
         for number in range(len(manifest["shards"])):
             store._map(number)
-        check_distinct(f"{folder / MANIFEST}: image ids", store.ids)
+        check_distinct(f"{folder / MANIFEST_FILE}: image ids", store.ids)
         return store
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the tokens of an image."""
+        """(rows, columns) of an image's tokens."""
         rows, columns = self.manifest["grid"]
         return rows, columns
 
@@ -208,7 +210,7 @@ class FeatureStore(Dataset[Tensor]):
 
     @cached_property
     def ids(self) -> list[str]:
-        """The image ids in the order of the store."""
+        """Image ids in the order of the store."""
         return [name for number in range(len(self.manifest["shards"])) for name in self._ids(number)]
 
     @cached_property
@@ -216,9 +218,9 @@ class FeatureStore(Dataset[Tensor]):
         return {name: position for position, name in enumerate(self.ids)}
 
     def index(self, image: str) -> int:
-        """Position of an image id; raises ValueError when the store does not hold it."""
+        """Index of an image id; raises ValueError if the store does not hold it."""
         if image not in self._positions:
-            raise ValueError(f"{self.folder}: holds no features of image {image!r}{_AGAIN}")
+            raise ValueError(f"{self.folder}: no features of image {image!r}{_AGAIN}")
         return self._positions[image]
 
     def __len__(self) -> int:
@@ -229,14 +231,14 @@ class FeatureStore(Dataset[Tensor]):
         """features_ND of one image, bfloat16."""
         if not 0 <= position < len(self):
             raise IndexError(position)
-        # Every shard but the last is full, so the first one tells their size.
+        # All shards but the last have the size of the first.
         number, offset = divmod(position, self.manifest["shards"][0]["images"])
         if number not in self._mapped:
             self._mapped[number] = self._map(number)
         return self._mapped[number][offset]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Loader workers open the shards themselves; the pages are shared through the page cache."""
+        """Pickle without the mapped shards; loader workers map them again and share the page cache."""
         return type(self), (self.folder, self.manifest)
 
     def _map(self, number: int) -> Tensor:
@@ -247,7 +249,7 @@ class FeatureStore(Dataset[Tensor]):
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable shard: {error}") from error
         shape = (images, self.manifest["tokens"], self.manifest["width"])
-        if features_SND.shape != shape or features_SND.dtype != DTYPE:
+        if features_SND.shape != shape or features_SND.dtype != STORE_DTYPE:
             raise ValueError(f"{path}: features are {tuple(features_SND.shape)}, the manifest says {shape}")
         return features_SND
 
@@ -255,12 +257,12 @@ class FeatureStore(Dataset[Tensor]):
         path, images = self._shard(number)
         try:
             with safe_open(path, framework="pt") as file:
-                written = json.loads(file.metadata()["ids"])
+                decoded = json.loads(file.metadata()["ids"])
         except (OSError, SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a readable shard: {error}") from error
-        ids: list[str] = value_of(list[str], written, f"{path}: ids")
+        ids: list[str] = value_of(list[str], decoded, f"{path}: ids")
         if len(ids) != images:
-            raise ValueError(f"{path}: names {len(ids)} images, the manifest says {images}")
+            raise ValueError(f"{path}: has {len(ids)} image ids, the manifest says {images}")
         return ids
 
     def _shard(self, number: int) -> tuple[Path, int]:
@@ -270,7 +272,7 @@ class FeatureStore(Dataset[Tensor]):
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ValueError(f"{path} is missing: the store was never finished, run the extract stage")
+        raise ValueError(f"{path} is missing: the store is not complete, run the extract stage")
     manifest: dict[str, Any] = read_json(path)
     try:
         parse_record(_Manifest, manifest, str(path))
@@ -286,12 +288,10 @@ def _check_present(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _verify(folder: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-    """Hash every shard; hashing releases the interpreter, so a large store is read at the disk's speed."""
+    """Compare the hash of every shard; in threads, as hashing releases the GIL."""
     with ThreadPoolExecutor() as pool:
         digests = pool.map(sha256, (folder / shard["file"] for shard in shards))
         for shard, digest in zip(shards, tqdm(digests, "verify", len(shards), delay=5), strict=True):
             if digest != shard["sha256"]:
                 path = folder / shard["file"]
-                raise ValueError(
-                    f"{path} is not what the manifest lists (truncated, or edited since){_AGAIN}"
-                )
+                raise ValueError(f"{path} differs from the manifest's checksum (truncated or edited){_AGAIN}")

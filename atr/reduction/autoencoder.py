@@ -1,18 +1,18 @@
-"""Selector and reconstructor with the vector that stands for a dropped token: the paper, section 3."""
+"""Selector and reconstructor joined by the vector that replaces dropped tokens: the paper, section 3."""
 
 import torch
 from torch import Tensor, nn
 
-from atr.core.tokens import gumbel_mask_BN, replace
+from atr.core.tokens import gumbel_mask_BN, replace_dropped
 from atr.reduction.layers import HubModule
 from atr.reduction.reconstructor import FeatureReconstructor
 from atr.reduction.selector import FeatureSelector
 
 
 class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):
-    """R(S(F)): drops tokens by a sampled mask, restores all; built from the arguments of its selector.
+    """R(S(F)): drops tokens by a sampled mask and restores all; built from the selector's arguments.
 
-    The shared vector E_masked lives in standardised units, where zero, its start, is the mean feature.
+    The shared vector E_masked is in standardised units and starts at zero, the mean feature.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv
     def forward(
         self, features_BND: Tensor, temperature: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Restored features (B, N, D) and the sampled mask (B, N) that they were restored from."""
+        """Restored features (B, N, D), and the sampled mask (B, N) from which they were restored."""
         mask_BN = gumbel_mask_BN(self.selector(features_BND), temperature, generator)
         return self.restore(features_BND, mask_BN), mask_BN
 
     def restore(self, features_BND: Tensor, mask_BN: Tensor) -> Tensor:
-        """Features restored from the tokens of mask 1, in the encoder's units; float32 (B, N, D)."""
+        """Features restored from the tokens with mask 1, in the encoder's units; float32 (B, N, D)."""
         standardise = self.selector.standardise
-        masked_BND = replace(standardise(features_BND), mask_BN, self.masked_D)
+        masked_BND = replace_dropped(standardise(features_BND), mask_BN, self.masked_D)
         return standardise.inverse(self.reconstructor(masked_BND))

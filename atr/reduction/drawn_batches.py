@@ -46,8 +46,8 @@ class DrawnBatch:
 
     @property
     def encoded(self) -> EncoderOutput:
-        """The batch, always the same."""
-        return _encoded(self)
+        """The batch, always the same values in new memory, which a reducer may spoil."""
+        return _encoded(self).of(range(IMAGES))
 
 
 def drawn_batches(tokens: Sequence[str], dtypes: Sequence[torch.dtype]) -> list[DrawnBatch]:

@@ -24,7 +24,7 @@ from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 
 @dataclass(frozen=True)
-class ImageBatch:
+class HeldOutBatch:
     """Held-out images; `text_BN` counts the characters whose centre lies in a token's patch."""
 
     encoded: EncoderOutput
@@ -92,7 +92,7 @@ def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[st
 def measure_lines(
     drawn: Sequence[Reducer],
     nets: Mapping[str, FeatureAutoencoder],
-    images: Sequence[ImageBatch],
+    images: Sequence[HeldOutBatch],
     keep: Sequence[float],
 ) -> dict[str, list[float] | None]:
     """For each of `keep`, the variance that each net leaves unexplained, and the text coverage.
@@ -110,7 +110,7 @@ def _point(
     fraction: float,
     drawn: Sequence[Reducer],
     nets: Mapping[str, FeatureAutoencoder],
-    images: Sequence[ImageBatch],
+    images: Sequence[HeldOutBatch],
     covers: bool,
 ) -> dict[str, float]:
     # One selection serves all measures, because some reducers choose one token after the other.
@@ -125,7 +125,7 @@ def _point(
 
 
 def unexplained(
-    net: FeatureAutoencoder, images: Sequence[ImageBatch], selections: Sequence[Selection]
+    net: FeatureAutoencoder, images: Sequence[HeldOutBatch], selections: Sequence[Selection]
 ) -> float:
     """Fraction of the variance of all features that `net` does not reconstruct from the kept ones."""
     variance, total = net.selector.standardise.variance, 0.0
@@ -136,7 +136,7 @@ def unexplained(
     return total / sum(len(batch.text_BN) for batch in images)
 
 
-def text_coverage(images: Sequence[ImageBatch], selections: Sequence[Selection]) -> float:
+def text_coverage(images: Sequence[HeldOutBatch], selections: Sequence[Selection]) -> float:
     """Fraction of all characters on the images whose token is kept."""
     pairs = zip(images, selections, strict=True)
     covered = sum((batch.text_BN * selection.mask_BN).sum().item() for batch, selection in pairs)
@@ -145,7 +145,7 @@ def text_coverage(images: Sequence[ImageBatch], selections: Sequence[Selection])
 
 @torch.inference_mode()
 def kept_indices(
-    drawn: Sequence[Reducer], images: Sequence[ImageBatch], keep: float
+    drawn: Sequence[Reducer], images: Sequence[HeldOutBatch], keep: float
 ) -> list[list[list[int]]] | None:
     """Kept indices by seed and image, to compute the overlap of two reducers from; None for mergers."""
     if isinstance(drawn[0], Merger):
@@ -155,7 +155,7 @@ def kept_indices(
 
 @torch.inference_mode()
 def selector_stability(
-    selectors: Sequence[FeatureSelector], images: Sequence[ImageBatch], keep: Sequence[float]
+    selectors: Sequence[FeatureSelector], images: Sequence[HeldOutBatch], keep: Sequence[float]
 ) -> dict[str, Any]:
     """IoU of the tokens that selectors of different training seeds keep, a mean over pairs and images."""
     line = []
@@ -180,9 +180,9 @@ def intrinsic_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict[
         yield keep, {name: line[place] for name, line in lines.items() if line is not None}
 
 
-def _select(reducer: Reducer, images: Sequence[ImageBatch], keep: float) -> list[Selection]:
+def _select(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> list[Selection]:
     return [Selection.of(reducer, batch.encoded, keep) for batch in images]
 
 
-def _mask_IN(reducer: Reducer, images: Sequence[ImageBatch], keep: float) -> Tensor:
+def _mask_IN(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> Tensor:
     return torch.cat([selection.mask_BN.bool() for selection in _select(reducer, images, keep)])

@@ -35,7 +35,7 @@ class Schedule:
     def _checked_fraction(self, layer: int, keep: float, before: float) -> float:
         if not 1 <= layer < self.layers:
             raise ValueError(f"layer: {layer} is out of range, allowed: 1 <= layer < {self.layers} layers")
-        fraction = tokens.number("keep", keep)
+        fraction = tokens.parse_number("keep", keep)
         if isinstance(fraction, int) or not 0 <= fraction <= before:
             raise ValueError(
                 f"keep: {keep} is out of range, allowed: 0 <= keep <= {before:g}, a fraction and no count"
@@ -45,7 +45,7 @@ class Schedule:
     def left(self, layer: int) -> float:
         """Fraction of an image's visual tokens that a layer reads."""
         passed = [drop for drop in self.drops if drop <= layer]
-        return float(tokens.number("keep", self.drops[max(passed)])) if passed else 1.0
+        return float(tokens.parse_number("keep", self.drops[max(passed)])) if passed else 1.0
 
     def count(self, layer: int, size: int) -> int:
         """Number of `size` visual tokens that a layer reads."""

@@ -1,16 +1,17 @@
-"""Masks as pictures: what a selector keeps of an image."""
+"""Pictures of masks: the tokens that a selector keeps of an image."""
 
 from collections.abc import Sequence
 
 from PIL import Image
 from torch import Tensor
 
-SIDE = 216  # pixels of the longer side of one image, about
+SIDE = 216
+"""Approximate length of an image's longer side in pixels."""
 GREY = (128, 128, 128)
 
 
 def mask_picture(images: Sequence[Image.Image], mask_BN: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """Each image above its kept patches, the dropped ones greyed; one column per image."""
+    """Each image above its kept patches, the dropped ones in grey; one column per image."""
     rows, columns = grid
     cell = max(1, SIDE // max(grid))
     width, height = columns * cell, rows * cell

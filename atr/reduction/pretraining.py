@@ -1,4 +1,4 @@
-"""The training of selector and reconstructor by Eq. 7, with its guard against collapse and its pictures."""
+"""Training of selector and reconstructor by Eq. 7 of the paper, with a guard against collapse."""
 
 import math
 import zlib
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from atr.config.pretrain import Pretrain
 
 VALIDATION_KEEP = (0.1, 0.3, 0.5)
-"""Kept fractions at which validation restores from the top K tokens, as inference takes them."""
+"""Kept fractions at which validation restores from the top K tokens, as selected at inference."""
 
 
 Trained = TypeVar("Trained", "AutoencoderTraining", "ReconstructorTraining")
 
 
 class DivergedError(ValueError):
-    """The parameters led the training where it cannot come back from."""
+    """Training diverged."""
 
 
 class RecordedTraining(LightningModule):
-    """A training whose `history` has the metrics of each finished epoch, also from before an interruption."""
+    """A training with a `history` of the metrics of each finished epoch, kept over interruptions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class RecordedTraining(LightningModule):
         self.history.append({"epoch": self.current_epoch, "step": self.global_step, **epoch})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
+        """Save the history with the weights."""
         checkpoint["history"] = self.history
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history of the epochs before the interruption."""
+        """Restore the history of the epochs before the interruption."""
         self.history = checkpoint["history"]
 
 
 class AutoencoderTraining(RecordedTraining):
-    """Minimises L_rec + max(L_pr, p) over features_BND."""
+    """Trains selector and reconstructor: minimises L_rec + max(L_pr, p), Eq. 7, over features_BND."""
 
     def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class AutoencoderTraining(RecordedTraining):
         self.explained_variance = ExplainedVariance()
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Loss and kept fraction of one batch under a sampled mask."""
+        """Loss and kept fraction of one batch with a sampled mask."""
         noise = step_noise(self, self.seed)
         restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
         terms = self._terms(restored_BND, features_BND, mask_BN)
@@ -78,7 +78,7 @@ class AutoencoderTraining(RecordedTraining):
         return terms
 
     def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
-        """The same under the hard mask, then the reconstruction from the top K at a few budgets."""
+        """Loss and kept fraction with the hard mask, and reconstruction from the top K at VALIDATION_KEEP."""
         logits_BN = self.autoencoder.selector(features_BND)
         mask_BN = (logits_BN > 0).float()
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
@@ -110,7 +110,7 @@ class AutoencoderTraining(RecordedTraining):
         return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
     def _explain(self, restored_BND: Tensor, features_BND: Tensor) -> None:
-        """Stream the explained variance, a mean over channels; standardised, so that float32 sums suffice."""
+        """Update the explained variance, averaged over channels; standardised, as its sums are float32."""
         standardise = self.autoencoder.selector.standardise
         self.explained_variance.update(
             standardise(restored_BND).flatten(0, 1), standardise(features_BND).flatten(0, 1)
@@ -122,29 +122,29 @@ class AutoencoderTraining(RecordedTraining):
         self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up and a cosine fall to zero."""
+        """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.pretrain)
 
 
 class ReconstructorTraining(LightningModule):
-    """Minimises L_rec alone, from tokens kept at random: a reconstructor that no selector has taught."""
+    """Trains a reconstructor without a selector: minimises L_rec from randomly kept tokens."""
 
     def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
-        # Several processes would wait for the gradients of every parameter that could have one.
+        # With several processes every parameter that requires a gradient must get one.
         autoencoder.selector.requires_grad_(False)
         self.autoencoder = autoencoder
         self.pretrain = pretrain
         self.seed = seed
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
-        """Loss of one batch under random masks."""
+        """Loss of one batch with random masks."""
         loss = self._loss(features_BND)
         self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
         return loss
 
     def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
-        """The same of held-out images."""
+        """Loss of a batch of held-out images."""
         name, loss = "random_masks/validation/loss_reconstruction", self._loss(features_BND)
         self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
 
@@ -155,7 +155,7 @@ class ReconstructorTraining(LightningModule):
         return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """As for the selector."""
+        """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.pretrain)
 
 
@@ -167,13 +167,13 @@ def _reconstruction_loss(
 
 
 def step_noise(module: LightningModule, seed: int) -> torch.Generator:
-    """Noise of seed, step and rank alone: a resumed run draws what the unbroken one would have."""
+    """Generator seeded by seed, step and rank, so that a resumed run draws the same noise."""
     place = f"{seed} {module.global_step} {module.global_rank}"
     return torch.Generator(module.device).manual_seed(zlib.crc32(place.encode()))
 
 
 def optimizers(module: LightningModule, recipe: "Pretrain | Distill") -> OptimizerLRScheduler:
-    """AdamW with a linear warm-up and a cosine fall to zero, for a training of known length."""
+    """AdamW with linear warm-up and cosine decay to zero at the estimated last step."""
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -185,7 +185,7 @@ def optimizers(module: LightningModule, recipe: "Pretrain | Distill") -> Optimiz
 
 
 def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor of the peak learning rate at `step` of `steps`; it rises over the fraction `warmup` of them."""
+    """Factor of the peak learning rate at `step` of `steps`; it rises over the first `warmup` of them."""
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
@@ -193,10 +193,10 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 
 
 class CollapseGuard(Callback):
-    """Stops a run that has failed, with a DivergedError that says which parameter to change.
+    """Stops a failed run with a DivergedError that names the parameter to change.
 
-    At once for a loss that is not finite; after the fraction `collapse_after` of the steps (never at 1) for a
-    kept fraction, as a running mean over some 20 steps, outside [p/2, 1.5p + 0.05].
+    A loss that is not finite stops it at once. After the fraction `collapse_after` of the steps (never if it
+    is 1), a kept fraction outside [p/2, 1.5p + 0.05] stops it; that is a running mean of about 20 steps.
     """
 
     MEMORY = 0.95
@@ -208,7 +208,7 @@ class CollapseGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss and at the kept fraction of the step just made."""
+        """Check the loss and the kept fraction of the last step."""
         if not bool(outputs["loss"].isfinite()):
             raise DivergedError(
                 f"the loss is {outputs['loss'].item()} at step {trainer.global_step}: lower "
@@ -236,21 +236,21 @@ class CollapseGuard(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean, so that a resumed run judges as the unbroken one would."""
+        """The running mean, so that a resumed run stops where an uninterrupted one would."""
         return {"kept": self.kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the running mean."""
+        """Restore the running mean."""
         self.kept = state_dict["kept"]
 
 
 class MaskPictures(Callback):
-    """After each epoch a PNG of hard masks over the same validation images, handed to `publish` as a path."""
+    """Draws the hard masks of a few validation images after each epoch; `publish` gets the PNG's path."""
 
     def __init__(
         self, pictured: Sequence[tuple[Tensor, Image.Image]], folder: Path, publish: Callable[[Path], None]
     ) -> None:
-        """`pictured` pairs the features_ND of an image with the image itself."""
+        """`pictured` are pairs of an image's features_ND and the image."""
         self.features_BND = torch.stack([features_ND for features_ND, _ in pictured]).float()
         self.images = [image for _, image in pictured]
         self.folder = folder
@@ -258,7 +258,7 @@ class MaskPictures(Callback):
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Draw and publish, on one rank."""
+        """Draw and publish on rank 0."""
         if not trainer.is_global_zero:
             return
         assert isinstance(module, AutoencoderTraining)
@@ -277,7 +277,7 @@ def new_autoencoder(
     layer: int,
     images: Iterable[Tensor],
 ) -> FeatureAutoencoder:
-    """An untrained autoencoder for one encoder's features, standardised by those of `images`, features_ND.
+    """An untrained autoencoder for an encoder's features, standardised by `images`, their features_ND.
 
     Raises ValueError for heads that do not divide the width.
     """
@@ -305,9 +305,9 @@ def train_autoencoder(
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
+    """Train with guard and pictures, resuming from the last of `checkpoints`; whether this is rank 0.
 
-    Raises DivergedError; Lightning leaves by SystemExit on Ctrl-C.
+    Raises DivergedError, and on Ctrl-C SystemExit, as Lightning does.
     """
     callbacks = [CollapseGuard(module.pretrain), pictures]
     kwargs = trainer_kwargs | {"deterministic": True}
@@ -323,9 +323,9 @@ def fit(
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train, going on from the last of `checkpoints` if there is one; whether this is rank 0.
+    """Train, resuming from the last of `checkpoints`; whether this is rank 0.
 
-    `data` deals out the images to the devices itself.
+    `data` distributes the images over the devices itself.
     """
     kwargs = trainer_kwargs | {"plugins": WholeCheckpoints()}
     trainer = _trainer(epochs, [*callbacks, checkpoints], logger, **kwargs)
@@ -340,13 +340,13 @@ def train_beside(
     logger: Logger | None,
     **trainer_kwargs: Any,
 ) -> Trained:
-    """Train what is only compared with, without pictures and checkpoints; the module, trained.
+    """Train a module for comparison, without pictures and checkpoints; returns it.
 
-    Raises DivergedError as `train` does.
+    Raises DivergedError as `train_autoencoder` does.
     """
     guarded = isinstance(module, AutoencoderTraining)
     callbacks: list[Callback] = [CollapseGuard(module.pretrain)] if guarded else []
-    # Trainers leave their mode behind, and not all that is computed next need have deterministic kernels.
+    # "warn", since a trainer's mode stays set, and later computations may lack deterministic kernels.
     kwargs = trainer_kwargs | {"deterministic": "warn", "enable_checkpointing": False}
     trainer = _trainer(epochs, callbacks, logger, **kwargs)
     trainer.fit(module, datamodule=data)
@@ -354,7 +354,7 @@ def train_beside(
 
 
 def _trainer(epochs: int, callbacks: Sequence[Callback], logger: Logger | None, **kwargs: Any) -> Trainer:
-    # Deterministic kernels are wanted, not torch's filling of all new memory with NaN that comes along (5 %).
+    # Deterministic mode also fills new memory with NaN, which takes 5 % of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Trainer(
         **kwargs,
@@ -363,5 +363,5 @@ def _trainer(epochs: int, callbacks: Sequence[Callback], logger: Logger | None, 
         logger=False if logger is None else logger,
         log_every_n_steps=10,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module deals out the images itself
+        use_distributed_sampler=False,  # the data module distributes the images itself
     )

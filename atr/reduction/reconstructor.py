@@ -1,4 +1,4 @@
-"""The reconstructor R of the paper, section 3: what is restored without a token says what it is worth."""
+"""The reconstructor R of the paper, section 3, which restores all features from the kept tokens."""
 
 from torch import Tensor, nn
 
@@ -6,9 +6,9 @@ from atr.reduction.layers import TransformerHead
 
 
 class FeatureReconstructor(nn.Module):
-    """Three Transformer layers: the masked sequence, full length and standardised, to restored features.
+    """Transformer layers from the masked sequence, of full length and standardised, to restored features.
 
-    Raises ValueError for heads that do not divide the width or an unknown position.
+    Raises ValueError as TransformerHead does.
     """
 
     def __init__(

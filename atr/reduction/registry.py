@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,7 +49,7 @@ def build_from(
             f"reducer {name!r}: there is no file {file}, allowed: the path of a Python file in the project "
             f"without .py, or one of {', '.join(built_in_names())}"
         )
-    build = _builder(_module(file), file, class_name)
+    build = _builder(_module(file.resolve(), file), file, class_name)
     constants = catalog.constants(file)
     if constants.get("WEIGHTS"):
         return _built(build, file, _loaded(selector, name))
@@ -77,26 +78,31 @@ def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> Feature
     return selector if isinstance(selector, FeatureSelector) else FeatureSelector.from_pretrained(selector)
 
 
-def _module(file: Path) -> ModuleType:
-    """Import a file as the module that it is, seen from the project root (the current folder)."""
-    dotted, root = _dotted(file)
-    if root not in sys.path:
+@cache
+def _module(path: Path, file: Path) -> ModuleType:
+    """Import a file under its dotted name, as seen from the project root, the current folder.
+
+    `path` is the whole path, `file` the one that errors show.
+    """
+    dotted, root = _dotted(path, file)
+    if not dotted.startswith("atr.") and root not in sys.path:
         sys.path.insert(0, root)
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(dotted)
     except Exception as error:  # a user's file may raise anything
         raise ValueError(f"{file}: it cannot be imported: {_one_line(error)}") from error
-    if Path(str(module.__file__)).resolve() != file.resolve():
+    if Path(str(module.__file__)).resolve() != path:
         raise ValueError(f"{file}: another module has the name {dotted}, {module.__file__}: rename the file")
     return module
 
 
-def _dotted(file: Path) -> tuple[str, str]:
+def _dotted(path: Path, file: Path) -> tuple[str, str]:
     """The module name of a file, and the folder that the name starts from."""
-    path = file.resolve()
-    roots = [root for root in (catalog.PACKAGE.parent, Path.cwd()) if path.is_relative_to(root)]
-    root = roots[-1] if roots else path.parent
+    package = catalog.PACKAGE.resolve()
+    root = package.parent if path.is_relative_to(package) else Path.cwd().resolve()
+    if not path.is_relative_to(root):
+        root = path.parent
     parts = path.relative_to(root).with_suffix("").parts
     if not all(part.isidentifier() for part in parts):
         raise ValueError(f"{file}: this path cannot be imported, allowed: letters, digits, _ in each part")
@@ -136,8 +142,8 @@ def _built(build: Callable[..., Any], file: Path, *arguments: Any) -> Reducer | 
         raise ValueError(f"{file}: {build.__name__} raised {_one_line(error)}") from error
     if not isinstance(needs, frozenset) or not (callable(reducer) or isinstance(reducer, LayerReducer)):
         raise ValueError(
-            f"{file}: {build.__name__} returns a value of type {type(reducer).__name__}, which is no reducer: it needs a "
-            "frozenset `needs` and `__call__(encoded, budget)`"
+            f"{file}: {build.__name__} returns a {type(reducer).__name__}, which is no reducer, "
+            "allowed: an object with a frozenset `needs` and `__call__(encoded, budget)`"
         )
     if unknown := sorted(map(str, needs - OPTIONAL_FIELDS)):
         raise ValueError(

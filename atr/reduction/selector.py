@@ -1,4 +1,4 @@
-"""Which tokens are worth keeping: the selector S of the paper, section 3, and the reducer made of it."""
+"""The selector S of the paper, section 3, which scores tokens, and the reducer built from it."""
 
 from typing import Any, ClassVar
 
@@ -21,12 +21,11 @@ class FeatureSelector(
     paper_url="https://arxiv.org/abs/2503.16660",
     model_card_template=selector_card.TEMPLATE,
 ):
-    """Three Transformer layers and a linear layer: features_BND of a frozen encoder to keep logits_BN.
+    """Transformer layers and a linear head from features_BND of a frozen encoder to keep logits_BN.
 
-    A token is kept where its logit is positive (the mode of the Gumbel-softmax mask), or among the top K.
-    `encoder`, `layer`, `keep` (p of Eq. 7) and `record` say what it was trained on and change nothing here.
-    Raises ValueError for heads that do not divide the width, an unknown position, a grid without tokens or of
-    too many, and a record whose fingerprint is none.
+    A token is kept if its logit is positive (the mode of the Gumbel-softmax mask), or if it is among the top
+    K. `encoder`, `layer`, `keep` (p of Eq. 7) and `record` describe the training and do not change the
+    output. Raises ValueError as TransformerHead does, and for a malformed fingerprint in the record.
     """
 
     def __init__(
@@ -52,32 +51,32 @@ class FeatureSelector(
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens it was trained on."""
+        """Rows and columns of the tokens in training."""
         return self.trunk.grid
 
     @property
     def is_taught(self) -> bool:
-        """Whether it learned from a language model's answers instead of a reconstructor."""
+        """Whether it was distilled from a language model instead of trained with a reconstructor."""
         return "taught_by" in self.record
 
     def note(self, **facts: Any) -> None:
-        """Add to the record, and so to the config.json and the model card that are saved.
+        """Add to the record, which is saved in config.json and shown in the model card.
 
-        The card shows `data`, `images`, `seed`, the encoder's `fingerprint`, the `positions` that kept tokens
-        had when it was taught and evaluated, and a dict of `scores`.
+        The card shows `data`, `images`, `seed`, the encoder's `fingerprint`, the `positions` of kept tokens
+        in distillation and evaluation, and a dict of `scores`.
         """
         self.record |= facts
         assert isinstance(self._hub_mixin_config, dict)
         self._hub_mixin_config = self._hub_mixin_config | {"record": self.record}
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The README.md that is saved and pushed with the weights, from what config.json says."""
+        """The README.md that is saved and pushed with the weights, made from config.json."""
         assert isinstance(self._hub_mixin_config, dict)
         fields = selector_card.fields(self._hub_mixin_config, self.record)
         return super().generate_model_card(*args, **fields | kwargs)
 
     def forward(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Keep logits, float32 (B, N); `grid` where it is not the one trained on.
+        """Keep logits, float32 (B, N); `grid` if it differs from the one in training.
 
         Raises ValueError if tokens or channels do not fit.
         """
@@ -86,7 +85,7 @@ class FeatureSelector(
 
     @torch.no_grad()
     def select(self, features_BND: Tensor, k: int, grid: tuple[int, int] | None = None) -> Tensor:
-        """Indices of the k tokens with the highest logits, in raster order: the paper's inference; keep_BK.
+        """Indices of the k highest logits in raster order, the paper's inference; keep_BK.
 
         Raises ValueError unless 0 <= k <= N.
         """
@@ -94,9 +93,9 @@ class FeatureSelector(
 
     @torch.no_grad()
     def rank(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Keep logits (B, N) of features of any precision and device, computed in the selector's own.
+        """Keep logits (B, N), computed in the selector's precision and on its device.
 
-        Raises ValueError naming the images whose logits are not finite: they would rank nothing.
+        Raises ValueError naming the images whose logits are not finite.
         """
         mean_D = self.standardise.mean_D
         logits_BN: Tensor = self(features_BND.to(mean_D.device, mean_D.dtype), grid)
@@ -105,7 +104,7 @@ class FeatureSelector(
 
 
 class SelectorReducer:
-    """The top K of a trained selector as a reducer; the scores of one batch serve all its budgets."""
+    """The top K of a trained selector as a reducer; scores of the last batch are reused for all budgets."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     threshold: ClassVar[float | None] = 0.0

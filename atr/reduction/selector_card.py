@@ -1,4 +1,4 @@
-"""The model card of a selector."""
+"""The model card of a selector: a template, and the facts it shows."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ TEMPLATE = """---
 ---
 # A selector of visual tokens for {{ encoder }}
 
-It ranks the tokens that a frozen vision tower makes of an image by {{ worth }}, so
-that a LLaVA with this tower, itself unchanged, can be given the best of them alone. The {{ part }} is that of
+It ranks the tokens of a frozen vision tower by {{ worth }}, so that an unchanged LLaVA
+with this tower reads only the best of them. The {{ part }} is that of
 [When Less is Enough: Adaptive Token Reduction for Efficient Image Representation]({{ paper_url }}).
 
 ```python
@@ -21,7 +21,7 @@ inputs = processor(images=image, text=prompt, return_tensors="pt")
 model.generate(**reduce(model, inputs, selector, keep=0.4), max_new_tokens=32)
 ```
 
-A model that reads another layer, another grid or the features of another tower is refused.
+Models that read another layer, another grid or the features of another tower are refused.
 
 | | |
 |---|---|
@@ -30,7 +30,7 @@ A model that reads another layer, another grid or the features of another tower 
 {%- endfor %}
 {%- if scores %}
 
-Measured after training, on images of the same kind that were held out of it:
+Measured after training on held-out images of the same kind:
 
 | | |
 |---|---:|
@@ -39,8 +39,8 @@ Measured after training, on images of the same kind that were held out of it:
 {%- endfor %}
 {%- endif %}
 
-The weights of this selector are under the Apache License 2.0; its encoder and the images that it was trained
-on have licences of their own.
+The weights of this selector are under the Apache License 2.0; its encoder and its training images have
+licences of their own.
 """
 _MARKUP = re.compile(r"[^\w\s.,/+-]|_")
 
@@ -48,7 +48,10 @@ _MARKUP = re.compile(r"[^\w\s.,/+-]|_")
 def record(
     store: Mapping[str, Any], prepared: Mapping[str, Any], seed: int, metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What a selector notes of its training: manifests of features and images, seed, validation metrics."""
+    """The record of a selector's training: data, images, fingerprint, seed and validation metrics.
+
+    `store` and `prepared` are the manifests of the features and of the images.
+    """
     marker = "validation/"
     return {
         "data": prepared["prepare"]["source"],
@@ -62,7 +65,7 @@ def record(
 
 
 def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows of a selector's arguments and of its record, every text of them escaped."""
+    """Fields of the template, from a selector's arguments and its record; all texts are escaped."""
     rows, columns = config["grid"]
     facts = {
         "encoder": config["encoder"],
@@ -71,29 +74,29 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
         "width of a feature": config["width"],
         "transformer layers": config["layers"],
         "kept proportion p in training": config["keep"],
-        "taught by the answers of": record.get("taught_by"),
+        "distilled from the answers of": record.get("taught_by"),
         "positions of the kept tokens": record.get("positions"),
         "training data": record.get("data"),
         "training images": record.get("images"),
         "seed": record.get("seed"),
         "fingerprint of the encoder": record.get("fingerprint"),
     }
-    # Sorted, as config.json is: loaded and saved again it is the same card.
+    # Sorted, as in config.json, so that a selector loaded and saved again has the same card.
     scores = sorted(record.get("scores", {}).items())
     is_taught = "taught_by" in record
     return {
         "worth": (
             "how much a language model's answers depend on them"
             if is_taught
-            else "how little the others tell about them"
+            else "how little the other tokens tell about them"
         ),
         "part": "selector" if is_taught else "method",
-        "encoder": escaped(config["encoder"] or "an encoder without name"),
+        "encoder": escaped(config["encoder"] or "an unnamed encoder"),
         "facts": {name: escaped(value) for name, value in facts.items() if value is not None},
         "scores": {escaped(name): f"{value:.4g}" for name, value in scores},
     }
 
 
 def escaped(value: object) -> str:
-    """One line of text that Markdown and HTML take for nothing but text."""
-    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
+    """One line of text without any Markdown or HTML markup."""
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", " ".join(str(value).split()))

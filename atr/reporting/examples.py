@@ -4,50 +4,56 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from atr.reporting.results import Results, Row
+from atr.core.records import Row
+from atr.reporting.results import Results
 
-LINES = ("full", "random", "selector")
+SHOWN = ("full", "random", "selector")
 """The reducers whose answers are shown, in the paper's order."""
+
+
+def is_right(row: Row) -> bool:
+    """Whether the score is one half or more, the threshold of ANLS; exact match is 0 or 1."""
+    return row.score is not None and row.score >= 0.5
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question that all tokens answer rightly, and the answers of the reducers in LINES."""
+    """One question that is answered rightly with all tokens, and the answers of the reducers in SHOWN."""
 
     answers: dict[str, Row]
 
     @property
     def row(self) -> Row:
-        """The answer of all tokens; its question, image and right answer are those of every line."""
+        """The answer with all tokens; question, image and right answer are those of every reducer."""
         return self.answers["full"]
 
     @property
     def outcome(self) -> tuple[bool, bool]:
         """Whether the selector is right, and whether random is."""
-        return self.answers["selector"].right, self.answers["random"].right
+        return is_right(self.answers["selector"]), is_right(self.answers["random"])
 
 
-def answered(results: Results) -> list[Case]:
-    """The questions that all tokens answer rightly, in the file's order, with the answers at half of them.
+def find_cases(results: Results) -> list[Case]:
+    """The questions answered rightly with all tokens, in file order, with the answers at half of the tokens.
 
-    There are none where random was not evaluated.
+    Empty if random was not evaluated.
     """
-    if not set(LINES) <= set(results.evaluations):
+    if not set(SHOWN) <= set(results.evaluations):
         return []
     full = results.answers("full", results.groups[0].full.keep)
     selector, random = (results.answers(name, results.half) for name in ("selector", "random"))
     return [
         Case({"full": row, "random": random[id], "selector": selector[id]})
         for id, row in full.items()
-        if row.right and id in random and id in selector
+        if is_right(row) and id in random and id in selector
     ]
 
 
-def choose(cases: list[Case], count: int) -> list[Case]:
-    """Pick the first cases where exactly one of selector and random is right, from each benchmark in turn.
+def choose_cases(cases: list[Case], count: int) -> list[Case]:
+    """The first cases in which exactly one of selector and random is right, from each benchmark in turn.
 
-    A third of them, and one of two, are cases that random wins, where there are so many; the selector's own
-    come first.
+    Cases won by the selector come first. One third of all, and one of two, are won by random, if it wins
+    that many.
     """
     won = list(_in_turn(case for case in cases if case.outcome == (True, False)))
     lost = list(_in_turn(case for case in cases if case.outcome == (False, True)))
@@ -55,13 +61,13 @@ def choose(cases: list[Case], count: int) -> list[Case]:
     return won[: count - losses] + lost[:losses]
 
 
-def agreement(cases: list[Case], benchmark: str) -> Counter[tuple[bool, bool]]:
-    """How many questions of a benchmark had each outcome: (selector right, random right)."""
+def count_outcomes(cases: list[Case], benchmark: str) -> Counter[tuple[bool, bool]]:
+    """Number of questions of a benchmark by outcome: (selector right, random right)."""
     return Counter(case.outcome for case in cases if case.row.benchmark == benchmark)
 
 
 def _in_turn(cases: Iterable[Case]) -> Iterator[Case]:
-    """The first case of each benchmark, then the second of each, and so on; each image is shown once."""
+    """The first case of each benchmark, then the second of each, and so on; each image occurs once."""
     queues: dict[str, list[Case]] = {}
     images = set()
     for case in cases:

@@ -1,4 +1,4 @@
-"""Matrices of numbers as pictures: differences by reducer and budget, overlap of reducers."""
+"""Heat maps: differences by reducer and kept fraction, and overlap of reducers."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -8,56 +8,57 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from atr.core.bootstrap import Floats
-from atr.reporting.intrinsic import Overlap
-from atr.reporting.paired import LOSS, TIE, WIN, Difference, Versus
+from atr.reporting.intrinsic import OverlapMatrix
+from atr.reporting.paired import LOSS, TIE, WIN, Difference, PairedDifferences
 from atr.reporting.style import INK, png, theme
 
-Texts = dict[tuple[int, ...], str]
-"""What is written into a cell, by its row and column."""
+CellTexts = dict[tuple[int, ...], str]
+"""The text in each cell, by row and column."""
 
 MARKS = {WIN: "▲", TIE: "=", LOSS: "▼"}
-"""What a difference is by its interval."""
+"""The mark of each outcome."""
 
 
-def differences(versus: Versus) -> bytes:
-    """Points by which the best reducer leads each other one, by kept fraction; the strongest one on top.
+def draw_differences(differences: PairedDifferences) -> bytes:
+    """Points by which the best reducer leads each other one, by kept fraction; the strongest other is on top.
 
-    A cell is coloured where the interval leaves out zero, and marked by MARKS.
+    A cell is coloured if its interval excludes zero, and has a mark of MARKS.
     """
-    lines = {name: line for name, line in versus.others.items() if line}
-    names = sorted(lines, key=lambda name: fmean(each.mean for each in lines[name].values()))
-    points_OK, texts = _cells([lines[name] for name in names], versus.keeps)
+    lines = {name: line for name, line in differences.others.items() if line}
+    names = sorted(lines, key=lambda name: fmean(difference.mean for difference in lines[name].values()))
+    keeps = differences.keeps
+    points_OK, texts = _cells([lines[name] for name in names], keeps)
     limit = float(np.nanmax(np.abs(points_OK), initial=1.0))
     with theme():
-        size = 1.9 + 0.56 * len(versus.keeps), 1.1 + 0.25 * len(names)
+        size = 1.9 + 0.56 * len(keeps), 1.1 + 0.25 * len(names)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        _matrix(axes, points_OK, texts, "PRGn", (-limit, limit))
-        axes.set_xticks(range(len(versus.keeps)), [f"{keep:g}" for keep in versus.keeps])
+        _draw_matrix(axes, points_OK, texts, "PRGn", (-limit, limit))
+        axes.set_xticks(range(len(keeps)), [f"{keep:g}" for keep in keeps])
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("kept fraction of the visual tokens")
-        axes.set_title(f"{versus.comparison.title}: {versus.best} minus …", loc="left")
+        axes.set_title(f"{differences.comparison.title}: {differences.best} minus …", loc="left")
         return png(figure)
 
 
-def overlap(measured: Overlap) -> bytes:
-    """Intersection over union of the tokens that each two reducers keep."""
+def draw_overlap(overlap: OverlapMatrix) -> bytes:
+    """IoU of the tokens that two reducers keep, in %, for every pair."""
     with theme():
-        count = len(measured.names)
+        count = len(overlap.names)
         figure = Figure(figsize=(1.5 + 0.34 * count, 1.3 + 0.34 * count), layout="constrained")
         axes = figure.subplots()
-        iou_OO = np.array(measured.iou)
+        iou_OO = np.array(overlap.iou)
         texts = {place: f"{100 * value:.0f}" for place, value in np.ndenumerate(iou_OO)}
-        _matrix(axes, iou_OO, texts, "Greens", (0, 1))
-        axes.set_xticks(range(count), measured.names, rotation=90)
-        axes.set_yticks(range(count), measured.names)
+        _draw_matrix(axes, iou_OO, texts, "Greens", (0, 1))
+        axes.set_xticks(range(count), overlap.names, rotation=90)
+        axes.set_yticks(range(count), overlap.names)
         return png(figure)
 
 
-def _cells(lines: Sequence[Mapping[float, Difference]], keeps: Sequence[float]) -> tuple[Floats, Texts]:
-    """The value that colours each cell, in points and zero for a tie, and the text in it."""
+def _cells(lines: Sequence[Mapping[float, Difference]], keeps: Sequence[float]) -> tuple[Floats, CellTexts]:
+    """The value that colours each cell, in points and zero for a tie, and the text in each cell."""
     points_OK = np.full((len(lines), len(keeps)), np.nan)
-    texts: Texts = {}
+    texts: CellTexts = {}
     for row, column in np.ndindex(points_OK.shape):
         if difference := lines[row].get(keeps[column]):
             texts[row, column] = f"{100 * difference.mean:+.1f} {MARKS[difference.outcome]}"
@@ -65,8 +66,10 @@ def _cells(lines: Sequence[Mapping[float, Difference]], keeps: Sequence[float]) 
     return points_OK, texts
 
 
-def _matrix(axes: Axes, values: Floats, texts: Texts, colors: str, limits: tuple[float, float]) -> None:
-    """Cells with a text each, coloured by a value; one that is not a number stays empty."""
+def _draw_matrix(
+    axes: Axes, values: Floats, texts: CellTexts, colors: str, limits: tuple[float, float]
+) -> None:
+    """Draw cells coloured by value, with a text each; a cell of NaN stays empty."""
     low, high = limits
     axes.imshow(values, cmap=colors, vmin=low, vmax=high, aspect="auto")
     dark = max(abs(low), abs(high)) * 0.65

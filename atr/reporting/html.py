@@ -1,4 +1,4 @@
-"""The report as one HTML page: pictures inlined, text escaped, nothing fetched."""
+"""The report as one HTML page: pictures are embedded, text is escaped, nothing is fetched."""
 
 import base64
 from pathlib import Path
@@ -6,49 +6,34 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from atr.reporting.examples import LINES
+from atr.reporting import captions
+from atr.reporting.examples import SHOWN, is_right
 from atr.reporting.figures import STYLES
-from atr.reporting.report import (
-    COST_NOTE,
-    CURVES_NOTE,
-    DIFFERENCES_NOTE,
-    MATCHES_NOTE,
-    MEASURE_NOTE,
-    SCORES_NOTE,
-    Report,
-)
-from atr.reporting.robustness import ROBUSTNESS_NOTE
+from atr.reporting.report import ReportContent
 from atr.reporting.text import printable, shortened
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+PAGE_TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
-def render(report: Report) -> str:
-    """Fill the template; every value is printable, and escaped by jinja2: no text of the data is markup."""
+def render_html(report: ReportContent) -> str:
+    """Fill the template; jinja2 escapes every value, so that no text of the data becomes markup."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
+        loader=FileSystemLoader(PAGE_TEMPLATE.parent),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_finalized,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"inlined": _inlined, "shortened": shortened}
-    return environment.get_template(TEMPLATE.name).render(
-        report=report,
-        lines=[(name, STYLES[name].label) for name in LINES],
-        curves_note=CURVES_NOTE,
-        differences_note=DIFFERENCES_NOTE,
-        matches_note=MATCHES_NOTE,
-        scores_note=SCORES_NOTE,
-        measure_note=MEASURE_NOTE,
-        cost_note=COST_NOTE,
-        robustness_note=ROBUSTNESS_NOTE,
-    )
+    environment.tests["right"] = is_right
+    shown = [(name, STYLES[name].label) for name in SHOWN]
+    template = environment.get_template(PAGE_TEMPLATE.name)
+    return template.render(report=report, captions=captions, shown=shown)
 
 
-def _finalized(value: Any) -> Any:
-    """Text as it may be shown; markup is the template's own."""
+def _printable(value: Any) -> Any:
+    """Make text printable, but not the template's own markup."""
     return printable(value) if type(value) is str else value
 
 

@@ -1,165 +1,161 @@
-"""What is measured beside the answers, where it was: selection without a language model, and its cost."""
+"""Reads what stage intrinsic measured of each reducer without a language model."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atr.core.files import plain_name
-from atr.reporting.results import number, read
+import numpy as np
+from numpy.typing import NDArray
 
-Line = list[float]
-"""A value for each kept fraction."""
+from atr.reporting.cells import Provenance, cell_path, check_agreement, conditions_of, read_cells
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What one reducer keeps, judged by its tokens alone; each a value for every kept fraction.
+class IntrinsicCurves:
+    """Measures of the tokens that one reducer keeps; each a value for every kept fraction.
 
-    The two reconstructions are unexplained variances of the features, 0 where all is restored: of the
-    reconstructor trained with the selector, and of one trained on random masks.
+    The reconstructions are unexplained variances of the features, 0 if all is restored: by the reconstructor
+    trained with the selector, and by one trained on random masks.
     """
 
-    reconstruction: Line
-    reconstruction_random: Line
-    text_coverage: Line | None
-    """Fraction of the written characters whose centre lies in a kept token's patch; None where nothing is
-    known to be written, or tokens are merged."""
+    reconstruction: list[float]
+    reconstruction_random: list[float]
+    text_coverage: list[float] | None
+    """Fraction of the written characters whose centre lies in the patch of a kept token; None if the images
+    have no known text, or if the reducer merges tokens."""
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """Intersection over union of what each two reducers keep, a matrix in the order of `names`."""
+class MaskIndices:
+    """Kept tokens of a few images at one kept fraction, as indices in raster order."""
 
     keep: float
-    names: list[str]
-    iou: list[Line]
+    images: list[str]
+    kept: list[list[list[int]]]
+    """By seed (one if the reducer is deterministic), then by image."""
+
+    def __post_init__(self) -> None:
+        if not self.kept:
+            raise ValueError("kept: [] is not allowed, allowed: indices for one seed or more")
+        for seed, masks in enumerate(self.kept):
+            if len(masks) != len(self.images):
+                raise ValueError(f"kept[{seed}]: {len(masks)} images, allowed: {len(self.images)}")
+            if not all(indices and min(indices) >= 0 for indices in masks):
+                raise ValueError(f"kept[{seed}]: allowed are one index or more an image, each 0 or above")
 
 
 @dataclass(frozen=True)
 class Stability:
-    """Mean intersection over union of what selectors of different training seeds keep, by kept fraction."""
+    """Mean IoU of the tokens kept by selectors of different training seeds, by kept fraction."""
 
-    keep: Line
+    keep: list[float]
     seeds: int
-    iou: Line
+    iou: list[float]
+
+    def __post_init__(self) -> None:
+        if len(self.iou) != len(self.keep):
+            raise ValueError(f"iou: {len(self.iou)} values, allowed: {len(self.keep)}")
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Selection without a language model: experiments/intrinsic/metrics.json."""
-
-    keep: Line
-    reducers: dict[str, Selection]
-    overlap: Overlap
-    stability: Stability | None
-    parameters: dict[str, Any]
-    provenance: dict[str, Any]
-    resolved: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Spent:
-    """Median milliseconds an image that a reducer takes to keep `kept` of `tokens`, in batches of `batch`."""
+class IntrinsicCell:
+    """One file of stage intrinsic: experiments/intrinsic/<reducer>/metrics.json."""
 
     reducer: str
-    tokens: int
-    kept: int
-    batch: int
-    milliseconds: float
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Median milliseconds an image that the language model's prefill takes with `tokens` visual ones."""
-
-    tokens: int
-    batch: int
-    milliseconds: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Time that selection takes and prefill saves: experiments/latency/metrics.json."""
-
-    device: str
-    entries: list[Spent]
-    prefill: list[Prefill]
+    keep: list[float]
+    lines: IntrinsicCurves
+    masks: MaskIndices | None
+    """None if the reducer merges tokens."""
+    stability: Stability | None
+    """Measured for the reducer `selector` alone, if it was trained with several seeds."""
+    left_out: str
     parameters: dict[str, Any]
-    provenance: dict[str, Any]
+    provenance: Provenance
     resolved: dict[str, Any]
 
-    def saved(self, entry: Spent) -> float | None:
-        """Milliseconds of prefill that the tokens left out would take, None where it was not measured."""
-        times = {(each.tokens, each.batch): each.milliseconds for each in self.prefill}
-        whole, short = (times.get((tokens, entry.batch)) for tokens in (entry.tokens, entry.kept))
-        return None if whole is None or short is None else whole - short
+    def __post_init__(self) -> None:
+        for key, values in vars(self.lines).items():
+            if values is not None and len(values) != len(self.keep):
+                raise ValueError(f"lines.{key}: {len(values)} values, allowed: {len(self.keep)}")
 
 
-def load_intrinsic(path: Path) -> Measure | None:
-    """Read what stage measure wrote, None where there is no such file.
+@dataclass(frozen=True)
+class OverlapMatrix:
+    """Mean IoU of the tokens that two reducers keep, a matrix in the order of `names`."""
 
-    Raises ValueError naming the file and what is wrong: a key that lacks or is unknown, or a list that does
-    not hold one value for each kept fraction, or for each pair of names.
+    keep: float
+    names: list[str]
+    iou: list[list[float]]
+
+
+@dataclass(frozen=True)
+class IntrinsicResults:
+    """The measures of all reducers, and how much their kept tokens overlap."""
+
+    keep: list[float]
+    reducers: dict[str, IntrinsicCurves]
+    overlap: OverlapMatrix | None
+    """None if no reducer has masks."""
+    stability: Stability | None
+    cells: dict[str, IntrinsicCell] = field(default_factory=dict)
+
+
+def load_intrinsic(folder: Path, reducers: Sequence[str]) -> IntrinsicResults | None:
+    """Read the cells of these reducers, None if there is none; one that is missing is left out.
+
+    Raises ValueError naming the file and the key if a cell is broken, or if two cells were measured at
+    different kept fractions, on different images or with different parameters.
     """
-    if not path.is_file():
+    cells = read_cells(IntrinsicCell, folder, "intrinsic", reducers)
+    if not cells:
         return None
-    content = read(path, "measure")
-    try:
-        measure = Measure(**content | _parts(content))
-        for name in (*measure.reducers, *measure.overlap.names):
-            plain_name(name)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; stage measure makes it") from None
-    for name, values, wanted in _lists(measure):
-        if len(values) != len(wanted):
-            raise ValueError(
-                f"{path}: {name} has {len(values)} values, allowed: {len(wanted)}; stage measure makes it"
-            )
-        for value in values:
-            number(f"{path}: {name}", value)
-    return measure
+    paths = {name: cell_path(folder, name) for name in cells}
+    check_agreement({paths[name]: _conditions(cell) for name, cell in cells.items()}, "intrinsic")
+    masks = {name: cell.masks for name, cell in cells.items() if cell.masks}
+    check_agreement({paths[name]: _mask_conditions(part) for name, part in masks.items()}, "intrinsic")
+    drawn = {name: part for name, part in masks.items() if len(part.kept) > 1}
+    check_agreement({paths[name]: {"seeds": len(part.kept)} for name, part in drawn.items()}, "intrinsic")
+    return IntrinsicResults(
+        keep=next(iter(cells.values())).keep,
+        reducers={name: cell.lines for name, cell in cells.items()},
+        overlap=overlap_matrix(masks) if masks else None,
+        stability=next((cell.stability for cell in cells.values() if cell.stability), None),
+        cells=cells,
+    )
 
 
-def load_latency(path: Path) -> Cost | None:
-    """Read what stage cost wrote, None where there is no such file.
+def overlap_matrix(masks: dict[str, MaskIndices]) -> OverlapMatrix:
+    """IoU of the tokens that two reducers keep, a mean over seeds and images; 1 with itself.
 
-    Raises ValueError naming the file and the key that lacks or is unknown.
+    Two random reducers are compared seed by seed; a deterministic one with every seed of the other.
     """
-    if not path.is_file():
-        return None
-    content = read(path, "cost")
-    try:
-        entries = [Spent(**entry) for entry in content["entries"]]
-        prefill = [Prefill(**entry) for entry in content["prefill"]]
-        for spent in (*entries, *prefill):
-            for key, value in vars(spent).items():
-                plain_name(value) if key == "reducer" else number(key, value)
-        return Cost(**content | {"entries": entries, "prefill": prefill, "device": str(content["device"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; stage cost makes it") from None
+    tokens = 1 + max(
+        index for part in masks.values() for seed in part.kept for kept in seed for index in kept
+    )
+    masks_SIN = [_boolean_masks(part, tokens) for part in masks.values()]
+    matrix = [[_mean_iou(one, other) for other in masks_SIN] for one in masks_SIN]
+    return OverlapMatrix(next(iter(masks.values())).keep, list(masks), matrix)
 
 
-def _parts(content: dict[str, Any]) -> dict[str, Any]:
-    stability = content["stability"]
-    return {
-        "reducers": {name: Selection(**values) for name, values in content["reducers"].items()},
-        "overlap": Overlap(**content["overlap"]),
-        "stability": None if stability is None else Stability(**stability),
-    }
+def _boolean_masks(part: MaskIndices, tokens: int) -> NDArray[np.bool_]:
+    """Masks of S seeds, I images and N tokens, boolean (S, I, N)."""
+    masks_SIN = np.zeros((len(part.kept), len(part.images), tokens), dtype=bool)
+    for seed, images in enumerate(part.kept):
+        for place, indices in enumerate(images):
+            masks_SIN[seed, place, indices] = True
+    return masks_SIN
 
 
-def _lists(measure: Measure) -> Iterator[tuple[str, Line, Sequence[object]]]:
-    """Each list by its name in the file, with the list that it must be as long as."""
-    for name, selection in measure.reducers.items():
-        for key, values in vars(selection).items():
-            if values is not None:
-                yield f"reducers.{name}.{key}", values, measure.keep
-    overlap, stability = measure.overlap, measure.stability
-    yield "keep", measure.keep, measure.keep
-    yield "overlap.iou", [len(line) for line in overlap.iou], overlap.names
-    for name, line in zip(overlap.names, overlap.iou, strict=False):
-        yield f"overlap.iou of {name}", line, overlap.names
-    if stability:
-        yield "stability.keep", stability.keep, stability.keep
-        yield "stability.iou", stability.iou, stability.keep
+def _mean_iou(one_SIN: NDArray[np.bool_], other_SIN: NDArray[np.bool_]) -> float:
+    """Intersection over union, a mean over seeds and images; one seed is broadcast."""
+    ratios_SI = (one_SIN & other_SIN).sum(-1) / (one_SIN | other_SIN).sum(-1)
+    return float(ratios_SI.mean())
+
+
+def _conditions(cell: IntrinsicCell) -> dict[str, Any]:
+    return {"keep": cell.keep} | conditions_of(cell)
+
+
+def _mask_conditions(masks: MaskIndices) -> dict[str, Any]:
+    return {"masks.keep": masks.keep, "masks.images": masks.images}

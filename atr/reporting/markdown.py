@@ -1,32 +1,21 @@
-"""The report as a Markdown file whose pictures lie beside it in `figures/`."""
+"""The report as a Markdown file, with its pictures beside it in `figures/`."""
 
-from atr.reporting.report import (
-    COST_NOTE,
-    CURVES_NOTE,
-    DIFFERENCES_NOTE,
-    MATCHES_NOTE,
-    MEASURE_NOTE,
-    SCORES_NOTE,
-    Compared,
-    Measured,
-    Picture,
-    Report,
-    Robust,
-)
-from atr.reporting.robustness import ROBUSTNESS_NOTE
-from atr.reporting.tables import Table, escaped, markdown
+from atr.reporting import captions
+from atr.reporting.report import ReportContent
+from atr.reporting.sections import DifferenceSection, IntrinsicSection, Picture, RobustnessSection
+from atr.reporting.tables import Table, escape_markdown, markdown_table
 
 
-def render(report: Report) -> str:
-    """Sections in the order of the HTML page."""
-    sections = [
+def render_markdown(report: ReportContent) -> str:
+    """The report in Markdown, with the sections in the order of the HTML page."""
+    blocks = [
         "# Adaptive visual token reduction",
-        escaped(report.subtitle),
+        escape_markdown(report.subtitle),
         _list(report.headlines),
         "## Groups",
-        CURVES_NOTE,
+        captions.CURVES_NOTE,
         _picture(report.both_groups),
-        *_compared(report.compared),
+        *_differences(report.differences),
         "## Benchmarks",
         *map(_picture, report.benchmarks),
         "## Kept patches",
@@ -35,11 +24,11 @@ def render(report: Report) -> str:
         _picture(report.examples) if report.examples else report.examples_note,
         *([_table(report.agreement)] if report.agreement else ()),
         "## Scores",
-        SCORES_NOTE,
+        captions.SCORES_NOTE,
         *map(_table, report.scores),
-        *(_measured(report.measured) if report.measured else ()),
-        *(("## Cost", COST_NOTE, _table(report.cost)) if report.cost else ()),
-        *(_robust(report.robust) if report.robust else ()),
+        *(_intrinsic(report.intrinsic) if report.intrinsic else ()),
+        *(("## Latency", captions.LATENCY_NOTE, _table(report.latency)) if report.latency else ()),
+        *(_robustness(report.robustness) if report.robustness else ()),
         "## Encoder",
         _picture(report.components),
         "## Pretraining",
@@ -48,38 +37,38 @@ def render(report: Report) -> str:
         _table(report.provenance),
         _table(report.parameters),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
-def _compared(compared: Compared) -> list[str]:
-    matches = [MATCHES_NOTE, _table(compared.matches)] if compared.matches else []
+def _differences(section: DifferenceSection) -> list[str]:
+    matches = [captions.MATCHES_NOTE, _table(section.matches)] if section.matches else []
     return [
         "## Differences",
-        DIFFERENCES_NOTE,
-        _list(compared.verdicts),
-        *map(_picture, compared.pictures),
-        *map(_table, compared.tables),
+        captions.DIFFERENCES_NOTE,
+        _list(section.sentences),
+        *map(_picture, section.pictures),
+        *map(_table, section.tables),
         *matches,
     ]
 
 
-def _measured(measured: Measured) -> list[str]:
-    pages = [*map(_table, measured.tables), _picture(measured.overlap)]
-    return ["## Without a language model", MEASURE_NOTE, *pages]
+def _intrinsic(section: IntrinsicSection) -> list[str]:
+    picture = [_picture(section.overlap)] if section.overlap else []
+    return ["## Without a language model", captions.INTRINSIC_NOTE, *map(_table, section.tables), *picture]
 
 
-def _robust(robust: Robust) -> list[str]:
-    pages = [_picture(robust.picture), *map(_table, robust.tables)]
-    return ["## Where deployment differs", ROBUSTNESS_NOTE, *pages]
+def _robustness(section: RobustnessSection) -> list[str]:
+    pages = [_picture(section.picture), *map(_table, section.tables)]
+    return ["## Robustness to deployment", captions.ROBUSTNESS_NOTE, *pages]
 
 
 def _list(sentences: list[str]) -> str:
-    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
+    return "\n".join(f"- {escape_markdown(sentence)}" for sentence in sentences)
 
 
 def _picture(picture: Picture) -> str:
-    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{escaped(picture.caption)}*"
+    return f"![{picture.name}](figures/{picture.name}.png)\n\n*{escape_markdown(picture.caption)}*"
 
 
 def _table(table: Table) -> str:
-    return f"**{escaped(table.title)}**\n\n{markdown(table)}"
+    return f"**{escape_markdown(table.title)}**\n\n{markdown_table(table)}"

@@ -1,4 +1,4 @@
-"""One reducer minus another on the same questions: paired intervals, and who wins by them."""
+"""Differences between two reducers on the same questions: paired intervals, wins, ties and losses."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,21 +8,22 @@ from itertools import pairwise
 import numpy as np
 
 from atr.core.bootstrap import Floats, by_unit, interval, resampled
-from atr.reporting.results import ADAPTIVE, Comparison, Evaluation, Results, Row, Score
+from atr.core.records import Row
+from atr.reporting.results import Comparison, Evaluation, Results, ScorePoint, fixed_counterpart
 
 WIN, TIE, LOSS = OUTCOMES = ("win", "tie", "loss")
 ROUNDING = 1e-9
-"""A bound of an interval this near to zero is zero: its sum was rounded, and no score is so fine."""
+"""An interval bound this close to zero counts as zero: scores are coarser, so the rest is rounding."""
 
-Scores = Mapping[str, float]
-"""The score of each answered unit of one benchmark at one kept fraction, its mean over seeds."""
-Asked = dict[tuple[str, float | None], Scores]
+UnitScores = Mapping[str, float]
+"""Score of each answered unit of one benchmark at one kept fraction, a mean over seeds."""
+ScoresByCell = dict[tuple[str, float | None], UnitScores]
 """Scores of one reducer by benchmark and kept fraction."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of one reducer's score minus another's, in -1..1, with its paired 95 % interval."""
+    """Mean score of one reducer minus that of another, in -1..1, with its paired 95 % interval."""
 
     mean: float
     low: float
@@ -30,15 +31,15 @@ class Difference:
 
     @property
     def outcome(self) -> str:
-        """A win where the whole interval is above zero, a loss where it is below, else a tie."""
+        """WIN if the whole interval is above zero, LOSS if it is below, else TIE."""
         if self.low > ROUNDING:
             return WIN
         return LOSS if self.high < -ROUNDING else TIE
 
 
 @dataclass(frozen=True)
-class Versus:
-    """The best reducer minus each other one on a benchmark or a group, by its name and kept fraction."""
+class PairedDifferences:
+    """The best reducer minus each other one on a benchmark or group, by name and kept fraction."""
 
     comparison: Comparison
     best: str
@@ -55,16 +56,16 @@ class Versus:
 
 
 @dataclass(frozen=True)
-class Match:
-    """An adaptive count beside fixed ones of the same reducer at the same mean number of tokens.
+class AdaptiveMatch:
+    """An adaptive count against fixed counts of the same reducer at the same mean number of tokens.
 
-    `fixed` is that reducer's score, linear in the tokens between the two nearest budgets; it and the
-    difference are None where it was not evaluated, or never kept so few.
+    `fixed` is the score of that reducer, interpolated linearly in the tokens between the two nearest kept
+    fractions. It and the difference are None if that reducer was not evaluated, or never kept so few tokens.
     """
 
     comparison: Comparison
     adaptive: str
-    score: Score
+    score: ScorePoint
     fixed: float | None
     difference: Difference | None
 
@@ -77,63 +78,63 @@ class _Sample:
     mean_R: Floats
 
 
-def versus(results: Results, best: str) -> list[Versus]:
-    """The reducer `best` minus every other that takes a budget, for each group and then each benchmark.
+def paired_differences(results: Results, best: str) -> list[PairedDifferences]:
+    """The reducer `best` minus every other that takes a kept fraction, by group and then by benchmark.
 
-    A unit's difference is that of its scores, each a mean over seeds; only units that both answered count.
-    The interval is a bootstrap over them within each benchmark; a group's is that of its benchmarks' mean.
-    Raises ValueError for a reducer that was not evaluated; the parameters hold it to be.
+    Scores are means over seeds; only units that both reducers answered count. The interval is a bootstrap
+    over units within each benchmark; that of a group is of the mean over its benchmarks.
+    Raises ValueError if `best` has no results.
     """
     if best not in results.budgeted:
         raise ValueError(f"report.best: {best!r} is not evaluated, allowed: {', '.join(results.budgeted)}")
     reference = results.evaluations[best]
-    others = [name for name in results.budgeted if name != best]
-    asked = {name: _asked(results.evaluations[name]) for name in others}
+    others = {name: _scores_by_cell(results.evaluations[name]) for name in results.budgeted if name != best}
     samples = {
-        (benchmark, other, keep): _sample(benchmark, scores, asked[other][benchmark, keep], reference)
-        for (benchmark, keep), scores in _asked(reference).items()
-        for other in others
-        if (benchmark, keep) in asked[other]
+        (benchmark, other, keep): _sample(benchmark, scores, cells[benchmark, keep], reference)
+        for (benchmark, keep), scores in _scores_by_cell(reference).items()
+        for other, cells in others.items()
+        if (benchmark, keep) in cells
     }
     return [
-        Versus(comparison, best, {other: _line(samples, comparison, other) for other in others})
+        PairedDifferences(comparison, best, {other: _line(samples, comparison, other) for other in others})
         for comparison in (*results.groups, *results.benchmarks)
     ]
 
 
-def matches(results: Results) -> list[Match]:
-    """Each adaptive reducer against its sibling, the reducer of that name without the ending."""
-    comparisons = (*results.groups, *results.benchmarks)
-    full = _asked(results.evaluations["full"])
-    found = []
+def match_adaptive(results: Results) -> list[AdaptiveMatch]:
+    """Each adaptive reducer against its counterpart with fixed counts, on every group and benchmark."""
+    full = _scores_by_cell(results.evaluations["full"])
+    matches = []
     for name in results.adaptive:
-        sibling = name.removesuffix(ADAPTIVE)
-        fixed = _asked(results.evaluations[sibling]) if sibling in results.budgeted else {}
-        asked = _asked(results.evaluations[name])
-        for comparison in comparisons:
-            found.append(_match(comparison, results.evaluations[name], asked, sibling, fixed | full))
-    return found
+        adaptive, counterpart = results.evaluations[name], fixed_counterpart(name)
+        scores, fixed = _scores_by_cell(adaptive), full
+        if counterpart in results.budgeted:
+            fixed = _scores_by_cell(results.evaluations[counterpart]) | full
+        for comparison in (*results.groups, *results.benchmarks):
+            matches.append(_match(comparison, adaptive, scores, counterpart, fixed))
+    return matches
 
 
-def _match(comparison: Comparison, adaptive: Evaluation, asked: Asked, sibling: str, fixed: Asked) -> Match:
+def _match(
+    comparison: Comparison, adaptive: Evaluation, scores: ScoresByCell, counterpart: str, fixed: ScoresByCell
+) -> AdaptiveMatch:
     score = comparison.adaptive[adaptive.reducer]
     # Keeping every token is `full` for every reducer, so each curve ends there.
-    budgets = [point for point in comparison.curves.get(sibling, ()) if point.keep < 1]
-    between = _between([*budgets, comparison.full], score.tokens)
-    if between is None:
-        return Match(comparison, adaptive.reducer, score, None, None)
-    below, above, weight = between
-    mixed = {
-        name: _mixed(fixed[name, below.keep], fixed[name, above.keep], weight)
-        for name in comparison.benchmarks
-    }
-    samples = [_sample(name, asked[name, None], mixed[name], adaptive) for name in comparison.benchmarks]
+    curve = [point for point in comparison.curves.get(counterpart, ()) if point.keep < 1]
+    neighbours = _neighbours([*curve, comparison.full], score.tokens)
+    if neighbours is None:
+        return AdaptiveMatch(comparison, adaptive.reducer, score, None, None)
+    below, above, weight = neighbours
+    samples = []
+    for name in comparison.benchmarks:
+        mixed = _interpolated(fixed[name, below.keep], fixed[name, above.keep], weight)
+        samples.append(_sample(name, scores[name, None], mixed, adaptive))
     level = (1 - weight) * below.mean + weight * above.mean
-    return Match(comparison, adaptive.reducer, score, level, _difference(samples))
+    return AdaptiveMatch(comparison, adaptive.reducer, score, level, _difference(samples))
 
 
-def _between(curve: Iterable[Score], tokens: float) -> tuple[Score, Score, float] | None:
-    """The neighbours of a number of tokens on a curve, and the weight of the upper one."""
+def _neighbours(curve: Iterable[ScorePoint], tokens: float) -> tuple[ScorePoint, ScorePoint, float] | None:
+    """The points of a curve around a number of tokens, and the weight of the upper one."""
     for below, above in pairwise(curve):
         if below.tokens <= tokens <= above.tokens:
             span = above.tokens - below.tokens
@@ -141,27 +142,27 @@ def _between(curve: Iterable[Score], tokens: float) -> tuple[Score, Score, float
     return None
 
 
-def _mixed(below: Scores, above: Scores, weight: float) -> Scores:
+def _interpolated(below: UnitScores, above: UnitScores, weight: float) -> UnitScores:
     return {unit: (1 - weight) * below[unit] + weight * above[unit] for unit in below if unit in above}
 
 
-def _asked(evaluation: Evaluation) -> Asked:
+def _scores_by_cell(evaluation: Evaluation) -> ScoresByCell:
     cells: dict[tuple[str, float | None], list[Row]] = {}
     for row in evaluation.rows:
         cells.setdefault((row.benchmark, row.keep), []).append(row)
-    return {cell: dict(_scores(rows)) for cell, rows in cells.items()}
+    return {cell: dict(_unit_scores(rows)) for cell, rows in cells.items()}
 
 
-def _scores(rows: list[Row]) -> Iterable[tuple[str, float]]:
-    """The lowest score of each unit's questions, its mean over seeds, if all of them are answered."""
+def _unit_scores(rows: list[Row]) -> Iterable[tuple[str, float]]:
+    """Score of each unit whose questions are all answered: the lowest of them, a mean over seeds."""
     for unit, lines in by_unit(rows).items():
         scores = [[row.score for row in line if row.score is not None] for line in lines]
         if sum(map(len, scores)) == sum(map(len, lines)):
             yield unit, float(np.mean([min(line) for line in scores]))
 
 
-def _sample(benchmark: str, ours: Scores, theirs: Scores, reference: Evaluation) -> _Sample | None:
-    """Resample the differences of the units that both answered; None where there are none."""
+def _sample(benchmark: str, ours: UnitScores, theirs: UnitScores, reference: Evaluation) -> _Sample | None:
+    """Resampled differences over the units that both answered; None if there are none."""
     difference_U = np.array([score - theirs[unit] for unit, score in ours.items() if unit in theirs])
     if not len(difference_U):
         return None
@@ -172,7 +173,7 @@ def _sample(benchmark: str, ours: Scores, theirs: Scores, reference: Evaluation)
 def _line(
     samples: Mapping[tuple[str, str, float | None], _Sample | None], comparison: Comparison, other: str
 ) -> dict[float, Difference]:
-    """The differences to one reducer at every kept fraction where all benchmarks have one."""
+    """The differences to one reducer at every kept fraction at which all benchmarks have one."""
     line = {}
     for score in comparison.curves[other]:
         parts = [samples.get((name, other, score.keep)) for name in comparison.benchmarks]
@@ -182,7 +183,7 @@ def _line(
 
 
 def _difference(samples: list[_Sample | None]) -> Difference | None:
-    """Mean over benchmarks and its interval; None where one of them has no question in common."""
+    """Mean over benchmarks with its interval; None if a benchmark has no question in common."""
     present = [sample for sample in samples if sample]
     if not present or len(present) < len(samples):
         return None

@@ -1,4 +1,4 @@
-"""How all figures look, and how one becomes a PNG."""
+"""The style of all figures, and their encoding as PNG."""
 
 import io
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from atr.reporting.text import shortened
 INK, RULE = "#222222", "#d9d9d9"
 """Colours of text and of grid lines."""
 FONT = "DejaVu Sans"
-"""Comes with matplotlib, so that a picture is the same on every machine."""
-_LOOK: Any = {
+"""Part of matplotlib, so that figures are the same on every machine."""
+_RC_PARAMS: Any = {
     "figure.dpi": 200,
     "font.family": FONT,
     "font.size": 9,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in an answer is a dollar sign
+    "text.parse_math": False,  # a dollar sign in an answer does not start a formula
     "axes.edgecolor": "#777777",
     "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
@@ -41,27 +41,27 @@ _LOOK: Any = {
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Our style over matplotlib's defaults, not over a user's matplotlibrc: equal data give equal bytes."""
+    """Our style over matplotlib's defaults, without the user's matplotlibrc: equal data give equal bytes."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_LOOK)
+        mpl.rcParams.update(_RC_PARAMS)
         yield
 
 
 def drawable(text: str) -> str:
-    """Text of the data as a figure can draw it; a box is a character that the font does not have."""
+    """The shortened text with a box for every character that the font lacks."""
     return "".join(character if ord(character) in _glyphs() else "□" for character in shortened(text))
 
 
 @cache
 def _glyphs() -> frozenset[int]:
-    """The characters that the font has in both of the weights that are used."""
+    """The characters that the font has in both weights we use."""
     fonts = [findfont(FontProperties(family=FONT, weight=weight)) for weight in ("normal", "bold")]
     return frozenset.intersection(*(frozenset(get_font(font).get_charmap()) for font in fonts))
 
 
 def png(figure: Figure, **crop: Any) -> bytes:
-    """The picture as a file, without the name of the program that made it."""
+    """The figure as PNG, without the software's name and version in its metadata."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None}, **crop)
     return buffer.getvalue()

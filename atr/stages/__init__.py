@@ -14,8 +14,8 @@ from atr import config
 from atr.core import catalog, lifetime
 from atr.core.files import digest, folder_digest, sha256
 
-ENCODERS = Path("data/encoders")
-BENCHMARKS = Path("data/benchmarks")
+ENCODER_FOLDER = Path("data/encoders")
+BENCHMARK_FILES = Path("data/benchmarks")
 """One small file for each benchmark that is evaluated: it changes when the code of the benchmark does."""
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
@@ -108,7 +108,7 @@ def entry(
     params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        lifetime.follow()
+        lifetime.end_with_parent()
         main(params)
     except (ValueError, OSError) as error:
         if os.environ.get("ATR_TRACEBACK"):

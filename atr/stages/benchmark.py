@@ -11,7 +11,7 @@ from pathlib import Path
 from atr import config
 from atr.core import catalog, imports
 from atr.core.files import digest, sha256, write_json
-from atr.stages import BENCHMARKS, entry
+from atr.stages import BENCHMARK_FILES, entry
 
 
 def main(params: config.Params, benchmark: str) -> None:
@@ -22,7 +22,7 @@ def main(params: config.Params, benchmark: str) -> None:
     root = imports.ROOT if file.is_relative_to(catalog.BENCHMARKS) else Path.cwd()
     files = imports.reached_files(file, root)
     code = digest(files=[sha256(path) for path in sorted(files)])
-    write_json(BENCHMARKS / f"{benchmark}.json", {"group": group, "code": code})
+    write_json(BENCHMARK_FILES / f"{benchmark}.json", {"group": group, "code": code})
 
 
 if __name__ == "__main__":

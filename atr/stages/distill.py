@@ -1,4 +1,4 @@
-"""Stage distill: a selector that learns from the frozen language model what its answers depend on."""
+"""Stage distill: train a selector on what the answers of the frozen language model depend on."""
 
 import random
 from functools import partial
@@ -10,7 +10,7 @@ from atr.core.files import sha256, whole_folder, write_json
 from atr.stages import (
     DISTILL,
     DISTILLED,
-    ENCODERS,
+    ENCODER_FOLDER,
     PRETRAIN_FEATURES,
     PRETRAIN_IMAGES,
     STATISTICS,
@@ -19,11 +19,11 @@ from atr.stages import (
     entry,
 )
 
-CHECKPOINTS = DISTILL / "checkpoints"
+DISTILL_CHECKPOINTS = DISTILL / "checkpoints"
 
 
 def main(params: config.Params) -> None:
-    """Train, or go on with a training of the same parameters and features; write selector and metrics."""
+    """Train, or resume a training of the same parameters and features; write selector and metrics."""
     from atr.core import tracking
 
     with tracking.run("distill", params) as run:
@@ -37,40 +37,41 @@ def main(params: config.Params) -> None:
         from atr.vlm import distillation
 
         kwargs = lightning_kwargs(params.trainer)
-        expect, first = {"encoder": params.encoder.name}, tracking.is_first_process()
-        store = FeatureStore.open(PRETRAIN_FEATURES, expect, verify=first)
+        expected, first = {"encoder": params.encoder.name}, tracking.is_first_process()
+        store = FeatureStore.open(PRETRAIN_FEATURES, expected, verify=first)
         images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
         prompts = load_prompts(PRETRAIN_IMAGES)
-        asked = [(name, prompts[name]) for name in names]
-        data = distillation.AskedData(asked, recipe.batch_size, recipe.validation, seed)
+        prompted = [(name, prompts[name]) for name in names]
+        data = distillation.PromptedImageData(prompted, recipe.batch_size, recipe.validation, seed)
         seed_everything(seed, verbose=False)
         sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])
-        about = (store.manifest["encoder"], store.manifest["layer"])
-        selector = distillation.new_selector(recipe, store.width, store.grid, *about, sample)
-        module = distillation.Distillation(selector, _answerer(params, images, store), recipe, seed)
-        known = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
-        checkpoints = Checkpoints(CHECKPOINTS, teacher=dict(module.answerer.resolved), **known)
-        if distillation.train(module, data, checkpoints, run.logger(), **kwargs):
+        tower = store.manifest["encoder"], store.manifest["layer"]
+        selector = distillation.new_selector(recipe, store.width, store.grid, *tower, sample)
+        module = distillation.Distillation(selector, _load_generator(params, images, store), recipe, seed)
+        read = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
+        checkpoints = Checkpoints(DISTILL_CHECKPOINTS, teacher=dict(module.generator.resolved), **read)
+        if distillation.train_selector(module, data, checkpoints, run.logger(), **kwargs):
             manifest = store.manifest | {"images": len(names)}
-            noted = selector_card.record(manifest, images.parameters, seed, module.history[-1])
-            selector.note(**noted, taught_by=params.vlm.name, positions=params.evaluate.positions)
+            record = selector_card.record(manifest, images.parameters, seed, module.history[-1])
+            selector.note(**record, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
             run.artifact(DISTILLED, folder="selector")
 
 
-def _answerer(params: config.Params, images: Any, store: Any) -> Any:
-    """The frozen model, given the features as the stage evaluate gives them."""
+def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
+    """The frozen model, with the same inputs as in stage evaluate."""
     import torch
 
     from atr.core.hardware import precision_of
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
-    precision, words = precision_of(params.trainer), params.distill.max_new_tokens
-    device, tower = torch.device("cpu"), partial(locate, folder=ENCODERS)  # until the trainer has a device
-    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=words)
+    precision, most = precision_of(params.trainer), params.distill.max_new_tokens
+    device = torch.device("cpu")  # until the trainer has a device
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
+    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=most)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 
@@ -78,12 +79,13 @@ def _write(params: config.Params, module: Any) -> None:
     from atr.core import tracking
     from atr.core.hardware import resolved
 
-    computed = resolved(module.trainer.precision, module.trainer.strategy.root_device)
-    about = {"provenance": tracking.provenance(), "resolved": computed | dict(module.answerer.resolved)}
+    hardware = resolved(module.trainer.precision, module.trainer.strategy.root_device)
     with whole_folder(DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    write_json(DISTILL / "metrics.json", results | about | {"store": sha256(STORE)})
+    results |= {"provenance": tracking.current_provenance(), "store": sha256(STORE)}
+    results["resolved"] = hardware | dict(module.generator.resolved)
+    write_json(DISTILL / "metrics.json", results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage extract: the prepared images of one split through the frozen encoder into a feature store."""
+"""Stage extract: encode the prepared images of one split with the frozen encoder into a feature store."""
 
 import time
 from argparse import ArgumentParser
@@ -6,48 +6,47 @@ from functools import partial
 
 from atr import config
 from atr.core.files import write_bytes
-from atr.stages import COMPONENTS, ENCODERS, SPLITS, entry
+from atr.stages import COMPONENTS, ENCODER_FOLDER, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
-"""The same photographs whatever is encoded, so that encoders can be compared."""
+"""Photographs in the picture of the features, the same for all encoders, so that they can be compared."""
 
 
 def main(params: config.Params, split: str) -> None:
-    """Encode the images of `split`, "pretrain" or "evaluate"; the manifest, written last, ends the store."""
+    """Encode the images of `split`, "pretrain" or "evaluate"; the store's manifest is written last."""
     from atr.core import tracking
 
     with tracking.run("extract", params, part=split) as run:
         from atr.core.hardware import lightning_kwargs
-        from atr.core.hub import version_of
+        from atr.core.hub import checkpoint_version
         from atr.datasets import PreparedImages
         from atr.datasets.photographs import photograph
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
-        from atr.features.pca import components
-        from atr.features.store import MANIFEST
-        from atr.features.wheel_weights import locate
+        from atr.features.pca import pca_picture
+        from atr.features.store import MANIFEST_FILE
+        from atr.features.wheel_weights import resolve_weights
 
         kwargs, extract, (source, folder) = lightning_kwargs(params.trainer), params.extract, SPLITS[split]
         layer = params.encoder.layer if extract.layer is None else extract.layer
-        path = locate(params.encoder.path, ENCODERS, layer)
+        path = resolve_weights(params.encoder.path, ENCODER_FOLDER, layer)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
         images = PreparedImages(source, verify=tracking.is_first_process())
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
         if tracking.is_first_process():
-            pictured = [photograph(name) for name in PICTURED]
-            write_bytes(folder / COMPONENTS, components(encoder, pictured))
+            write_bytes(folder / COMPONENTS, pca_picture(encoder, [photograph(name) for name in PICTURED]))
         started = time.monotonic()
-        fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version_of(path))
+        fill_store(encoder, data, folder, _parameters(params, layer), kwargs, checkpoint_version(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
-        for name in (MANIFEST, COMPONENTS):
+        for name in (MANIFEST_FILE, COMPONENTS):
             run.artifact(folder / name, folder=f"features/{split}")
 
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:
-    """What the features depend on, for readers of the store to ask for; the devices are not among it."""
+    """The parameters that the features depend on, which readers of the store check."""
     from atr.core.hardware import precision_of
 
     return {

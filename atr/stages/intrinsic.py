@@ -9,7 +9,7 @@ from atr.core import catalog
 from atr.core.files import write_json
 from atr.stages import (
     AUTOENCODER,
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
     INTRINSIC,
@@ -22,7 +22,7 @@ from atr.stages import (
 if TYPE_CHECKING:
     import torch
 
-    from atr.reduction.intrinsic import ImageBatch
+    from atr.reduction.intrinsic import HeldOutBatch
 
 NOTHING = {"lines": None, "masks": None, "stability": None}
 
@@ -36,7 +36,7 @@ def main(params: config.Params, reducer: str) -> None:
             measured = _measure(params, reducer)
         else:
             measured = {**NOTHING, "left_out": NO_BUDGET, "resolved": {}}
-        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         results = {"reducer": reducer, "keep": params.evaluate.keep, **measured, **source}
         write_json(INTRINSIC / reducer / "metrics.json", results)
         if measured["lines"]:
@@ -52,7 +52,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     from lightning.fabric import Fabric
 
     from atr.core.hardware import resolved
-    from atr.features.signals import GIVEN
+    from atr.features.signals import ENCODER_SIGNALS
     from atr.reduction import intrinsic
     from atr.reduction.autoencoder import FeatureAutoencoder
     from atr.reduction.registry import build_reducer
@@ -62,7 +62,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     with device:
         drawn: Any = [build_reducer(reducer, seed, weights_of(reducer)) for seed in range(seeds)]
     computed = resolved("32-true", device)
-    if left_out := intrinsic.why_not_measurable(drawn[0], GIVEN):
+    if left_out := intrinsic.why_not_measurable(drawn[0], ENCODER_SIGNALS):
         return {**NOTHING, "left_out": left_out, "resolved": computed}
     nets = {
         name: FeatureAutoencoder.from_pretrained(folder).to(device)
@@ -93,24 +93,26 @@ def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
 
 def _held_out(
     params: config.Params, needs: Set[str], device: "torch.device"
-) -> tuple[list["ImageBatch"], list[str], dict[str, Any]]:
+) -> tuple[list["HeldOutBatch"], list[str], dict[str, Any]]:
     """Images at even steps through all, their names, and how their features were computed."""
     from atr.datasets import PreparedImages, load_text_centres
-    from atr.features.signals import encoder_of, evenly, observed
+    from atr.features.signals import load_store_encoder, observe_signals, sample_evenly
     from atr.features.store import FeatureStore
-    from atr.reduction.intrinsic import ImageBatch
+    from atr.reduction.intrinsic import HeldOutBatch
 
     store = FeatureStore.open(EVALUATE_FEATURES, {"encoder": params.encoder.name})
     prepared, settings = PreparedImages(EVALUATE_IMAGES), params.intrinsic
     text_centres = load_text_centres(EVALUATE_IMAGES)
-    encoder = cache(partial(encoder_of, store, params.encoder, ENCODERS, device))
+    encoder = cache(partial(load_store_encoder, store, params.encoder, ENCODER_FOLDER, device))
 
-    def batches() -> Iterator[ImageBatch]:
-        for names in evenly(store, settings.images, settings.batch_size):
+    def batches() -> Iterator[HeldOutBatch]:
+        for names in sample_evenly(store, settings.images, settings.batch_size):
             centres = [text_centres[name] for name in names]
-            yield ImageBatch.of(observed(store, names, prepared.image, encoder, needs, device), centres)
+            yield HeldOutBatch.of(
+                observe_signals(store, names, prepared.image, encoder, needs, device), centres
+            )
 
-    names = [name for batch in evenly(store, settings.images, settings.batch_size) for name in batch]
+    names = [name for batch in sample_evenly(store, settings.images, settings.batch_size) for name in batch]
     return list(batches()), names, store.manifest["resolved"]
 
 

@@ -17,7 +17,7 @@ def main(params: config.Params, reducer: str) -> None:
         timed: dict[str, Any] = {"device": "", "entries": [], "left_out": NO_BUDGET, "resolved": {}}
         if catalog.reducer_traits(reducer).budget == "asked":
             timed = _time(params, reducer)
-        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         write_json(LATENCY / reducer / "metrics.json", {"reducer": reducer, **timed, **source})
         for entry in timed["entries"]:
             name = f"{reducer}/batch {entry['batch']}/milliseconds"

@@ -5,7 +5,7 @@ from typing import Any
 
 from atr import config
 from atr.core.files import write_json
-from atr.stages import ENCODERS, PREFILL, entry
+from atr.stages import ENCODER_FOLDER, PREFILL, entry
 
 
 def main(params: config.Params) -> None:
@@ -25,7 +25,7 @@ def main(params: config.Params) -> None:
             for batch in settings.batches
             for count in counts
         ]
-        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         write_json(PREFILL / "metrics.json", {**machine, "prefill": times, **source})
         for entry in times:
             run.metrics({f"batch {entry['batch']}/milliseconds": entry["milliseconds"]}, entry["tokens"])
@@ -38,13 +38,13 @@ def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
 
     from atr.core.hardware import precision_of, resolved
     from atr.core.timing import device_name
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 
     precision = precision_of(params.trainer)
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(locate, folder=ENCODERS)
-    model, _ = load_vlm(params.vlm.path, weight_dtype(precision), locate=tower)
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
+    model, _ = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
     computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
     return model.to(device), {"device": f"{device_name(device)}, {precision}", "resolved": computed}
 

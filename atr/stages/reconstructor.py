@@ -34,7 +34,11 @@ def main(params: config.Params) -> None:
         computed = resolved(reconstructor.trainer.precision, device) | {
             "features": store.manifest["resolved"]
         }
-        results = {"parameters": params.raw(), "provenance": tracking.provenance(), "resolved": computed}
+        results = {
+            "parameters": params.raw(),
+            "provenance": tracking.current_provenance(),
+            "resolved": computed,
+        }
         write_json(RECONSTRUCTOR / "metrics.json", results)
 
 

@@ -1,56 +1,55 @@
-"""Stage report: the JSON files of the other stages into the pages, figures and headline numbers."""
+"""Stage report: draws the pages, figures and headline numbers from the results of the other stages."""
 
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atr import config
+from atr import config, stages
 from atr.core.files import whole_folder, write_bytes, write_json, write_text
-from atr.stages import (
-    COMPONENTS,
-    EVALUATE,
-    EVALUATE_IMAGES,
-    INTRINSIC,
-    LATENCY,
-    PRETRAIN,
-    PRETRAIN_FEATURES,
-    REPORT,
-    ROBUSTNESS,
-    entry,
-)
 
 if TYPE_CHECKING:
     from atr.core.tracking import Run
-    from atr.reporting.report import Report
+    from atr.reporting.report import ReportContent
 
 
 def main(params: config.Params) -> None:
-    """Write the pages, the numbers and figures/ at once: all of them are new, or none is."""
+    """Write the pages, numbers and figures together: a report that fails leaves the former one."""
     from atr.core import tracking
 
     with tracking.run("report", params) as run:
-        from atr.datasets import PreparedImages
-        from atr.reporting import results
-        from atr.reporting.intrinsic import load_intrinsic, load_latency
-        from atr.reporting.report import build
-        from atr.reporting.robustness import load_robustness
-
-        evaluated = results.load(EVALUATE, PRETRAIN / "metrics.json", params.evaluate.names)
-        measure, cost = load_intrinsic(INTRINSIC / "metrics.json"), load_latency(LATENCY / "metrics.json")
-        robust = load_robustness(ROBUSTNESS / "metrics.json")
-        images, components = PreparedImages(EVALUATE_IMAGES), (PRETRAIN_FEATURES / COMPONENTS).read_bytes()
-        report = build(evaluated, images.image, asdict(params.report), components, measure, cost, robust)
-        with whole_folder(REPORT) as folder:
+        report = _build(params)
+        with whole_folder(stages.REPORT) as folder:
             _write(folder, report)
         _log(run, report.numbers)
-        run.artifact(REPORT)
+        run.artifact(stages.REPORT)
 
 
-def _write(folder: Path, report: "Report") -> None:
-    from atr.reporting import html, markdown
+def _build(params: config.Params) -> "ReportContent":
+    from atr.datasets import PreparedImages
+    from atr.reporting.intrinsic import load_intrinsic
+    from atr.reporting.latency import load_latency
+    from atr.reporting.report import Measurements, build_report
+    from atr.reporting.result_files import load_results
+    from atr.reporting.robustness import load_robustness
 
-    write_text(folder / "report.md", markdown.render(report))
-    write_text(folder / "report.html", html.render(report))
+    reducers = params.evaluate.names
+    results = load_results(stages.EVALUATE, stages.PRETRAIN / "metrics.json", reducers)
+    measured = Measurements(
+        load_intrinsic(stages.INTRINSIC, reducers),
+        load_latency(stages.LATENCY, reducers),
+        load_robustness(stages.ROBUSTNESS, reducers),
+    )
+    images = PreparedImages(stages.EVALUATE_IMAGES)
+    components = (stages.PRETRAIN_FEATURES / stages.COMPONENTS).read_bytes()
+    return build_report(results, images.image, asdict(params.report), components, measured)
+
+
+def _write(folder: Path, report: "ReportContent") -> None:
+    from atr.reporting.html import render_html
+    from atr.reporting.markdown import render_markdown
+
+    write_text(folder / "report.md", render_markdown(report))
+    write_text(folder / "report.html", render_html(report))
     write_json(folder / "numbers.json", report.numbers)
     for group, scores in report.metrics.items():
         write_json(folder / f"{group}.json", scores)
@@ -59,22 +58,20 @@ def _write(folder: Path, report: "Report") -> None:
 
 
 def _log(run: "Run", numbers: dict[str, Any]) -> None:
-    """What there is by kept fraction as curves over the percentage kept, the rest as single numbers."""
+    """Log numbers by kept fraction as curves over the percentage kept, all others as single numbers."""
     single = dict(numbers)
-    for section in ("differences", "measure"):
-        for keep, found in single.pop(section, {}).items():
-            run.metrics(_flat(found, f"{section}/"), round(100 * float(keep)))
-    run.metrics(_flat(single))
+    for section in ("differences", "intrinsic"):
+        for keep, values in single.pop(section, {}).items():
+            run.metrics(_metrics(values, f"{section}/"), round(100 * float(keep)))
+    run.metrics(_metrics(single))
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """One flat dict; MLflow takes no @ in the name of a metric."""
-    flat: dict[str, float] = {}
-    for key, value in nested.items():
-        name = prefix + key.replace("@", " at ")
-        flat |= _flat(value, f"{name}/") if isinstance(value, dict) else {name: value}
-    return flat
+def _metrics(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested numbers by one name each; MLflow allows no @ in the name of a metric."""
+    from atr.reporting.cells import flatten
+
+    return {name.replace("@", " at "): value for name, value in flatten(nested, prefix, "/").items()}
 
 
 if __name__ == "__main__":
-    entry("report", main)
+    stages.entry("report", main)

@@ -9,7 +9,7 @@ from atr import config
 from atr.core import catalog
 from atr.core.files import write_json
 from atr.stages import (
-    ENCODERS,
+    ENCODER_FOLDER,
     EVALUATE_IMAGES,
     NO_BUDGET,
     ROBUSTNESS,
@@ -29,7 +29,7 @@ def main(params: config.Params, reducer: str) -> None:
         measured = _left_out(_why_left_out(reducer))
         if not measured["left_out"]:
             measured = _measure(params, reducer)
-        source = {"parameters": params.raw(), "provenance": tracking.provenance()}
+        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         write_json(ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
         if measured["variants"]:
             from atr.vlm.robustness import robustness_curves
@@ -63,7 +63,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     from atr.core.hardware import resolved
     from atr.datasets import load_questions, photographs
     from atr.reduction.layer_schedule import LayerReducer
-    from atr.vlm.inputs import WholeInputs
+    from atr.vlm.inputs import ImageInputs
     from atr.vlm.robustness import RobustnessSettings, first_of_each, robustness
 
     settings = params.robustness
@@ -74,7 +74,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
         return _left_out("chooses between the layers of a language model")
     # Larger than the tower's images, these show what a resize changes.
     pictures = SimpleNamespace(image=photographs.photograph)
-    source = WholeInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)
+    source = ImageInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)
     is_full = catalog.reducer_traits(reducer).budget == "all"
     measured = robustness(
         generator,
@@ -95,18 +95,19 @@ def _generator(params: config.Params) -> "Generator":
     import torch
     from lightning.fabric import Fabric
 
+    from atr.config.evaluate import Evaluate
     from atr.datasets import PreparedImages
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of
     from atr.vlm.generation import Generator
-    from atr.vlm.inputs import WholeInputs
+    from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(locate, folder=ENCODERS)
-    model, processor = load_vlm(params.vlm.path, torch.float32, locate=tower)
-    settings: Any = SimpleNamespace(**{**vars(params.evaluate), "positions": "original"})
+    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
+    model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
+    settings = Evaluate(**vars(params.evaluate), positions="original")
     images = PreparedImages(EVALUATE_IMAGES)
-    source = WholeInputs(model.to(device), processor, images, settings.interpolation)
+    source = ImageInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)
     resolved = {"attention": kernel, "vlm": version_of(params.vlm.path, model, tower)}
     return Generator(model, processor, source, settings, resolved)

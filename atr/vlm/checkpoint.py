@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from atr.core import hub
 from atr.core.finite import check_finite_weights
-from atr.core.hub import checkpoint_digest, located
-from atr.features.encoder import first_line, quiet, tell_substitute
+from atr.core.hub import checkpoint_digest, pretrained_arguments
+from atr.features.encoder import first_line, quiet, warn_of_substitute
 from atr.vlm.compatibility import external_tower_name
 from atr.vlm.external_tower import PREFIX, fetch_tower
 from atr.vlm.families import Family, family_named, family_of
@@ -31,24 +31,27 @@ def weight_dtype(precision: int | str) -> torch.dtype:
 
 
 def load_vlm(
-    path: str, dtype: torch.dtype, attention: str = "sdpa", locate: Callable[[str], str] = str
+    path: str, dtype: torch.dtype, attention: str = "sdpa", resolve_weights: Callable[[str], str] = str
 ) -> tuple[Any, Any]:
     """The frozen model, in eval mode with weights of `dtype`, and its processor.
 
-    A vision tower that the folder names and leaves out is loaded from `locate(hub id)`. Raises a one-line
+    A vision tower that the folder names and leaves out is loaded from `resolve_weights(hub id)`. Raises a one-line
     ValueError naming `path` for a folder that is no checkpoint; an unsupported model family; a processor that
     is missing, counts visual tokens differently from the model or has no chat template; a tower whose tokens
     are not patches; weights that are corrupt, of another shape, not finite or incomplete; and a tower that is
     not available.
     """
     try:
-        config = AutoConfig.from_pretrained(**located(path))
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
         processor = _load_processor(path, _family(path, config.model_type))
         _check_token_count(path, config, processor)
         is_fetched = external_tower_name(config) is not None
         with quiet() if is_fetched else nullcontext():  # transformers reports the missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                **located(path), dtype=dtype, attn_implementation=attention, output_loading_info=True
+                **pretrained_arguments(path),
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
             )
     # transformers raises different exceptions for files that are missing, cut off or of another shape.
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -59,15 +62,17 @@ def load_vlm(
     if missing := sorted(absent):
         raise ValueError(f"{path}: the weights lack {missing[0]} and {len(missing) - 1} more")
     if is_fetched:
-        fetch_tower(model, path, locate)
+        fetch_tower(model, path, resolve_weights)
     check_finite_weights(model.state_dict(), path)
     return model.eval().requires_grad_(False), processor
 
 
-def version_of(path: str, model: Any, locate: Callable[[str], str] = str) -> dict[str, str | None]:
+def version_of(path: str, model: Any, resolve_weights: Callable[[str], str] = str) -> dict[str, str | None]:
     """Commit and digest of the checkpoint that `load_vlm` loaded, and the digest of an external tower."""
     tower = external_tower_name(model.config)
-    return hub.version_of(path) | ({"tower": checkpoint_digest(locate(tower))} if tower else {})
+    return hub.checkpoint_version(path) | (
+        {"tower": checkpoint_digest(resolve_weights(tower))} if tower else {}
+    )
 
 
 def _family(path: str, model_type: str) -> Family:
@@ -80,7 +85,9 @@ def _family(path: str, model_type: str) -> Family:
 def _load_processor(path: str, family: Family) -> Any:
     """The processor of texts and images of a folder or hub id; errors as in `load_vlm`."""
     try:
-        processor: Any = getattr(family, "processor", AutoProcessor).from_pretrained(**located(path))
+        processor: Any = getattr(family, "processor", AutoProcessor).from_pretrained(
+            **pretrained_arguments(path)
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
     # Without processor_config.json transformers returns a processor that fails at the first image.
@@ -89,7 +96,7 @@ def _load_processor(path: str, family: Family) -> Any:
         raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {field}")
     if not processor.chat_template:
         raise ValueError(f"{path}: the processor has no chat template to put a question in")
-    tell_substitute(path, processor.image_processor)
+    warn_of_substitute(path, processor.image_processor)
     return processor
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import MODEL_MAPPING
 
-from atr.core.fingerprint import fingerprint, is_same
-from atr.features.preprocess import describe, difference
+from atr.core.fingerprint import fingerprint, is_same_tower
+from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.families import family_of
 from atr.vlm.policy import check_choice
@@ -104,7 +104,7 @@ def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
     preprocess = manifest["preprocess"]
     if preprocess is None:
         return "nothing says how their images were preprocessed"
-    differing = difference(preprocess, describe(processor.image_processor))
+    differing = explain_difference(preprocess, describe_preprocessing(processor.image_processor))
     return differing and f"their images and the model's differ in {differing}"
 
 
@@ -117,7 +117,7 @@ def external_tower_name(config: Any) -> str | None:
 def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
     own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
-    return known is None or own is None or is_same(known, own)
+    return known is None or own is None or is_same_tower(known, own)
 
 
 def _name(model: Any) -> str:

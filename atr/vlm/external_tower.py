@@ -57,12 +57,14 @@ def put_tower(model: LlavaForConditionalGeneration, path: str) -> None:
         raise ValueError(f"{path}: not the tower of this model: it lacks {missing[0]}")
 
 
-def fetch_tower(model: LlavaForConditionalGeneration, folder: str, locate: Callable[[str], str]) -> None:
-    """As `put_tower`, for the tower that the model of `folder` names; `locate` maps a hub id to a folder."""
+def fetch_tower(
+    model: LlavaForConditionalGeneration, folder: str, resolve_weights: Callable[[str], str]
+) -> None:
+    """As `put_tower`, for the tower that the model of `folder` names; `resolve_weights` maps a hub id to a folder."""
     name = external_tower_name(model.config)
     assert name is not None
     try:
-        put_tower(model, locate(name))
+        put_tower(model, resolve_weights(name))
     except ValueError as error:
         raise ValueError(f"{folder}: its tower {name} is not available: {error}") from error
 

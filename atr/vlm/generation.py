@@ -1,4 +1,4 @@
-"""Greedy answers to questions about images, the visual tokens really removed."""
+"""Greedy answers to questions about images; the pruned visual tokens are removed from the sequence."""
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -26,8 +26,8 @@ from atr.vlm.compatibility import (
     other_images,
     warn_of_positions,
 )
-from atr.vlm.in_llm import Inside, drop_inside
-from atr.vlm.inputs import Features, Images, Prompts, Source, StoredFeatures, WholeInputs
+from atr.vlm.in_llm import LayerPruning, prune_layers
+from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.reduce import Prepared, shorten
 
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Questions with `images` images each, made ready once for all reducers and budgets.
-
-    `blind` holds the prompts without image, `whole` every visual token, None where there is no image.
-    """
+class QuestionBatch:
+    """Questions about `images` images each, encoded once for all reducers and budgets."""
 
     images: int
     blind: Mapping[str, Any]
+    """The prompts without image."""
     whole: Prepared | None
+    """The prompts with all visual tokens; None if the questions have no image."""
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A frozen model that answers questions by greedy decoding, seeing images as a source gives them."""
+    """A frozen vision-language model that answers questions by greedy decoding."""
 
     model: Any
     processor: Any
-    source: Source
+    source: VisualInputs
+    """Prepares the inputs, from stored features or from images."""
     settings: "Evaluate"
     resolved: Mapping[str, Any] = field(default_factory=dict)
-    """What answers depend on beside settings and precision, for results to record: the attention kernel, the
-    model's version, and what the stored features were computed in (None where the images are read)."""
+    """What answers depend on beside settings and precision, recorded with the results: the attention kernel,
+    the version of the model, and how the stored features were computed (None if images are encoded)."""
 
     @classmethod
     def load(
@@ -66,44 +66,41 @@ class Generator:
         vlm: "VlmPreset",
         precision: int | str,
         device: torch.device,
-        images: Callable[[], Images],
-        features: Callable[[], Features],
+        images: Callable[[], ImagesByName],
+        features: Callable[[], NamedFeatures],
         settings: "Evaluate",
-        locate: Callable[[str], str] = str,
+        resolve_weights: Callable[[str], str] = str,
     ) -> Self:
-        """The model on a device, its weights in a Lightning precision, and the source of its visual tokens.
+        """Load the model to a device, with weights in a Lightning precision, and open its inputs.
 
-        That is `features` where the model is to be given them and reads whole images, preprocessed as theirs
-        were, else `images`; only what is needed is opened. `locate` is that of `load_vlm`. Raises ValueError
-        for what `load_vlm` refuses, positions that the model cannot have, and features that it does not read.
+        Stored `features` are used if the preset allows them, the model reads whole images, and both
+        preprocess images alike; otherwise `images`. The other one is not opened. `resolve_weights` is that of
+        `load_vlm`. Raises ValueError as `load_vlm` does, for positions that the model does not support, and
+        for features of another layer or shape than the model reads.
         """
-        model, processor = load_vlm(vlm.path, weight_dtype(precision), locate=locate)
+        model, processor = load_vlm(vlm.path, weight_dtype(precision), resolve_weights=resolve_weights)
         check_positions(model, settings.positions)
         model = model.to(device)
-        if cuts_images(model) or not vlm.stored:
-            source: Source = WholeInputs(model, processor, images(), settings.interpolation)
-            computed = None
-        else:
+        source: VisualInputs | None = None
+        computed = None
+        if vlm.stored and not cuts_images(model):
             store = features()
-            check_features(model, store.manifest)
-            if differing := other_images(processor, store.manifest):
-                print(f"{vlm.path}: the stored features are not taken: {differing}", file=sys.stderr)
-                source, computed = WholeInputs(model, processor, images(), settings.interpolation), None
-            else:
-                source = StoredFeatures(model, processor, store, cache(images))
-                computed = store.manifest["resolved"]
+            source = _feature_inputs(vlm.path, model, processor, store, images)
+            computed = store.manifest["resolved"] if source else None
+        source = source or ImageInputs(model, processor, images(), settings.interpolation)
         resolved = {
             "attention": str(model.config.get_text_config()._attn_implementation),
-            "vlm": version_of(vlm.path, model, locate),
+            "vlm": version_of(vlm.path, model, resolve_weights),
             "features": computed,
         }
         return cls(model, processor, source, settings, resolved)
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
-        """A reducer by its name, its weights on the device of the model.
+        """Build a reducer for this model, its weights on the model's device.
 
-        Raises ValueError, before anything is asked, for a selector of other features than the model reads,
-        and for a reducer of ONE_TILE where the model cuts images into tiles.
+        `name` is a built-in one, or the path of the user's file without `.py`. Raises ValueError as
+        `build_reducer` does, for a selector trained on features that the model does not read, and for a
+        reducer of ONE_TILE if the model cuts images into tiles.
         """
         if catalog.reducer_traits(name).one_tile and cuts_images(self.model):
             allowed = ", ".join(
@@ -121,27 +118,27 @@ class Generator:
         return reducer
 
     def reachable(self, name: str, keeps: Sequence[float]) -> list[float]:
-        """Of these kept fractions those that a reducer can keep, which is all before the language model.
+        """The kept fractions that a reducer can reach: all, unless it prunes inside the language model.
 
-        Inside it a fraction is a mean over the layers, of which the first read every token. Raises ValueError
-        where none can be kept, and for a language model of too few layers.
+        There a fraction is a mean over the layers, and the first layers read every token. Raises ValueError
+        if none can be reached, and for a language model with too few layers.
         """
         reducer = build_reducer(name, 0, placeholder())
         if not isinstance(reducer, LayerReducer):
             return list(keeps)
-        found = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
-        if not found:
-            raise self._too_low(reducer, max(keeps))
-        return found
+        reached = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
+        if not reached:
+            raise self._unreachable(reducer, max(keeps))
+        return reached
 
     def batches(self, questions: Sequence[Question], size: int) -> list[list[int]]:
-        """Indices of the questions, at most `size` together, all of a batch with equally many images.
+        """Indices of the questions in batches of at most `size`, with equally many images in a batch.
 
-        Where the source does not pad, their prompts are equally long too: an answer then cannot depend on the
-        questions beside it. Where it does, padding changes an answer by no more than rounding can.
+        If the source does not pad, the prompts of a batch have the same length too, so that an answer does
+        not depend on its batch; otherwise padding changes answers by rounding alone.
         """
         prompts = Prompts(self.processor)
-        keys = [(len(asked.images), prompts.length(asked.question)) for asked in questions]
+        keys = [(len(question.images), prompts.length(question.question)) for question in questions]
         order = sorted(range(len(questions)), key=keys.__getitem__)
         alike = [key[:1] if self.source.pads else key for key in keys]
         groups = [list(group) for _, group in groupby(order, key=alike.__getitem__)]
@@ -153,60 +150,55 @@ class Generator:
         images: Sequence[Sequence[str]],
         questions: Sequence[str],
         needs: Collection[str] = frozenset(),
-    ) -> Batch:
-        """Encode and project the images, write the prompts: what all budgets of the reducers share."""
+    ) -> QuestionBatch:
+        """Encode and project the images and tokenize the prompts, once for all reducers and budgets."""
         prompts = Prompts(self.processor)
         blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
         (count,) = {len(names) for names in images}
         whole = self.source.prepare(images, questions, needs) if count else None
-        return Batch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)
+        return QuestionBatch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)
 
     @torch.inference_mode()
-    def answer(self, batch: Batch, reducer: Reducer | LayerReducer, keep: float | None) -> list[Reply]:
-        """The answer to each question, with its visual tokens: kept, fed with newlines, and in all.
+    def answer(
+        self, batch: QuestionBatch, reducer: Reducer | LayerReducer, keep: float | None
+    ) -> list[Reply]:
+        """Answer each question with the fraction `keep` of its visual tokens.
 
-        Where `keep` is None the reducer says how many an image needs, one at least. A budget of no token is a
-        prompt without image: its placeholder is left out, and no reducer is asked. Inside the language model
-        `keep` and both counts are means over the layers; raises ValueError for one that is not reachable.
+        If `keep` is None the reducer chooses the count of each image, at least 1. If it is 0 the prompt has
+        no placeholder, and no reducer is called. For pruning inside the language model `keep` and the counts
+        are means over the layers; raises ValueError for a `keep` that cannot be reached.
         """
         if batch.whole is None:
-            return [Reply(answer, 0, 0, 0) for answer in self._generate(batch.blind)]
+            return [Reply(text, 0, 0, 0) for text in self._generate(batch.blind)]
         sizes = [batch.whole.layout.sizes[image] for image in batch.whole.image_of]
-        of = _by_question(sizes, batch.images)
+        full = _sum_by_question(sizes, batch.images)
         if keep == 0:
-            return [
-                Reply(answer, 0, 0, size)
-                for answer, size in zip(self._generate(batch.blind), of, strict=True)
-            ]
+            answers = self._generate(batch.blind)
+            return [Reply(text, 0, 0, size) for text, size in zip(answers, full, strict=True)]
         if isinstance(reducer, LayerReducer):
-            with self._dropping(batch.whole, reducer, keep) as inside:
-                answers = self._generate(inside.whole)
-            counts = [_by_question(each, batch.images) for each in (inside.tokens, inside.fed)]
-            return list(starmap(Reply, zip(answers, *counts, of, strict=True)))
-        shorter = batch.whole.reduce(reducer, self._policy(keep))
-        tokens = _by_question([kept.tokens for kept in shorter.kept], batch.images)
-        fed = _by_question([kept.tokens + kept.newlines for kept in shorter.kept], batch.images)
-        placeholders_B = (shorter["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
-        assert fed == placeholders_B, "fed is what was kept, and newlines"
-        return list(starmap(Reply, zip(self._generate(shorter), tokens, fed, of, strict=True)))
+            answers, kept, fed = self._answer_pruned(batch.whole, reducer, keep)
+        else:
+            answers, kept, fed = self._answer_reduced(batch.whole, reducer, keep)
+        counts = (_sum_by_question(tokens, batch.images) for tokens in (kept, fed))
+        return list(starmap(Reply, zip(answers, *counts, full, strict=True)))
 
     @torch.inference_mode()
     def masks(
-        self, asked: Mapping[str, str], reducer: Reducer | LayerReducer, keep: float | None
+        self, questions: Mapping[str, str], reducer: Reducer | LayerReducer, keep: float | None
     ) -> dict[str, Any]:
-        """What a picture needs to show the tokens kept of each image: grid, keep, and indices by image.
+        """The kept tokens of each image for a picture: grid, keep, and the kept indices by image.
 
-        `asked` has a question to each image, for reducers that read it. Of an image that is cut into tiles
-        these are the tokens of the tile that shows it whole; inside the language model, those that its last
-        layer reads.
+        `questions` maps an image to the question it is shown with, which some reducers read. If the image is
+        cut into tiles, the indices are those of the tile of the whole image; for pruning inside the language
+        model, those that its last layer reads.
         """
         kept, grid = {}, None
-        # One by one: each was answered about, and so many at once might not fit.
-        for image, question in asked.items():
+        # One image at a time, as all of them might not fit in memory.
+        for image, question in questions.items():
             whole = self.source.prepare([[image]], [question], reducer.needs)
             if "text_BD" in reducer.needs:
                 whole = whole.with_text()
-            (kept_K,) = whole.layout.in_whole_image(self._kept(whole, reducer, keep))
+            (kept_K,) = whole.layout.in_whole_image(self._select(whole, reducer, keep))
             kept[image], grid = kept_K.tolist(), list(whole.layout.tiling.grid)
         return {"grid": grid, "keep": keep, "masks": kept}
 
@@ -217,30 +209,50 @@ class Generator:
 
     @property
     def _tile(self) -> int:
-        """Tokens of a tile, as many as a small image has in all."""
+        """Tokens per tile."""
         vision = self.model.config.vision_config
         return int((vision.image_size // vision.patch_size) ** 2)
 
-    def _kept(self, whole: Prepared, reducer: Reducer | LayerReducer, keep: float | None) -> list[Tensor]:
+    def _answer_pruned(
+        self, whole: Prepared, reducer: LayerReducer, keep: float | None
+    ) -> tuple[list[str], Sequence[float], Sequence[float]]:
+        """Answers, and the kept and fed tokens of each shown image, pruned between the layers."""
+        with self._pruning(whole, reducer, keep) as pruning:
+            answers = self._generate(pruning.inputs)
+        return answers, pruning.tokens, pruning.fed
+
+    def _answer_reduced(
+        self, whole: Prepared, reducer: Reducer, keep: float | None
+    ) -> tuple[list[str], Sequence[float], Sequence[float]]:
+        """Answers, and the kept and fed tokens of each shown image, reduced before the language model."""
+        reduced = whole.reduce(reducer, self._policy(keep))
+        kept = [image.tokens for image in reduced.kept]
+        fed = [image.tokens + image.newlines for image in reduced.kept]
+        placeholders_B = (reduced["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
+        fed_B = _sum_by_question(fed, len(fed) // len(placeholders_B))
+        assert fed_B == placeholders_B, "the model is fed the kept tokens and newlines"
+        return self._generate(reduced), kept, fed
+
+    def _select(self, whole: Prepared, reducer: Reducer | LayerReducer, keep: float | None) -> list[Tensor]:
         """Indices kept of the packed tokens of each image, each shown once."""
         if not isinstance(reducer, LayerReducer):
             return whole.choose(reducer, self._policy(keep))
-        with self._dropping(whole, reducer, keep) as inside:
-            self.model(**inside.whole, logits_to_keep=1)
-        return [kept.indices_K for kept in inside.kept[max(inside.kept)]]
+        with self._pruning(whole, reducer, keep) as pruning:
+            self.model(**pruning.inputs, logits_to_keep=1)
+        return [kept.indices_K for kept in pruning.kept[max(pruning.kept)]]
 
-    def _dropping(
+    def _pruning(
         self, whole: Prepared, reducer: LayerReducer, mean: float | None
-    ) -> AbstractContextManager[Inside]:
-        """The context in which a layer of the language model reads a fraction of the tokens on average."""
+    ) -> AbstractContextManager[LayerPruning]:
+        """The context in which layers read the fraction `mean` of the tokens on average."""
         assert mean is not None, "no reducer inside the language model chooses its count"
         keep = keep_for(reducer, mean, self._layers, self._tile)
         if keep is None:
-            raise self._too_low(reducer, mean)
+            raise self._unreachable(reducer, mean)
         settings = self.settings
-        return drop_inside(whole, reducer, keep, settings.positions, settings.budget, settings.newline)
+        return prune_layers(whole, reducer, keep, settings.positions, settings.budget, settings.newline)
 
-    def _too_low(self, reducer: LayerReducer, mean: float) -> ValueError:
+    def _unreachable(self, reducer: LayerReducer, mean: float) -> ValueError:
         bound = lowest(reducer, self._layers, self._tile)
         return ValueError(
             f"keep: {mean} is out of reach of {type(reducer).__name__} in {self._layers} layers, "
@@ -262,31 +274,42 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """An answerer with what reduces its images: one reducer, made for each seed."""
+class ReducedGenerator:
+    """A generator with one reducer, which is built for each seed."""
 
-    answerer: Generator
+    generator: Generator
     reducers: Mapping[int | None, Reducer | LayerReducer]
 
     @classmethod
-    def by(cls, answerer: Generator, name: str, seeds: Iterable[int | None], weights: str | Path) -> Self:
-        """By the reducer of this name; `weights` and errors as in `Generator.reducer`."""
-        return cls(answerer, {seed: answerer.reducer(name, seed or 0, weights) for seed in seeds})
+    def build(cls, generator: Generator, name: str, seeds: Iterable[int | None], weights: str | Path) -> Self:
+        """Build the reducer for each seed; `name`, `weights` and errors as in `Generator.reducer`."""
+        return cls(generator, {seed: generator.reducer(name, seed or 0, weights) for seed in seeds})
 
-    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> Batch:
-        """As `Generator.prepare`, with what the reducers need."""
+    def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> QuestionBatch:
+        """As `Generator.prepare`, with the fields of EncoderOutput that the reducer needs."""
         needs = frozenset().union(*(reducer.needs for reducer in self.reducers.values()))
-        return self.answerer.prepare(images, questions, needs=needs)
+        return self.generator.prepare(images, questions, needs=needs)
 
-    def answer(self, batch: Batch, trial: Trial) -> list[Reply]:
-        """As `Generator.answer`."""
-        return self.answerer.answer(batch, self.reducers[trial.seed], trial.keep)
+    def answer(self, batch: QuestionBatch, trial: Trial) -> list[Reply]:
+        """As `Generator.answer`, under one trial."""
+        return self.generator.answer(batch, self.reducers[trial.seed], trial.keep)
 
-    def masks(self, asked: Mapping[str, str], trial: Trial) -> dict[str, Any]:
-        """As `Generator.masks`."""
-        return self.answerer.masks(asked, self.reducers[trial.seed], trial.keep)
+    def masks(self, questions: Mapping[str, str], trial: Trial) -> dict[str, Any]:
+        """As `Generator.masks`, under one trial."""
+        return self.generator.masks(questions, self.reducers[trial.seed], trial.keep)
 
 
-def _by_question(counts: Sequence[float], images: int) -> list[int]:
-    """The sum over the images of each question, rounded where counts are means."""
+def _feature_inputs(
+    path: str, model: Any, processor: Any, store: NamedFeatures, images: Callable[[], ImagesByName]
+) -> FeatureInputs | None:
+    """Inputs from stored features, or None, with a warning, if the model preprocesses images differently."""
+    check_features(model, store.manifest)
+    if differing := other_images(processor, store.manifest):
+        print(f"{path}: the stored features are not taken: {differing}", file=sys.stderr)
+        return None
+    return FeatureInputs(model, processor, store, cache(images))
+
+
+def _sum_by_question(counts: Sequence[float], images: int) -> list[int]:
+    """Sums over the `images` images of each question, rounded, as counts may be means over layers."""
     return [round(sum(counts[start : start + images])) for start in range(0, len(counts), images)]

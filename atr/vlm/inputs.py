@@ -1,7 +1,7 @@
-"""Where the visual tokens of questions come from: stored features of whole images, or the images themselves.
+"""Model inputs with their visual tokens: from stored features of whole images, or from the images themselves.
 
-Either way they come out as one `Prepared`, with all tokens encoded and projected, so that everything after
-(reducing, generating, counting) is the same for both.
+Both give one `Prepared` with all visual tokens encoded and projected, so that reduction, generation and token
+counts are the same for both.
 """
 
 import itertools
@@ -19,8 +19,8 @@ from atr.vlm.reduce import Prepared, prepare
 from atr.vlm.tiling import TileLayout
 
 
-class Features(Protocol):
-    """What is read of a feature store, by the names of its images."""
+class NamedFeatures(Protocol):
+    """Stored features by image name; `FeatureStore` is one."""
 
     manifest: dict[str, Any]
 
@@ -35,18 +35,18 @@ class Features(Protocol):
         """features_ND of one image, before the projector."""
 
 
-class Images(Protocol):
-    """What is read of the prepared images."""
+class ImagesByName(Protocol):
+    """Images by name; `PreparedImages` is one."""
 
     def image(self, name: str) -> Image.Image:
-        """The image of that name, RGB."""
+        """One image, RGB."""
 
 
-class Source(Protocol):
-    """Makes questions about one or more images ready, the same number of them for all questions."""
+class VisualInputs(Protocol):
+    """Prepares batches of questions, each about the same number of images."""
 
     pads: ClassVar[bool]
-    """Whether rows of different length may stand in one batch, left-padded to the longest."""
+    """Whether prompts of different lengths may share a batch, left-padded to the longest."""
 
     def prepare(
         self,
@@ -54,10 +54,10 @@ class Source(Protocol):
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
-        """The questions with every visual token of their images, named in the order of the prompt.
+        """Encode the images of each question, named in the order of its prompt, and tokenize the prompts.
 
-        In place of a question there may be a conversation, as `Prompts.text` has it. `needs` are those of the
-        reducers that will be asked.
+        A question may be a conversation, as in `Prompts.text`. `needs` names the optional fields of
+        EncoderOutput that the reducers read.
         """
 
 
@@ -68,9 +68,9 @@ class Prompts:
     processor: Any
 
     def text(self, question: str | Sequence[str], images: int) -> str:
-        """The prompt of a question with a placeholder for each image; the images come before the text.
+        """The prompt of a question, with one placeholder per image before the text.
 
-        Several turns are a conversation: a question, its answer, the next question, and so on.
+        A sequence of turns is a conversation: a question, its answer, the next question, and so on.
         """
         turns = [question] if isinstance(question, str) else question
         contents = [[{"type": "text", "text": turn}] for turn in turns]
@@ -84,36 +84,36 @@ class Prompts:
         return text
 
     def options(self, texts: Sequence[str]) -> dict[str, Any]:
-        """How a tokenizer takes them, padded to the longest; a template may have opened them itself."""
-        opening = self.processor.tokenizer.bos_token
-        opened = opening is not None and texts[0].startswith(opening)
-        return {"add_special_tokens": not opened, "padding": True, "return_tensors": "pt"}
+        """Tokenizer options: pad to the longest, and add no second BOS token if the template writes one."""
+        bos = self.processor.tokenizer.bos_token
+        has_bos = bos is not None and texts[0].startswith(bos)
+        return {"add_special_tokens": not has_bos, "padding": True, "return_tensors": "pt"}
 
     def length(self, question: str | Sequence[str]) -> int:
-        """Tokens of the prompt without image."""
+        """Number of tokens of the prompt without images."""
         text = self.text(question, 0)
         return int(self.tokenize([text], torch.device("cpu"))["input_ids"].shape[1])
 
     def tokenize(self, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
-        """Token ids and mask of prompts whose placeholders are as many as the visual tokens."""
+        """Token ids and attention mask of prompts that hold one placeholder per visual token."""
         texts = list(texts)
         tokens = self.processor.tokenizer(texts, **self.options(texts)).to(device)
         return {key: tokens[key] for key in ("input_ids", "attention_mask")}
 
 
 @dataclass(frozen=True)
-class StoredFeatures:
-    """Features of a store, for models that read whole images; each distinct image is read once a batch.
+class FeatureInputs:
+    """Inputs from stored features, for models that read images whole; a batch reads each image once.
 
-    `images` opens the images themselves: of them comes what reducers need beside features.
+    `images` opens the images, from which attention, keys and pixels are computed for reducers that need them.
     """
 
     pads: ClassVar[bool] = False
 
     model: Any
     processor: Any
-    features: Features
-    images: Callable[[], Images]
+    features: NamedFeatures
+    images: Callable[[], ImagesByName]
 
     def prepare(
         self,
@@ -121,10 +121,10 @@ class StoredFeatures:
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
-        """As `Source`; no image is opened unless attention, keys or pixels are needed."""
+        """As `VisualInputs.prepare`; images are opened only for attention, keys or pixels."""
         shown = [name for names in images for name in names]
         place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
-        encoded = self._encoded(list(place), needs)
+        encoded = self._encode(list(place), needs)
         prompts, placeholder = Prompts(self.processor), self.processor.image_token
         texts = [
             prompts.text(question, len(names)).replace(placeholder, placeholder * encoded.tokens)
@@ -135,31 +135,31 @@ class StoredFeatures:
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, packing, encoded, packing.tokens(encoded), image_of)
 
-    def _encoded(self, names: Sequence[str], needs: Collection[str]) -> EncoderOutput:
-        """The stored features; what else is needed is of the tower's own look at the images."""
+    def _encode(self, names: Sequence[str], needs: Collection[str]) -> EncoderOutput:
+        """The stored features; the tower computes the other needed fields from the images."""
         stored = [self.features[self.features.index(name)] for name in names]
         features_BND = torch.stack(stored).to(self.model.device)
         encoded = EncoderOutput(
             features_BND, self.features.grid, projected_BND=project(self.model, features_BND)
         )
-        beside = set(needs) - {"grid", "projected_BND", "text_BD"}
-        if not beside:
+        missing = set(needs) - {"grid", "projected_BND", "text_BD"}
+        if not missing:
             return encoded
         images = self.images()
         pixels = self.processor.image_processor([images.image(name) for name in names], return_tensors="pt")
-        looked = encode(self.model, pixels, Tiling((1,) * len(names), self.features.grid), needs)
-        return replace(encoded, **{name: getattr(looked, name) for name in beside})
+        computed = encode(self.model, pixels, Tiling((1,) * len(names), self.features.grid), needs)
+        return replace(encoded, **{name: getattr(computed, name) for name in missing})
 
 
 @dataclass(frozen=True)
-class WholeInputs:
-    """The images as the model's own processor makes its input of them, encoded once a batch."""
+class ImageInputs:
+    """Inputs from images, preprocessed by the model's own processor; a batch encodes them once."""
 
     pads: ClassVar[bool] = True
 
     model: Any
     processor: Any
-    images: Images
+    images: ImagesByName
     interpolation: str = "model"
 
     def prepare(
@@ -168,10 +168,10 @@ class WholeInputs:
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
-        """As `Source`; raises ValueError for a placeholder typed in a question."""
+        """As `VisualInputs.prepare`; raises ValueError for a question that contains a placeholder."""
         prompts = Prompts(self.processor)
         texts = [prompts.text(text, len(names)) for names, text in zip(images, questions, strict=True)]
-        # Nested, because OneVision's does not cut the images of a question that has several.
+        # Nested, so that OneVision's processor does not cut the images of a question with several.
         pictures = [[self.images.image(name) for name in names] for names in images]
         inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
         return prepare(self.model, inputs.to(self.model.device), self.interpolation, needs)

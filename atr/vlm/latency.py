@@ -14,11 +14,10 @@ from torch import Tensor
 
 from atr.core.timing import milliseconds
 from atr.core.tokens import budget
-from atr.features.attention_hooks import FIELDS
+from atr.features.attention_hooks import CAPTURABLE
 from atr.reduction import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
-from atr.vlm.families import encode
-from atr.vlm.families.llava import Llava
+from atr.vlm.families.base import Tiling, encode, token_grid
 
 
 def noise(model: Any, images: int, seed: int) -> Tensor:
@@ -30,8 +29,8 @@ def noise(model: Any, images: int, seed: int) -> Tensor:
 
 def encode_noise(model: Any, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> EncoderOutput:
     """The noise, encoded as reducers of these needs read it; the question's embedding is the image's mean."""
-    inputs = {"pixel_values": pixels_BCHW}
-    images = encode(model, inputs, Llava().tiling(model, inputs), needs)
+    tiling = Tiling((1,) * len(pixels_BCHW), token_grid(model, pixels_BCHW))
+    images = encode(model, {"pixel_values": pixels_BCHW}, tiling, needs)
     assert images.projected_BND is not None
     return replace(images, text_BD=F.normalize(images.projected_BND.float().mean(1), dim=-1))
 
@@ -46,7 +45,7 @@ def time_selection(
     """
     images, encoded = len(pixels_BCHW), encode_noise(model, pixels_BCHW, reducer.needs)
     extra = 0.0
-    if observed := reducer.needs & set(FIELDS):
+    if observed := reducer.needs & set(CAPTURABLE):
         plain, observing = (
             milliseconds(partial(encode_noise, model, pixels_BCHW, needs), seconds)
             for needs in (frozenset[str](), observed)

@@ -44,7 +44,7 @@ class Policy:
 
 
 def _checked_keep(given: float) -> float:
-    keep = tokens.number("keep", given)
+    keep = tokens.parse_number("keep", given)
     if not _is_possible(keep):
         raise ValueError(f"keep: {keep} is out of range, allowed: a fraction 0 <= keep <= 1, or an int >= 0")
     return keep
@@ -54,7 +54,7 @@ def _checked_bounds(bounds: Sequence[float]) -> tuple[float, float]:
     allowed = "allowed: two fractions or counts, the lower first"
     if isinstance(bounds, str) or not hasattr(bounds, "__len__") or len(bounds) != 2:
         raise ValueError(f"bounds: {bounds!r} is not allowed, {allowed}")
-    low, high = (tokens.number("bounds", bound) for bound in bounds)
+    low, high = (tokens.parse_number("bounds", bound) for bound in bounds)
     if not (_is_possible(low) and _is_possible(high)) or (type(low) is type(high) and low > high):
         raise ValueError(f"bounds: {(low, high)} is out of range, {allowed}")
     return low, high

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from atr.core.bootstrap import interval, resampled
 from atr.core.records import Question
 from atr.reduction import Full, Reducer
-from atr.vlm.generation import Batch, Generator
+from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.policy import Policy
-from atr.vlm.variants import VARIANTS, Variant, deployed
+from atr.vlm.variants import VARIANTS, Variant, deploy
 
 Cell = tuple[str, float]
 """A reducer by its name, and a kept fraction."""
@@ -99,9 +99,9 @@ def robustness(
 
     def see(variant: Variant) -> tuple[Observation, Observation]:
         size = variant.batch or settings.batch_size
-        with deployed(generator, variant) as changed:
+        with deploy(generator, variant) as changed:
             answered = observe(changed, everything, scored, questions, size, score)
-        with deployed(photographs, variant) as changed:
+        with deploy(photographs, variant) as changed:
             return answered, observe(changed, reducers, cells, described, size)
 
     reference = see(Variant())
@@ -148,7 +148,9 @@ def observe(
     return seen
 
 
-def _kept(generator: Generator, batch: Batch, reducer: Reducer, keep: float) -> list[tuple[Tensor, int]]:
+def _kept(
+    generator: Generator, batch: QuestionBatch, reducer: Reducer, keep: float
+) -> list[tuple[Tensor, int]]:
     whole, settings = batch.whole, generator.settings
     assert whole is not None
     whole = whole.with_text() if "text_BD" in reducer.needs else whole

@@ -75,14 +75,14 @@ def test_an_experiment_is_valid_and_reaches_the_stages_as_written(params, name):
 def test_an_experiment_holds_what_the_paper_states(params, name, encoder, width, keep):
     overlay.apply(EXPERIMENTS[name], path=params)
     trained = config.load("pretrain", params)
-    evaluate = config.load("evaluate", params).evaluate
+    evaluate = config.load("report", params).evaluate
     assert trained.encoder.path.partition("@")[0] == encoder
     assert (trained.pretrain.layers, trained.pretrain.heads * 64) == (3, width)
     assert (trained.pretrain.learning_rate, trained.pretrain.batch_size) == (3e-4, 32)
     assert trained.pretrain.warmup == 0.05
     assert evaluate.keep == [round(0.1 * tenths, 1) for tenths in range(1, keep + 1)]
     assert set(evaluate.reducers) == {"full", "none", "random"}
-    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.QUESTIONS)
+    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.BENCHMARK_QUESTIONS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -28,7 +28,6 @@ from atr.config.trainer import Trainer
 from atr.features.datamodule import FeatureDataModule
 from atr.features.encoder import Encoder
 from atr.reduction.autoencoder import FeatureAutoencoder
-from atr.vlm.in_llm import INSIDE
 from atr.vlm.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +49,7 @@ def planned(tmp_path):
         file = tmp_path / "nothing.yaml"
         file.write_text("{}")
         overlay.apply(f"experiments/{name}.yaml" if name else file, settings, path)
-        return plan.load(path)
+        return plan.load_plan(path)
 
     return planned
 
@@ -93,11 +92,11 @@ def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, settings, pro
     processor.save_pretrained(tmp_path)
     encoder = Encoder.load(str(tmp_path))
     rows, columns = encoder.grid
-    assert plan.features_of(str(tmp_path)) == plan.Features(rows * columns, encoder.width)
+    assert plan.features_of(str(tmp_path)) == plan.FeatureShape(rows * columns, encoder.width)
 
 
 def test_the_shipped_model_is_read_from_its_folder():
-    assert plan.features_of("data/micro/llava") == plan.Features(144, 192)
+    assert plan.features_of("data/micro/llava") == plan.FeatureShape(144, 192)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "{", '{"vision_config": {"image_size": 28}}'])
@@ -151,9 +150,9 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_a_validation_image_is_restored_as_often_as_the_training_does():
-    from atr.reduction.pretraining import TOP_K
+    from atr.reduction.pretraining import VALIDATION_KEEP
 
-    assert 1 + len(TOP_K) == plan.RESTORED
+    assert 1 + len(VALIDATION_KEEP) == plan.RESTORED
     size = plan.Autoencoder(24, 2, 96)
     expected = size.forward_flops(20, 1) + plan.RESTORED * size.forward_flops(20, 24)
     assert size.training_flops(20, 0, 1) == expected
@@ -182,11 +181,11 @@ def test_each_device_takes_its_own_batch(planned, devices, nodes, processes):
     assert costs.steps == 40 * (95_000 // processes // 32)
 
 
-@pytest.mark.parametrize("name", plan.QUESTIONS)
+@pytest.mark.parametrize("name", plan.BENCHMARK_QUESTIONS)
 def test_questions_are_those_that_the_benchmark_says(name):
     first = (ROOT / f"atr/benchmarks/{name}.py").read_text().partition("\n")[0]
     count = re.findall(r": ([\d,]+) ", first)[-1]
-    assert plan.QUESTIONS[name] == int(count.replace(",", ""))
+    assert plan.BENCHMARK_QUESTIONS[name] == int(count.replace(",", ""))
 
 
 def test_a_sample_of_questions_is_at_most_what_there_is(planned):
@@ -288,9 +287,8 @@ def test_the_plan_of_what_is_shipped(planned, name, settings, shown):
     assert [part for part in shown if part not in text] == []
 
 
-def test_as_many_deployments_are_counted_as_there_are_and_the_same_reducers_left_out():
+def test_as_many_deployments_are_counted_as_there_are_():
     assert len(VARIANTS) + 1 == plan.DEPLOYMENTS
-    assert set(plan.NOT_DEPLOYED) == {"random", *INSIDE}
 
 
 def test_the_shipped_parameters_give_no_warning(planned):

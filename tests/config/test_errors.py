@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from atr.config.errors import abridge, choices, describe, failure
+from atr.config.errors import abridge, choices, describe_type, failure
 
 
 def test_a_value_is_shown_on_one_line_of_bounded_length():
@@ -27,7 +27,7 @@ def test_an_error_names_key_value_and_what_is_allowed():
     ],
 )
 def test_types_are_described_as_a_user_would_write_them(hint, text):
-    assert describe(hint) == text
+    assert describe_type(hint) == text
 
 
 def test_the_choices_of_a_field_are_those_of_its_literal():

@@ -24,7 +24,7 @@ def test_a_reducer_that_takes_no_tiles_is_refused_where_the_model_cuts_them(writ
     assert text.startswith(f"evaluate.{key}: ['{first}', '{name}'] is out of range, allowed: {first}, ")
     assert "llava-next-7b cuts images into tiles" in text
     whole = write(encoder="clip-vit-large-patch14-336", vlm="llava-1.5-7b", **changes)
-    assert name in config.load("evaluate", whole).evaluate.names
+    assert name in config.load("report", whole).evaluate.names
 
 
 @pytest.mark.parametrize("name", config.VLMS)
@@ -99,7 +99,7 @@ def test_every_stage_checks_its_parameters_before_it_loads_anything(tmp_path, wr
     """The stage as DVC starts it; `-X importtime` tells what was loaded."""
     write(pretrain__keep=1.5)
     command = [sys.executable, "-X", "importtime", "-m", f"atr.stages.{module}"]
-    arguments = {"extract": ["pretrain"]}.get(module, ["full"] if takes_a_reducer(module) else [])
+    arguments = {"extract": ["pretrain"]}.get(module, ["full"] if takes_a_name(module) else [])
     done = subprocess.run(
         [*command, *arguments], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
@@ -112,5 +112,6 @@ def test_every_stage_checks_its_parameters_before_it_loads_anything(tmp_path, wr
     assert not loaded & HEAVY
 
 
-def takes_a_reducer(module):
-    return 'add_argument("reducer"' in (ROOT / f"atr/stages/{module}.py").read_text()
+def takes_a_name(module):
+    text = (ROOT / f"atr/stages/{module}.py").read_text()
+    return "add_argument(" in text or "entry_of_reducer(" in text

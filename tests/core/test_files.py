@@ -20,7 +20,7 @@ def test_json_is_the_same_for_equal_content(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"a": [0.1, None], "b": 1}
 
 
-def test_not_a_number_is_no_result(tmp_path):
+def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"score": float("nan")})
     assert list(tmp_path.iterdir()) == []
@@ -55,7 +55,7 @@ def test_a_new_folder_replaces_the_old_one(tmp_path):
 
 
 def test_a_folder_is_there_while_its_former_content_is_removed(tmp_path, monkeypatch):
-    """A kill during the removal, which takes long, loses neither the former folder nor the new one."""
+    """A kill during the slow removal of the former folder does not lose the new one."""
     store, remove = tmp_path / "store", files.shutil.rmtree
 
     def watched(path, *args, **kwargs):
@@ -82,7 +82,7 @@ def test_broken_json_is_named(tmp_path, content):
 WRITES = """
 import signal, sys
 from pathlib import Path
-from atr import files
+from atr.core import files
 with files.{kind}(Path("out")) as temporary:
     (temporary if "{kind}" == "whole_file" else temporary / "rows").write_text("half of")
     print("writing", flush=True)
@@ -92,7 +92,7 @@ with files.{kind}(Path("out")) as temporary:
 
 @pytest.fixture(params=["whole_file", "whole_folder"])
 def writing(request, tmp_path):
-    """A process that is writing, and stays at it."""
+    """A process in the middle of a write."""
     script = WRITES.format(kind=request.param)
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){script}"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -108,7 +108,7 @@ def written(folder):
     ]
 
 
-def test_what_a_killed_process_has_left_is_cleared_by_the_next_write_beside_it(tmp_path, writing):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_write(tmp_path, writing):
     writing.send_signal(signal.SIGKILL)
     writing.wait()
     assert written(tmp_path) == ["half of"]
@@ -116,14 +116,14 @@ def test_what_a_killed_process_has_left_is_cleared_by_the_next_write_beside_it(t
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_what_is_being_written_is_left_alone(tmp_path, writing):
+def test_a_write_in_progress_is_left_alone(tmp_path, writing):
     files.write_text(tmp_path / "other", "whole")
     with files.whole_folder(tmp_path / "store"):
         assert written(tmp_path) == ["half of"]
     assert written(tmp_path) == ["half of"]
 
 
-def test_a_clearing_that_is_cut_off_is_gone_on_with(tmp_path, writing, monkeypatch):
+def test_an_interrupted_removal_of_leftovers_is_completed(tmp_path, writing, monkeypatch):
     writing.send_signal(signal.SIGKILL)
     writing.wait()
     with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
@@ -133,7 +133,7 @@ def test_a_clearing_that_is_cut_off_is_gone_on_with(tmp_path, writing, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_without_locks_nothing_is_cleared_and_all_is_written(tmp_path, writing, monkeypatch):
+def test_without_file_locks_writing_works_and_leftovers_stay(tmp_path, writing, monkeypatch):
     writing.send_signal(signal.SIGKILL)
     writing.wait()
 
@@ -146,7 +146,7 @@ def test_without_locks_nothing_is_cleared_and_all_is_written(tmp_path, writing, 
     assert written(tmp_path) == ["half of"]
 
 
-def test_a_folder_is_known_by_the_names_and_contents_of_its_files(tmp_path):
+def test_a_folders_digest_depends_on_the_names_and_contents_of_its_files(tmp_path):
     def known(pattern="*"):
         return files.folder_digest(tmp_path, pattern)
 
@@ -160,8 +160,8 @@ def test_a_folder_is_known_by_the_names_and_contents_of_its_files(tmp_path):
     assert known("*.py") == code and known() != digests[-1]
 
 
-def test_dvc_takes_no_part_for_a_change_of_what_it_lies_in():
-    """The report depends on the folder that evaluations are written in."""
+def test_dvc_ignores_temporary_folders():
+    """The report depends on the folder in which evaluations are written."""
     names = [f"experiments/evaluate/{name}" for name in (".random.x_1.part", "random/results.jsonl")]
     command = [sys.executable, "-m", "dvc", "check-ignore", *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

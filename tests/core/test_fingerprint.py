@@ -1,4 +1,4 @@
-"""Fingerprints of towers of every supported type, and of what may happen to their weights."""
+"""Fingerprints of towers of all supported types, before and after changes to their weights."""
 
 from copy import deepcopy
 
@@ -14,7 +14,7 @@ from transformers import (
     ViTConfig,
 )
 
-from atr.core.fingerprint import BITS, TOLERATED, fingerprint, is_same
+from atr.core.fingerprint import BITS, MAX_DIFFERING_BITS, fingerprint, is_same_tower
 from atr.features.encoder import CLASS_TOKENS
 
 CONFIGS = {
@@ -48,30 +48,30 @@ def differing(one, other):
 
 
 @pytest.mark.parametrize("kind", CLASS_TOKENS)
-def test_towers_of_one_shape_are_told_apart(kind):
+def test_towers_of_equal_shape_are_distinguished(kind):
     one, again, other = (fingerprint(tower(kind, seed)) for seed in (0, 0, 1))
     assert len(one) == BITS // 4
-    assert one == again and is_same(one, again)
-    assert not is_same(one, other)
-    assert TOLERATED < differing(one, other) < BITS - TOLERATED
+    assert one == again and is_same_tower(one, again)
+    assert not is_same_tower(one, other)
+    assert MAX_DIFFERING_BITS < differing(one, other) < BITS - MAX_DIFFERING_BITS
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_another_type_leaves_it_as_it_is(dtype):
+def test_the_fingerprint_does_not_depend_on_the_dtype(dtype):
     assert fingerprint(tower().to(dtype)) == fingerprint(tower())
 
 
-def test_a_tuned_tower_passes_for_itself():
+def test_a_fine_tuned_tower_is_recognised():
     tuned = deepcopy(tower())
     with torch.no_grad():
         for weight in tuned.parameters():
             weight.add_(0.3 * weight.std(correction=0) * torch.randn_like(weight))
     one, other = fingerprint(tower()), fingerprint(tuned)
-    assert differing(one, other) > 0 and is_same(one, other)
+    assert differing(one, other) > 0 and is_same_tower(one, other)
 
 
-def test_it_reads_weights_of_many_filters_and_places():
-    """The kernel of one filter, or one pixel of all of them, decides nothing."""
+def test_the_fingerprint_reads_weights_of_many_filters_and_pixels():
+    """A few filters, or a few pixels of all filters, change only some bits."""
     one = tower()
     kernel = one.get_input_embeddings().weight
     changed = deepcopy(one)
@@ -79,8 +79,8 @@ def test_it_reads_weights_of_many_filters_and_places():
         changed.get_input_embeddings().weight[: len(kernel) // 8].neg_()
         changed.get_input_embeddings().weight[:, :, :2].neg_()
     found = fingerprint(one), fingerprint(changed)
-    assert differing(*found) > 0 and is_same(*found)
+    assert differing(*found) > 0 and is_same_tower(*found)
 
 
-def test_weights_that_are_not_in_memory_have_none():
+def test_weights_on_the_meta_device_have_no_fingerprint():
     assert fingerprint(tower().to("meta")) is None

@@ -1,4 +1,4 @@
-"""NaN and infinity are found wherever they are, and what holds none is left alone."""
+"""NaN and infinity are refused wherever they are; finite values pass."""
 
 import pytest
 import torch
@@ -27,6 +27,6 @@ def test_weights_are_counted_and_the_first_is_named(wrong):
         check_finite_weights(weights, "file")
 
 
-def test_what_holds_no_fractions_or_nothing_is_passed_over():
+def test_integers_empty_and_meta_tensors_are_skipped():
     meta = torch.empty(2, device="meta")
     check_finite_weights({"counts": torch.tensor([1]), "none": torch.empty(0), "elsewhere": meta}, "file")

@@ -45,7 +45,9 @@ def test_mixed_float16_is_refused_on_a_cpu(monkeypatch, precision):
     """Lightning would take bfloat16 for it, and the records would say float16."""
     for accelerator, parts in (("cpu", {"cuda": True}), ("auto", {})):
         machine(monkeypatch, **parts)
-        with pytest.raises(ValueError, match=f"trainer.precision: {precision} is of GPUs, allowed on a CPU:"):
+        with pytest.raises(
+            ValueError, match=f"trainer.precision: {precision} needs a GPU, allowed on a CPU:"
+        ):
             precision_of(Trainer(accelerator=accelerator, precision=precision))
     machine(monkeypatch, cuda=True)
     assert precision_of(Trainer(precision=precision)) == precision

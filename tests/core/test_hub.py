@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import constants
 
 import atr.core.hub
-from atr.core.hub import checkpoint_digest, commit_of, located
+from atr.core.hub import checkpoint_digest, hub_commit, pretrained_arguments
 
 FILES = {
     "config.json": "{}",
@@ -32,7 +32,7 @@ def write(folder, files=FILES):
 
 @pytest.fixture
 def commits(hub, tmp_path, monkeypatch):
-    """The commits of org/model in a cache of the hub's, of which `main` has another config.json."""
+    """Two commits of org/model in a hub cache, with different config.json."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     old, main = (write(tmp_path / name) for name in ("old", "main"))
     (main / "config.json").write_text("other")
@@ -49,7 +49,7 @@ def test_the_digest_of_a_folder_changes_with_each_file_alone(tmp_path, name):
     assert len({before, changed, checkpoint_digest(str(tmp_path / "copy"))}) == 3
 
 
-def test_files_that_change_places_change_the_digest(tmp_path):
+def test_swapped_files_change_the_digest(tmp_path):
     folder = write(tmp_path)
     before = checkpoint_digest(str(folder))
     one, two = (folder / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
@@ -58,13 +58,13 @@ def test_files_that_change_places_change_the_digest(tmp_path):
     assert checkpoint_digest(str(folder)) != before
 
 
-def test_what_no_loader_reads_does_not_change_the_digest(tmp_path):
+def test_files_that_no_loader_reads_do_not_change_the_digest(tmp_path):
     before = checkpoint_digest(str(write(tmp_path)))
     write(tmp_path, {"README.md": "about", ".cache/huggingface/download/config.json.metadata": "at"})
     assert checkpoint_digest(str(tmp_path)) == before
 
 
-def test_the_digest_of_a_hub_id_is_that_of_its_commit(commits, tmp_path):
+def test_the_digest_of_a_hub_id_depends_on_its_commit(commits, tmp_path):
     main, old = (checkpoint_digest(f"org/model{revision}") for revision in ("", "@old"))
     assert main == checkpoint_digest(f"org/model@{commits['main']}") != old
     home = tmp_path / "cache/models--org--model"
@@ -74,20 +74,29 @@ def test_the_digest_of_a_hub_id_is_that_of_its_commit(commits, tmp_path):
     assert checkpoint_digest("org/model") != old
 
 
-def test_the_commit_is_the_one_that_came(commits, tmp_path):
-    assert {"main": commit_of("org/model"), "old": commit_of("org/model@old")} == commits
-    assert commit_of(str(tmp_path)) is None
+def test_the_commit_is_the_cached_one(commits, tmp_path):
+    assert {"main": hub_commit("org/model"), "old": hub_commit("org/model@old")} == commits
+    assert hub_commit(str(tmp_path)) is None
     for absent in ("org/model@new", "org/another"):
-        for read in (commit_of, checkpoint_digest):
+        for read in (hub_commit, checkpoint_digest):
             with pytest.raises(ValueError, match=f"^{absent} is neither a folder nor in the hub's cache$"):
                 read(absent)
 
 
-def test_a_revision_is_what_stands_behind_a_hub_id_and_not_part_of_a_folders_name(tmp_path):
+def test_a_revision_belongs_to_a_hub_id_and_not_to_a_folders_name(tmp_path):
     folder = write(tmp_path / "model@home")
-    assert located(str(folder)) == {"pretrained_model_name_or_path": str(folder), "revision": "main"}
-    assert located("org/model@v1.5") == {"pretrained_model_name_or_path": "org/model", "revision": "v1.5"}
-    assert located("org/model") == {"pretrained_model_name_or_path": "org/model", "revision": "main"}
+    assert pretrained_arguments(str(folder)) == {
+        "pretrained_model_name_or_path": str(folder),
+        "revision": "main",
+    }
+    assert pretrained_arguments("org/model@v1.5") == {
+        "pretrained_model_name_or_path": "org/model",
+        "revision": "v1.5",
+    }
+    assert pretrained_arguments("org/model") == {
+        "pretrained_model_name_or_path": "org/model",
+        "revision": "main",
+    }
 
 
 def test_the_examples_in_the_docstrings_hold():

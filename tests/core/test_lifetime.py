@@ -1,4 +1,4 @@
-"""Real processes: what becomes of a stage when the process it works for is killed."""
+"""Real processes: a stage ends when its parent is killed."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ STAGE = """
 import os, subprocess, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from atr import lifetime
+from atr.core import lifetime
 from atr.stages import entry
-lifetime.POLL, lifetime.GRACE = 0.05, {grace}
+lifetime.POLL_SECONDS, lifetime.GRACE_SECONDS = 0.05, {grace}
 
 def main(params):
-    is_first = os.environ[lifetime.FIRST] == str(os.getpid())
+    is_first = os.environ[lifetime.FIRST_PROCESS] == str(os.getpid())
     if is_first and {ranks}:
         subprocess.Popen([sys.executable, __file__])
     Path("first" if is_first else "later").write_text(str(os.getpid()))
@@ -41,7 +41,7 @@ entry("report", main)
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a stage under a process of another name; kills what is left of them at the end."""
+    """Starts a stage under a parent process of a given name; kills all of them at the end."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     started = []
 
@@ -79,24 +79,24 @@ def is_over(process):
         return True
 
 
-def test_a_stage_ends_in_order_when_dvc_is_killed(start, tmp_path):
+def test_a_stage_ends_gracefully_when_dvc_is_killed(start, tmp_path):
     dvc, stage = start()
-    dvc.kill()  # and waited for by nobody: a zombie
+    dvc.kill()  # becomes a zombie, as nobody waits for it
     until(lambda: is_over(stage))
     assert (tmp_path / "ended").read_text() == "in order"
 
 
-def test_a_stage_that_takes_no_signal_ends_all_the_same(start, tmp_path):
+def test_a_stage_that_ignores_sigterm_is_killed(start, tmp_path):
     dvc, stage = start(grace=0.2, does="import signal; signal.signal(15, signal.SIG_IGN); time.sleep(60)")
     dvc.kill()
     until(lambda: is_over(stage))
     assert not (tmp_path / "ended").exists()
 
 
-def test_a_stage_outlives_whatever_else_has_started_it(start):
+def test_a_stage_outlives_a_parent_other_than_dvc(start):
     shell, stage = start(name="other")
     shell.kill()
-    time.sleep(1)  # twenty looks
+    time.sleep(1)  # twenty polls
     assert not is_over(stage)
 
 
@@ -108,7 +108,7 @@ def test_the_ranks_of_a_stage_end_with_its_first_process(start, killed):
         until(lambda process=process: is_over(process))
 
 
-def test_a_rank_whose_first_process_is_gone_already_ends_at_once(start, tmp_path):
+def test_a_rank_without_first_process_ends_at_once(start, tmp_path):
     (tmp_path / "stage.py").write_text(STAGE.format(root=str(ROOT), grace=60, ranks=0, does="time.sleep(60)"))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     gone = subprocess.Popen(["true"])
@@ -140,7 +140,7 @@ entry("report", main)
 
 
 @pytest.mark.slow
-def test_a_rank_that_lightning_has_launched_ends_with_the_first(tmp_path):
+def test_a_rank_launched_by_lightning_ends_with_the_first(tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     (tmp_path / "stage.py").write_text(LAUNCHED.format(root=str(ROOT)))
     environment = {key: value for key, value in os.environ.items() if key != "ATR_FIRST_PROCESS"}
@@ -151,8 +151,8 @@ def test_a_rank_that_lightning_has_launched_ends_with_the_first(tmp_path):
             assert process.wait() == -signal.SIGKILL
             rank = psutil.Process(int((tmp_path / "later").read_text()))
             until(lambda: is_over(rank))
-        except psutil.NoSuchProcess:  # over already
+        except psutil.NoSuchProcess:  # has already ended
             pass
-        finally:  # should it stay, pytest must not leave it behind
+        finally:  # if it is still there, do not leave it behind
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ from atr.core import timing
 from atr.core.timing import device_name, milliseconds
 
 
-def test_a_pause_takes_as_long_as_it_does():
+def test_the_time_of_a_sleep_is_right():
     calls = []
 
     def pause():
@@ -22,8 +22,8 @@ def test_a_pause_takes_as_long_as_it_does():
 
 
 @pytest.mark.parametrize("durations", [(0.02,), (0.02, 0.02, 0.7)])
-def test_a_time_is_the_median_in_milliseconds_by_the_clock(monkeypatch, durations):
-    """By a clock of our own, which goes on only while what is timed runs."""
+def test_the_time_is_the_median_in_milliseconds(monkeypatch, durations):
+    """With a fake clock that advances only while the timed call runs."""
     now, left = [100.0], cycle(durations)
 
     def run():

@@ -1,4 +1,4 @@
-"""Token arithmetic: exact counts, exact gradients, nothing that depends on the batch."""
+"""Token arithmetic: exact counts, exact gradients, independence of the batch."""
 
 import cmath
 import math
@@ -17,7 +17,7 @@ from atr.core.tokens import (
     gumbel_mask_BN,
     mask_of,
     random_mask_BN,
-    replace,
+    replace_dropped,
     shares,
     sine_positions,
     top_k_BK,
@@ -25,7 +25,7 @@ from atr.core.tokens import (
 )
 
 
-def test_mask_is_binary_and_kept_with_the_logits_probability():
+def test_mask_is_binary_with_the_probability_of_the_logit():
     logits = torch.tensor([-2.0, -0.5, 0.0, 1.0, 3.0])
     mask = gumbel_mask_BN(logits.expand(20_000, 5), 0.7, torch.Generator().manual_seed(0))
     assert set(mask.unique().tolist()) == {0.0, 1.0}
@@ -33,7 +33,7 @@ def test_mask_is_binary_and_kept_with_the_logits_probability():
 
 
 def test_mask_is_the_two_logit_gumbel_softmax():
-    """The paper's form, drawn independently: argmax of {keep, drop} logits with Gumbel noise on each."""
+    """Against the paper's form: argmax of {keep, drop} logits, each with its own Gumbel noise."""
     torch.manual_seed(0)
     logits = torch.tensor([-1.0, 0.3, 2.0]).expand(20_000, 3)
     two = torch.stack([logits, torch.zeros_like(logits)], -1)
@@ -53,7 +53,7 @@ def test_mask_passes_the_gradient_of_the_relaxed_sample(temperature):
     assert torch.equal(mask.detach(), (soft > 0.5).float())
 
 
-def test_mask_survives_extreme_noise(monkeypatch):
+def test_mask_is_finite_under_extreme_noise(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.tensor([[0.0, 1.0 - 2**-24]]))
     logits = torch.zeros(1, 2, requires_grad=True)
     mask = gumbel_mask_BN(logits, 1.0)
@@ -61,15 +61,15 @@ def test_mask_survives_extreme_noise(monkeypatch):
     assert mask.tolist() == [[0.0, 1.0]] and logits.grad.isfinite().all()
 
 
-def test_a_sampled_set_has_as_many_tokens_as_asked_whatever_the_scores():
+def test_a_sampled_set_has_k_tokens_for_any_scores():
     for scores in (torch.zeros(41, 40), torch.randn(41, 40), torch.full((41, 40), -1e4)):
         mask = top_k_mask_BN(scores, torch.arange(41).clamp(min=1), 1.0, torch.Generator().manual_seed(0))
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert mask.sum(1).tolist() == [1, *range(1, 41)]
 
 
-def test_a_sampled_set_is_drawn_without_replacement_in_proportion_to_the_scores():
-    """Sets of two of four tokens, against their probabilities drawn one after the other."""
+def test_a_sampled_set_is_drawn_without_replacement_by_score():
+    """Frequencies of all pairs of four tokens, against sequential sampling without replacement."""
     weights = torch.tensor([1.0, 2.0, 3.0, 6.0])
     mask = top_k_mask_BN(weights.log().expand(40_000, 4), torch.full((40_000,), 2), 1.0)
     for first in range(4):
@@ -80,20 +80,20 @@ def test_a_sampled_set_is_drawn_without_replacement_in_proportion_to_the_scores(
             assert found == pytest.approx(expected, abs=0.012)
 
 
-def test_without_noise_a_sampled_set_is_the_best_tokens():
+def test_without_noise_a_sampled_set_is_the_top_k():
     scores = torch.randn(6, 20)
     mask = top_k_mask_BN(scores, torch.full((6,), 7), 0.0)
     assert torch.equal(mask, mask_of(top_k_BK(scores, 7), 20))
 
 
-def test_a_sampled_set_passes_the_gradient_of_the_distance_to_its_lowest_score():
+def test_the_gradient_of_a_sampled_set_is_that_of_the_distance_to_the_lowest_score():
     scores = torch.randn(2, 6).requires_grad_()
     weights = torch.arange(12.0).reshape(2, 6)
     (top_k_mask_BN(scores, torch.tensor([2, 5]), 0.0) * weights).sum().backward()
     lowest = scores.detach().sort(1, descending=True).values.gather(1, torch.tensor([[1], [4]]))
     soft = torch.sigmoid(scores.detach() - lowest)
     slope = weights * soft * (1 - soft)
-    # The lowest score that is kept moves all distances but its own.
+    # The lowest kept score shifts all distances but its own.
     expected = torch.where(scores == lowest, slope - slope.sum(1, keepdim=True), slope)
     torch.testing.assert_close(scores.grad, expected)
 
@@ -123,19 +123,19 @@ def test_top_k_refuses_an_impossible_count(k):
         top_k_BK(torch.zeros(1, 4), k)
 
 
-def test_random_masks_keep_every_count_and_every_token_as_often():
+def test_random_masks_are_uniform_over_counts_and_tokens():
     images, tokens = 40_000, 5
     mask = random_mask_BN(images, tokens, torch.Generator().manual_seed(0))
     assert mask.shape == (images, tokens) and set(mask.unique().tolist()) == {0.0, 1.0}
     counts = torch.bincount(mask.sum(1).long(), minlength=tokens + 1) / images
     torch.testing.assert_close(counts, torch.tensor([0.0, *[1 / tokens] * tokens]), atol=0.01, rtol=0)
-    # Within a count every set is as likely: of two tokens ten pairs.
+    # All sets of a count are equally likely: ten pairs for two tokens.
     pairs = mask[mask.sum(1) == 2] @ (2.0 ** torch.arange(tokens))
     _, often = pairs.unique(return_counts=True)
     torch.testing.assert_close(often / len(pairs), torch.full((10,), 0.1), atol=0.015, rtol=0)
 
 
-def test_random_masks_are_those_of_the_generator():
+def test_random_masks_depend_on_the_generator_alone():
     first, again = (random_mask_BN(8, 9, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, random_mask_BN(8, 9, torch.Generator().manual_seed(2)))
@@ -147,16 +147,16 @@ def test_replace_gather_and_mask_agree():
     mask = mask_of(keep, 5)
     assert mask.tolist() == [[1, 0, 0, 1, 0], [0, 1, 0, 0, 1]]
     vector = torch.tensor([7.0, 8.0, 9.0])
-    replaced = replace(features, mask, vector)
+    replaced = replace_dropped(features, mask, vector)
     assert torch.equal(replaced[mask.bool()], gather(features, keep).flatten(0, 1))
     assert torch.equal(gather(features, keep)[1], features[1, [1, 4]])
     assert (replaced[~mask.bool()] == vector).all()
 
 
-def test_replace_passes_what_a_token_is_worth_to_its_mask():
+def test_replacing_tokens_passes_gradients_to_the_mask():
     features, vector = torch.randn(1, 2, 3), torch.randn(3)
     mask = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    replace(features, mask, vector).sum().backward()
+    replace_dropped(features, mask, vector).sum().backward()
     torch.testing.assert_close(mask.grad, (features - vector).sum(-1))
 
 
@@ -194,30 +194,30 @@ FRACTIONS += tuple(
 
 
 @given(st.integers(0, 127), st.integers(0, 3000), st.sampled_from(COUNTS))
-def test_an_integer_of_any_library_is_a_count(count, more, kind):
+def test_an_integer_of_numpy_or_torch_is_a_count(count, more, kind):
     assert budget(kind(count), count + more) == count
     assert type(budget(kind(count), count + more)) is int
 
 
 @given(st.integers(0, 1000), st.integers(0, 3000), st.sampled_from(FRACTIONS))
-def test_a_float_of_any_library_is_the_fraction_that_it_prints_as(permille, tokens, kind):
-    """Thousandths are exact in print where a type is too coarse to hold them: 0.7 of float16 is .7002."""
+def test_a_float_of_numpy_or_torch_is_the_fraction_it_prints_as(permille, tokens, kind):
+    """Thousandths are exact as printed decimals, not as values: float16's 0.7 is 0.7002."""
     assert budget(kind(permille / 1000), tokens) == budget(permille / 1000, tokens)
 
 
 @pytest.mark.parametrize("kind", FRACTIONS)
-def test_where_half_a_token_decides_a_coarse_float_rounds_as_it_prints(kind):
-    """0.7 of float32 lies below 0.7, and 0.1 of float16 too."""
+def test_a_low_precision_float_rounds_as_its_printed_decimal(kind):
+    """float32's 0.7 and float16's 0.1 are below 0.7 and 0.1."""
     assert (budget(kind(0.7), 5), budget(kind(0.1), 5), budget(kind(0.3), 5)) == (4, 1, 2)
 
 
-def test_bfloat16_is_the_fraction_that_it_holds():
+def test_bfloat16_is_its_exact_value():
     assert budget(torch.tensor(0.75, dtype=torch.bfloat16), 10) == 8
     assert budget(torch.tensor(1.0, dtype=torch.bfloat16), 10) == 10
 
 
 @given(st.floats(0, 1))
-def test_of_no_token_a_fraction_is_none(keep):
+def test_a_fraction_of_no_tokens_is_zero(keep):
     assert budget(keep, 0) == 0
 
 
@@ -246,7 +246,7 @@ def test_budget_refuses(keep):
 
 
 @given(st.lists(st.integers(0, 729), min_size=1, max_size=37), st.data())
-def test_shares_are_whole_exact_and_in_proportion(sizes, data):
+def test_shares_are_integers_in_proportion_that_sum_to_the_total(sizes, data):
     total = data.draw(st.integers(0, sum(sizes)))
     parts = shares(total, sizes)
     assert sum(parts) == total
@@ -255,7 +255,7 @@ def test_shares_are_whole_exact_and_in_proportion(sizes, data):
         assert abs(part - (total * size / sum(sizes) if total else 0)) < 1
 
 
-def test_shares_go_to_the_largest_remainders_and_the_first_of_equal_ones():
+def test_shares_go_to_the_largest_remainders_and_ties_to_the_first():
     assert shares(10, [6, 6, 2]) == [4, 4, 2]  # 4.29, 4.29 and 1.43
     assert shares(5, [4, 4, 4, 4]) == [2, 1, 1, 1]
     assert shares(1152, [576] * 5) == [231, 231, 230, 230, 230]
@@ -263,12 +263,12 @@ def test_shares_go_to_the_largest_remainders_and_the_first_of_equal_ones():
 
 
 @pytest.mark.parametrize("total", [-1, 6])
-def test_shares_of_more_than_there_is_are_refused(total):
+def test_shares_of_more_than_all_tokens_are_refused(total):
     with pytest.raises(ValueError, match=rf"total: {total} is out of range, allowed: 0 <= total <= 5"):
         shares(total, [2, 3])
 
 
-def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
+def test_sine_positions_differ_for_all_cells_and_separate_rows_from_columns():
     positions = sine_positions((3, 5), 16)
     assert positions.shape == (15, 16)
     assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
@@ -281,7 +281,7 @@ def test_sine_positions_tell_every_cell_apart_and_know_rows_from_columns():
 
 @pytest.mark.parametrize("grid, width", [((3, 5), 16), ((7, 2), 8), ((2, 3), 64)])
 def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, width):
-    """By complex exponentials, cell by cell."""
+    """Against complex exponentials, cell by cell."""
     bands = width // 4
     turns = [complex(0, 10_000 ** (-band / bands)) for band in range(bands)]
     for place, row in enumerate(sine_positions(grid, width).tolist()):
@@ -293,6 +293,6 @@ def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, 
         assert row == pytest.approx([*parts[0], *parts[1]], abs=1e-5)
 
 
-def test_sine_positions_refuse_a_width_they_cannot_fill():
+def test_sine_positions_refuse_a_width_not_divisible_by_4():
     with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
         sine_positions((2, 2), 18)

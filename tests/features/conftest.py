@@ -1,4 +1,4 @@
-"""A tiny DINOv2, and an ONNX graph of it made as torch's exporter makes them."""
+"""A tiny DINOv2, and an ONNX graph of it like those of torch's exporter."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ TINY = {
     "mlp_ratio": 2,
     "use_mask_token": False,
 }
-# Today's names in transformers, and those of the checkpoints on the hub, which an export of that time has.
+# Names in transformers, and in the checkpoints on the hub and older exports.
 RENAMED = {
     "attention.q_proj": "attention.attention.query",
     "attention.k_proj": "attention.attention.key",
@@ -27,7 +27,7 @@ RENAMED = {
 
 @pytest.fixture(scope="session")
 def dinov2():
-    """A random DINOv2 in which every weight differs from every other."""
+    """A random DINOv2 in which all weights differ."""
     torch.manual_seed(0)
     model = Dinov2Model(Dinov2Config(**TINY)).eval()
     with torch.no_grad():
@@ -38,7 +38,7 @@ def dinov2():
 
 @pytest.fixture(scope="session")
 def dinov2_weights(dinov2):
-    """Its weights by the names they have on the hub."""
+    """Its weights by their names on the hub."""
     weights = {}
     for name, weight in dinov2.state_dict().items():
         for new, old in RENAMED.items():
@@ -53,7 +53,7 @@ def exported():
 
 
 def _exported(weights):
-    """Constants and nodes as torch's exporter leaves them: linear weights transposed and without a name."""
+    """Constants and nodes like those of torch's exporter: linear weights transposed and unnamed."""
     constants = {
         "decoder.conv.weight": weights["embeddings.cls_token"] * 2,
         "onnx::MatMul_9": np.eye(3, dtype=np.float32),

@@ -1,4 +1,4 @@
-"""The encoder against transformers' own forward, and every way its folder can be wrong."""
+"""The encoder against transformers' own forward, and errors of its folder."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from atr.features import encoder as encoder_module
-from atr.features.attention_hooks import observing
+from atr.features.attention_hooks import capture_attention
 from atr.features.encoder import Encoder
 
 SMALL = {
@@ -47,7 +47,7 @@ SMALL = {
     "image_size": 56,
 }
 WIDE = SMALL | {"intermediate_size": 32}
-TOWERS = {  # class, its configuration, tokens that are no patches
+TOWERS = {  # class, configuration, number of tokens that are not patches
     "clip": (CLIPVisionModel, CLIPVisionConfig(**WIDE), 1),
     "untrained": (CLIPVisionModel, CLIPVisionConfig(**WIDE, untrained_class_token=True), 1),
     "siglip": (SiglipVisionModel, SiglipVisionConfig(**WIDE), 0),
@@ -72,7 +72,7 @@ def processor(height: int = 56, width: int = 56) -> CLIPImageProcessorPil:
 
 def saved(model, folder):
     torch.manual_seed(1)
-    with torch.no_grad():  # fresh biases are zero and fresh norms one: give every weight a say
+    with torch.no_grad():  # initial biases are zero and norms one: make every weight matter
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     model.eval().save_pretrained(folder)
@@ -94,7 +94,7 @@ def folder(llava, tmp_path):
 
 
 def tower_in(kind, folder):
-    """A tiny random tower in a folder, and transformers' own model of it."""
+    """A tiny random tower saved in a folder, and the model itself."""
     cls, config, _ = TOWERS[kind]
     torch.manual_seed(0)
     model = cls(config)
@@ -120,7 +120,8 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     encoder = Encoder.load(path, layer)
     model.set_attn_implementation("eager")
-    number = layer - 1 if layer > 0 else layer  # a layer of attentions is one of hidden_states but the first
+    # hidden_states starts with the embeddings, attentions with the first layer.
+    number = layer - 1 if layer > 0 else layer
     name = rf"layers?\.{range(3)[number]}\..*k_proj"
     keys = next(module for key, module in model.named_modules() if re.search(name, key))
     projected = []
@@ -136,7 +137,7 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         has_class = extra and kind != "untrained"
         rows_BHT = heads_BHTT[:, :, 0] if has_class else heads_BHTT[:, :, extra:].sum(2) / 16
         torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
-        assert seen[need].std() > 1e-4  # a constant would agree with anything
+        assert seen[need].std() > 1e-4  # a constant would prove nothing
     chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
     torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
 
@@ -151,7 +152,7 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         ("attention_BN", "keys_BND", "first_attention_BN"),
     ],
 )
-def test_only_what_is_asked_for_is_captured_and_features_do_not_depend_on_it(needs, tmp_path):
+def test_only_the_needed_signals_are_captured_and_features_do_not_depend_on_them(needs, tmp_path):
     encoder = Encoder.load(tower_in("dinov2", tmp_path)[0])
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     features_BND = encoder(pixels_BCHW)
@@ -160,7 +161,7 @@ def test_only_what_is_asked_for_is_captured_and_features_do_not_depend_on_it(nee
     assert torch.equal(seen["features_BND"], features_BND)
 
 
-def test_the_tower_attends_eagerly_only_for_the_attention_and_is_left_as_it_was(tmp_path, monkeypatch):
+def test_eager_attention_is_used_only_for_captured_layers_and_the_tower_is_restored(tmp_path, monkeypatch):
     encoder = Encoder.load(tower_in("siglip", tmp_path)[0])
     pixels_BCHW, tower, chosen = torch.randn(1, 3, 56, 56), encoder.tower, []
     change = tower.set_attn_implementation
@@ -178,7 +179,7 @@ def test_the_tower_attends_eagerly_only_for_the_attention_and_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_attention_under_bfloat16_is_that_of_float32_about(kind, tmp_path):
+def test_attention_in_bfloat16_is_close_to_float32(kind, tmp_path):
     encoder = Encoder.load(tower_in(kind, tmp_path)[0])
     pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND")
     with torch.inference_mode():
@@ -191,26 +192,26 @@ def test_attention_under_bfloat16_is_that_of_float32_about(kind, tmp_path):
     torch.testing.assert_close(rough["keys_BND"].float(), exact["keys_BND"], rtol=0.05, atol=0.05)
 
 
-def test_what_cannot_be_captured_is_named(tmp_path):
+def test_an_unknown_signal_is_refused_by_name(tmp_path):
     encoder = Encoder.load(tower_in("vit", tmp_path)[0])
     with pytest.raises(ValueError, match="values_BND cannot be captured, allowed: attention_BN, keys_BND"):
         encoder.observe(torch.randn(1, 3, 56, 56), {"values_BND"})
 
 
 @pytest.mark.parametrize("layer", [-2, 3])
-def test_attention_is_captured_within_a_whole_llava_as_in_the_tower_alone(layer, folder, llava):
+def test_attention_captured_in_a_llava_equals_that_of_its_tower(layer, folder, llava):
     encoder = Encoder.load(str(folder), layer)
     pixels_BCHW, needs = torch.randn(2, 3, 56, 56), ("attention_BN", "keys_BND", "first_attention_BN")
     with torch.inference_mode():
         alone = encoder.observe(pixels_BCHW, needs)
-        with observing(llava.model.vision_tower, layer, 1, 1, needs) as seen:
+        with capture_attention(llava.model.vision_tower, layer, 1, 1, needs) as seen:
             llava.model.get_image_features(pixels_BCHW, vision_feature_layer=layer)
     for need in needs:
         torch.testing.assert_close(seen[need], alone[need], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", [-2, -1])
-def test_tower_inside_llava_gives_what_llava_projects(layer, folder, llava):
+def test_the_tower_of_a_llava_gives_the_features_it_projects(layer, folder, llava):
     encoder = Encoder.load(str(folder), layer, name="tiny")
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     with torch.inference_mode():
@@ -221,7 +222,7 @@ def test_tower_inside_llava_gives_what_llava_projects(layer, folder, llava):
 
 
 @pytest.mark.parametrize("layout", ["vision_tower.vision_model.", "model.vision_tower.", "vision_model."])
-def test_every_layout_of_the_tower_in_a_checkpoint_is_read(layout, folder, llava):
+def test_all_checkpoint_layouts_are_read(layout, folder, llava):
     weights = load_file(folder / "model.safetensors")
     moved = {key.replace("vision_tower.", layout): weight for key, weight in weights.items()}
     save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
@@ -249,7 +250,7 @@ def test_half_precision_weights_are_computed_in_float32(folder):
     ("cls", "whole"),
     [
         (CLIPModel, CLIPConfig(text_config=CLIPTextConfig(**TEXT), vision_config=CLIPVisionConfig(**WIDE))),
-        # SigLIP 2 of one resolution is published as this class, too.
+        # Checkpoints of SigLIP 2 with a fixed resolution have this class too.
         (
             SiglipModel,
             SiglipConfig(text_config=SiglipTextConfig(**TEXT), vision_config=SiglipVisionConfig(**WIDE)),
@@ -276,20 +277,20 @@ def test_grid_is_that_of_the_processed_image(tmp_path):
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_another_size_is_resized_to_and_interpolated_as_transformers_does(kind, tmp_path):
+def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))
     pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
-    asked = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
+    options = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
     with torch.inference_mode():
-        states = model(pixels_BCHW, output_hidden_states=True, **asked).hidden_states[-2]
+        states = model(pixels_BCHW, output_hidden_states=True, **options).hidden_states[-2]
         seen = encoder.observe(pixels_BCHW, {"attention_BN"})
     assert (encoder.grid, pixels_BCHW.shape) == ((6, 3), (1, 3, 84, 42))
     torch.testing.assert_close(seen["features_BND"], states[:, TOWERS[kind][2] :], rtol=1e-5, atol=1e-6)
     assert seen["attention_BN"].shape == (1, 18)
 
 
-def test_a_tower_made_for_oblong_images_needs_no_interpolation(tmp_path):
+def test_a_tower_for_oblong_images_needs_no_interpolation(tmp_path):
     model = ViTModel(ViTConfig(**(WIDE | {"image_size": [84, 42]})))
     path = str(saved(model, tmp_path))
     encoder = Encoder.load(path, size=(84, 42))
@@ -297,11 +298,11 @@ def test_a_tower_made_for_oblong_images_needs_no_interpolation(tmp_path):
     with torch.inference_mode():
         states = model(pixels_BCHW, output_hidden_states=True).hidden_states[-2]
         torch.testing.assert_close(encoder(pixels_BCHW), states[:, 1:], rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"images of 56 x 56 pixels, its own are \[84, 42\]"):
+    with pytest.raises(ValueError, match=r"refuses the 56 x 56 pixels .*, allowed: \[84, 42\]"):
         Encoder.load(path)
 
 
-def test_a_size_takes_the_whole_image_where_the_processor_would_crop(tmp_path):
+def test_a_size_resizes_the_whole_image_without_cropping(tmp_path):
     path, _ = tower_in("dinov2", tmp_path)
     size = {"shortest_edge": 80}
     BitImageProcessorPil(size=size, crop_size={"height": 56, "width": 56}).save_pretrained(path)
@@ -314,7 +315,7 @@ def test_a_size_takes_the_whole_image_where_the_processor_would_crop(tmp_path):
     assert (whole[corners] < 0).all() and (cropped[corners] > 0).all()
 
 
-def test_preprocess_is_the_folders_processor_and_pickles_without_the_tower(folder):
+def test_preprocess_uses_the_folders_processor_and_is_pickled_without_the_tower(folder):
     encoder = Encoder.load(str(folder))
     images = [Image.effect_noise((70, 60), 80).convert("RGB"), Image.new("RGB", (56, 56), "red")]
     pickled = pickle.dumps(encoder.preprocess)
@@ -324,7 +325,7 @@ def test_preprocess_is_the_folders_processor_and_pickles_without_the_tower(folde
 
 
 @pytest.mark.parametrize("layer", [0, 4, -4])
-def test_a_layer_that_is_not_there_is_refused(layer, folder):
+def test_a_missing_layer_is_refused(layer, folder):
     with pytest.raises(ValueError, match=rf"llava: there is no layer {layer}, allowed: 1 to 3, or -3 to -1"):
         Encoder.load(str(folder), layer)
 
@@ -349,20 +350,20 @@ def test_missing_weights_are_named(folder):
     )
 
 
-def test_weights_of_layers_that_are_not_read_may_be_missing(folder):
+def test_weights_of_unused_layers_may_be_missing(folder):
     edit(folder, lambda weights: [weights.pop(key) for key in list(weights) if ".layers.2." in key])
     assert Encoder.load(str(folder), -2).layer == -2
     refused(folder, "first encoder.layers.2", layer=-1)
 
 
-def test_weights_that_are_not_finite_are_named_and_those_that_are_not_read_may_be_so(folder):
+def test_used_weights_that_are_not_finite_are_named(folder):
     edit(folder, lambda weights: weights["vision_tower.encoder.layers.2.mlp.fc1.bias"].fill_(torch.nan))
     assert Encoder.load(str(folder), -2).layer == -2
     name = r"first encoder\.layers\.2\.mlp\.fc1\.bias"
     refused(folder, rf"llava/model.safetensors: 1 of \d+ tensors hold NaN or infinity, {name}", layer=-1)
 
 
-def test_misshapen_weights_are_named(folder):
+def test_weights_of_another_shape_are_named(folder):
     key = "embeddings.position_embedding.weight"
     edit(folder, lambda weights: weights.update({f"vision_tower.{key}": torch.zeros(3, 24)}))
     refused(folder, rf"model.safetensors: {key} has shape \(3, 24\).* \(17, 24\)")
@@ -385,7 +386,11 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
     [
         ("config.json", None, "llava: no readable model configuration"),
         ("config.json", "{", "llava: no readable model configuration"),
-        ("config.json", '{"model_type": "llama"}', "llava: llama is no vision tower known here, allowed: cl"),
+        (
+            "config.json",
+            '{"model_type": "llama"}',
+            "llava: llama is not a supported vision tower, allowed",
+        ),
         ("model.safetensors", None, "llava: no readable weights"),
         ("model.safetensors", "version https://git-lfs", "model.safetensors: no readable weights"),
         ("preprocessor_config.json", None, "llava: no readable image processor"),
@@ -398,7 +403,7 @@ def test_broken_folders_are_named(file, content, pattern, folder):
     refused(folder, pattern)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     refused(tmp_path / "nowhere", "nowhere: there is no such folder")
 
 
@@ -406,19 +411,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_processor_of_another_size_is_refused(kind, tmp_path):
     path, _ = tower_in(kind, tmp_path / kind)
     processor(height=28, width=28).save_pretrained(path)
-    refused(path, rf"{kind}: the tower refuses its own processor's images of 28 x 28 pixels, its own are 56")
+    refused(
+        path, rf"{kind}: the tower refuses the 28 x 28 pixels that its image processor gives, allowed: 56"
+    )
 
 
 def test_a_processor_that_gives_images_different_sizes_is_refused(folder):
     CLIPImageProcessorPil(size={"shortest_edge": 56}, do_center_crop=False).save_pretrained(folder)
-    refused(folder, r"llava: its processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all")
+    refused(
+        folder, r"llava: its image processor gives .* \(56, 84\) and \(84, 56\), allowed: one size for all"
+    )
 
 
 @pytest.mark.parametrize(
     ("pattern", "kwargs"),
     [
         ("there is no layer 4", {"layer": 4}),
-        ("refuses its own processor's images of 7 x 7", {"size": 7}),  # less than a patch
+        ("refuses the 7 x 7 pixels", {"size": 7}),  # less than a patch
     ],
 )
 def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwargs, folder):
@@ -432,7 +441,7 @@ def test_naflex_is_refused_before_any_weight_is_read(whole, tmp_path):
     tower = {"model_type": "siglip2_vision_model"}
     config = {"model_type": "siglip2", "vision_config": tower} if whole else tower
     (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "SigLIP 2 NaFlex gives every image a grid of its own, allowed: its checkpoints of one")
+    refused(tmp_path, "SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed")
 
 
 def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch):
@@ -440,7 +449,7 @@ def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch)
     refused(folder, "llava: 17 tokens are not 0 and 4 x 4 patches")
 
 
-def test_loading_leaves_transformers_as_talkative_as_it_was(folder):
+def test_loading_restores_the_verbosity_of_transformers(folder):
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Extraction end to end: the store of a run is the encoder's features, whatever the machine looked like."""
+"""Extraction end to end: the store holds the encoder's features, for any number of devices and workers."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.core.fingerprint import fingerprint
-from atr.core.hub import checkpoint_digest, version_of
+from atr.core.hub import checkpoint_digest, checkpoint_version
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.extraction import fill_store
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import FeatureStore
 
 PARAMETERS = {"encoder": "tiny"}
 
 
 def pictures(count=10):
-    """Squares of different colour and place."""
+    """Images that differ in colour and in the place of a rectangle."""
     images = []
     for number in range(count):
         image = Image.new("RGB", (56, 56), (20 * number, 255 - 20 * number, 90))
@@ -38,7 +38,7 @@ def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwarg
     encoder = Encoder.load(str(checkpoint), name="tiny")
     data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
     quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    version = version_of(str(checkpoint))
+    version = checkpoint_version(str(checkpoint))
     fill_store(encoder, data, Path(folder), PARAMETERS, quiet | trainer_kwargs, version)
 
 
@@ -79,25 +79,25 @@ def test_the_store_holds_the_towers_hidden_states(store, checkpoint):
     with torch.inference_mode():
         hidden = model(pixels["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
     read = torch.stack([store[position] for position in range(len(store))])
-    # The same to a unit in the last place of bfloat16: a batch of another size sums in another order.
+    # Equal to one unit in the last place of bfloat16, as another batch size sums in another order.
     torch.testing.assert_close(read.float(), hidden, rtol=2**-8, atol=1e-5)
     assert store.ids == [name for name, _ in pictures()]
     assert store.manifest["encoder"] == "tiny"
     assert store.manifest["layer"] == -2
     assert store.manifest["fingerprint"] == fingerprint(model)
-    assert store.manifest["preprocess"] == describe(CLIPImageProcessorPil.from_pretrained(checkpoint))
+    assert store.manifest["preprocess"] == describe_preprocessing(
+        CLIPImageProcessorPil.from_pretrained(checkpoint)
+    )
     assert (store.grid, store.width) == ((4, 4), 24)
 
 
-def test_the_store_says_what_it_was_computed_in_and_by_which_weights(store, checkpoint):
+def test_the_store_records_precision_device_and_checkpoint(store, checkpoint):
     resolved = store.manifest["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["commit"]) == ("32-true", "cpu", None)
     assert resolved["processor"] and resolved["digest"] == checkpoint_digest(str(checkpoint))
 
 
-def test_a_second_run_gives_the_same_bytes_and_leaves_nothing_of_a_longer_first_one(
-    store, checkpoint, tmp_path
-):
+def test_a_second_run_gives_the_same_bytes_and_removes_a_longer_former_store(store, checkpoint, tmp_path):
     extract(checkpoint, tmp_path, pictures(13))
     assert len(FeatureStore.open(tmp_path)) == 13
     extract(checkpoint, tmp_path)
@@ -119,7 +119,7 @@ def test_the_trainers_precision_reaches_the_encoder(store, checkpoint, tmp_path)
 
 
 class Cut:
-    """Images of which one cannot be had."""
+    """Images of which the last raises an error."""
 
     def __init__(self, error):
         self.error = error
@@ -136,8 +136,8 @@ class Cut:
 @pytest.mark.parametrize(
     "error", [ValueError("part-00000.parquet, row 9 (image/9): not an image"), SystemExit(143)]
 )
-def test_a_run_that_is_cut_off_leaves_no_store(error, checkpoint, tmp_path):
-    extract(checkpoint, tmp_path)  # a whole store of an earlier run must not survive as this one's
+def test_an_interrupted_run_leaves_no_store(error, checkpoint, tmp_path):
+    extract(checkpoint, tmp_path)  # the complete store of an earlier run must not remain
     with pytest.raises(type(error)) as raised:
         extract(checkpoint, tmp_path, Cut(error))
     assert str(raised.value) == str(error)
@@ -148,11 +148,11 @@ def test_a_run_that_is_cut_off_leaves_no_store(error, checkpoint, tmp_path):
 
 @pytest.mark.slow
 def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
-    """Three ranks for two shards: the last one has nothing to do."""
+    """Three ranks for two shards: the last rank has no batches."""
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_training import extract\n"
+        "from test_extraction import extract\n"
         f"extract({str(checkpoint)!r}, {str(tmp_path / 'three')!r}, shard=5, devices=3, strategy='ddp')\n"
     )
     root = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
     with subprocess.Popen([sys.executable, script], env=environment, start_new_session=True) as process:
         try:
             assert process.wait() == 0
-        finally:  # should one hang, pytest's timeout must not leave the other ranks behind
+        finally:  # if one hangs, do not leave the other ranks behind
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     extract(checkpoint, tmp_path / "one", shard=5)

@@ -1,4 +1,4 @@
-"""Features as colours, against scikit-learn's principal components, and the picture made of them."""
+"""PCA colours against eigenvectors of the covariance matrix, and the picture made of them."""
 
 import io
 
@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.decomposition import PCA
 
-from atr.features.pca import colours, components
+from atr.features.pca import pca_colours, pca_picture
 
 
 def features(rows=9, columns=7, width=12):
@@ -18,8 +17,10 @@ def features(rows=9, columns=7, width=12):
 
 def test_colours_are_the_first_three_components_up_to_scale_and_sign():
     features_RCD = features() + 0.1 * np.random.default_rng(1).normal(size=(9, 7, 12))
-    expected = PCA(3).fit_transform(features_RCD.reshape(-1, 12))
-    found = colours(features_RCD).reshape(-1, 3)
+    features_ND = features_RCD.reshape(-1, 12)
+    _, eigenvectors_DD = np.linalg.eigh(np.cov(features_ND.T))  # in ascending order
+    expected = (features_ND - features_ND.mean(0)) @ eigenvectors_DD[:, ::-1]
+    found = pca_colours(features_RCD).reshape(-1, 3)
     for component in range(3):
         inside = (found[:, component] > 0) & (found[:, component] < 1)
         assert inside.mean() > 0.9
@@ -28,36 +29,36 @@ def test_colours_are_the_first_three_components_up_to_scale_and_sign():
     assert found.min() == 0 and found.max() == 1
 
 
-def test_an_object_has_another_colour_than_what_surrounds_it():
+def test_an_object_and_its_background_differ_in_colour():
     features_RCD = features() * 0.1
     features_RCD[3:6, 2:5, 0] += 100
-    red = colours(features_RCD)[..., 0]
+    red = pca_colours(features_RCD)[..., 0]
     inside = np.zeros((9, 7), bool)
     inside[3:6, 2:5] = True
     assert red[inside].min() > 0.9 and red[~inside].max() < 0.1
 
 
-def test_colours_stay_where_the_tokens_are_and_do_not_change_with_offset_or_unit():
+def test_colours_follow_the_tokens_and_are_invariant_to_offset_and_scale():
     features_RCD = features()
-    np.testing.assert_allclose(colours(3 * features_RCD + 7), colours(features_RCD), atol=1e-9)
-    np.testing.assert_allclose(colours(features_RCD[::-1]), colours(features_RCD)[::-1], atol=1e-9)
+    np.testing.assert_allclose(pca_colours(3 * features_RCD + 7), pca_colours(features_RCD), atol=1e-9)
+    np.testing.assert_allclose(pca_colours(features_RCD[::-1]), pca_colours(features_RCD)[::-1], atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32"])
-def test_other_dtypes_and_constant_features_are_taken(kind):
-    assert np.isfinite(colours(features().astype(kind))).all()
-    assert not colours(np.full((2, 3, 4), 0.1, kind)).any()
+def test_other_dtypes_and_constant_features_are_accepted(kind):
+    assert np.isfinite(pca_colours(features().astype(kind))).all()
+    assert not pca_colours(np.full((2, 3, 4), 0.1, kind)).any()
 
 
 @pytest.mark.parametrize(("shape", "coloured"), [((1, 2, 8), 1), ((1, 1, 8), 0), ((4, 4, 2), 2)])
-def test_components_that_there_are_not_leave_their_colour_at_zero(shape, coloured):
-    found = colours(np.random.default_rng(0).normal(size=shape))
+def test_missing_components_are_zero(shape, coloured):
+    found = pca_colours(np.random.default_rng(0).normal(size=shape))
     assert [channel for channel in range(3) if np.ptp(found[..., channel])] == list(range(coloured))
     assert not found[..., coloured:].any()
 
 
 class CellMeans(torch.nn.Module):
-    """Stands in for an encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
+    """A fake encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
 
     def __init__(self, grid):
         super().__init__()
@@ -76,7 +77,7 @@ def test_each_image_is_followed_by_its_patches():
     wide, tall = Image.new("L", (400, 90), 90), Image.new("RGB", (60, 300), (0, 200, 0))
     wide.paste(200, (200, 0, 400, 90))
     tall.paste((250, 0, 0), (0, 0, 60, 150))
-    drawn = np.asarray(Image.open(io.BytesIO(components(CellMeans(grid), [wide, tall]))))
+    drawn = np.asarray(Image.open(io.BytesIO(pca_picture(CellMeans(grid), [wide, tall]))))
     cell = 384 // 3
     height, width = rows * cell, columns * cell
     assert drawn.shape == (height, 4 * width, 3)
@@ -88,12 +89,12 @@ def test_each_image_is_followed_by_its_patches():
     for shown in (patches, others):
         cells = shown.reshape(rows, cell, columns, cell, 3).swapaxes(1, 2)
         assert (cells == cells[:, :, :1, :1]).all()
-    # The middle of each is taken: dark to bright from left to right, red over green.
+    # The centre crops: dark to bright from left to right, and red above green.
     across, down = patches[0, cell // 2 :: cell, 0], others[cell // 2 :: cell, 0, 0]
     assert sorted({0, 255} & set(across.tolist())) == [0, 255] and across[1] not in (0, 255)
     assert abs(int(down[0]) - int(down[1])) == 255
 
 
-def test_drawn_twice_gives_the_same_bytes():
+def test_drawing_is_deterministic():
     image = Image.effect_noise((64, 64), 50).convert("RGB")
-    assert components(CellMeans((4, 4)), [image]) == components(CellMeans((4, 4)), [image])
+    assert pca_picture(CellMeans((4, 4)), [image]) == pca_picture(CellMeans((4, 4)), [image])

@@ -1,4 +1,4 @@
-"""Descriptions of what image processors make: equal if and only if the pixels are."""
+"""Descriptions of image processors agree if and only if their pixels do."""
 
 import json
 
@@ -21,7 +21,7 @@ from transformers import (
 
 from atr import config
 from atr.features.encoder import Encoder
-from atr.features.preprocess import SIZES, describe, difference, probe
+from atr.features.preprocess import PROBE_SIZES, describe_preprocessing, explain_difference, probe_image
 from atr.features.wheel_weights import WHEELS
 
 SQUARE = {"height": 28, "width": 28}
@@ -46,8 +46,8 @@ def clip(**changes):
         ({"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}, "crop_size"),
     ],
 )
-def test_what_changes_the_pixels_changes_the_description(changes, told):
-    assert told in difference(describe(clip()), describe(clip(**changes)))
+def test_a_setting_that_changes_pixels_changes_the_description(changes, told):
+    assert told in explain_difference(describe_preprocessing(clip()), describe_preprocessing(clip(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -58,28 +58,31 @@ def test_what_changes_the_pixels_changes_the_description(changes, told):
         lambda: clip(do_convert_rgb=False),
     ],
 )
-def test_what_changes_no_pixel_is_the_same_by_whatever_name(other):
-    assert difference(describe(clip()), describe(other())) == ""
+def test_processors_with_equal_pixels_agree_whatever_their_names(other):
+    assert explain_difference(describe_preprocessing(clip()), describe_preprocessing(other())) == ""
 
 
-def test_pixels_that_differ_by_no_setting_differ_all_the_same():
+def test_processors_with_equal_settings_and_other_pixels_differ():
     class Brighter(CLIPImageProcessorPil):
         def resize(self, *args, **options):
             return super().resize(*args, **options) + 1
 
     brighter = Brighter(**CLIP)
     brighter.to_dict = clip().to_dict
-    assert difference(describe(clip()), describe(brighter)) == "pixels, by the same settings"
+    assert (
+        explain_difference(describe_preprocessing(clip()), describe_preprocessing(brighter))
+        == "pixels, with the same settings"
+    )
 
 
-def test_a_description_survives_a_manifest():
-    assert json.loads(json.dumps(describe(clip()))) == describe(clip())
+def test_a_description_survives_json():
+    assert json.loads(json.dumps(describe_preprocessing(clip()))) == describe_preprocessing(clip())
 
 
-def test_the_probes_are_the_same_everywhere_and_of_all_shapes():
-    shapes = [width / height for width, height in SIZES]
+def test_the_probe_images_are_fixed():
+    shapes = [width / height for width, height in PROBE_SIZES]
     assert min(shapes) < 0.5 and max(shapes) > 2
-    pixels = np.asarray(probe(37, 20)).astype(np.int64)
+    pixels = np.asarray(probe_image(37, 20)).astype(np.int64)
     assert (pixels.sum(), pixels[7, 31].tolist()) == (283770, [158, 219, 24])
 
 
@@ -100,11 +103,11 @@ KINDS = {
     "dinov2-small": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
     "dinov2-base": (Dinov2Model(Dinov2Config(**TOWER)), WHEELS["facebook/dinov2-small"].processor),
 }
-"""A tiny tower and the kind of image processor of every preset."""
+"""For every preset a tiny tower and its kind of image processor."""
 
 
 @pytest.mark.parametrize("name", config.ENCODERS)
-def test_an_encoder_makes_the_pixels_of_its_own_processor_bit_by_bit(name, tmp_path):
+def test_an_encoder_gives_exactly_the_pixels_of_its_processor(name, tmp_path):
     tower, processor = KINDS[name]
     tower.save_pretrained(tmp_path)
     if isinstance(processor, dict):
@@ -116,7 +119,7 @@ def test_an_encoder_makes_the_pixels_of_its_own_processor_bit_by_bit(name, tmp_p
     resized = {"size": SQUARE, "do_center_crop": False} if size else {}
     own = AutoImageProcessor.from_pretrained(str(tmp_path), **resized)
     noise = np.random.default_rng(0).integers(0, 256, (51, 83, 3), dtype=np.uint8)
-    for image in (*(probe(*sides) for sides in SIZES), Image.fromarray(noise)):
+    for image in (*(probe_image(*sides) for sides in PROBE_SIZES), Image.fromarray(noise)):
         expected = own(image, return_tensors="pt")["pixel_values"]
         assert torch.equal(encoder.preprocess([image]), expected)
-    assert describe(encoder.image_processor) == describe(own)
+    assert describe_preprocessing(encoder.image_processor) == describe_preprocessing(own)

@@ -1,4 +1,4 @@
-"""What reducers are given of stored images, against the store and the encoder asked one by one."""
+"""Signals for reducers, against the store and the encoder used directly."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.config import EncoderPreset
-from atr.features.signals import BESIDE, GIVEN, encoder_of, evenly, observed
+from atr.features.signals import (
+    COMPUTED_SIGNALS,
+    ENCODER_SIGNALS,
+    load_store_encoder,
+    observe_signals,
+    sample_evenly,
+)
 from atr.features.store import FeatureStore, ShardWriter, write_manifest
 
 NAMES = [f"image/{number}" for number in range(3)]
@@ -16,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A store of layer 1 and the checkpoint that its manifest is of."""
+    """A store of layer 1 and the checkpoint of its encoder."""
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 3}
@@ -35,20 +41,20 @@ def refused(*_):
     raise AssertionError("not needed")
 
 
-def test_features_and_grid_come_from_the_store_alone(project):
+def test_features_and_grid_come_from_the_store(project):
     store, _ = project
-    fields = observed(store, NAMES[:0:-1], refused, refused, {"grid"}, CPU)
+    fields = observe_signals(store, NAMES[:0:-1], refused, refused, {"grid"}, CPU)
     assert set(fields) == {"features_BND", "grid"} and fields["grid"] == (2, 2)
     assert fields["features_BND"].dtype == torch.bfloat16
     assert torch.equal(fields["features_BND"], torch.stack([store[2], store[1]]))
 
 
-def test_the_rest_is_what_the_stores_encoder_sees_in_the_pictures(project):
+def test_other_signals_come_from_the_stores_encoder_and_the_pictures(project):
     store, preset = project
-    encoder = encoder_of(store, preset, store.folder, CPU)
+    encoder = load_store_encoder(store, preset, store.folder, CPU)
     assert (encoder.layer, encoder.name) == (1, "tiny")
-    fields = observed(store, NAMES[1:], PICTURES.__getitem__, lambda: encoder, GIVEN, CPU)
-    assert set(fields) == {"features_BND", *GIVEN}
+    fields = observe_signals(store, NAMES[1:], PICTURES.__getitem__, lambda: encoder, ENCODER_SIGNALS, CPU)
+    assert set(fields) == {"features_BND", *ENCODER_SIGNALS}
     assert torch.equal(fields["features_BND"], torch.stack([store[1], store[2]]))
     pixels_BCHW = encoder.preprocess([PICTURES[name] for name in NAMES[1:]])
     assert torch.equal(fields["pixels_BCHW"], pixels_BCHW)
@@ -58,19 +64,19 @@ def test_the_rest_is_what_the_stores_encoder_sees_in_the_pictures(project):
     assert torch.equal(fields["encode"](pixels_BCHW), seen["features_BND"])
 
 
-@pytest.mark.parametrize("need", sorted(BESIDE))
-def test_nothing_is_given_that_was_not_asked_for(project, need):
+@pytest.mark.parametrize("need", sorted(COMPUTED_SIGNALS))
+def test_only_the_needed_signals_are_given(project, need):
     store, preset = project
-    encoder = encoder_of(store, preset, store.folder, CPU)
-    fields = observed(store, NAMES, PICTURES.__getitem__, lambda: encoder, {need, "text_BD"}, CPU)
+    encoder = load_store_encoder(store, preset, store.folder, CPU)
+    fields = observe_signals(store, NAMES, PICTURES.__getitem__, lambda: encoder, {need, "text_BD"}, CPU)
     assert set(fields) == {"features_BND", "grid", need}
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_images_are_taken_at_even_steps_in_batches(project, images, size):
+def test_images_are_sampled_at_even_steps_in_batches(project, images, size):
     store, _ = project
-    batches = list(evenly(store, images, size))
+    batches = list(sample_evenly(store, images, size))
     assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
     taken = [store.index(name) for batch in batches for name in batch]
     assert taken == {1: [0], 2: [0, 1], 3: [0, 1, 2], 5: [0, 1, 2]}[images]

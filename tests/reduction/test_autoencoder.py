@@ -1,4 +1,4 @@
-"""Selector and reconstructor joined: what reaches what."""
+"""Selector and reconstructor joined: gradients, masks and saving."""
 
 import torch
 
@@ -16,7 +16,7 @@ def autoencoder():
     return autoencoder
 
 
-def test_reconstruction_alone_teaches_selector_reconstructor_and_shared_vector():
+def test_the_reconstruction_loss_has_gradients_in_all_parameters():
     net = autoencoder()
     features = torch.randn(4, 12, 16)
     restored, _ = net(features, 1.0)
@@ -24,7 +24,7 @@ def test_reconstruction_alone_teaches_selector_reconstructor_and_shared_vector()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
 
 
-def test_dropped_tokens_cannot_be_seen():
+def test_dropped_tokens_do_not_affect_the_reconstruction():
     net = autoencoder()
     features, mask = torch.randn(1, 12, 16), (torch.arange(12) % 3 == 0).float()[None]
     changed = torch.where(mask.bool()[..., None], features, torch.randn(1, 12, 16))

@@ -1,4 +1,4 @@
-"""What a reducer is asked for and what it answers is checked in one place."""
+"""Inputs and selections of reducers are checked in one place."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from atr.reduction.registry import built_in_names, needs_of
 
 
 class Given:
-    """Answers what it was made with, and reads attention and grid."""
+    """Returns the given selection, and needs attention and grid."""
 
     needs = frozenset({"attention_BN", "grid"})
 
@@ -38,7 +38,7 @@ def batch():
     return EncoderOutput(torch.randn(3, 6, 4), (2, 3), torch.rand(3, 6), keys_BND=torch.randn(3, 6, 2))
 
 
-def test_the_answer_is_the_reducers(batch):
+def test_select_returns_the_reducers_selection(batch):
     for reducer in (Random(3), Uniform(), L2Norm(), AveragePooling(), ToMe()):
         for k in range(1, 7):
             assert torch.equal(select(reducer, batch, k), reducer(batch, k))
@@ -54,7 +54,7 @@ def test_a_grid_of_one_token():
         assert select(reducer, one, 1).tolist() == [[0], [0]]
 
 
-def test_what_was_not_encoded_is_named_beside_the_reducers_that_do_without(batch):
+def test_a_missing_field_is_named_with_the_reducers_that_do_not_need_it(batch):
     for absent, there in (("attention_BN", {"grid", "keys_BND"}), ("attention_BN, grid", {"keys_BND"})):
         before = [name for name in built_in_names() if name not in ("fastv", "pyramiddrop")]
         names = [name for name in before if needs_of(name) <= there]
@@ -68,7 +68,7 @@ def test_what_was_not_encoded_is_named_beside_the_reducers_that_do_without(batch
 
 
 @pytest.mark.parametrize("budget", [-1, 0, 7])
-def test_budgets_out_of_range_are_refused_before_the_reducer_is_asked(batch, budget):
+def test_budgets_out_of_range_are_refused_before_the_reducer_is_called(batch, budget):
     message = rf"reducer Given: budget {budget} is out of range, allowed: 1 to 6 tokens"
     for asked in (select, select_merged):
         with pytest.raises(ValueError, match=message):
@@ -79,7 +79,7 @@ def test_budgets_out_of_range_are_refused_before_the_reducer_is_asked(batch, bud
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("field", ["features_BND", "attention_BN"])
-def test_what_is_not_finite_is_refused_where_it_is_read(batch, field, wrong):
+def test_values_that_are_not_finite_are_refused_if_they_are_read(batch, field, wrong):
     values = getattr(batch, field).clone()
     values[1, 4], values[2, 0] = wrong, wrong
     broken = replace(batch, **{field: values})
@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_refused_where_it_is_read(batch, field, wrong):
         ([[0.0, 1.0]] * 3, "kept indices are torch.float32, allowed: torch.int64"),
     ],
 )
-def test_a_reducer_that_is_wrong_is_caught(batch, keep, message):
+def test_a_wrong_selection_is_refused(batch, keep, message):
     for asked in (select, select_merged):
         with pytest.raises(ValueError, match=f"^reducer Given: {message}$"):
             asked(Given(keep, torch.zeros(3, 2, 4)), batch, 2)
@@ -114,7 +114,7 @@ def test_a_reducer_that_is_wrong_is_caught(batch, keep, message):
         (torch.zeros(3, 2, 4).double(), "merged features are torch.float64, allowed: torch.float32"),
     ],
 )
-def test_a_merger_that_is_wrong_is_caught(batch, merged, message):
+def test_wrong_merged_features_are_refused(batch, merged, message):
     with pytest.raises(ValueError, match=f"^reducer Given: {message}$"):
         select_merged(Given([[0, 1]] * 3, merged), batch, 2)
 
@@ -137,7 +137,7 @@ def test_scores_that_are_not_finite_are_refused_by_image(batch, wrong):
 
 
 @pytest.mark.parametrize("reducer", [L2Norm(), PixelVariance()])
-def test_finite_values_whose_squares_overflow_rank_nothing(batch, reducer):
+def test_finite_values_whose_squares_overflow_are_refused(batch, reducer):
     huge = EncoderOutput(batch.features_BND * 1e30, (2, 3), pixels_BCHW=torch.randn(3, 1, 4, 6) * 1e30)
     with pytest.raises(ValueError, match=rf"^reducer {type(reducer).__name__}: scores of images"):
         select(reducer, huge, 2)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training of one number, whole, broken in every way, and those of other trainings."""
+"""Checkpoints of a training of one number: whole, broken, and of other trainings."""
 
 import errno
 import os
@@ -42,7 +42,7 @@ def trainer_of(kept, **changes):
 
 
 def train(folder, until=None, **depends_on):
-    """The module after its training, up to an error if it is one of until."""
+    """The module after its training, which stops with an error at epoch `until`."""
     module, kept = Number(until), Checkpoints(folder, **depends_on)
     trainer = trainer_of(kept)
     data = DataLoader(torch.zeros(3, 1))
@@ -76,7 +76,7 @@ BREAK = {
 
 
 @pytest.mark.parametrize("kind", BREAK)
-def test_one_that_cannot_be_read_is_set_aside_and_training_goes_on_from_the_one_before(
+def test_a_broken_checkpoint_is_renamed_and_training_resumes_from_the_one_before(
     tmp_path, capsys, kind, unbroken
 ):
     train(tmp_path, until=3)
@@ -86,24 +86,24 @@ def test_one_that_cannot_be_read_is_set_aside_and_training_goes_on_from_the_one_
     module = train(tmp_path, until=3)
     assert module.made == [2, 3], "the epoch of the broken one is made again"
     assert names(tmp_path) == ["ckpt", "ckpt.before", "ckpt.broken"]
-    told = f"{last} cannot be read: set aside as {last.name}.broken, training goes on from the one before it"
+    told = f"{last} cannot be read: renamed to {last.name}.broken, training resumes from the one before it"
     assert capsys.readouterr().err.count(told) == 1
     module = train(tmp_path)
     assert module.made == [3] and module.history == unbroken.history and module.number == unbroken.number
     assert names(tmp_path) == ["ckpt", "ckpt.before"]
 
 
-def test_if_none_can_be_read_training_begins(tmp_path, capsys, unbroken):
+def test_training_starts_anew_if_no_checkpoint_can_be_read(tmp_path, capsys, unbroken):
     train(tmp_path, until=2)
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
     module = train(tmp_path)
     assert module.made == [0, 1, 2, 3] and module.history == unbroken.history
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2 and told[1].endswith("training goes on from the start")
+    assert len(told) == 2 and told[1].endswith("training resumes from the start")
 
 
-def test_one_that_no_one_may_read_is_not_set_aside(tmp_path, monkeypatch):
+def test_a_checkpoint_without_read_permission_is_not_renamed(tmp_path, monkeypatch):
     train(tmp_path, until=2)
     refused = PermissionError(errno.EACCES, "Permission denied")
     monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(refused))
@@ -113,7 +113,7 @@ def test_one_that_no_one_may_read_is_not_set_aside(tmp_path, monkeypatch):
     assert names(tmp_path) == ["ckpt", "ckpt.before"]
 
 
-def test_a_full_disk_leaves_the_former_one_whole(tmp_path, monkeypatch, unbroken):
+def test_a_full_disk_leaves_the_former_checkpoint_whole(tmp_path, monkeypatch, unbroken):
     train(tmp_path, until=2)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -131,13 +131,13 @@ def test_a_full_disk_leaves_the_former_one_whole(tmp_path, monkeypatch, unbroken
     assert module.made == [2, 3] and module.history == unbroken.history
 
 
-def test_a_finished_training_is_not_made_again(tmp_path, unbroken):
+def test_a_finished_training_is_not_repeated(tmp_path, unbroken):
     train(tmp_path)
     module = train(tmp_path)
     assert module.made == [] and module.history == unbroken.history and module.number == unbroken.number
 
 
-def test_those_of_another_training_are_left_alone_until_this_one_has_come_to_its_end(tmp_path):
+def test_checkpoints_of_another_training_are_removed_only_when_this_one_finishes(tmp_path):
     train(tmp_path, until=2, seed=0)
     assert train(tmp_path, until=2, seed=1).made == [0, 1, 2]
     assert names(tmp_path) == ["ckpt", "ckpt", "ckpt.before", "ckpt.before"]
@@ -146,7 +146,7 @@ def test_those_of_another_training_are_left_alone_until_this_one_has_come_to_its
     assert train(tmp_path, seed=0).made == [0, 1, 2, 3]
 
 
-def test_the_name_says_how_it_computes(tmp_path):
+def test_the_file_name_depends_on_the_precision(tmp_path):
     kept = Checkpoints(tmp_path, seed=0)
     ways = ({}, {"precision": "bf16-mixed"}, {"precision": "64-true"}, {"devices": 2, "strategy": "ddp"})
     assert len({kept.path(trainer_of(kept, **way)) for way in ways}) == len(ways)
@@ -154,22 +154,22 @@ def test_the_name_says_how_it_computes(tmp_path):
 
 
 def test_only_weights_are_read(tmp_path):
-    """A checkpoint that holds anything else is as good as broken: nothing of it is run."""
+    """A checkpoint with other objects counts as broken; its code is not run."""
     train(tmp_path, until=1)
     last = next(tmp_path.glob("*.ckpt"))
     torch.save({"state_dict": {}, "call": checkpoints.Checkpoints}, last)
     assert train(tmp_path).made == [0, 1, 2, 3]
 
 
-def test_what_a_kill_has_left_unwritten_does_not_end_a_finished_training(tmp_path):
+def test_a_folder_left_by_a_killed_write_does_not_fail_a_finished_training(tmp_path):
     litter = tmp_path / ".0123.ckpt.x.part"
     litter.mkdir()
     assert train(tmp_path).made == [0, 1, 2, 3]
     assert litter.is_dir()
 
 
-def test_a_rank_that_comes_late_finds_a_broken_one_gone(tmp_path, monkeypatch):
-    """Rank 0 may set a checkpoint aside while another rank is about to open it."""
+def test_a_late_rank_does_not_find_a_broken_checkpoint(tmp_path, monkeypatch):
+    """Rank 0 may rename a checkpoint while another rank is about to open it."""
     train(tmp_path, until=1)
     kept = Checkpoints(tmp_path)
     trainer = trainer_of(kept)

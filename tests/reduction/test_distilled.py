@@ -1,4 +1,4 @@
-"""The reducer made of a selector that a language model taught."""
+"""The reducer of a selector distilled from a language model."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -25,7 +25,7 @@ def encoded(**fields):
     return EncoderOutput(torch.randn(3, 20, 24), (4, 5), **fields)
 
 
-def test_a_tenth_of_the_tokens_covers_what_the_language_model_reads_and_the_best_scores_follow(selector):
+def test_coverage_chooses_a_tenth_of_the_tokens_and_scores_choose_the_others(selector):
     given = encoded(projected_BND=torch.randn(3, 20, 8))
     covering, ranking = Scope(SelectorReducer(selector), on="projected"), SelectorReducer(selector)
     first = covering(given, 2)
@@ -40,7 +40,7 @@ def test_a_tenth_of_the_tokens_covers_what_the_language_model_reads_and_the_best
             assert kept[image].tolist() == sorted([*first[image].tolist(), *rest[: budget - 2]])
 
 
-def test_a_budget_is_a_part_of_every_larger_one(selector):
+def test_budgets_are_nested(selector):
     given = encoded(projected_BND=torch.randn(3, 20, 8))
     kept = [DistilledReducer(selector)(given, budget) for budget in range(21)]
     for fewer, more in pairwise(kept):
@@ -49,8 +49,8 @@ def test_a_budget_is_a_part_of_every_larger_one(selector):
         DistilledReducer(selector)(given, 21)
 
 
-def test_of_tokens_that_are_alike_coverage_takes_one(selector):
-    """The two best tokens are copies: the second is not among the tenth that coverage chooses."""
+def test_coverage_takes_one_of_two_equal_tokens(selector):
+    """The two highest scores belong to copies; the second is not among the tenth chosen by coverage."""
     given = encoded(projected_BND=torch.eye(20).expand(3, -1, -1).clone())
     best = SelectorReducer(selector).scores(given)[0].topk(2).indices
     given.projected_BND[0, best] = given.projected_BND[0, best[0]].clone()
@@ -59,8 +59,8 @@ def test_of_tokens_that_are_alike_coverage_takes_one(selector):
     assert torch.isin(best, DistilledReducer(selector)(given, 3)[0]).all(), "which the scores then take"
 
 
-def test_a_change_of_the_coverage_reaches_no_token_that_the_scores_choose(selector):
-    """However different the first tenth, at most as many tokens of a larger budget are others."""
+def test_a_change_of_the_coverage_does_not_change_tokens_chosen_by_scores(selector):
+    """At most as many tokens of a larger budget change as coverage chooses."""
     one = encoded(projected_BND=torch.randn(3, 20, 8))
     other = replace(one, projected_BND=torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(7)))
     for budget in (5, 10):
@@ -69,13 +69,13 @@ def test_a_change_of_the_coverage_reaches_no_token_that_the_scores_choose(select
         assert min(common) >= budget - 2
 
 
-def test_its_scores_are_the_selectors_and_none_is_a_threshold(selector):
+def test_its_scores_are_the_selectors_without_a_threshold(selector):
     given = encoded()
     assert torch.equal(DistilledReducer(selector).scores(given), SelectorReducer(selector).scores(given))
     assert DistilledReducer.threshold is None
 
 
-def test_the_ranking_alone_has_a_name_as_well(selector, tmp_path):
+def test_distilled_ranking_is_the_top_k(selector, tmp_path):
     selector.save_pretrained(tmp_path)
     given = encoded(projected_BND=torch.randn(3, 20, 8))
     ranking = build_reducer("distilled_ranking", 0, tmp_path)

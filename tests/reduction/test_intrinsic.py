@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from atr.core.tokens import budget
 from atr.reduction import FeatureSelector, SelectorReducer, intrinsic
-from atr.reduction.intrinsic import ImageBatch, Selection
+from atr.reduction.intrinsic import HeldOutBatch, Selection
 from atr.reduction.peers.random import Random
 from atr.reduction.registry import build_reducer
 
@@ -52,7 +52,7 @@ def images(*sizes, written=((0.1, 0.1), (0.9, 0.9), (0.9, 0.95), (0.3, 0.0))):
     """Batches of these sizes; all the same images however they are batched."""
     features_IND = torch.randn(sum(sizes), TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
     parts = features_IND.bfloat16().split(sizes)
-    return [ImageBatch.of({"features_BND": part, "grid": GRID}, [written] * len(part)) for part in parts]
+    return [HeldOutBatch.of({"features_BND": part, "grid": GRID}, [written] * len(part)) for part in parts]
 
 
 def test_what_is_not_restored_is_the_energy_of_what_was_dropped_over_the_variance():

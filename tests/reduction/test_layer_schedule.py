@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atr.reduction.layer_schedule import Schedule, keep_for, lowest
@@ -12,6 +12,7 @@ from atr.reduction.peers.fastv import FastV
 from atr.reduction.peers.pyramiddrop import PyramidDrop
 
 
+@settings(deadline=None)
 @given(st.integers(4, 48), st.floats(0, 1), st.integers(1, 3000))
 def test_the_mean_is_over_the_counts_of_the_layers(depth, keep, size):
     for schedule in (FastV(3).schedule(depth, keep), PyramidDrop().schedule(depth, keep)):
@@ -35,6 +36,7 @@ def test_pyramiddrop_has_one_stage_for_each_of_fewer_than_four_layers():
     assert PyramidDrop().schedule(2, 0.5) == Schedule(2, {1: 0.5}, own=True)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8), st.integers(1, 40), st.floats(0, 1))
 def test_keep_for_of_fastv_is_its_closed_form(layer, more, mean):
     layers, size = layer + more, 10**9
@@ -45,6 +47,7 @@ def test_keep_for_of_fastv_is_its_closed_form(layer, more, mean):
         assert keep == pytest.approx((mean * layers - layer) / more, abs=1e-7)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 48), st.integers(2, 3000), st.floats(0, 1))
 def test_keep_for_gives_the_mean_or_none_below_the_lowest(layers, size, mean):
     for reducer in (FastV(1), PyramidDrop()):

@@ -32,7 +32,7 @@ def test_guessing_the_mean_leaves_all_variance_unexplained():
     ("kept", "expected", "slopes"),
     [(8, 1.0, (1, 1)), (6, 0.75, (1, 1)), (4, (1 + 0.3) / 2, (1, 0)), (1, 0.3, (0, 0)), (0, 0.3, (0, 0))],
 )
-def test_the_kept_fraction_of_each_image_counts_down_to_p_and_no_further(kept, expected, slopes):
+def test_at_least_is_flat_below_p_in_each_image(kept, expected, slopes):
     """Two images of four tokens, of which the first `kept` of all are kept."""
     mask = (torch.arange(8) < kept).float().reshape(2, 4).requires_grad_()
     proportion = losses.at_least(losses.kept_fraction(mask), 0.3)

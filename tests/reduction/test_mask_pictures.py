@@ -6,7 +6,7 @@ from PIL import Image
 from atr.reduction.mask_pictures import mask_picture
 
 
-def test_kept_patches_are_untouched_and_dropped_ones_greyed():
+def test_kept_patches_are_unchanged_and_dropped_ones_grey():
     images = [Image.new("RGB", (30, 20), (255, 0, 0)), Image.new("RGB", (30, 20), (0, 0, 255))]
     mask = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
     picture = mask_picture(images, mask, (2, 3))

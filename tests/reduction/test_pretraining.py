@@ -1,4 +1,4 @@
-"""The training on a toy world of nine tokens: six copies of one background, and ink on the other three."""
+"""Training on images of nine tokens: six copies of a background, and ink on the other three."""
 
 from dataclasses import replace
 from itertools import pairwise, product
@@ -28,7 +28,7 @@ SHORT = Pretrain(epochs=1, batch_size=32, learning_rate=1e-2, initial_bias=1.0, 
 
 
 def page(images, seed):
-    """features_BND and which tokens are ink; each background and each ink token has an angle of its own."""
+    """features_BND and the mask of ink tokens; each background and each ink token has its own angle."""
     generator = torch.Generator().manual_seed(seed)
     one, two = torch.tensor([1.0, -1, 1, -1]), torch.tensor([1.0, 1, -1, -1])
     basis = torch.stack([one.repeat(4), two.repeat(4)])
@@ -104,13 +104,13 @@ def test_kept_fraction_falls_to_p_and_stays_under_any_noise(seed):
 
 
 def of_rank(kind, rank):
-    """A training that believes it is a later rank."""
+    """A training with the given rank."""
     return type(kind.__name__, (kind,), {"global_rank": property(lambda self: rank)})
 
 
 @pytest.mark.parametrize("kind", [AutoencoderTraining, ReconstructorTraining])
-def test_every_rank_draws_noise_of_its_own(kind):
-    """Alike, two ranks would learn from one mask twice: nothing else tells it, as both see other images."""
+def test_every_rank_draws_its_own_noise(kind):
+    """With the same noise two ranks would draw the same masks, which no other test would notice."""
     losses = Losses(), Losses(), Losses()
     for rank, seen in zip((0, 1, 0), losses, strict=True):
         train(SHORT, page(4 * 32, seed=0)[0], seen, kind=of_rank(kind, rank))
@@ -118,7 +118,7 @@ def test_every_rank_draws_noise_of_its_own(kind):
     assert first == again and first != second
 
 
-def test_noise_is_of_seed_step_and_rank():
+def test_noise_depends_on_seed_step_and_rank():
     def drawn(seed, step, rank):
         module = SimpleNamespace(global_step=step, global_rank=rank, device=torch.device("cpu"))
         return torch.rand(4, generator=step_noise(module, seed)).tolist()
@@ -183,7 +183,7 @@ def test_selector_that_keeps_everything_stops_the_run():
     ("kept", "advice"),
     [(0.14, "raise pretrain.keep"), (0.16, None), (0.3, None), (0.49, None), (0.51, "normalise")],
 )
-def test_guard_holds_the_stated_range_after_the_stated_fraction(kept, advice):
+def test_guard_checks_the_range_after_the_given_fraction_of_steps(kept, advice):
     guard = CollapseGuard(Pretrain(keep=0.3, collapse_after=0.5))  # [0.15, 0.5]
     outputs = {"loss": torch.tensor(1.0), "kept": torch.tensor(kept)}
     early, late = (SimpleNamespace(global_step=step, estimated_stepping_batches=100) for step in (50, 51))
@@ -195,14 +195,14 @@ def test_guard_holds_the_stated_range_after_the_stated_fraction(kept, advice):
         guard.on_train_batch_end(late, None, outputs, None, 0)
 
 
-def test_guard_goes_on_from_its_state():
+def test_guard_resumes_from_its_state():
     guard, resumed = CollapseGuard(SHORT), CollapseGuard(SHORT)
     guard.kept = 0.4
     resumed.load_state_dict(guard.state_dict())
     assert resumed.kept == 0.4
 
 
-def test_guard_takes_a_twentieth_of_each_step_into_its_mean():
+def test_guard_weighs_each_step_by_a_twentieth():
     guard = CollapseGuard(Pretrain(collapse_after=1.0))
     trainer = SimpleNamespace(global_step=1, estimated_stepping_batches=100)
     for kept in (0.9, 0.9, 0.1, 0.5):
@@ -219,7 +219,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert warmup_cosine(0, 100, 0.0) == 1
 
 
-def test_new_autoencoder_says_what_it_is_for():
+def test_new_autoencoder_records_its_encoder():
     images = list(torch.randn(10, 6, 16))
     autoencoder = new_autoencoder(Pretrain(heads=2, keep=0.4), 16, (2, 3), "tiny", -2, images)
     selector = autoencoder.selector
@@ -239,7 +239,7 @@ def restorer(features, epochs):
     return train_beside(module, Pages(features), epochs, None, **QUIET).autoencoder
 
 
-def test_reconstructor_of_random_masks_restores_what_has_a_copy_and_leaves_the_selector_alone():
+def test_reconstructor_of_random_masks_restores_copies_and_does_not_change_the_selector():
     net, untrained = (
         restorer(page(200 * 32, seed=0)[0], epochs=1),
         FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"),
@@ -258,7 +258,7 @@ def test_reconstructor_of_random_masks_restores_what_has_a_copy_and_leaves_the_s
     assert all(torch.equal(fresh[name], weight) for name, weight in net.selector.state_dict().items())
 
 
-def test_training_beside_repeats_and_leaves_no_file(tmp_path, monkeypatch):
+def test_train_beside_is_reproducible_and_writes_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     features = page(4 * 32, seed=0)[0]
     first, again = (restorer(features, epochs=2).state_dict() for _ in range(2))
@@ -268,7 +268,7 @@ def test_training_beside_repeats_and_leaves_no_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_selector_trained_beside_is_the_one_trained_by_itself():
+def test_train_beside_gives_the_same_selector_as_training_alone():
     features = page(8 * 32, seed=0)[0]
     torch.manual_seed(0)
     autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none", SHORT.initial_bias)
@@ -279,7 +279,7 @@ def test_selector_trained_beside_is_the_one_trained_by_itself():
     assert all(torch.equal(alone[name], weight) for name, weight in beside.autoencoder.state_dict().items())
 
 
-def test_selector_trained_beside_is_guarded():
+def test_train_beside_guards_a_selector():
     features = page(3 * 32, seed=0)[0]
     features[40] = float("nan")
     module = AutoencoderTraining(FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none"), SHORT, 0)
@@ -288,7 +288,7 @@ def test_selector_trained_beside_is_guarded():
 
 
 @pytest.mark.parametrize("kind", [AutoencoderTraining, ReconstructorTraining])
-def test_what_is_logged_is_of_all_ranks(monkeypatch, kind):
+def test_logged_values_are_reduced_over_ranks(monkeypatch, kind):
     of_all, log = {}, kind.log
 
     def watched(self, name, value, **options):

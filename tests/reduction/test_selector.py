@@ -16,7 +16,7 @@ KWARGS = {"width": 16, "grid": (3, 4), "layers": 2, "heads": 2, "encoder": "tiny
 
 @pytest.fixture
 def selector():
-    """With a head that is not zero any more, and features that are not of mean zero."""
+    """A selector with a random head, for features whose mean is not zero."""
     torch.manual_seed(0)
     selector = FeatureSelector(**KWARGS).eval()
     torch.nn.init.normal_(selector.trunk.head.weight)
@@ -24,7 +24,7 @@ def selector():
     return selector
 
 
-def test_a_revision_of_the_hub_is_the_one_that_is_loaded(selector, hub, tmp_path, monkeypatch):
+def test_the_given_revision_of_the_hub_is_loaded(selector, hub, tmp_path, monkeypatch):
     selector.save_pretrained(tmp_path / "old")
     FeatureSelector(**KWARGS).save_pretrained(tmp_path / "main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -36,7 +36,7 @@ def test_a_revision_of_the_hub_is_the_one_that_is_loaded(selector, hub, tmp_path
     assert not torch.equal(FeatureSelector.from_pretrained("org/selector").trunk.head.weight, weight)
 
 
-def test_starts_by_keeping_most():
+def test_an_untrained_selector_keeps_most_tokens():
     logits = FeatureSelector(**KWARGS)(torch.randn(2, 12, 16))
     assert logits.shape == (2, 12) and (logits == 2).all()
 
@@ -124,7 +124,7 @@ def test_reducer_takes_the_highest_logits(selector, tmp_path):
     assert torch.equal(reducer(EncoderOutput(features, (3, 4)), 5), alone)
 
 
-def test_reducer_scores_by_its_logits_and_asks_for_them_once_a_batch(selector):
+def test_reducer_computes_its_logits_once_for_each_batch(selector):
     reducer, asked = SelectorReducer(selector), []
     selector.register_forward_hook(lambda *_: asked.append(1))
     encoded = EncoderOutput(torch.randn(3, 12, 16), (3, 4))
@@ -143,7 +143,7 @@ def test_reducer_reads_stored_bfloat16(selector):
     assert torch.equal(keep, selector.select(features.float(), 4))
 
 
-def test_another_grid_needs_saying(selector):
+def test_another_grid_must_be_given(selector):
     features = torch.randn(1, 20, 16)
     with pytest.raises(ValueError, match=r"\(20, 16\) tokens and channels do not fit, allowed: \(12, 16\)"):
         selector(features)
@@ -153,7 +153,7 @@ def test_another_grid_needs_saying(selector):
     assert not torch.equal(selector(same, (4, 3)), selector(same))
 
 
-def test_position_decides_between_equal_features():
+def test_positions_distinguish_equal_features():
     equal = torch.ones(1, 12, 16)
     for position, distinct in (("none", 1), ("sine", 12)):
         selector = FeatureSelector(**KWARGS, position=position)
@@ -187,8 +187,8 @@ def test_standardise_measures_and_inverts():
     torch.testing.assert_close(standardise.variance, features.var((0, 1)).mean(), atol=0, rtol=0.01)
 
 
-def test_a_channel_far_from_zero_loses_nothing_of_its_deviation():
-    """As vision towers have some, a thousand deviations from zero; in float32 its variance would be noise."""
+def test_the_deviation_of_a_channel_far_from_zero_is_exact():
+    """Some channels of vision encoders are a thousand deviations from zero: float32 sums would be noise."""
     features = 0.1 * torch.randn(200, 12, 16, generator=torch.Generator().manual_seed(0)) + 100
     standardise = Standardise(16)
     standardise.measure(features)
@@ -202,7 +202,7 @@ def test_standardise_refuses_features_that_are_not_finite():
 
 
 def damaged(module, folder, name, change):
-    """A saved folder of a module, one of whose tensors was changed afterwards."""
+    """A saved folder of a module with one changed tensor."""
     module.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     change(weights[name])
@@ -242,21 +242,21 @@ BROKEN = [
 
 @pytest.mark.parametrize(("name", "change", "message"), BROKEN)
 @pytest.mark.parametrize(("kind", "prefix"), [(FeatureSelector, ""), (FeatureAutoencoder, "selector.")])
-def test_weights_that_rank_nothing_are_refused_at_load(tmp_path, kind, prefix, name, change, message):
+def test_unusable_weights_are_refused_at_load(tmp_path, kind, prefix, name, change, message):
     folder = damaged(kind(**KWARGS), tmp_path, prefix + name, change)
     with pytest.raises(ValueError, match=f"^{folder}: no {kind.__name__} .*{message.format(prefix)}"):
         kind.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", ["trunk.head.bias", "standardise.mean_D"])
-def test_a_selector_that_ends_with_nan_is_never_written(selector, tmp_path, name):
+def test_a_selector_with_nan_is_never_written(selector, tmp_path, name):
     selector.state_dict()[name].fill_(torch.nan)
     with pytest.raises(ValueError, match=f"^FeatureSelector: 1 of .* NaN or infinity, first {name}"):
         selector.save_pretrained(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_logits_that_are_not_finite_rank_nothing(selector):
+def test_logits_that_are_not_finite_are_refused(selector):
     features = torch.zeros(3, 12, 16)
     features[1, 7] = torch.finfo(torch.float32).max
     for rank in (selector.rank, lambda each: selector.select(each, 2)):
@@ -290,7 +290,9 @@ def test_logits_that_are_not_finite_rank_nothing(selector):
         ({"width": None}, "config.json: width: None is not allowed"),
     ],
 )
-def test_a_configuration_that_is_not_that_of_the_weights_is_refused_unbuilt(tmp_path, kind, change, message):
+def test_a_configuration_that_does_not_fit_the_weights_is_refused_before_building(
+    tmp_path, kind, change, message
+):
     kind(**KWARGS).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | change))
@@ -309,7 +311,7 @@ def test_a_configuration_that_lacks_a_key_is_refused(selector, tmp_path, missing
 
 
 @pytest.mark.parametrize("record", [[], "x", {"fingerprint": 5}, {"fingerprint": "no hex"}])
-def test_a_record_that_cannot_be_compared_is_refused(selector, tmp_path, record):
+def test_a_malformed_record_is_refused(selector, tmp_path, record):
     selector.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"record": record}))

@@ -35,7 +35,7 @@ def rows(page):
     return dict(re.findall(r"^\| (.+?) \| (.+) \|$", page, flags=re.MULTILINE))
 
 
-def test_it_says_what_the_selector_is_and_how_it_was_trained(tmp_path):
+def test_the_card_describes_the_selector_and_its_training(tmp_path):
     noted().save_pretrained(tmp_path)
     page = (tmp_path / "README.md").read_text()
     table = rows(page)
@@ -59,7 +59,7 @@ def test_it_says_what_the_selector_is_and_how_it_was_trained(tmp_path):
     assert (data.license, data.library_name) == ("apache-2.0", "atr")
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_facts_are_left_out():
     page = selector(encoder=None, layer=None, keep=None).generate_model_card().content
     assert set(rows(page)) == {"grid", "width of a feature", "transformer layers"}
     assert "None" not in page and "Measured" not in page
@@ -71,7 +71,7 @@ def test_the_table_and_its_rule_stand_together():
     assert "\n\n| | |\n|---|---:|\n| explained&#95;variance | 0.7866 |\n| kept | 0.3021 |\n\n" in page
 
 
-def test_a_loaded_selector_is_pushed_with_the_card_it_was_saved_with(tmp_path, monkeypatch):
+def test_a_loaded_selector_is_pushed_with_the_same_card(tmp_path, monkeypatch):
     noted().save_pretrained(tmp_path)
     pushed = {}
 
@@ -107,7 +107,7 @@ def test_a_loaded_selector_is_pushed_with_the_card_it_was_saved_with(tmp_path, m
         "two\nlines\r\n---\n# title",
     ],
 )
-def test_text_of_the_data_is_shown_as_text(text):
+def test_text_is_escaped(text):
     page = noted(encoder=text).generate_model_card()
     plain = noted(encoder="E").generate_model_card()
     shown = rows(page.content)["encoder"]

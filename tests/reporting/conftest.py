@@ -6,7 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from atr.reporting import intrinsic, report, results, robustness
+from atr.reporting.intrinsic import load_intrinsic
+from atr.reporting.latency import load_latency
+from atr.reporting.report import Measurements, build_report
+from atr.reporting.result_files import load_results
+from atr.reporting.robustness import load_robustness
+
+PAPER = ("full", "none", "random", "selector")
+PEERS = (
+    "average_pooling", "cdpruner", "cdpruner_text", "class_attention", "dart", "divprune", "fastv", "hired",
+    "holov", "image_downsampling", "l2_norm", "mmr", "pixel_variance", "prumerge", "prumerge_plus",
+    "pyramiddrop", "scope", "tome",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -16,21 +27,21 @@ def synthetic():
 
 
 @pytest.fixture(scope="session")
-def made(synthetic, tmp_path_factory):
+def folder(synthetic, tmp_path_factory):
     """Folder of results, to be read only."""
-    return synthetic.write(tmp_path_factory.mktemp("made"))
+    return synthetic.write(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture
-def world(made, tmp_path):
+def world(folder, tmp_path):
     """Folder of results, to be spoilt."""
-    return shutil.copytree(made, tmp_path / "experiments")
+    return shutil.copytree(folder, tmp_path / "experiments")
 
 
 @pytest.fixture(scope="session")
 def load():
-    def loaded(folder, names=results.PAPER):
-        return results.load(folder / "evaluate", folder / "pretrain/metrics.json", names)
+    def loaded(folder, names=PAPER):
+        return load_results(folder / "evaluate", folder / "pretrain/metrics.json", names)
 
     return loaded
 
@@ -48,33 +59,40 @@ def change():
 
 
 @pytest.fixture(scope="session")
-def measured(load, made):
-    return load(made)
+def measured(load, folder):
+    return load(folder)
 
 
 @pytest.fixture(scope="session")
 def built(measured, synthetic):
-    return report.build(measured, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+    return build_report(measured, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+
+
+@pytest.fixture(scope="session")
+def peers():
+    """The eighteen peers of `crowd`."""
+    return PEERS
 
 
 @pytest.fixture(scope="session")
 def crowd(synthetic, load, tmp_path_factory):
-    """Results of twenty reducers that take a budget, and of two that decide it."""
-    peers = [f"peer-{number:02d}" for number in range(18)]
-    names = ("full", "none", "random", "selector", *peers, "selector_adaptive", "peer-03-adaptive")
+    """Results of twenty reducers that take a kept fraction, and of two that choose their own count."""
+    names = ("full", "none", "random", "selector", *PEERS, "selector_adaptive", "prumerge_adaptive")
     return load(synthetic.write(tmp_path_factory.mktemp("crowd"), 10, names), names)
 
 
 @pytest.fixture(scope="session")
 def everything(crowd, synthetic, tmp_path_factory):
-    """The report of all there can be."""
+    """The report with all sections."""
     folder = tmp_path_factory.mktemp("measured")
-    names = ("selector", "random", "peer-00")
-    synthetic.write_measure(folder / "metrics.json", names)
-    synthetic.write_cost(folder / "cost.json", names)
-    synthetic.write_robustness(folder / "robustness.json", names)
-    measure = intrinsic.load_intrinsic(folder / "metrics.json")
-    cost = intrinsic.load_latency(folder / "cost.json")
-    robust = robustness.load_robustness(folder / "robustness.json")
-    settings = synthetic.SETTINGS | {"best": "peer-00"}
-    return report.build(crowd, synthetic.image, settings, synthetic.picture(), measure, cost, robust)
+    names = ("selector", "random", "average_pooling")
+    synthetic.write_intrinsic(folder / "intrinsic", names)
+    synthetic.write_latency(folder / "latency", names)
+    synthetic.write_robustness(folder / "robustness", ("selector", "average_pooling"))
+    measured = Measurements(
+        load_intrinsic(folder / "intrinsic", names),
+        load_latency(folder / "latency", names),
+        load_robustness(folder / "robustness", ("full", *names)),
+    )
+    settings = synthetic.SETTINGS | {"best": "average_pooling"}
+    return build_report(crowd, synthetic.image, settings, synthetic.picture(), measured)

@@ -1,4 +1,4 @@
-"""Results as stages evaluate and pretrain leave them, made up: a selector that reads text, and random.
+"""Made-up results in the files of the stages: a selector that prefers text, random selection, and others.
 
 Loaded with runpy, as tests are no package: see conftest.py beside it and tests/stages/test_report.py.
 """
@@ -42,7 +42,7 @@ RESOLVED = {
 }
 PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
 QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"
-"""What no page may take for markup, and no figure for mathematics."""
+"""Text that no page may take for markup, and no figure for a formula."""
 
 
 def write(
@@ -51,19 +51,18 @@ def write(
     reducers: tuple[str, ...] = ("full", "none", "random", "selector"),
     benchmarks: tuple[str, ...] = tuple(GROUPS),
 ) -> Path:
-    """Write evaluate/ and pretrain/metrics.json of a small world under `folder`, and return that folder."""
+    """Write evaluate/ and pretrain/metrics.json under `folder`, and return that folder."""
     for reducer in reducers:
         rows = list(_rows(reducer, benchmarks, questions))
-        about = {"parameters": PARAMETERS, "provenance": PROVENANCE, "resolved": RESOLVED}
+        source = {"parameters": PARAMETERS, "provenance": PROVENANCE, "resolved": RESOLVED}
         model = {"reducer": reducer, "encoder": "micro", "vlm": "micro", "tokens_full": TOKENS}
         path = folder / "evaluate" / reducer
-        write_json(path / "summary.json", model | about | {"scores": _scores(rows)})
+        write_json(path / "summary.json", model | source | {"scores": _scores(rows)})
         write_json(path / "masks.json", {"grid": GRID, "keep": 0.4, "masks": _masks(reducer, benchmarks)})
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (path / "results.jsonl").write_text("".join(lines))
-    about = {"parameters": {"seed": 0, "pretrain": {"keep": 0.3}}, "provenance": PROVENANCE}
-    about["resolved"] = RESOLVED
-    write_json(folder / "pretrain/metrics.json", about | {"final": FINAL, "history": [FINAL]})
+    source = _source(seed=0, pretrain={"keep": 0.3})
+    write_json(folder / "pretrain/metrics.json", source | {"final": FINAL, "history": [FINAL]})
     return folder
 
 
@@ -73,92 +72,99 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def picture() -> bytes:
-    """What the stage extract makes of two photographs, made up."""
+    """A made-up figure of stage extract."""
     buffer = io.BytesIO()
     Image.effect_mandelbrot((64, 16), (-2, -1, 1, 1), 20).convert("RGB").save(buffer, format="png")
     return buffer.getvalue()
 
 
-def write_measure(path: Path, names: tuple[str, ...], keep: list[float] = KEEPS) -> dict[str, Any]:
-    """Write and return what stage measure leaves."""
-    draw = random.Random(0)
-    lines = {name: [round(draw.random(), 3) for _ in keep] for name in names}
-    content = {
-        "keep": keep,
-        "reducers": {
-            name: {"reconstruction": line, "reconstruction_random": line[::-1], "text_coverage": line}
-            for name, line in lines.items()
-        },
-        "overlap": {
-            "keep": 0.4,
-            "names": list(names),
-            "iou": [[_iou(one, two) for one in names] for two in names],
-        },
-        "stability": {"keep": keep, "seeds": 3, "iou": lines[names[0]]},
-        "parameters": {"seed": 0, "measure": {"seeds": 3}},
-        "provenance": PROVENANCE,
-        "resolved": RESOLVED,
-    }
-    write_json(path, content)
-    return content
+def write_intrinsic(
+    folder: Path, names: tuple[str, ...], keep: list[float] = KEEPS, merging: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Write the cells of stage intrinsic and return them by reducer; `full` is left out."""
+    cells = {"full": {"lines": None, "masks": None, "stability": None, "left_out": "takes no budget"}}
+    for name in names:
+        draw = random.Random(name)
+        line = [round(draw.random(), 3) for _ in keep]
+        cells[name] = {
+            "lines": {"reconstruction": line, "reconstruction_random": line[::-1], "text_coverage": line},
+            "masks": None if name in merging else _indices(name),
+            "stability": {"keep": keep, "seeds": 3, "iou": line} if name == "selector" else None,
+            "left_out": "",
+        }
+    for name, cell in cells.items():
+        cell |= {"reducer": name, "keep": keep} | _source(seed=0, intrinsic={"images": 5})
+        write_json(folder / name / "metrics.json", cell)
+    return cells
 
 
-def _iou(one: str, two: str) -> float:
-    draw = random.Random("".join(sorted((one, two))))
-    return 1.0 if one == two else round(draw.uniform(0.2, 0.9), 3)
+def _indices(reducer: str) -> dict[str, Any]:
+    """Kept tokens of a few images, under three seeds of the reducer random."""
+    images = [f"docs/{index:06d}" for index in range(5)]
+    kept = [
+        [sorted(random.Random(f"{reducer}{seed}{name}").sample(range(TOKENS), 58)) for name in images]
+        for seed in range(3 if reducer == "random" else 1)
+    ]
+    return {"keep": 0.4, "images": images, "kept": kept}
 
 
-def write_cost(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Write and return what stage cost leaves."""
-    content = {
-        "device": "cpu",
-        "entries": [
-            {
-                "reducer": name,
-                "tokens": TOKENS,
-                "kept": kept,
-                "batch": batch,
-                "milliseconds": 0.25 * kept / batch,
-            }
+def _source(**parameters: Any) -> dict[str, Any]:
+    return {"parameters": parameters, "provenance": PROVENANCE, "resolved": RESOLVED}
+
+
+def write_latency(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Write the cells of stages latency and prefill and return them by reducer; `full` is left out."""
+    cells: dict[str, Any] = {"full": {"device": "", "entries": [], "left_out": "takes no budget"}}
+    for name in names:
+        times = [
+            {"tokens": TOKENS, "kept": kept, "batch": batch, "milliseconds": 0.25 * kept / batch}
             for batch in (1, 32)
             for kept in (14, 58)
-            for name in names
-        ],
-        "prefill": [
-            {"tokens": tokens, "batch": batch, "milliseconds": 10.0 + tokens / batch}
-            for batch in (1, 32)
-            for tokens in (14, 58, TOKENS)
-        ],
-        "parameters": {"cost": {"repeats": 5}},
-        "provenance": PROVENANCE,
-        "resolved": RESOLVED,
-    }
-    write_json(path, content)
-    return content
+        ]
+        entries = [{"reducer": name} | entry for entry in times]
+        cells[name] = {"device": "cpu", "entries": entries, "left_out": ""}
+    for name, cell in cells.items():
+        cell |= {"reducer": name} | _source(latency={"seconds": 5})
+        write_json(folder / name / "metrics.json", cell)
+    prefill = [
+        {"tokens": tokens, "batch": batch, "milliseconds": 10.0 + tokens / batch}
+        for batch in (1, 32)
+        for tokens in (14, 58, TOKENS)
+    ]
+    write_json(folder / "prefill/metrics.json", {"device": "cpu", "prefill": prefill} | _source())
+    return cells
 
 
-def write_robustness(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """Write and return what stage robustness leaves: one deployment, and one without a pixel changed."""
+def write_robustness(folder: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Write the cells of stage robustness and return them by reducer; `random` is left out."""
+    cells = {name: _robustness([name]) for name in names} | {"full": _robustness([])}
+    nothing = {"keep": [], "questions": 0, "photographs": 0, "full": None, "reference": {}, "variants": []}
+    cells["random"] = nothing | {"left_out": "draws its tokens at random"}
+    for name, cell in cells.items():
+        cell |= {"reducer": name} | _source(robustness={"questions": 20})
+        write_json(folder / name / "metrics.json", cell)
+    return cells
+
+
+def _robustness(names: list[str]) -> dict[str, Any]:
+    """One deployment with and one without changed pixels; scores with all tokens if there are no reducers."""
     same, change = {"mean": 1.0, "lowest": 1.0}, {"mean": -0.0125, "low": -0.05, "high": 0.025}
     none = dict.fromkeys(("mean", "low", "high"), 0.0)
     jpeg = {"iou": [{"mean": 0.9, "lowest": 0.75}, None], "photographs": [same, same], "change": [change] * 2}
     resized = {"iou": [same] * 2, "photographs": [{"mean": 0.8, "lowest": 0.5}] * 2, "change": [none] * 2}
-    content = {
+    full = None if names else none
+    return {
         "keep": [0.3, 0.5],
         "questions": 120,
         "photographs": 12,
-        "full": 0.95,
+        "full": None if names else 0.95,
         "reference": {name: [0.9, 0.925] for name in names},
         "variants": [
-            {"name": name, "no_pixel_changed": same, "full": none, "reducers": dict.fromkeys(names, line)}
+            {"name": name, "no_pixel_changed": same, "full": full, "reducers": dict.fromkeys(names, line)}
             for name, same, line in (("JPEG 75", False, jpeg), ("bilinear", True, resized))
         ],
-        "parameters": {"robustness": {"questions": 20}},
-        "provenance": PROVENANCE,
-        "resolved": RESOLVED,
+        "left_out": "",
     }
-    write_json(path, content)
-    return content
 
 
 def image(name: str) -> Image.Image:
@@ -181,7 +187,7 @@ def _rows(reducer: str, benchmarks: tuple[str, ...], questions: int):
 
 def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int | None) -> dict[str, Any]:
     kept = random.Random(f"{reducer}{benchmark}{index}").uniform(0.2, 0.4) if keep is None else keep
-    # A question is right where its own difficulty is below the chance: so scores rise with the kept fraction.
+    # A question is right if its difficulty is below the chance, so scores rise with the kept fraction.
     difficulty = random.Random(f"{benchmark}{index}").random()
     luck = random.Random(f"{reducer}{benchmark}{index}{seed}").gauss(0, 0.15)
     right = _chance(reducer, GROUPS[benchmark], kept) + luck > difficulty
@@ -193,6 +199,8 @@ def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int
         "keep": keep,
         "seed": seed,
         "tokens": round(kept * TOKENS),
+        "tokens_fed": round(kept * TOKENS),
+        "tokens_full": TOKENS,
         "unit": "",
         "question": QUESTION,
         "prediction": str(index) if right else ("", r"$\wrong_{$")[index % 2],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atr import config
+from atr.core import catalog
 from atr.reporting import examples, figures
 from atr.reporting.results import Masks
 from atr.reporting.style import drawable
@@ -33,7 +33,7 @@ def page():
     """Kept patches of one white page under a mask."""
 
     def picture(kept, grid=(4, 6)):
-        return figures.pages(
+        return figures.draw_pages(
             ["a"], lambda name: Image.new("RGB", (90, 60), "white"), {"r": Masks(grid, 0.5, {"a": kept})}
         )
 
@@ -41,67 +41,77 @@ def page():
 
 
 def test_a_plot_has_the_papers_four_lines_and_a_band(measured):
-    png = figures.curves(measured.groups[:1])
+    png = figures.draw_curves(measured.groups[:1])
     for look in figures.STYLES.values():
         assert len(drawn(png, rgb(look.color))) > 50, look.label
 
 
 def test_equal_results_give_equal_bytes_whatever_the_users_style(measured):
-    plain = figures.curves(measured.groups)
+    plain = figures.draw_curves(measured.groups)
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
-        assert figures.curves(measured.groups) == plain
-    assert pixels(plain).shape[1] == 2 * pixels(figures.curves(measured.groups[:1])).shape[1]
+        assert figures.draw_curves(measured.groups) == plain
+    assert pixels(plain).shape[1] == 2 * pixels(figures.draw_curves(measured.groups[:1])).shape[1]
 
 
 def test_the_style_of_the_user_is_left_as_it_was(measured):
     with mpl.rc_context({"font.size": 20}):
-        figures.curves(measured.groups[:1])
+        figures.draw_curves(measured.groups[:1])
         assert mpl.rcParams["font.size"] == 20
 
 
 def test_twenty_reducers_look_different_from_each_other():
     names = ["selector", "random", "ours", *(f"peer {number}" for number in range(18))]
-    looks = figures.styles(names, "ours")
-    assert len({(look.color, str(look.line), look.marker) for look in looks.values()}) == len(names) + 2
-    assert looks["random"] == figures.STYLES["random"] == figures.styles(names, "random")["random"]
-    assert [name for name in names if not looks[name].muted] == ["selector", "random", "ours"]
-    assert looks == figures.styles(names, "ours")
+    styles = figures.line_styles(names, "ours")
+    assert len({(look.color, str(look.line), look.marker) for look in styles.values()}) == len(names) + 2
+    assert styles["random"] == figures.STYLES["random"] == figures.line_styles(names, "random")["random"]
+    assert [name for name in names if not styles[name].muted] == ["selector", "random", "ours"]
+    assert styles == figures.line_styles(names, "ours")
 
 
-EVERY = [*config._budgeted((*config.REDUCERS, *config.SELECTORS, *config.DISTILLED))]
+EVERY = [
+    name
+    for folder in (catalog.PEERS, catalog.TRAINED)
+    for name in catalog.names(folder)
+    if catalog.reducer_traits(name).budget == "asked"
+]
 
 
 @pytest.mark.parametrize("best", EVERY)
 def test_every_two_reducers_there_are_look_different_whichever_is_the_best(best):
-    looks = figures.styles(EVERY, best)
-    assert len({(look.color, str(look.line), look.marker) for look in looks.values()}) == len(EVERY) + 2
-    assert len(looks) == len(EVERY) + 2, "and full, and none"
+    styles = figures.line_styles(EVERY, best)
+    assert len({(look.color, str(look.line), look.marker) for look in styles.values()}) == len(EVERY) + 2
+    assert len(styles) == len(EVERY) + 2, "and full, and none"
 
 
-def test_what_the_font_does_not_have_is_a_box_and_what_cannot_be_seen_its_number():
+def test_missing_glyphs_become_boxes_and_invisible_characters_escapes():
     assert drawable("a\u6f22\u5b57\x07 é✓ \u202e") == "a□□\\x07 é✓ \\u202e"
     assert len(drawable("w" * 10_000)) == 300
 
 
-def test_a_long_legend_stands_beside_the_panels_and_covers_none(crowd, measured):
-    few, many = (figures.curves(each.groups) for each in (measured, crowd))
+def test_a_long_legend_stands_beside_the_panels_and_covers_none(crowd, measured, peers):
+    short = {name: f"peer-{place:02d}" for place, name in enumerate(peers)}
+    renamed = [
+        replace(group, curves={short.get(name, name): curve for name, curve in group.curves.items()})
+        for group in crowd.groups
+    ]
+    few, many = figures.draw_curves(measured.groups), figures.draw_curves(renamed)
     black = rgb(figures.STYLES["full"].color)
     line = [drawn(png, black) for png in (few, many)]
     # The dashes in the panels reach as far as without it; the legend's own are to the right of them all.
     assert line[0][:, 1].max() < pixels(few).shape[1] < line[1][:, 1].max()
     beside = pixels(many)[:, pixels(few).shape[1] :]
     assert pixels(many).shape[1] == pixels(few).shape[1] + 320
-    for look in figures.styles(list(crowd.groups[0].curves), "selector").values():
+    for look in figures.line_styles(list(renamed[0].curves), "selector").values():
         seen = np.abs(beside - rgb(look.color)).max(axis=-1) <= 25
         assert seen.sum() > 5, look.label
 
 
-def test_an_adaptive_count_is_a_star_at_the_fraction_it_keeps_in_its_siblings_colour(crowd):
+def test_an_adaptive_count_is_a_star_at_the_fraction_it_keeps_in_its_counterparts_colour(crowd):
     group = crowd.groups[0]
 
     def column(keep):
         star = replace(group.adaptive["selector_adaptive"], keep=keep)
-        png = figures.curves([replace(group, curves={}, adaptive={"selector_adaptive": star})])
+        png = figures.draw_curves([replace(group, curves={}, adaptive={"selector_adaptive": star})])
         where = drawn(png, rgb(figures.STYLES["selector"].color))
         return np.median(where[where[:, 0] < 0.8 * pixels(png).shape[0], 1])  # above the legend
 
@@ -127,5 +137,5 @@ def test_only_dropped_patches_are_grey_and_lie_where_the_mask_says(page):
 
 def test_text_of_the_data_is_drawn_as_it_is(measured, synthetic):
     with warnings.catch_warnings(action="error"):
-        png = figures.examples(examples.choose(examples.answered(measured), 4), synthetic.image)
+        png = figures.draw_examples(examples.choose_cases(examples.find_cases(measured), 4), synthetic.image)
     assert len(drawn(png, rgb("#1b7837"))) and len(drawn(png, rgb("#b2182b")))

@@ -5,22 +5,22 @@ import pytest
 from PIL import Image
 
 from atr.reporting import heatmaps
-from atr.reporting.intrinsic import Overlap
-from atr.reporting.paired import Difference, Versus
-from atr.reporting.results import Comparison, Score
+from atr.reporting.intrinsic import OverlapMatrix
+from atr.reporting.paired import Difference, PairedDifferences
+from atr.reporting.results import Comparison, ScorePoint
 
 
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
-def test_only_what_is_no_tie_is_coloured_and_missing_cells_are_empty():
-    comparison = Comparison("group", "text", Score(1, 9, 9, 1, 1, 1), Score(0, 0, 0, 0, 0, 0), {})
+def test_wins_and_losses_are_coloured_and_missing_cells_are_empty():
+    comparison = Comparison("group", "text", ScorePoint(1, 9, 9, 1, 1, 1), None, {})
     win, tie, loss = Difference(0.3, 0.2, 0.4), Difference(0.1, -0.1, 0.3), Difference(-0.3, -0.4, -0.2)
 
     def tinted(others):
         """Pixels of a green and of a purple cast."""
-        png = pixels(heatmaps.differences(Versus(comparison, "ours", others)))
+        png = pixels(heatmaps.draw_differences(PairedDifferences(comparison, "ours", others)))
         green, purple = png[..., 1] - png[..., 0], png[..., 0] - png[..., 1]
         return (green > 20).sum(), (purple > 20).sum()
 
@@ -31,7 +31,7 @@ def test_only_what_is_no_tie_is_coloured_and_missing_cells_are_empty():
 
 
 def test_overlap_is_the_darker_the_larger():
-    png = pixels(heatmaps.overlap(Overlap(0.4, ["a", "b"], [[1.0, 0.1], [0.1, 1.0]])))
+    png = pixels(heatmaps.draw_overlap(OverlapMatrix(0.4, ["a", "b"], [[1.0, 0.1], [0.1, 1.0]])))
     dark = (png[..., 1] - png[..., 0] > 40) & (png[..., 1] < 100)
     light = (png[..., 1] > 230) & (png[..., 1] - png[..., 0] > 5)
     assert dark.sum() == pytest.approx(light.sum(), rel=0.3) and dark.sum() > 1000

@@ -27,7 +27,7 @@ PROBE = """<script>addEventListener("load", () => {
 
 @pytest.fixture(scope="session")
 def page(built):
-    return html.render(built)
+    return html.render_html(built)
 
 
 def test_nothing_is_fetched(page):
@@ -41,25 +41,30 @@ def test_text_of_the_data_is_escaped(page, built):
 
 
 def test_every_table_and_headline_is_there(page, built):
-    assert page.count("<table") == len(built.scores) + len(built.compared.tables) + 4
-    for sentence in (*built.headlines, *built.compared.verdicts):
+    assert page.count("<table") == len(built.scores) + len(built.differences.tables) + 4
+    for sentence in (*built.headlines, *built.differences.sentences):
         assert sentence in page
-    for heading in ("Adaptive and fixed counts", "Without a language model", "Cost"):
+    for heading in (
+        "Adaptive against fixed counts",
+        "Without a language model",
+        "<h2>Latency",
+        "<h2>Robustness",
+    ):
         assert heading not in page
 
 
-def test_what_was_measured_beside_the_answers_is_there(everything):
-    page = html.render(everything)
-    assert page.count("<table") == len(everything.scores) + len(everything.compared.tables) + 12
+def test_all_sections_are_there_if_everything_was_measured(everything):
+    page = html.render_html(everything)
+    assert page.count("<table") == len(everything.scores) + len(everything.differences.tables) + 12
     for heading in (
-        "Adaptive and fixed counts",
+        "Adaptive against fixed counts",
         "Without a language model",
-        "<h2>Cost</h2>",
-        "<h2>Where deployment",
+        "<h2>Latency</h2>",
+        "<h2>Robustness to deployment</h2>",
     ):
         assert heading in page
     parts = ("groups", "benchmarks", "pages", "cards")
-    shown = sum(len(getattr(everything, part)) for part in parts) + len(everything.compared.pictures)
+    shown = sum(len(getattr(everything, part)) for part in parts) + len(everything.differences.pictures)
     assert page.count("<img") == shown + 3, "and overlap, components and robustness"
 
 
@@ -72,7 +77,7 @@ def test_a_browser_shows_all_pictures_and_no_sideways_scrolling(page, built, tmp
     command = [CHROMIUM, *QUIET, "--dump-dom", *place]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
     seen = json.loads(re.search(r'data-probe="([^"]*)"', dom)[1].replace("&quot;", '"'))
-    parts = (built.groups, built.compared.pictures, built.benchmarks, built.pages, built.cards)
+    parts = (built.groups, built.differences.pictures, built.benchmarks, built.pages, built.cards)
     assert len(seen["pictures"]) == sum(map(len, parts)) + 1
     assert all(natural > 0 and shown > 100 for natural, shown in seen["pictures"])
     assert seen["overflow"] <= 0

@@ -1,4 +1,4 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,16 +7,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from atr.benchmarks.summary import summarise
-from atr.core import records as asked
-from atr.reporting.paired import LOSS, TIE, WIN, Difference, matches, versus
-from atr.reporting.results import Evaluation, Results, Row, Score
+from atr.core.catalog import reducer_traits
+from atr.core.records import Row
+from atr.reporting.paired import LOSS, TIE, WIN, Difference, match_adaptive, paired_differences
+from atr.reporting.results import Evaluation, Results, ScorePoint
 
 GROUPS = {"docs": "text", "signs": "text", "shapes": "general"}
 RESAMPLES = 400
 
 
 def rows(benchmark, keep, scores, units=None):
-    """Rows of scores (seeds, questions), or (questions,) of a reducer that draws nothing."""
+    """Rows of scores (seeds, questions), or (questions,) of a deterministic reducer."""
     drawn = np.atleast_2d(np.asarray(scores, dtype=float))
     seeds = [None] if np.ndim(scores) == 1 else range(len(drawn))
     return [
@@ -29,8 +30,12 @@ def rows(benchmark, keep, scores, units=None):
             answer="a",
             keep=keep,
             seed=seed,
+            tokens=5,
+            tokens_fed=5,
+            tokens_full=10,
             prediction="a",
             score=None if np.isnan(score) else float(score),
+            anls=None if np.isnan(score) else float(score),
             unit=units[number] if units else "",
         )
         for seed, line in zip(seeds, drawn, strict=True)
@@ -39,7 +44,7 @@ def rows(benchmark, keep, scores, units=None):
 
 
 def evaluation(name, answers, tokens=None, resamples=RESAMPLES, seed=0, units=None):
-    """What a reducer leaves that has scores by (benchmark, keep)."""
+    """Results of a reducer with scores by (benchmark, keep)."""
     cells: dict = {}
     for (benchmark, keep), scores in answers.items():
         for kind, part in (("benchmark", benchmark), ("group", GROUPS[benchmark])):
@@ -47,16 +52,17 @@ def evaluation(name, answers, tokens=None, resamples=RESAMPLES, seed=0, units=No
     curves: dict = {}
     for (kind, part, keep), means in sorted(cells.items(), key=lambda cell: cell[0][2] or 0):
         kept = tokens / 100 if keep is None else keep
-        point = Score(kept, 100 * kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
+        point = ScorePoint(kept, 100 * kept, 100 * kept, float(np.mean(means)), 0.0, 1.0)
         curves[kind, part] = (*curves.get((kind, part), ()), point)
     lines = [
         row for (benchmark, keep), scores in answers.items() for row in rows(benchmark, keep, scores, units)
     ]
-    return Evaluation(name, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, {}, {})
+    budget = reducer_traits(name).budget
+    return Evaluation(name, budget, "e", "v", 100.0, curves, lines, None, resamples, seed, {}, None, {})
 
 
 def results(answers, **settings):
-    """Results of reducers by name; full and none, where they are not given, are right and wrong always."""
+    """Results of reducers by name; `full` and `none` are by default always right and always wrong."""
     first = next(iter(answers.values()))
     ones = {benchmark: np.ones(np.shape(scores)[-1]) for (benchmark, _), scores in first.items()}
     ends = {
@@ -64,13 +70,13 @@ def results(answers, **settings):
         "none": {(benchmark, 0.0): 0 * scores for benchmark, scores in ones.items()},
     }
     every = {name: evaluation(name, cells, **settings) for name, cells in (ends | answers).items()}
-    return Results(every, {})
+    return Results(every, None)
 
 
 def pair(ours, theirs, **settings):
     """The difference of a selector and random on one benchmark."""
-    made = results({"selector": {("docs", 0.5): ours}, "random": {("docs", 0.5): theirs}}, **settings)
-    return versus(made, "selector")[0].others["random"][0.5]
+    evaluated = results({"selector": {("docs", 0.5): ours}, "random": {("docs", 0.5): theirs}}, **settings)
+    return paired_differences(evaluated, "selector")[0].others["random"][0.5]
 
 
 def correlated(draw, chances, count):
@@ -95,14 +101,14 @@ def test_the_interval_is_the_paired_one_of_scipy():
 def test_a_group_is_the_mean_of_its_benchmarks_whatever_their_sizes():
     draw = np.random.default_rng(1)
     docs, signs = correlated(draw, (0.8, 0.5), 30), correlated(draw, (0.4, 0.5), 200)
-    made = results(
+    evaluated = results(
         {
             name: {("docs", 0.5): docs[place], ("signs", 0.5): signs[place]}
             for place, name in enumerate(("selector", "random"))
         },
         resamples=20000,
     )
-    group, *_ = versus(made, "selector")
+    group, *_ = paired_differences(evaluated, "selector")
     difference = group.others["random"][0.5]
     parts = [docs[0] - docs[1], signs[0] - signs[1]]
     assert difference.mean == pytest.approx(np.mean([part.mean() for part in parts]))
@@ -120,14 +126,14 @@ def test_the_true_difference_of_a_group_is_in_95_of_100_intervals():
     for trial in range(500):
         draw = np.random.default_rng(trial)
         docs, signs = correlated(draw, chances, 80), correlated(draw, chances, 150)
-        made = results(
+        evaluated = results(
             {
                 name: {("docs", 0.5): docs[place], ("signs", 0.5): signs[place]}
                 for place, name in enumerate(("selector", "random"))
             },
             seed=trial,
         )
-        difference = versus(made, "selector")[0].others["random"][0.5]
+        difference = paired_differences(evaluated, "selector")[0].others["random"][0.5]
         covered.append(difference.low <= truth <= difference.high)
     # 0.95 within three standard errors of 500 trials
     assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
@@ -185,7 +191,7 @@ def test_questions_of_a_unit_count_only_together():
     assert pair(ours, np.zeros(4)).mean == 0.75
 
 
-def test_only_what_both_answered_is_compared():
+def test_only_questions_that_both_answered_are_compared():
     ours = np.array([1.0, 1.0, 0.0, np.nan, 1.0])
     theirs = np.array([[0, np.nan, 0, 1, 1], [0, 1, 0, 1, 1.0]])
     assert pair(ours, theirs).mean == pytest.approx(1 / 3)
@@ -201,86 +207,80 @@ def test_a_unit_of_which_one_question_is_not_answered_is_not_compared():
 
 def test_a_group_has_no_difference_where_one_of_its_benchmarks_has_none():
     """No question of signs was answered by both: the mean of docs alone is not the group's."""
-    made = results(
+    evaluated = results(
         {
             "selector": {("docs", 0.5): np.ones(2), ("signs", 0.5): np.array([np.nan, 1.0])},
             "random": {("docs", 0.5): np.zeros(2), ("signs", 0.5): np.array([1.0, np.nan])},
         }
     )
-    found = {each.comparison.name: each.others["random"] for each in versus(made, "selector")}
+    found = {
+        part.comparison.name: part.others["random"] for part in paired_differences(evaluated, "selector")
+    }
     assert (found["text"], found["signs"]) == ({}, {})
     assert found["docs"][0.5].mean == 1
 
 
-def answered(row):
-    """A row of the report as the evaluation loop has it."""
-    known = {field.name: getattr(row, field.name) for field in fields(Row)}
-    return asked.Row(**known, tokens=5, tokens_fed=5, tokens_full=10, anls=row.score)
-
-
 def test_differences_are_those_of_the_summaries():
-    """The same questions are drawn as for the curves: a mean and an interval fit what evaluate writes."""
+    """The bootstrap draws the same questions as in stage evaluate, so means and intervals agree."""
     draw = np.random.default_rng(4)
     answers = {
         "selector": {(name, 0.5): draw.integers(0, 2, 40).astype(float) for name in GROUPS},
         "random": {(name, 0.5): draw.integers(0, 2, (3, 40)).astype(float) for name in GROUPS},
     }
-    made = results(answers)
+    evaluated = results(answers)
     lines = {}
-    for name, each in made.evaluations.items():
-        written = [answered(row) for row in each.rows]
-        lines[name] = {
-            entry.get("group") or entry["benchmark"]: entry for entry in summarise(written, RESAMPLES, 0)
-        }
-    for found in versus(made, "selector"):
+    for name, each in evaluated.evaluations.items():
+        entries = summarise(each.rows, RESAMPLES, 0)
+        lines[name] = {entry.get("group") or entry["benchmark"]: entry for entry in entries}
+    for found in paired_differences(evaluated, "selector"):
         name = found.comparison.name
         means = [lines[reducer][name]["mean"] for reducer in ("selector", "random")]
         assert found.others["random"][0.5].mean == pytest.approx(means[0] - means[1], abs=1e-12)
     zero = results({name: answers["selector"] if name == "selector" else {
         (part, 0.5): np.zeros(40) for part in GROUPS} for name in answers})  # fmt: skip
-    for found in versus(zero, "selector"):
+    for found in paired_differences(zero, "selector"):
         entry, difference = lines["selector"][found.comparison.name], found.others["random"][0.5]
         assert (difference.low, difference.high) == pytest.approx((entry["low"], entry["high"]), abs=1e-12)
 
 
-def test_each_other_reducer_is_compared_where_both_were_tried():
+def test_reducers_are_compared_at_the_kept_fractions_of_both():
     right, wrong = np.ones(10), np.zeros(10)
-    made = results(
+    evaluated = results(
         {
             "selector": {("docs", 0.3): right, ("docs", 0.5): right},
             "random": {("docs", 0.5): wrong, ("docs", 0.7): wrong},
             "divprune": {("docs", 0.3): right, ("docs", 0.5): wrong},
-            "random-adaptive": {("docs", None): right},
+            "prumerge_adaptive": {("docs", None): right},
         },
         tokens=50,
     )
-    group, benchmark = versus(made, "selector")
+    group, benchmark = paired_differences(evaluated, "selector")
     assert (group.comparison.kind, benchmark.comparison.kind) == ("group", "benchmark")
     assert {name: list(line) for name, line in group.others.items()} == {
         "random": [0.5], "divprune": [0.3, 0.5],
     }  # fmt: skip
     assert group.keeps == [0.3, 0.5]
     assert dict(group.outcomes(0.5)) == {WIN: 2} and dict(group.outcomes(0.3)) == {TIE: 1}
-    assert versus(made, "divprune")[0].others["selector"][0.5].mean == -1
+    assert paired_differences(evaluated, "divprune")[0].others["selector"][0.5].mean == -1
 
 
-@pytest.mark.parametrize("best", ["full", "divprun", "random-adaptive"])
+@pytest.mark.parametrize("best", ["full", "divprun", "prumerge_adaptive"])
 def test_a_best_reducer_without_results_is_named(best):
     answers = {name: {("docs", 0.5): np.ones(4)} for name in ("selector", "random")}
-    answers |= {"random-adaptive": {("docs", None): np.ones(4)}}
+    answers |= {"prumerge_adaptive": {("docs", None): np.ones(4)}}
     with pytest.raises(ValueError, match=f"report.best: '{best}' is not .*, allowed: selector, random$"):
-        versus(results(answers, tokens=50), best)
+        paired_differences(results(answers, tokens=50), best)
 
 
 def adaptive(tokens, answers, count=40):
-    """Matches of a selector that decides, against one that answers a third, and half of the questions."""
+    """Matches of an adaptive selector against one that answers a third, and half of the questions."""
     third, half = np.arange(count) % 3 == 0, np.arange(count) % 2 == 0
     fixed = {("docs", 0.2): third, ("docs", 0.4): half}
-    made = results(
+    evaluated = results(
         {"selector": fixed, "random": fixed, "selector_adaptive": {("docs", None): answers(third, half)}},
         tokens=tokens,
     )
-    return [third.mean(), half.mean()], matches(made)
+    return [third.mean(), half.mean()], match_adaptive(evaluated)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
@@ -309,18 +309,18 @@ def test_above_the_largest_budget_the_curve_ends_at_all_tokens_and_below_the_sma
 def test_a_group_is_matched_at_its_own_mean_tokens_not_at_those_of_each_benchmark():
     fixed = {(name, keep): np.full(6, keep) for name in ("docs", "signs") for keep in (0.2, 0.6)}
     answers = {("docs", None): np.zeros(6), ("signs", None): np.zeros(6)}
-    made = results({"selector": fixed, "random": fixed})
+    evaluated = results({"selector": fixed, "random": fixed})
     spread = evaluation("selector_adaptive", answers, tokens=40)
-    few, many = (Score(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
+    few, many = (ScorePoint(tokens / 100, tokens, tokens, 0.0, 0.0, 0.0) for tokens in (30, 50))
     curves = spread.curves | {("benchmark", "docs"): (few,), ("benchmark", "signs"): (many,)}
-    made.evaluations["selector_adaptive"] = replace(spread, curves=curves)
-    found = {match.comparison.name: match.fixed for match in matches(made)}
+    evaluated.evaluations["selector_adaptive"] = replace(spread, curves=curves)
+    found = {match.comparison.name: match.fixed for match in match_adaptive(evaluated)}
     assert found == {"text": pytest.approx(0.4), "docs": pytest.approx(0.3), "signs": pytest.approx(0.5)}
 
 
-def test_an_adaptive_count_without_its_sibling_is_listed_without_a_difference():
+def test_an_adaptive_count_without_its_counterpart_is_listed_without_a_difference():
     answers = {name: {("docs", 0.5): np.ones(4)} for name in ("selector", "random")}
-    made = results(answers | {"prumerge_adaptive": {("docs", None): np.ones(4)}}, tokens=50)
-    assert [(match.adaptive, match.fixed, match.difference) for match in matches(made)] == [
+    evaluated = results(answers | {"prumerge_adaptive": {("docs", None): np.ones(4)}}, tokens=50)
+    assert [(match.adaptive, match.fixed, match.difference) for match in match_adaptive(evaluated)] == [
         ("prumerge_adaptive", None, None)
     ] * 2

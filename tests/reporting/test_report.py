@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from atr.reporting import html, markdown, report
+from atr.reporting import captions, report, sections
+from atr.reporting.headlines import subtitle
+from atr.reporting.html import render_html
+from atr.reporting.markdown import render_markdown
 
 
 def test_there_is_a_curve_for_each_benchmark_and_group_and_pages_where_masks_are(built, synthetic):
@@ -43,78 +46,84 @@ def test_where_nothing_differs_the_report_says_so(measured, synthetic):
     same = {name: measured.evaluations[name] for name in ("full", "none", "selector")}
     random = replace(measured.evaluations["random"], rows=measured.evaluations["selector"].rows)
     agreeing = replace(measured, evaluations={**same, "random": random})
-    drawn = report.build(agreeing, synthetic.image, synthetic.SETTINGS, synthetic.picture())
-    assert (drawn.examples, drawn.cards, drawn.examples_note) == (None, [], report.NO_EXAMPLES)
+    content = report.build_report(agreeing, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+    assert (content.examples, content.cards, content.examples_note) == (None, [], captions.NO_EXAMPLES)
 
 
 def test_the_report_says_how_many_questions_could_not_be_answered(measured, built, synthetic):
     full = measured.evaluations["full"]
     rows = [replace(full.rows[0], score=None, prediction=""), *full.rows[1:]]
     spoilt = replace(measured, evaluations=measured.evaluations | {"full": replace(full, rows=rows)})
-    assert "1 of them could not be answered" in report._subtitle(spoilt)
+    assert "1 of them could not be answered" in subtitle(spoilt)
     assert "could not be answered" not in built.subtitle
 
 
-def test_the_report_says_what_the_answers_were_computed_in_and_which_on_another_machine(measured, built):
-    said = "Answered in 32-true by sdpa attention on "
+def test_the_subtitle_names_precision_inputs_and_machines(measured, built):
+    said = "Answered in 32-true with sdpa attention on "
     assert built.subtitle.endswith(said + "cpu (x86_64, AVX2), from features in 32-true on cpu.")
     full, random = (measured.evaluations[name] for name in ("full", "random"))
     elsewhere = replace(random, resolved=random.resolved | {"device": "cuda", "processor": "NVIDIA H200"})
     mixed = replace(measured, evaluations=measured.evaluations | {"random": elsewhere})
     machines = "cpu (x86_64, AVX2): full, none, selector; cuda (NVIDIA H200): random"
-    assert f"{said}several machines, {machines}, from features in" in report._subtitle(mixed)
+    assert f"{said}several machines, {machines}, from features in" in subtitle(mixed)
     whole = replace(full, resolved=full.resolved | {"features": None})
     unstored = replace(measured, evaluations=measured.evaluations | {"full": whole})
-    assert report._subtitle(unstored).endswith(f"{said}cpu (x86_64, AVX2), from the images.")
+    assert subtitle(unstored).endswith(f"{said}cpu (x86_64, AVX2), from the images.")
 
 
-def test_what_was_computed_in_is_among_the_parameters_by_stage(measured, synthetic):
+def test_resolved_values_are_among_the_parameters_by_stage(measured, synthetic):
     random = measured.evaluations["random"]
     elsewhere = replace(random, resolved=random.resolved | {"device": "cuda"})
     mixed = replace(measured, evaluations=measured.evaluations | {"random": elsewhere})
-    [rows] = report.build(mixed, synthetic.image, synthetic.SETTINGS, synthetic.picture()).parameters.blocks
+    [rows] = report.build_report(
+        mixed, synthetic.image, synthetic.SETTINGS, synthetic.picture()
+    ).parameters.blocks
     assert ["resolved.precision", "32-true", "pretrain, evaluate"] in rows
     assert ["resolved.device", "cuda", "evaluate random"] in rows
 
 
 def test_the_tokens_of_each_group_are_shown(built):
-    shown = [table for table in built.scores if "visual tokens of a question" in table.title]
+    shown = [table for table in built.scores if "visual tokens per question" in table.title]
     assert [table.title.split(":")[0] for table in shown] == ["text group", "general group"]
     kept = [f"{round(144 * keep / 10):.1f}" for keep in range(1, 10)]
     assert shown[0].blocks == [[["selector, random", *kept]]]
 
 
 def test_pages_show_the_best_reducer_as_well_where_it_keeps_tokens(measured, synthetic):
-    keeping = replace(measured.evaluations["selector"], reducer="best")
+    keeping = replace(measured.evaluations["selector"], reducer="distilled")
     for best, shown in (
-        (keeping, "random, selector, best;"),
-        (replace(keeping, masks=None), "random, selector;"),
+        (keeping, "random, selector, distilled."),
+        (replace(keeping, masks=None), "random, selector."),
     ):
-        results = replace(measured, evaluations=measured.evaluations | {"best": best})
-        pages = report._pages(results, synthetic.image, synthetic.SETTINGS | {"best": "best"})
+        results = replace(measured, evaluations=measured.evaluations | {"distilled": best})
+        pages = sections.page_pictures(results, synthetic.image, synthetic.SETTINGS | {"best": "distilled"})
         assert [f"kept by {shown}" in page.caption for page in pages] == [True, True]
 
 
-def test_the_best_reducer_is_compared_with_every_other_one(everything):
-    names = [row[0] for row in everything.compared.tables[0].blocks[0]]
-    assert names == ["selector", "random", *(f"peer-{number:02d}" for number in range(1, 18))]
-    assert everything.headlines[2].startswith("On the text group, peer-00 wins against ")
-    assert {row[0] for row in everything.scores[1].blocks[0]} == {f"peer-00 minus {name}" for name in names}
-    adaptive = [row[0] for block in everything.compared.matches.blocks for row in block]
-    assert adaptive[:2] == ["text group: peer-03-adaptive", "text group: selector_adaptive"]
+def test_the_best_reducer_is_compared_with_every_other_one(everything, peers):
+    names = [row[0] for row in everything.differences.tables[0].blocks[0]]
+    assert names == ["selector", "random", *peers[1:]]
+    assert everything.headlines[2].startswith(
+        "On the text group, at kept fraction 0.5, average_pooling wins against "
+    )
+    assert {row[0] for row in everything.scores[1].blocks[0]} == {
+        f"average_pooling minus {name}" for name in names
+    }
+    adaptive = [row[0] for block in everything.differences.matches.blocks for row in block]
+    assert adaptive[:2] == ["text group: prumerge_adaptive", "text group: selector_adaptive"]
     assert len(adaptive) == 2 * 8
 
 
-def test_what_was_measured_beside_the_answers_is_in_provenance_but_no_time_is_in_the_numbers(everything):
+def test_other_measurements_are_in_provenance_but_no_time_is_in_the_numbers(everything):
     stages = [row[0] for row in everything.provenance.blocks[0]]
-    assert stages[-3:] == ["measure", "cost", "robustness"]
-    assert ["cost.repeats", "5", "cost"] in everything.parameters.blocks[0]
-    assert set(everything.numbers) == {"text", "general", "differences", "adaptive", "measure", "overlap"}
+    assert stages == ["pretrain", "evaluate", "intrinsic", "latency", "prefill", "robustness"]
+    assert ["latency.seconds", "5", "latency"] in everything.parameters.blocks[0]
+    assert set(everything.numbers) == {"text", "general", "differences", "adaptive", "intrinsic", "overlap"}
 
 
 def test_provenance_and_parameters_name_every_stage(built):
     stages = [row[0] for row in built.provenance.blocks[0]]
-    assert stages == ["pretrain", "evaluate full", "evaluate none", "evaluate random", "evaluate selector"]
+    assert stages == ["pretrain", "evaluate"]
     assert ["report.pages", "3", "report"] in built.parameters.blocks[0]
     assert ["pretrain.keep", "0.3", "pretrain"] in built.parameters.blocks[0]
 
@@ -127,13 +136,13 @@ def test_a_reducer_of_fewer_budgets_is_compared_at_those_alone(measured, synthet
     rows = [row for row in whole.rows if row.keep >= 0.7]
     short = replace(whole, reducer="fastv", curves=curves, rows=rows)
     joined = replace(measured, evaluations=measured.evaluations | {"fastv": short})
-    made = report.build(joined, synthetic.image, synthetic.SETTINGS, synthetic.picture())
-    lines = {row[0]: row[1:] for table in made.scores[:2] for block in table.blocks for row in block}
+    content = report.build_report(joined, synthetic.image, synthetic.SETTINGS, synthetic.picture())
+    lines = {row[0]: row[1:] for table in content.scores[:2] for block in table.blocks for row in block}
     assert lines["fastv"] == ["—"] * 6 + lines["selector"][6:]
     assert lines["selector minus fastv"] == ["—"] * 6 + ["+0.0 [+0.0, +0.0]"] * 3
-    outcomes = {row[0]: row[1:] for row in made.compared.tables[0].blocks[0]}
+    outcomes = {row[0]: row[1:] for row in content.differences.tables[0].blocks[0]}
     assert outcomes["fastv"] == ["—"] * 6 + ["tie"] * 3
-    told = made.numbers["differences"]
+    told = content.numbers["differences"]
     assert [keep for keep in told if "selector minus fastv" in told[keep]["text"]] == ["0.7", "0.8", "0.9"]
 
 
@@ -159,24 +168,26 @@ def many(synthetic, tmp_path_factory):
 def test_whatever_reducers_the_parameters_allow_there_is_a_report(many, load, synthetic, best, left_out):
     """The lines and pictures of a reducer that was not evaluated are left out, and nothing else."""
     results = load(many, ["full", "selector", *(name for name in OPTIONAL if name not in left_out)])
-    made = report.build(results, synthetic.image, synthetic.SETTINGS | {"best": best}, synthetic.picture())
-    pages = html.render(made) + markdown.render(made)
-    assert (made.agreement is None) == ("random" in left_out)
-    assert (made.examples_note == report.NO_RANDOM) == ("random" in left_out)
-    assert ("no image" in made.scores[0].title) == ("none" not in left_out)
+    content = report.build_report(
+        results, synthetic.image, synthetic.SETTINGS | {"best": best}, synthetic.picture()
+    )
+    pages = render_html(content) + render_markdown(content)
+    assert (content.agreement is None) == ("random" in left_out)
+    assert (content.examples_note == captions.NO_RANDOM) == ("random" in left_out)
+    assert ("no image" in content.scores[0].title) == ("none" not in left_out)
     assert ("random selection (" in pages) == ("random" not in left_out)
-    assert set(made.metrics["text"]) >= {"full", "selector@.3", f"{best}@.5"}
+    assert set(content.metrics["text"]) >= {"full", "selector@.3", f"{best}@.5"}
     for name in left_out - {"none", "random"}:
         assert f">{name}<" not in pages
-    assert {"none", "random"} - set(made.numbers["text"]) >= left_out & {"none"}
+    assert {"none", "random"} - set(content.numbers["text"]) >= left_out & {"none"}
 
 
 def test_the_selector_alone_has_a_report_though_there_is_nothing_to_compare_it_with(load, many, synthetic):
-    made = report.build(
+    content = report.build_report(
         load(many, ["full", "selector"]), synthetic.image, synthetic.SETTINGS, synthetic.picture()
     )
-    assert made.compared.pictures == [] == made.compared.tables
-    assert markdown.render(made) and html.render(made)
+    assert content.differences.pictures == [] == content.differences.tables
+    assert render_markdown(content) and render_html(content)
 
 
 def test_a_best_reducer_that_cannot_keep_half_is_compared_where_it_can(many, load, synthetic):
@@ -186,10 +197,10 @@ def test_a_best_reducer_that_cannot_keep_half_is_compared_where_it_can(many, loa
     short = replace(whole, curves=curves, rows=[row for row in whole.rows if row.keep >= 0.7])
     results = replace(results, evaluations=results.evaluations | {"distilled": short})
     settings = synthetic.SETTINGS | {"best": "distilled"}
-    made = report.build(results, synthetic.image, settings, synthetic.picture())
-    assert made.compared.tables[0].header == ["kept", "0.7", "0.8", "0.9"]
-    assert not any("distilled wins" in line and " at 0.5" in line for line in made.headlines)
-    assert "distilled@.5" not in made.metrics["text"]
+    content = report.build_report(results, synthetic.image, settings, synthetic.picture())
+    assert content.differences.tables[0].header == ["kept fraction", "0.7", "0.8", "0.9"]
+    assert not any("distilled wins" in line and " at 0.5" in line for line in content.headlines)
+    assert "distilled@.5" not in content.metrics["text"]
 
 
 ANSWERS = [
@@ -212,7 +223,7 @@ ANSWERS = [
     "   ",
     "%s %(x)s {0}",
 ]
-"""What a model may answer, and a dataset ask."""
+"""Texts that a model may answer or a dataset may ask."""
 
 
 @pytest.fixture(scope="module")
@@ -232,17 +243,17 @@ def hostile(synthetic, load, tmp_path_factory):
     return load(folder)
 
 
-def test_whatever_is_asked_and_answered_the_report_shows_it_as_text(hostile, synthetic):
+def test_any_question_and_answer_is_shown_as_text(hostile, synthetic):
     settings = synthetic.SETTINGS | {"examples": 60}
     with warnings.catch_warnings(action="error"):
-        made = report.build(hostile, synthetic.image, settings, synthetic.picture())
-    assert len(made.cards) > len(ANSWERS)
-    width, height = Image.open(io.BytesIO(made.examples.png)).size
-    assert width < 2000 and height < 1000 * len(made.cards) / 3 + 1000, "no answer stretches the picture"
-    page, text = html.render(made), markdown.render(made)
-    for content in (page, text):
-        assert content.encode(), "no lone surrogate"
-        lines = content.replace("\N{NO-BREAK SPACE}", " ").split("\n")
+        content = report.build_report(hostile, synthetic.image, settings, synthetic.picture())
+    assert len(content.cards) > len(ANSWERS)
+    width, height = Image.open(io.BytesIO(content.examples.png)).size
+    assert width < 2000 and height < 1000 * len(content.cards) / 3 + 1000, "no answer stretches the picture"
+    page, text = render_html(content), render_markdown(content)
+    for shown in (page, text):
+        assert shown.encode(), "no lone surrogate"
+        lines = shown.replace("\N{NO-BREAK SPACE}", " ").split("\n")
         assert all(line.isprintable() for line in lines)
     shown = re.sub(r"base64,[^\"]*", "", page)
     assert "<script" not in shown and "a" * 301 not in shown and "word " * 61 not in shown

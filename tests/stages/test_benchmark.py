@@ -9,7 +9,7 @@ import pytest
 from atr import config
 from atr.benchmarks import load_benchmark
 from atr.core.files import read_json
-from atr.stages import BENCHMARKS, benchmark
+from atr.stages import BENCHMARK_FILES, benchmark
 
 ROOT = Path(__file__).parents[2]
 OWN = "my_package/my_benchmark"
@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
 def run(name):
     benchmark.main(config.load("benchmark"), name)
-    return read_json(BENCHMARKS / f"{name}.json")
+    return read_json(BENCHMARK_FILES / f"{name}.json")
 
 
 @pytest.mark.parametrize("name, group", [("docs", "text"), ("gqa", "general"), (OWN, "general")])
@@ -88,4 +88,4 @@ def test_a_file_that_is_no_benchmark_leaves_no_digest(before, after, message):
     Path(f"{OWN}.py").write_text(TEXT.replace(before, after))
     with pytest.raises(ValueError, match=message):
         run(OWN)
-    assert not BENCHMARKS.exists()
+    assert not BENCHMARK_FILES.exists()

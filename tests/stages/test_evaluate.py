@@ -18,15 +18,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from atr import config
+from atr.config import presets
+from atr.core import catalog
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
 from atr.datasets.questions import save_questions
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
-from atr.reporting import results
+from atr.reporting import result_files
 from atr.stages import (
     EVALUATE,
     EVALUATE_FEATURES,
@@ -42,14 +44,13 @@ from atr.vlm.generation import Generator
 ROOT = Path(__file__).parents[2]
 SIZE, WIDTH, GRID, TOKENS = 56, 64, (4, 4), 16
 KEEP = (0.2, 0.5)
-MODEL = config.VLMS["micro"].path
+MODEL = presets.VLMS["micro"].path
 COMPUTED = {"precision": "bf16-mixed", "device": "cuda"}
 IMAGES = [f"{benchmark}/{number}" for benchmark in ("docs", "signs", "shapes") for number in range(4)]
 QUESTIONS = [
-    Question(
-        f"{image}#{turn}", image.split("/")[0], config.BENCHMARKS[image.split("/")[0]], [image], text, ["17"]
-    )
+    Question(f"{image}#{turn}", name, catalog.benchmark_group(name), [image], text, ["17"])
     for image in IMAGES
+    for name in [image.split("/")[0]]
     for turn, text in enumerate(("total", "name of page"))
 ]
 
@@ -82,7 +83,7 @@ def save_store(folder, layer=-1):
         layer=layer,
         grid=GRID,
         width=WIDTH,
-        preprocess=describe(build_processor(["total"], SIZE).image_processor),
+        preprocess=describe_preprocessing(build_processor(["total"], SIZE).image_processor),
         parameters={"encoder": "micro"},
         shards=writer.shards,
         resolved=COMPUTED,
@@ -178,11 +179,11 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
 
 def test_the_report_reads_what_was_written(project, tmp_path):
     write_params(keep=[*KEEP, 0.75])
-    reducers = (*results.REQUIRED, "fastv", "pyramiddrop")
+    reducers = (*result_files.REQUIRED, "fastv", "pyramiddrop")
     for reducer in reducers:
         run(reducer)
     write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}, "resolved": {}})
-    read = results.load(EVALUATE, tmp_path / "metrics.json", reducers)
+    read = result_files.load_results(EVALUATE, tmp_path / "metrics.json", reducers)
     assert read.shared == [*KEEP, 0.75]
     assert [group.name for group in read.groups] == ["text", "general"]
     assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]
@@ -205,8 +206,8 @@ def test_budgets_out_of_reach_between_the_layers_are_left_out_and_told(
     assert masks["keep"] == trials[0][0]
     last = {"fastv": 4, "pyramiddrop": 2}[reducer]
     assert {len(kept) for kept in masks["masks"].values()} == {last}
-    told = f"{reducer} cannot keep as few as {below}: left out"
-    assert capsys.readouterr().err.count(told) == 1
+    line = f"{reducer} cannot keep as few as {below}: left out"
+    assert capsys.readouterr().err.count(line) == 1
 
 
 def test_where_no_budget_is_in_reach_nothing_is_asked(project):
@@ -257,16 +258,16 @@ def test_a_failure_leaves_the_former_results_whole(project, monkeypatch):
 
 
 class Watched:
-    """Generator.prepare: notes what it is asked for, and stops as on Ctrl-C after `most` batches."""
+    """Generator.prepare: records its images, and stops as on Ctrl-C after `most` batches."""
 
     def __init__(self, monkeypatch):
         self.seen, self.most, real = [], None, Generator.prepare
 
-        def watched(answerer, images, *others, **needs):
+        def watched(generator, images, *others, **needs):
             if len(self.seen) == self.most:
                 raise KeyboardInterrupt
             self.seen.append(images)
-            return real(answerer, images, *others, **needs)
+            return real(generator, images, *others, **needs)
 
         monkeypatch.setattr(Generator, "prepare", watched)
 
@@ -433,13 +434,13 @@ def test_a_question_about_features_that_are_not_finite_is_failed_and_says_why(pr
         spoilt = run(reducer)[0]
     finally:
         save_store(trained / EVALUATE_FEATURES)
-    about = [row for row in spoilt if row["image"] == IMAGES[1]]
+    failed = [row for row in spoilt if row["image"] == IMAGES[1]]
     name = {"selector": "SelectorReducer", "random": "Random", "full": "Full"}[reducer]
     reason = f"ValueError: reducer {name}: features_BND of images [0] of 1 holds NaN or infinity"
-    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in about} == {
+    assert {(row["status"], row["score"], row["error"].split(",")[0]) for row in failed} == {
         ("failed", None, reason)
     }
-    assert [row for row in spoilt if row not in about] == [row for row in rows if row["image"] != IMAGES[1]]
+    assert [row for row in spoilt if row not in failed] == [row for row in rows if row["image"] != IMAGES[1]]
 
 
 @pytest.mark.parametrize("reducer", ["selector", "distilled", "distilled_ranking", "selector_mmr"])
@@ -520,8 +521,140 @@ def test_an_unknown_reducer_is_refused_before_any_import():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "invalid choice: 'clairvoyant' (choose from" in done.stderr
+    assert "argument reducer: 'clairvoyant' is unknown, allowed: full, none, random, " in done.stderr
     assert not re.search(r"\| +(torch|lightning|transformers)$", done.stderr, re.MULTILINE)
+
+
+OWN = "my_package/my_module"
+
+
+@pytest.fixture
+def write_own(project, monkeypatch):
+    """Write the user's own reducer, and name it in params.yaml."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path(OWN).parent.mkdir()
+
+    def write(source):
+        Path(f"{OWN}.py").write_text(source)
+        for module in [name for name in sys.modules if name.startswith("my_package")]:
+            del sys.modules[module]
+        write_params(own=[OWN])
+
+    yield write
+    for module in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("name", ["l2_norm", "random", "fastv"])
+def test_the_users_copy_of_a_built_in_reducer_gives_its_results(write_own, name):
+    write_own((ROOT / f"atr/reduction/peers/{name}.py").read_text())
+    write_params(own=[OWN], keep=[0.5, 0.75])
+    rows, summary, masks = run(OWN)
+    expected_rows, expected, expected_masks = run(name)
+    assert (rows, masks) == (expected_rows, expected_masks)
+    assert (summary["reducer"], expected["reducer"]) == (OWN, name)
+    assert summary["scores"] == expected["scores"]
+    assert sorted(path.name for path in EVALUATE.iterdir()) == sorted([name, "my_package"])
+    assert [path.name for path in (EVALUATE / "my_package").iterdir()] == ["my_module"]
+
+
+WRONG = {
+    "torch.arange(budget + 1)": r"kept indices have shape \(1, 5\), allowed: \(1, 4\)",
+    "torch.arange(budget).flip(0)": "kept indices are out of order, allowed: raster order",
+    "torch.zeros(budget).long()": "a token is kept twice",
+    "torch.arange(budget) + encoded.tokens - 1": "kept index 16 is out of range, allowed: 0 to 15",
+    "torch.arange(budget).float()": "kept indices are torch.float32, allowed: torch.int64",
+}
+REDUCER = """
+import torch
+
+class Mine:
+    needs = frozenset()
+
+    def __call__(self, encoded, budget):
+        return ({kept}).repeat(len(encoded.features_BND), 1)
+"""
+MERGER = """
+import torch
+
+ONE_TILE = True
+
+class Mine:
+    needs = frozenset()
+
+    def __call__(self, encoded, budget):
+        return torch.arange(budget).repeat(len(encoded.features_BND), 1)
+
+    def merge(self, encoded, budget):
+        return self(encoded, budget), encoded.features_BND[:, :budget] * torch.nan
+"""
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        *((REDUCER.format(kept=kept), message) for kept, message in WRONG.items()),
+        (MERGER, "merged features .*NaN"),
+    ],
+    ids=[*WRONG, "NaN features"],
+)
+def test_a_wrong_reducer_of_the_user_is_named_in_one_line_and_leaves_no_results(write_own, source, message):
+    write_own(source)
+    write_params(own=[OWN], keep=[0.25], batch_size=2)
+    line = f"no answer to docs/0#0, .*: ValueError: reducer Mine: {message}"
+    with pytest.raises(ValueError, match=line) as error:
+        run(OWN)
+    assert "\n" not in str(error.value)
+    assert not EVALUATE.exists()
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (
+            "import no_such_library",
+            f"{OWN}.py: it cannot be imported: ModuleNotFoundError: ",
+        ),
+        ("class Mine: pass", rf"{OWN}.py: it has 0 reducers \(none\), allowed: a function build"),
+        ("def build(seed=0): return 3", f"{OWN}.py: build returns a value of type int, which is no reducer"),
+    ],
+)
+def test_a_file_without_a_reducer_is_named_before_any_answer(write_own, monkeypatch, source, message):
+    write_own(source)
+    monkeypatch.setattr(Generator, "prepare", lambda *_, **__: pytest.fail("a question is asked"))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run(OWN)
+    assert not EVALUATE.exists()
+
+
+def test_answers_of_an_edited_reducer_are_not_resumed(write_own, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    names = []
+
+    def load(unfinished_rows, ids):
+        names.append(unfinished_rows.path)
+        raise Stop
+
+    monkeypatch.setattr("atr.benchmarks.answer_files.UnfinishedRows.load", load)
+    for kept in ("torch.arange(budget)", "torch.arange(budget) + 1"):
+        write_own(REDUCER.format(kept=kept))
+        with pytest.raises(Stop):
+            run(OWN)
+    assert names[0].parent == names[1].parent == UNFINISHED / OWN
+    assert names[0] != names[1]
+
+
+def test_the_command_line_takes_a_reducer_of_the_user(write_own):
+    write_own(REDUCER.format(kept=next(iter(WRONG))))
+    done = subprocess.run(
+        [sys.executable, "-m", "atr.stages.evaluate", OWN],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("atr evaluate: keep 0.5, seed None: no answer to docs/0#0")
+    assert "Traceback" not in done.stderr and not EVALUATE.exists()
 
 
 @pytest.mark.slow

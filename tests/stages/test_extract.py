@@ -25,15 +25,16 @@ from transformers import (
 from transformers import LlavaForConditionalGeneration as Llava
 
 from atr import config
+from atr.config import presets
+from atr.datasets.photographs import photograph
 from atr.datasets.prepared import save_images
 from atr.features.encoder import Encoder
-from atr.features.pca import components
+from atr.features.pca import pca_picture
 from atr.features.store import FeatureStore
-from atr.micro import world
 from atr.stages import extract
 
 ROOT = Path(__file__).parents[2]
-PRESET = config.ENCODERS["micro"]
+PRESET = presets.ENCODER_FOLDER["micro"]
 MICRO = Path(PRESET.path)
 PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 
@@ -113,7 +114,7 @@ def test_two_photographs_are_pictured_as_the_encoder_sees_them(workspace):
     picture = Image.open("data/features/pretrain/components.png")
     assert picture.size == (4 * 384, 384)
     features = Encoder.load(PRESET.path, PRESET.layer)
-    expected = components(features, [world.photograph(name) for name in ("coffee", "flower")])
+    expected = pca_picture(features, [photograph(name) for name in ("coffee", "flower")])
     assert Path("data/features/pretrain/components.png").read_bytes() == expected
 
 
@@ -155,7 +156,7 @@ def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
     folder = tiny_dinov2(Path("data/encoders/dinov2-small"))
     write_params(encoder="dinov2-small", vlm=".", precision="32-true")
     store = run()
-    encoder = Encoder.load(str(folder), config.ENCODERS["dinov2-small"].layer, size=224)
+    encoder = Encoder.load(str(folder), presets.ENCODER_FOLDER["dinov2-small"].layer, size=224)
     with torch.inference_mode():
         expected = encoder(encoder.preprocess([image for _, image in pictures()[:4]]))
     assert (store.manifest["encoder"], store.grid, store.width) == ("dinov2-small", (16, 16), 24)

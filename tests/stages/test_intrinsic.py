@@ -1,4 +1,4 @@
-"""The measure stage in a folder of its own, on a tiny tower and images of the micro world."""
+"""The reconstructor and intrinsic stages in a folder of their own, on a tiny tower and drawn images."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,21 +17,25 @@ from omegaconf import OmegaConf
 
 from atr import config
 from atr.core.tokens import mask_of
+from atr.datasets.annotations import TEXT_ANNOTATION
+from atr.datasets.drawn import MICRO, draw_rows
 from atr.datasets.prepared import save_images
 from atr.features.store import FeatureStore, ShardWriter, write_manifest
 from atr.micro import world
 from atr.micro.model import build_model, build_processor
-from atr.reduction import intrinsic as measures
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.losses import unexplained_variance
 from atr.stages import (
+    AUTOENCODER,
     DISTILLED,
     EVALUATE_FEATURES,
     EVALUATE_IMAGES,
     INTRINSIC,
     PRETRAIN_FEATURES,
+    RECONSTRUCTOR,
     SELECTOR,
     intrinsic,
+    reconstructor,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -48,19 +53,22 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     processor = build_processor(["total"], SIZE)
-    model = folder / config.ENCODERS["micro"].path
+    model = folder / "data/micro/llava"
     build_model(processor, SIZE, WIDTH, layers=1).save_pretrained(model)
     processor.save_pretrained(model)
     save_store(folder / EVALUATE_FEATURES, IMAGES)
     save_store(folder / PRETRAIN_FEATURES, [f"docs/{number}" for number in range(20)])
-    drawn = [world.sample(*split(name), SEED).image for name in IMAGES]
-    save_images(folder / EVALUATE_IMAGES, zip(IMAGES, drawn, strict=True), PREPARED)
+    rows = (next(islice(draw_rows(MICRO, *split(name)[:2], SEED), split(name)[2], None)) for name in IMAGES)
+    images = (
+        (name, row["image"].image, row["image"].text_centres) for name, row in zip(IMAGES, rows, strict=True)
+    )
+    save_images(folder / EVALUATE_IMAGES, images, PREPARED, TEXT_ANNOTATION)
     autoencoder = FeatureAutoencoder(WIDTH, GRID, layers=1, heads=1)
     for trunk in (autoencoder.selector.trunk, autoencoder.reconstructor.trunk):
         torch.nn.init.normal_(trunk.head.weight, std=0.1)
     for selector in (SELECTOR, DISTILLED):
         autoencoder.selector.save_pretrained(folder / selector)
-    autoencoder.save_pretrained(folder / intrinsic.AUTOENCODER)
+    autoencoder.save_pretrained(folder / AUTOENCODER)
     return folder
 
 
@@ -106,38 +114,42 @@ def write_params(trainer=None, **changes):
     OmegaConf.save(params, "params.yaml")
 
 
-def run():
-    intrinsic.main(config.load("intrinsic"))
-    return json.loads((INTRINSIC / "metrics.json").read_text())
+def train():
+    reconstructor.main(config.load("reconstructor"))
 
 
-def test_every_reducer_with_a_budget_is_measured_at_every_kept_fraction(project):
-    found = run()
-    about = {"parameters", "provenance", "resolved"}
-    assert set(found) == {"keep", "reducers", "overlap", "stability"} | about
-    resolved = found["resolved"]
-    assert (resolved["precision"], resolved["features"]) == ("32-true", COMPUTED)
-    assert found["keep"] == KEEP and found["stability"] is None
-    assert set(found["reducers"]) == {"random", "selector"}
-    for lines in found["reducers"].values():
+def run(reducer):
+    intrinsic.main(config.load("intrinsic"), reducer)
+    return json.loads((INTRINSIC / reducer / "metrics.json").read_text())
+
+
+def test_a_reducer_is_measured_at_every_kept_fraction(project):
+    train()
+    for reducer, seeds in (("random", 2), ("selector", 1)):
+        results = run(reducer)
+        assert set(results) == {
+            "reducer", "keep", "lines", "masks", "stability", "left_out",
+            "parameters", "provenance", "resolved",
+        }  # fmt: skip
+        assert (results["reducer"], results["keep"], results["left_out"]) == (reducer, KEEP, "")
+        assert results["resolved"]["features"] == COMPUTED and results["resolved"]["device"] == "cpu"
+        lines, masks = results["lines"], results["masks"]
         assert set(lines) == {"reconstruction", "reconstruction_random", "text_coverage"}
         assert all(len(line) == len(KEEP) for line in lines.values())
         assert all(0 < value < 1 for value in lines["text_coverage"])
-    assert found["overlap"]["keep"] == 0.5 and found["overlap"]["names"] == ["random", "selector"]
-    (one, across), (back, other) = found["overlap"]["iou"]
-    assert one == other == 1 and across == back and 0 < across < 1
-    assert found["parameters"] == config.load("intrinsic").raw()
-    assert found["provenance"]["left_out"] == {
-        "distilled": "needs projected_BND, which a language model gives"
-    }
-    assert found["provenance"]["versions"]
-    assert {step: len(values) for step, values in project.items()} == {25: 6, 50: 6}
-    assert project[50]["selector/text_coverage"] == found["reducers"]["selector"]["text_coverage"][1]
+        assert (masks["keep"], masks["images"]) == (0.5, IMAGES[::2])
+        assert [len(kept) for kept in masks["kept"]] == [6] * seeds
+        assert {len(indices) for kept in masks["kept"] for indices in kept} == {8}
+        assert results["stability"] is None
+        assert results["parameters"] == config.load("intrinsic").raw()
+        assert results["provenance"]["versions"]
+        assert project[50][f"{reducer}/text_coverage"] == lines["text_coverage"][1]
 
 
 def test_the_selector_is_measured_on_images_at_even_steps_by_its_own_reconstructor(project):
-    found = run()["reducers"]["selector"]
-    net = FeatureAutoencoder.from_pretrained(intrinsic.AUTOENCODER)
+    train()
+    lines = run("selector")["lines"]
+    net = FeatureAutoencoder.from_pretrained(AUTOENCODER)
     store, chosen = FeatureStore.open(EVALUATE_FEATURES), IMAGES[::2]
     features = torch.stack([store[store.index(name)] for name in chosen]).float()
     with torch.no_grad():
@@ -145,37 +157,39 @@ def test_the_selector_is_measured_on_images_at_even_steps_by_its_own_reconstruct
             keep_BK = net.selector.select(features, count)
             restored = net.restore(features, mask_of(keep_BK, TOKENS))
             error = unexplained_variance(restored, features, net.selector.standardise.variance)
-            assert found["reconstruction"][place] == pytest.approx(error.item(), rel=1e-5)
+            assert lines["reconstruction"][place] == pytest.approx(error.item(), rel=1e-5)
             covered = total = 0
             for name, kept in zip(chosen, keep_BK.tolist(), strict=True):
                 for character in world.sample(*split(name), SEED).characters:
                     side = world.SIZE / GRID[0]
                     covered += int(character.y // side) * GRID[1] + int(character.x // side) in kept
                     total += 1
-            assert found["text_coverage"][place] == pytest.approx(covered / total)
+            assert lines["text_coverage"][place] == pytest.approx(covered / total)
 
 
 def test_twice_gives_the_same_bytes_and_other_training_another_reconstructor(project):
-    first = run()
-    content = (INTRINSIC / "metrics.json").read_bytes()
-    run()
-    assert (INTRINSIC / "metrics.json").read_bytes() == content
-    write_params(epochs=2)
-    longer = run()["reducers"]["selector"]
-    assert longer["reconstruction"] == first["reducers"]["selector"]["reconstruction"]
-    assert longer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
-    write_params(pretrain_images=8)
-    fewer = run()["reducers"]["selector"]
-    assert fewer["reconstruction"] == longer["reconstruction"]
-    assert fewer["reconstruction_random"] != first["reducers"]["selector"]["reconstruction_random"]
+    train()
+    first = run("selector")["lines"]
+    content = (INTRINSIC / "selector" / "metrics.json").read_bytes()
+    train()
+    run("selector")
+    assert (INTRINSIC / "selector" / "metrics.json").read_bytes() == content
+    for change in ({"epochs": 2}, {"pretrain_images": 8}):
+        write_params(**change)
+        train()
+        other = run("selector")["lines"]
+        assert other["reconstruction"] == first["reconstruction"]
+        assert other["reconstruction_random"] != first["reconstruction_random"]
 
 
-def test_more_training_seeds_give_the_stability(project):
+def test_more_training_seeds_give_the_stability_of_the_selector(project):
     write_params(training_seeds=3)
-    found = run()["stability"]
-    assert (found["keep"], found["seeds"]) == (KEEP, 3)
-    assert all(0 < value < 1 for value in found["iou"])
-    assert project[25]["selector/stability"] == found["iou"][0]
+    train()
+    stability = run("selector")["stability"]
+    assert (stability["keep"], stability["seeds"]) == (KEEP, 3)
+    assert all(0 < value < 1 for value in stability["iou"])
+    assert project[25]["selector/stability"] == stability["iou"][0]
+    assert run("random")["stability"] is None
 
 
 @dataclass(frozen=True)
@@ -190,21 +204,28 @@ class Looking:
         return encoded.attention_BN.topk(budget).indices.sort().values
 
 
-def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_out(project, monkeypatch):
-    more = {
-        "looking": lambda seed, selector: Looking(),
-        "asked": lambda seed, selector: Looking(frozenset({"text_BD"})),
-    }
-    monkeypatch.setattr(config, "REDUCERS", (*config.REDUCERS, *more))
-    monkeypatch.setattr(measures, "REDUCERS", measures.REDUCERS | more)
-    write_params(reducers=["full", "looking", "asked", "pyramiddrop"])
-    found = run()
-    assert set(found["reducers"]) == {"looking", "selector"} == set(found["overlap"]["names"])
-    assert found["provenance"]["left_out"] == {
-        "distilled": "needs projected_BND, which a language model gives",
-        "asked": "needs text_BD, which a language model gives",
-        "pyramiddrop": "chooses between the layers of a language model",
-    }
+def test_what_a_reducer_needs_of_the_tower_is_computed(project, monkeypatch):
+    train()
+    monkeypatch.setattr("atr.reduction.registry.build_reducer", lambda *_: Looking())
+    results = run("class_attention")
+    assert results["left_out"] == "" and len(results["lines"]["reconstruction"]) == len(KEEP)
+
+
+@pytest.mark.parametrize(
+    "reducer, reason",
+    [
+        ("full", "takes no budget"),
+        ("none", "takes no budget"),
+        ("selector_adaptive", "takes no budget"),
+        ("distilled", "needs projected_BND, which a language model gives"),
+        ("cdpruner_text", "needs projected_BND, text_BD, which a language model gives"),
+        ("pyramiddrop", "chooses between the layers of a language model"),
+    ],
+)
+def test_a_reducer_that_cannot_be_measured_says_why(project, reducer, reason):
+    results = run(reducer)
+    assert (results["left_out"], results["lines"], results["masks"]) == (reason, None, None)
+    assert not project
 
 
 @pytest.mark.parametrize(
@@ -212,32 +233,43 @@ def test_what_needs_the_tower_is_given_it_and_what_needs_the_question_is_left_ou
     [
         ("experiments/pretrain/autoencoder/model.safetensors", "model.safetensors is missing"),
         ("data/features/evaluate/manifest.json", "manifest.json is missing"),
-        ("data/features/pretrain/manifest.json", "manifest.json is missing"),
         ("data/prepared/evaluate/manifest.json", "manifest.json is missing"),
     ],
 )
-def test_what_an_earlier_stage_did_not_leave_is_named_before_any_training(
-    project, monkeypatch, missing, message
-):
-    monkeypatch.setattr(intrinsic, "_train", lambda *_: 1 / 0)
+def test_what_an_earlier_stage_did_not_leave_is_named(project, missing, message):
+    train()
     moved = Path(missing).resolve()
     aside = moved.with_name("aside")
     moved.rename(aside)
     try:
         with pytest.raises(ValueError, match=message):
-            run()
+            run("selector")
     finally:
         aside.rename(moved)
     assert not INTRINSIC.exists()
+
+
+def test_missing_features_are_named_before_any_training(project, monkeypatch):
+    monkeypatch.setattr(reconstructor, "_train", lambda *_: 1 / 0)
+    moved = Path("data/features/pretrain/manifest.json").resolve()
+    aside = moved.with_name("aside")
+    moved.rename(aside)
+    try:
+        with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+            train()
+    finally:
+        aside.rename(moved)
+    assert not RECONSTRUCTOR.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three times the imports, on a machine that may be busy
 def test_two_processes_train_and_one_measures(project):
     write_params({"devices": 2, "strategy": "ddp"}, training_seeds=2)
-    subprocess.run(
-        [sys.executable, "-m", "atr.stages.intrinsic"],
-        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    found = json.loads((INTRINSIC / "metrics.json").read_text())
-    assert set(found["reducers"]) == {"random", "selector"} and found["stability"]["seeds"] == 2
+    for command in (("reconstructor",), ("intrinsic", "selector")):
+        subprocess.run(
+            [sys.executable, "-m", f"atr.stages.{command[0]}", *command[1:]],
+            check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    results = json.loads((INTRINSIC / "selector" / "metrics.json").read_text())
+    assert results["stability"]["seeds"] == 2

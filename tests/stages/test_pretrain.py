@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atr import config
-from atr.features.store import ShardWriter, clear, write_manifest
+from atr.features.store import ShardWriter, clear_store, write_manifest
 from atr.reduction import FeatureSelector
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.stages import PRETRAIN_FEATURES, SELECTOR, pretrain
@@ -91,7 +91,7 @@ def write_params(**changes):
 
 
 def write_store(seed=0):
-    clear(PRETRAIN_FEATURES)
+    clear_store(PRETRAIN_FEATURES)
     writer = ShardWriter(PRETRAIN_FEATURES, IMAGES, 16)
     features = torch.randn(IMAGES, 6, 8, generator=torch.Generator().manual_seed(seed))
     for first in range(0, IMAGES, 8):
@@ -115,7 +115,7 @@ def run():
 
 
 def checkpoints():
-    return list(pretrain.CHECKPOINTS.glob("*"))
+    return list(pretrain.PRETRAIN_CHECKPOINTS.glob("*"))
 
 
 def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
@@ -236,7 +236,7 @@ def test_a_finished_training_is_not_made_again(log, monkeypatch, stopped_at):
 def test_store_of_another_encoder_is_refused(log):
     manifest = PRETRAIN_FEATURES / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"encoder": "micro"', '"encoder": "other"'))
-    with pytest.raises(ValueError, match="encoder is 'other', asked for is 'micro'"):
+    with pytest.raises(ValueError, match="encoder is 'other', expected 'micro'"):
         run()
 
 

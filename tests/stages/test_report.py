@@ -23,7 +23,7 @@ PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "e
 
 @pytest.fixture
 def workspace(tmp_path, monkeypatch):
-    """A project whose other stages have run, on two benchmarks; yields what is logged."""
+    """A project with the results of the other stages on two benchmarks; returns the logged metrics."""
     monkeypatch.chdir(tmp_path)
     shipped = (ROOT / "params.yaml").read_text()
     Path("params.yaml").write_text(shipped.replace("[selector, selector_adaptive]", "[selector]"))
@@ -73,7 +73,7 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
     assert run() == first
 
 
-def test_what_dvc_is_told_of_is_what_is_written(workspace):
+def test_dvc_declares_the_files_that_are_written(workspace):
     declared = OmegaConf.to_container(OmegaConf.load(ROOT / "dvc.yaml"), resolve=False)["stages"]["report"]
     entries = [*declared["outs"], *declared["metrics"]]
     assert {Path(path) for entry in entries for path in entry} == {
@@ -121,7 +121,7 @@ def test_dvc_shows_and_compares_a_dozen_numbers_in_the_width_of_a_terminal(works
     assert max(map(len, [head, *rows, *changed])) <= 120
 
 
-HOSTILE = ("../../outside", "/tmp/outside-of-the-report", "a/b", "a@b")
+HOSTILE = ("../../outside", "/tmp/outside-of-the-report", "a//b", "a@b")
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -137,23 +137,49 @@ def test_nothing_is_written_outside_the_report_whatever_a_benchmark_is_called(wo
     assert {path: Path(path).read_bytes() for path in before} == before
 
 
-def test_what_was_measured_beside_the_answers_is_reported_and_logged_if_it_is_there(workspace):
-    SYNTHETIC.write_measure(Path("experiments/intrinsic/metrics.json"), ("selector", "random"))
-    content = SYNTHETIC.write_cost(Path("experiments/latency/metrics.json"), ("selector", "random"))
-    SYNTHETIC.write_robustness(Path("experiments/robustness/metrics.json"), ("selector", "distilled"))
+def test_the_other_measurements_are_reported_and_logged_if_they_are_there(workspace):
+    experiments = Path("experiments")
+    SYNTHETIC.write_intrinsic(experiments / "intrinsic", ("selector", "random"))
+    cells = SYNTHETIC.write_latency(experiments / "latency", ("selector", "random"))
+    SYNTHETIC.write_robustness(experiments / "robustness", ("selector", "distilled"))
     first = run()
     assert all(f"experiments/report/figures/{name}.png" in first for name in ("overlap", "robustness"))
-    assert b"## Where deployment differs" in first["experiments/report/report.md"]
-    assert b"## Cost" in first["experiments/report/report.md"]
-    assert {"measure/selector/reconstruction", "measure/stability"} <= set(workspace[10])
+    for heading in (b"## Without a language model", b"## Latency", b"## Robustness to deployment"):
+        assert heading in first["experiments/report/report.md"]
+    assert {"intrinsic/selector/reconstruction", "intrinsic/stability"} <= set(workspace[10])
     names = [name for key, values in workspace.items() if key != "artifact" for name in values]
     assert all(re.fullmatch(r"[\w. :/-]+", name) for name in names), "what MLflow takes as a metric's name"
-    for entry in content["entries"]:
+    for entry in cells["random"]["entries"]:
         entry["milliseconds"] *= 1.1
-    Path("experiments/latency/metrics.json").write_text(json.dumps(content))
+    SYNTHETIC.write_json(experiments / "latency/random/metrics.json", cells["random"])
     second = run()
-    metrics, page = "experiments/report/numbers.json", "experiments/report/report.md"
-    assert (second[metrics] == first[metrics], second[page] == first[page]) == (True, False)
+    numbers, page = "experiments/report/numbers.json", "experiments/report/report.md"
+    assert (second[numbers] == first[numbers], second[page] == first[page]) == (True, False)
+
+
+def test_a_benchmark_of_the_users_own_has_figures_named_after_its_path(workspace):
+    for path in Path("experiments/evaluate").glob("*/*.json*"):
+        path.write_text(path.read_text().replace('"docs"', '"my_package/my_docs"'))
+    written = {name.removeprefix("experiments/report/figures/") for name in run()}
+    assert {"benchmark-my_package.my_docs.png", "pages-my_package.my_docs.png"} <= written
+
+
+def test_a_reducer_of_the_users_own_is_reported_under_its_path(workspace):
+    Path("my_package").mkdir()
+    Path("my_package/my_reducer.py").write_text('BUDGET = "asked"\n')
+    evaluate = Path("experiments/evaluate")
+    for path in (evaluate / "random").glob("*.json*"):
+        target = evaluate / "my_package/my_reducer" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(
+            path.read_text().replace('"reducer": "random"', '"reducer": "my_package/my_reducer"')
+        )
+    params = config.load("report")
+    reducers = [*params.evaluate.names, "my_package/my_reducer"]
+    evaluated = SimpleNamespace(**{**vars(params.evaluate), "names": reducers})
+    report.main(SimpleNamespace(evaluate=evaluated, report=params.report))
+    numbers = json.loads(Path("experiments/report/numbers.json").read_text())
+    assert numbers["text"]["my_package/my_reducer@0.5"] == numbers["text"]["random@0.5"]
 
 
 def test_the_reducers_that_are_reported_are_those_that_the_parameters_name(workspace):
@@ -189,8 +215,7 @@ def test_the_report_loads_no_model_library():
 import sys
 from atr.stages import report
 from atr.datasets import PreparedImages
-from atr.reporting import html, markdown
-from atr.reporting.report import build
+from atr.reporting import html, intrinsic, latency, markdown, report, result_files, robustness
 print({"torch", "transformers", "lightning", "matplotlib.pyplot"} & set(sys.modules))
 """
     command = [sys.executable, "-c", code]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from atr import config
+from atr.micro.params import load_micro
 from atr.micro.stages import features, train_dinov2
 from atr.stages import (
     EVALUATE_FEATURES,
@@ -16,11 +17,11 @@ from atr.stages import (
     distill,
     evaluate,
     extract,
-    intrinsic,
     pretrain,
+    reconstructor,
 )
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+ROOT = Path(__file__).parents[2]
 
 
 class Stopped(Exception):
@@ -72,6 +73,12 @@ def opened(first, monkeypatch):
     return asked
 
 
+def loaded(stage):
+    if stage is train_dinov2:
+        return load_micro("micro_dinov2", ROOT / "data/micro/params.yaml")
+    return config.load(stage.__name__.rpartition(".")[2], ROOT / "params.yaml")
+
+
 @pytest.mark.parametrize(
     "stage, arguments, others, folders",
     [
@@ -79,7 +86,7 @@ def opened(first, monkeypatch):
             extract,
             ("pretrain",),
             {
-                "atr.features.wheel_weights.locate": nothing,
+                "atr.features.wheel_weights.resolve_weights": nothing,
                 "atr.features.encoder.Encoder.load": nothing,
                 "atr.features.datamodule.ImageDataModule": stop,
             },
@@ -94,7 +101,7 @@ def opened(first, monkeypatch):
         (
             distill,
             (),
-            {"atr.datasets.training_images.AskedImages": stop},
+            {"atr.datasets.load_prompts": stop},
             {PRETRAIN_FEATURES, PRETRAIN_IMAGES},
         ),
         (
@@ -104,13 +111,10 @@ def opened(first, monkeypatch):
             {EVALUATE_FEATURES, EVALUATE_IMAGES},
         ),
         (
-            intrinsic,
+            reconstructor,
             (),
-            {
-                "atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained": nothing,
-                "atr.stages.intrinsic._train": stop,
-            },
-            {EVALUATE_FEATURES, PRETRAIN_FEATURES, EVALUATE_IMAGES},
+            {"atr.stages.reconstructor._train": stop},
+            {PRETRAIN_FEATURES},
         ),
         (
             train_dinov2,
@@ -126,5 +130,5 @@ def test_the_first_process_alone_verifies(stage, arguments, others, folders, fir
     for name, other in others.items():
         monkeypatch.setattr(name, other)
     with pytest.raises(Stopped):
-        stage.main(config.load(stage.__name__.rpartition(".")[2], PARAMS), *arguments)
+        stage.main(loaded(stage), *arguments)
     assert opened == dict.fromkeys(folders, first)

@@ -8,12 +8,14 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from atr import config
+from atr.config.trainer import Precision, Strategy
 from atr.core.files import read_json
 from atr.micro.model import build_model, build_processor
 from atr.micro.vocabulary import VOCABULARY
@@ -24,17 +26,23 @@ from atr.stages import (
     EVALUATE_FEATURES,
     INTRINSIC,
     LATENCY,
+    PREFILL,
     PRETRAIN,
     PRETRAIN_FEATURES,
     PRETRAIN_IMAGES,
+    RECONSTRUCTOR,
+    ROBUSTNESS,
     SELECTOR,
     distill,
     evaluate,
     extract,
     intrinsic,
     latency,
+    prefill,
     prepare,
     pretrain,
+    reconstructor,
+    robustness,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +69,11 @@ STAGES = {
     "pretrain": lambda: pretrain.main(config.load("pretrain")),
     "distill": lambda: distill.main(config.load("distill")),
     "evaluate": lambda: evaluate.main(config.load("evaluate"), "selector"),
-    "intrinsic": lambda: intrinsic.main(config.load("intrinsic")),
-    "latency": lambda: latency.main(config.load("latency")),
+    "reconstructor": lambda: reconstructor.main(config.load("reconstructor")),
+    "intrinsic": lambda: intrinsic.main(config.load("intrinsic"), "selector"),
+    "prefill": lambda: prefill.main(config.load("prefill")),
+    "latency": lambda: latency.main(config.load("latency"), "selector"),
+    "robustness": lambda: robustness.main(config.load("robustness"), "selector"),
 }
 RESULTS = (
     EVALUATE_FEATURES / "manifest.json",
@@ -70,8 +81,11 @@ RESULTS = (
     PRETRAIN / "metrics.json",
     DISTILL / "metrics.json",
     EVALUATE / "selector" / "summary.json",
-    INTRINSIC / "metrics.json",
-    LATENCY / "metrics.json",
+    RECONSTRUCTOR / "metrics.json",
+    INTRINSIC / "selector" / "metrics.json",
+    PREFILL / "metrics.json",
+    LATENCY / "selector" / "metrics.json",
+    ROBUSTNESS / "selector" / "metrics.json",
 )
 
 
@@ -86,7 +100,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     torch.manual_seed(0)
     processor = build_processor(VOCABULARY, 56)
-    model = folder / config.VLMS["micro"].path
+    model = folder / "data/micro/llava"
     build_model(processor, 56, width=64, layers=2, text_layers=1).save_pretrained(model)
     processor.save_pretrained(model)
     with pytest.MonkeyPatch.context() as patch:
@@ -98,12 +112,12 @@ def prepared(tmp_path_factory):
 
 
 def write_params(**trainer):
-    text, micro = (ROOT / "params.yaml").read_text().split("\nmicro:")
+    text = (ROOT / "params.yaml").read_text()
     for key, value in (CHANGES | trainer).items():
         text, count = re.subn(rf"^( +{key}: ).*$", rf"\g<1>{value}", text, flags=re.MULTILINE)
         assert count, key
     text = re.sub(r"^  keep: \[.*\]$", "  keep: [0.5]", text, flags=re.MULTILINE)
-    Path("params.yaml").write_text(f"{text}\nmicro:{micro}")
+    Path("params.yaml").write_text(text)
 
 
 @pytest.fixture
@@ -126,7 +140,7 @@ def check_results():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [name for name in config.PRECISIONS if "16-mixed" != name != 16])
+@pytest.mark.parametrize("precision", [name for name in get_args(Precision) if "16-mixed" != name != 16])
 def test_every_stage_runs_in_every_precision(project, precision):
     write_params(precision=precision)
     for run in STAGES.values():
@@ -134,25 +148,26 @@ def test_every_stage_runs_in_every_precision(project, precision):
     check_results()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", sorted(STAGES.keys() - {"intrinsic", "robustness"}))  # always in float32
 def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, stage, monkeypatch):
     monkeypatch.setattr("atr.features.store.FeatureStore.open", lambda *_, **__: None)
     monkeypatch.setattr("atr.reduction.autoencoder.FeatureAutoencoder.from_pretrained", lambda *_: None)
     write_params(precision="16-mixed")
-    with pytest.raises(ValueError, match=r"^trainer\.precision: 16-mixed is of GPUs"):
+    with pytest.raises(ValueError, match=r"^trainer\.precision: 16-mixed needs a GPU"):
         STAGES[stage]()
     assert not any(file.exists() for file in RESULTS)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # thirteen times the imports, on a machine that may be busy
-@pytest.mark.parametrize("strategy", [name for name in config.STRATEGIES if name != "auto"])
+@pytest.mark.timeout(900)  # as many times the imports, on a machine that may be busy
+@pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "auto"])
 def test_every_stage_runs_in_two_processes_under_every_strategy(project, strategy):
     """The others run under auto above, which two devices make ddp."""
     write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for stage in (
-        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector", "intrinsic", "latency"
+        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector", "reconstructor",
+        "intrinsic selector", "prefill", "latency selector", "robustness selector",
     ):  # fmt: skip
         name, *arguments = stage.split()
         command = [sys.executable, "-m", f"atr.stages.{name}", *arguments]
@@ -176,9 +191,9 @@ def test_a_teacher_or_images_that_are_saved_anew_teach_from_the_start(project, p
     def train(module, data, checkpoints, *_, **__):
         known.append(checkpoints._depends_on)
 
-    monkeypatch.setattr("atr.vlm.distillation.train", train)
+    monkeypatch.setattr("atr.vlm.distillation.train_selector", train)
     distill.main(config.load("distill"))
-    where = PRETRAIN_IMAGES if file == "manifest.json" else Path(config.VLMS["micro"].path)
+    where = PRETRAIN_IMAGES if file == "manifest.json" else Path("data/micro/llava")
     content = (where / file).read_bytes()
     # The last byte of the last weight, or one more blank at the end.
     changed = content[:-1] + b"\x01" if file.endswith("safetensors") else content + b"\n"

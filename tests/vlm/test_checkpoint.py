@@ -10,9 +10,9 @@ from transformers import AutoProcessor, SiglipImageProcessorPil, SiglipVisionMod
 
 from atr import config
 from atr.core.fingerprint import fingerprint
-from atr.core.hub import split
+from atr.core.hub import split_revision
 from atr.features.encoder import Encoder, load_image_processor
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.features.wheel_weights import WHEELS
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
@@ -168,7 +168,7 @@ def test_an_image_processor_of_torchvision_is_replaced_and_that_is_said(folder, 
     assert asked in file.read_text()
     loaded = load_vlm(str(folder), torch.float32)[1].image_processor
     assert type(loaded) is type(processor.image_processor)
-    assert f"{folder}: {asked} needs torchvision, {used} takes its place" in capsys.readouterr().err
+    assert f"{folder}: {asked} needs torchvision, using {used} instead" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there_is_refused():
@@ -366,8 +366,8 @@ def test_a_strategy_that_feeds_other_tokens_than_the_patches_is_refused(
 def test_the_shipped_models_take_the_features_of_their_encoder(name, tmp_path):
     vlm = config.VLMS[name]
     preset, path = config.ENCODERS[vlm.encoder], config.ENCODERS[vlm.encoder].path
-    if (wheel := WHEELS.get(split(path)[0])) is not None:
+    if (wheel := WHEELS.get(split_revision(path)[0])) is not None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(wheel.processor)))
         path = str(tmp_path)
     encoder, processor = load_image_processor(path, preset.size), AutoProcessor.from_pretrained(vlm.path)
-    assert other_images(processor, {"preprocess": describe(encoder)}) == ""
+    assert other_images(processor, {"preprocess": describe_preprocessing(encoder)}) == ""

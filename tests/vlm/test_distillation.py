@@ -1,4 +1,4 @@
-"""A selector taught by tiny models: their answers under weighted attention, and what is learned from them."""
+"""Training a selector on the answers of tiny models: weighted attention, and what is learned."""
 
 import zlib
 from dataclasses import replace
@@ -15,9 +15,9 @@ from atr.core.tokens import mask_of
 from atr.reduction import FeatureSelector, Full
 from atr.reduction.checkpoints import Checkpoints
 from atr.vlm import distillation
-from atr.vlm.distillation import AskedData, Distillation, train
+from atr.vlm.distillation import Distillation, PromptedImageData, train_selector
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import Prompts, WholeInputs
+from atr.vlm.inputs import ImageInputs, Prompts
 from atr.vlm.policy import Policy
 from atr.vlm.reduce import shorten
 from atr.vlm.tiling import ROW_END
@@ -44,26 +44,26 @@ class Pictures:
 
 
 @pytest.fixture
-def answerer(model, processor, family):
-    source = WholeInputs(model, processor, Pictures(family))
+def generator(model, processor, family):
+    source = ImageInputs(model, processor, Pictures(family))
     return Generator(model, processor, source, Evaluate(max_new_tokens=3))
 
 
-def taught(answerer, **changes):
+def make_training(generator, **changes):
     torch.manual_seed(1)
     selector = FeatureSelector(24, (4, 4), layers=1, heads=2, initial_bias=0.0)
-    return Distillation(selector, answerer, Distill(**{"batch_size": 3} | changes), seed=0)
+    return Distillation(selector, generator, Distill(**{"batch_size": 3} | changes), seed=0)
 
 
 @pytest.fixture
-def module(answerer):
-    return taught(answerer)
+def module(generator):
+    return make_training(generator)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_every_token_the_model_answers_as_it_is(module):
-    [(divergence, agreement)] = module._compared(BATCH, [torch.ones_like])
+    [(divergence, agreement)] = module._compare(BATCH, [torch.ones_like])
     assert divergence.item() == pytest.approx(0, abs=1e-5) and agreement == 1
 
 
@@ -71,25 +71,25 @@ def test_with_every_token_the_model_answers_as_it_is(module):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
-def test_tokens_of_no_weight_are_as_good_as_gone(answerer, make_model, attention, positions, monkeypatch):
-    """Compared with the words that the model has for the shorter sequence, at the positions asked for."""
-    monkeypatch.setattr(distillation, "FLOOR", 1e-12)
-    module = taught(replace(answerer, settings=Evaluate(positions=positions, max_new_tokens=3)))
-    module.answerer.model.set_attn_implementation(attention)
+def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attention, positions, monkeypatch):
+    """Compared with the log probabilities on the shorter sequence, at the same positions."""
+    monkeypatch.setattr(distillation, "DROPPED_WEIGHT", 1e-12)
+    module = make_training(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
+    module.generator.model.set_attn_implementation(attention)
     prepared, answers = module._conversations(BATCH)
     whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.layout.lengths
     stay = [(tile_P == ROW_END) | (torch.arange(size) % 3 == 1)
             for tile_P, size in zip(prepared.layout.tile_of, sizes, strict=True)]  # fmt: skip
-    found = module._words(whole, answers, torch.cat(stay).float())
+    actual = module._log_probabilities(whole, answers, torch.cat(stay).float())
 
     keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
-    shorter = shorten(module.answerer.model, prepared.inputs, prepared.tokens, keep, positions)
-    logits = module.answerer.model(**shorter).logits
+    shorter = shorten(module.generator.model, prepared.inputs, prepared.tokens, keep, positions)
+    logits = module.generator.model(**shorter).logits
     expected = []
     for row, answers_L in enumerate(answers):
         ahead = len(answers_L) - answers_L.nonzero()[:, 0]  # the same from the end, whatever was dropped
         expected.append(logits[row, -1 - ahead].log_softmax(-1))
-    torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(actual, torch.cat(expected), atol=2e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -97,32 +97,32 @@ def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, mon
     monkeypatch.setattr(Generator, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
     prepared, _ = module._conversations(BATCH)
     assert [len(kept) for kept in prepared.layout.values(prepared.encoded.features_BND)] == [16, 16, 16]
-    assert (prepared.inputs["input_ids"] == module.answerer.model.config.image_token_id).sum() == 3 * 16
+    assert (prepared.inputs["input_ids"] == module.generator.model.config.image_token_id).sum() == 3 * 16
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_selector_learns_and_the_model_does_not(module):
-    before = {name: value.clone() for name, value in module.answerer.model.state_dict().items()}
-    module.answerer.model.requires_grad_(False)
-    [(divergence, _)] = module._compared(BATCH, [lambda scores_P: scores_P.sigmoid()])
+    before = {name: value.clone() for name, value in module.generator.model.state_dict().items()}
+    module.generator.model.requires_grad_(False)
+    [(divergence, _)] = module._compare(BATCH, [lambda scores_P: scores_P.sigmoid()])
     divergence.backward()
     assert all(parameter.grad.isfinite().all() for parameter in module.selector.parameters())
     assert any(parameter.grad.abs().max() > 1e-8 for parameter in module.selector.parameters())
-    after = module.answerer.model.state_dict()
+    after = module.generator.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert not any(name.startswith("answerer") for name in module.state_dict())
+    assert not any(name.startswith("generator") for name in module.state_dict())
 
 
 def test_the_gradient_of_a_weight_is_what_it_changes(module):
     """Of a token that is not there as of one that is: by finite differences, in float64."""
-    module.answerer.model.double()
+    module.generator.model.double()
     prepared, answers = module._conversations(BATCH[:1])
     whole = prepared.reduce(Full(), Policy(1.0))
     weights = mask_of(torch.tensor([1, 2, 5, 11]), 16).requires_grad_()
-    expected = module._words(whole, answers, None).detach()
+    expected = module._log_probabilities(whole, answers, None).detach()
 
     def loss(values):
-        return (expected.exp() * (expected - module._words(whole, answers, values))).sum()
+        return (expected.exp() * (expected - module._log_probabilities(whole, answers, values))).sum()
 
     loss(weights).backward()
     for token in (0, 2, 9, 11):
@@ -135,21 +135,21 @@ def test_the_gradient_of_a_weight_is_what_it_changes(module):
 
 def test_answers_are_marked_and_nothing_else(module):
     prepared, answers = module._conversations(BATCH)
-    tokenizer = module.answerer.processor.tokenizer
+    tokenizer = module.generator.processor.tokenizer
     for (name, _), ids_L, answers_L in zip(BATCH, prepared.inputs["input_ids"], answers, strict=True):
-        said = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
-        assert said == " ".join(module._answered[name]).split()
+        marked = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
+        assert marked == " ".join(module._answered[name]).split()
 
 
 def test_each_prompt_is_answered_once(module, monkeypatch):
-    asked = []
+    calls = []
     answer = Generator.answer
-    monkeypatch.setattr(Generator, "answer", lambda self, *given: asked.append(1) or answer(self, *given))
+    monkeypatch.setattr(Generator, "answer", lambda self, *given: calls.append(1) or answer(self, *given))
     module._conversations(BATCH)
     module._conversations(BATCH[::-1])
-    assert len(asked) == 1
-    batch = module.answerer.prepare([["three"]], ["h"])
-    [(alone, *_)] = answer(module.answerer, batch, Full(), 1.0)
+    assert len(calls) == 1
+    batch = module.generator.prepare([["three"]], ["h"])
+    [(alone, *_)] = answer(module.generator, batch, Full(), 1.0)
     assert module._answered["three"][2] == alone
 
 
@@ -176,21 +176,21 @@ def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_withou
     prepared, answers = module._conversations(BATCH)
     whole = prepared.reduce(Full(), Policy(1.0))
     half = (torch.arange(16) % 2).float()
-    every, some = (module._words(whole, answers, weights) for weights in (None, half.repeat(3)))
+    every, some = (module._log_probabilities(whole, answers, weights) for weights in (None, half.repeat(3)))
     categorical = torch.distributions.Categorical
     kl_A = torch.distributions.kl_divergence(categorical(logits=every), categorical(logits=some))
     counts = answers.sum(1).tolist()
     expected = sum(part.mean() for part in kl_A.split(counts)) / len(counts)
     same = (every.argmax(1) == some.argmax(1)).float().mean()
-    [(found, agreement)] = module._compared(BATCH, [lambda _: half])
-    torch.testing.assert_close(found, expected)
+    [(actual, agreement)] = module._compare(BATCH, [lambda _: half])
+    torch.testing.assert_close(actual, expected)
     assert agreement == same
 
 
-def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer):
-    module = taught(answerer, lowest=0.25, highest=0.5)
-    generator = torch.Generator().manual_seed(0)
-    masks = [module._sampled(torch.zeros(16), generator) for _ in range(1000)]
+def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(generator):
+    module = make_training(generator, lowest=0.25, highest=0.5)
+    draws = torch.Generator().manual_seed(0)
+    masks = [module._sample_mask(torch.zeros(16), draws) for _ in range(1000)]
     counts = [int(mask_P.sum()) for mask_P in masks]
     assert set(counts) == {4, 5, 6, 7, 8}
     assert all(150 < counts.count(count) < 250 for count in range(4, 9))
@@ -198,18 +198,18 @@ def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(answerer
 
 def test_answers_without_a_word_teach_nothing(module, monkeypatch):
     monkeypatch.setattr(Generator, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
-    [(divergence, agreement)] = module._compared([("one", ["a"])], [torch.zeros_like])
+    [(divergence, agreement)] = module._compare([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
-def test_attention_without_weights_is_refused(answerer, attention):
-    answerer.model.config.get_text_config()._attn_implementation = attention
-    with pytest.raises(ValueError, match=f"attention: {attention} takes no weights"):
-        taught(answerer)
+def test_attention_without_weights_is_refused(generator, attention):
+    generator.model.config.get_text_config()._attn_implementation = attention
+    with pytest.raises(ValueError, match=f"attention: {attention} takes no additive mask"):
+        make_training(generator)
 
 
-class Asked:
+class TenImages:
     def __len__(self):
         return 10
 
@@ -217,11 +217,11 @@ class Asked:
         return f"image {index}", ["a", "b c"]
 
 
-def fit(answerer, folder, images, **recipe):
-    module = taught(answerer, learning_rate=0.001, warmup=0.0, **recipe)
-    data = AskedData(images, module.recipe.batch_size, validation=0.1, seed=0)
+def fit(generator, folder, images, **recipe):
+    module = make_training(generator, learning_rate=0.001, warmup=0.0, **recipe)
+    data = PromptedImageData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    assert train(module, data, Checkpoints(folder), DummyLogger(), **quiet)
+    assert train_selector(module, data, Checkpoints(folder), DummyLogger(), **quiet)
     return module
 
 
@@ -243,16 +243,16 @@ class OneImage:
 
 @torch.no_grad()
 def divergence(module, scores_P):
-    """Of the answers about the one image from the best quarter of its tokens."""
-    [(found, _)] = module._compared([OneImage()[0]], [lambda _: module._best(scores_P, 0.25)])
-    return found.item()
+    """Divergence of the answers about the one image with the best quarter of its tokens."""
+    [(actual, _)] = module._compare([OneImage()[0]], [lambda _: module._best_mask(scores_P, 0.25)])
+    return actual.item()
 
 
-def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(answerer, tmp_path):
+def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(generator, tmp_path):
     """Among the sets of four tokens, of which a hundred are drawn, one of the better quarter."""
-    answerer.model.requires_grad_(False)
+    generator.model.requires_grad_(False)
     quarter = {"lowest": 0.25, "highest": 0.25}
-    module = fit(answerer, tmp_path, OneImage(), epochs=80, batch_size=1, **quarter)
+    module = fit(generator, tmp_path, OneImage(), epochs=80, batch_size=1, **quarter)
     prepared, _ = module._conversations([OneImage()[0]])
     learned = divergence(module, module.selector.rank(prepared.encoded.features_BND)[0])
     drawn = torch.rand(100, 16, generator=torch.Generator().manual_seed(0))
@@ -262,9 +262,9 @@ def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(answerer, tmp_
     assert len(module.history) == 80
 
 
-def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
-    answerer.model.requires_grad_(False)
-    whole = fit(answerer, tmp_path / "whole", Asked(), epochs=2)
+def test_a_resumed_training_is_the_unbroken_one(generator, tmp_path):
+    generator.model.requires_grad_(False)
+    whole = fit(generator, tmp_path / "whole", TenImages(), epochs=2)
 
     class Stop(lightning.Callback):
         def on_train_epoch_start(self, trainer, module):
@@ -278,8 +278,8 @@ def test_a_resumed_training_is_the_unbroken_one(answerer, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(lightning.Trainer, "__init__", stopped)
-        fit(answerer, tmp_path / "broken", Asked(), epochs=2)
-    resumed = fit(answerer, tmp_path / "broken", Asked(), epochs=2)
+        fit(generator, tmp_path / "broken", TenImages(), epochs=2)
+    resumed = fit(generator, tmp_path / "broken", TenImages(), epochs=2)
     assert resumed.history == whole.history
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
 
@@ -297,7 +297,7 @@ def step(module, monkeypatch):
         monkeypatch.setattr(Distillation, "log", lambda self, name, value, **how: logged.update({name: how}))
         compared = [(torch.zeros(()), torch.zeros(()))]
         monkeypatch.setattr(
-            module, "_compared", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
+            module, "_compare", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
         )
         module.training_step(BATCH, 0)
         return logged, masks[0].tolist()
@@ -316,10 +316,10 @@ def test_what_is_logged_of_a_step_is_of_all_ranks(step):
     assert "train/divergence" in logged
 
 
-def test_fewer_images_than_a_batch_are_refused(answerer, tmp_path):
-    data = AskedData(Asked(), batch_size=10, validation=0.1, seed=0)
+def test_fewer_images_than_a_batch_are_refused(generator, tmp_path):
+    data = PromptedImageData(TenImages(), batch_size=10, validation=0.1, seed=0)
     with pytest.raises(ValueError, match=r"distill\.batch_size: 10 is out of range, allowed: at most 9"):
-        train(taught(answerer), data, Checkpoints(tmp_path), DummyLogger())
+        train_selector(make_training(generator), data, Checkpoints(tmp_path), DummyLogger())
 
 
 def test_a_conversation_is_what_the_template_makes_of_its_turns(processor):

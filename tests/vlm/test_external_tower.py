@@ -13,7 +13,7 @@ from transformers import BitImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 from atr.config import Evaluate, VlmPreset
 from atr.core.hub import checkpoint_digest
 from atr.features.encoder import Encoder, load_image_processor
-from atr.features.preprocess import describe
+from atr.features.preprocess import describe_preprocessing
 from atr.micro.model import build_model, build_model_on_tower, build_processor
 from atr.micro.scoring import generate_answers
 from atr.micro.standardisation import fold_standardisation
@@ -25,7 +25,7 @@ from atr.vlm.compatibility import check_features, check_selector
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
 from atr.vlm.families import encode, family_of
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import Prompts, StoredFeatures, WholeInputs
+from atr.vlm.inputs import FeatureInputs, ImageInputs, Prompts
 
 NAME, LAYER, SIZE = "org/tiny-dino", 2, 84
 """Grids of 6 x 6 tokens, while the tower's own are of 4 x 4."""
@@ -86,7 +86,7 @@ def pictures(count=3):
 
 
 def load(folder, place, dtype=torch.float32):
-    return load_vlm(folder, dtype, locate={NAME: place}.__getitem__)
+    return load_vlm(folder, dtype, resolve_weights={NAME: place}.__getitem__)
 
 
 def test_the_tower_sees_what_the_encoder_does(model, processor, tower):
@@ -157,11 +157,11 @@ def test_a_tower_that_cannot_be_had_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: .*nowhere"):
         load(folder, str(tmp_path / "no" / "nowhere"))
 
-    def locate(name):
+    def resolve_weights(name):
         raise ValueError("tiny==1 cannot be downloaded: no network")
 
     with pytest.raises(ValueError, match=rf"{folder}: its tower {NAME} is not available: tiny==1 cannot be"):
-        load_vlm(folder, torch.float32, locate=locate)
+        load_vlm(folder, torch.float32, resolve_weights=resolve_weights)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ class Store:
     def __init__(self, tower):
         encoder = Encoder.load(tower, LAYER, size=SIZE)
         about = {"layer": LAYER, "grid": [6, 6], "width": 24, "resolved": {"precision": "32-true"}}
-        self.manifest = about | {"preprocess": describe(encoder.image_processor)}
+        self.manifest = about | {"preprocess": describe_preprocessing(encoder.image_processor)}
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(pictures()))
 
@@ -260,8 +260,8 @@ class Pictures:
 @torch.inference_mode()
 def test_stored_features_and_images_are_the_same_input(model, processor, tower):
     asked = ([["0"], ["2"]], ["price", "cat"])
-    stored = StoredFeatures(model, processor, Store(tower), Pictures).prepare(*asked, {"keys_BND"})
-    whole = WholeInputs(model, processor, Pictures()).prepare(*asked, {"keys_BND"})
+    stored = FeatureInputs(model, processor, Store(tower), Pictures).prepare(*asked, {"keys_BND"})
+    whole = ImageInputs(model, processor, Pictures()).prepare(*asked, {"keys_BND"})
     assert Prompts(processor).text("price", 1) == "<image> price "
     assert torch.equal(stored.inputs["input_ids"], whole.inputs["input_ids"])
     assert torch.equal(stored.encoded.features_BND, whole.encoded.features_BND)
@@ -275,8 +275,8 @@ def test_it_answers_from_stored_features_as_from_images(folder, tower):
     for stored in (True, False):
         vlm, settings = VlmPreset("tiny", folder, None, stored), Evaluate(max_new_tokens=4)
         sources = Pictures, lambda: Store(tower)
-        locate = {NAME: tower}.__getitem__
-        answerer = Generator.load(vlm, 32, torch.device("cpu"), *sources, settings, locate)
+        resolve_weights = {NAME: tower}.__getitem__
+        answerer = Generator.load(vlm, 32, torch.device("cpu"), *sources, settings, resolve_weights)
         batch = answerer.prepare([["0"], ["1"]], ["price", "cat"])
         replies.append([answerer.answer(batch, L2Norm(), keep) for keep in (0, 0.25, 1.0)])
         computed = {"precision": "32-true"} if stored else None

@@ -8,17 +8,20 @@ from PIL import Image
 from transformers import BloomConfig, CLIPImageProcessorPil, LlavaImageProcessorPil
 
 import atr.vlm.reduce as reduce_module
-from atr import config
 from atr.config import Evaluate, VlmPreset
+from atr.core import catalog
 from atr.core.fingerprint import fingerprint
 from atr.features.encoder import Encoder
-from atr.features.preprocess import describe
-from atr.reduction import EncoderOutput, FeatureSelector, Full, NoImage, Random, SelectorReducer
+from atr.features.preprocess import describe_preprocessing
+from atr.reduction import EncoderOutput, FeatureSelector, Full, NoImage, SelectorReducer
+from atr.reduction.peers.fastv import FastV
+from atr.reduction.peers.pyramiddrop import PyramidDrop
+from atr.reduction.peers.random import Random
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.families import Tiling, encode, project
 from atr.vlm.generation import Generator
-from atr.vlm.in_llm import FastV, PyramidDrop, drop_inside
-from atr.vlm.inputs import StoredFeatures, WholeInputs
+from atr.vlm.in_llm import prune_layers
+from atr.vlm.inputs import FeatureInputs, ImageInputs
 from atr.vlm.reduce import prepare, reduce
 
 IMAGES = [["docs/0"], ["docs/1"], ["docs/0"], ["signs/0"]]
@@ -40,20 +43,20 @@ class Stored(SimpleNamespace):
 
 
 @pytest.fixture(params=["original", "contiguous"])
-def answerer(request, model, processor):
+def generator(request, model, processor):
     settings = Evaluate(positions=request.param, max_new_tokens=3)
     return Generator(
-        model, processor, StoredFeatures(model, processor, Stored(), lambda: Pictures("llava")), settings
+        model, processor, FeatureInputs(model, processor, Stored(), lambda: Pictures("llava")), settings
     )
 
 
-def asked(*questions, images=1):
+def pose(*questions, images=1):
     return [SimpleNamespace(images=["docs/0"] * images, question=question) for question in questions]
 
 
-def by_reduce(answerer, names, question, reducer, keep, monkeypatch):
+def by_reduce(generator, names, question, reducer, keep, monkeypatch):
     """The library's way: the processor's own input, the tower's features replaced by the stored ones."""
-    model, processor, store = answerer.model, answerer.processor, answerer.source.features
+    model, processor, store = generator.model, generator.processor, generator.source.features
     features = torch.stack([store[store.index(name)] for name in names])
     encoded = EncoderOutput(features.float(), store.grid, projected_BND=project(model, features))
     monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling, needs: encoded)
@@ -64,7 +67,7 @@ def by_reduce(answerer, names, question, reducer, keep, monkeypatch):
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
     picture = torch.zeros(28, 28, 3, dtype=torch.uint8).numpy()
     inputs = processor(text=[text], images=[picture] * len(names), return_tensors="pt")
-    shorter = reduce(model, inputs, reducer, keep, answerer.settings.positions)
+    shorter = reduce(model, inputs, reducer, keep, generator.settings.positions)
     ids = model.generate(**shorter, do_sample=False, max_new_tokens=3)[0, shorter["input_ids"].shape[1] :]
     return processor.decode(ids, skip_special_tokens=True).strip()
 
@@ -78,97 +81,102 @@ class Spread:
 
 
 @pytest.mark.parametrize("keep, tokens", [(0.1, 2), (0.5, 8), (0.9, 14), (1.0, 16)])
-def test_stored_features_answer_as_the_library_does_image_by_image(answerer, monkeypatch, keep, tokens):
-    batch = answerer.prepare(IMAGES, QUESTIONS)
-    answers = answerer.answer(batch, Spread(), keep)
+def test_stored_features_answer_as_the_library_does_image_by_image(generator, monkeypatch, keep, tokens):
+    batch = generator.prepare(IMAGES, QUESTIONS)
+    answers = generator.answer(batch, Spread(), keep)
     alone = [
-        by_reduce(answerer, *pair, Spread(), keep, monkeypatch)
+        by_reduce(generator, *pair, Spread(), keep, monkeypatch)
         for pair in zip(IMAGES, QUESTIONS, strict=True)
     ]
     assert answers == [(answer, tokens, tokens, 16) for answer in alone]
 
 
-def test_several_stored_images_stand_in_the_order_of_the_prompt(answerer, monkeypatch):
+def test_several_stored_images_stand_in_the_order_of_the_prompt(generator, monkeypatch):
     images = [["docs/1", "docs/0"], ["docs/0", "docs/0"]]
-    answers = answerer.answer(answerer.prepare(images, ["a", "b"]), Spread(), 0.5)
+    answers = generator.answer(generator.prepare(images, ["a", "b"]), Spread(), 0.5)
     alone = [
-        by_reduce(answerer, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)
+        by_reduce(generator, *pair, Spread(), 0.5, monkeypatch) for pair in zip(images, "ab", strict=True)
     ]
     assert answers == [(answer, 16, 16, 32) for answer in alone]
 
 
-def test_the_language_model_sees_the_shorter_sequence(answerer, monkeypatch):
-    batch, seen = answerer.prepare(IMAGES, QUESTIONS), []
-    generate = type(answerer.model).generate
+def test_the_language_model_sees_the_shorter_sequence(generator, monkeypatch):
+    batch, seen = generator.prepare(IMAGES, QUESTIONS), []
+    generate = type(generator.model).generate
     monkeypatch.setattr(
-        type(answerer.model),
+        type(generator.model),
         "generate",
         lambda self, **inputs: seen.append(inputs) or generate(self, **inputs),
     )
-    answerer.answer(batch, Random(0), 0.25)
+    generator.answer(batch, Random(0), 0.25)
     [inputs] = seen
     assert inputs["input_ids"].shape == (4, 1 + 4 + 1)
     assert [len(kept) for kept in inputs["mm_encoder_outputs"]["image"].pooler_output] == [4, 4, 4, 4]
-    assert ("position_ids" in inputs) == (answerer.settings.positions == "original")
+    assert ("position_ids" in inputs) == (generator.settings.positions == "original")
 
 
-def test_without_image_the_prompt_has_no_placeholder(answerer, monkeypatch):
-    batch = answerer.prepare(IMAGES, QUESTIONS)
+def test_without_image_the_prompt_has_no_placeholder(generator, monkeypatch):
+    batch = generator.prepare(IMAGES, QUESTIONS)
     assert batch.blind["input_ids"].tolist() == [[1, 5], [1, 6], [1, 7], [1, 5]]
-    texts = answerer.model.generate(batch.blind["input_ids"], do_sample=False, max_new_tokens=3)[:, 2:]
-    expected = answerer.processor.batch_decode(texts, skip_special_tokens=True)
-    assert answerer.answer(batch, NoImage(), 0.0) == [(text.strip(), 0, 0, 16) for text in expected]
+    texts = generator.model.generate(batch.blind["input_ids"], do_sample=False, max_new_tokens=3)[:, 2:]
+    expected = generator.processor.batch_decode(texts, skip_special_tokens=True)
+    assert generator.answer(batch, NoImage(), 0.0) == [(text.strip(), 0, 0, 16) for text in expected]
 
 
-def test_projection_is_shared_and_features_are_read_once_an_image(answerer, monkeypatch):
+def test_projection_is_shared_and_features_are_read_once_an_image(generator, monkeypatch):
     reads, projected, read = [], [], Stored.__getitem__
     monkeypatch.setattr(Stored, "__getitem__", lambda self, i: reads.append(i) or read(self, i))
-    projector = answerer.model.model.multi_modal_projector
+    projector = generator.model.model.multi_modal_projector
     projector.register_forward_hook(lambda module, given, made: projected.append(len(made)))
-    batch = answerer.prepare(IMAGES, QUESTIONS)
+    batch = generator.prepare(IMAGES, QUESTIONS)
     for keep in (0.1, 0.5, 0.9):
-        answerer.answer(batch, Random(0), keep)
+        generator.answer(batch, Random(0), keep)
     assert (reads, projected) == ([0, 1, 2], [3])
 
 
-def test_batches_hold_prompts_of_one_length_and_every_question_once(answerer):
+def test_batches_hold_prompts_of_one_length_and_every_question_once(generator):
     questions = ["a", "a b", "c", "d e f", "g h", "i", "j"]
-    batches = answerer.batches(asked(*questions), size=2)
+    batches = generator.batches(pose(*questions), size=2)
     assert batches == [[0, 2], [5, 6], [1, 4], [3]]
     for batch in batches:
-        made = answerer.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
+        made = generator.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
         assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
-    assert answerer.batches(asked(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
-    mixed = [*asked("a", images=2), *asked("b"), *asked("c", images=0), *asked("d", images=2)]
-    assert answerer.batches(mixed, size=2) == [[2], [1], [0, 3]]
+    assert generator.batches(pose(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
+    mixed = [
+        *pose("a", images=2),
+        *pose("b"),
+        *pose("c", images=0),
+        *pose("d", images=2),
+    ]
+    assert generator.batches(mixed, size=2) == [[2], [1], [0, 3]]
 
 
-def test_an_answer_does_not_depend_on_its_batch(answerer):
+def test_an_answer_does_not_depend_on_its_batch(generator):
     images, questions = IMAGES * 4, QUESTIONS * 4
-    together = answerer.answer(answerer.prepare(images, questions), Random(1), 0.5)
+    together = generator.answer(generator.prepare(images, questions), Random(1), 0.5)
     alone = [
-        answerer.answer(answerer.prepare([image], [question]), Random(1), 0.5)[0]
+        generator.answer(generator.prepare([image], [question]), Random(1), 0.5)[0]
         for image, question in zip(images, questions, strict=True)
     ]
     assert together == alone
 
 
-def test_masks_are_what_is_kept_of_each_image(answerer):
-    masks = answerer.masks(dict.fromkeys(["docs/0", "signs/0"], "a"), Random(2), 0.5)
-    alone = answerer.masks(dict.fromkeys(["signs/0"], "a"), Random(2), 0.5)
+def test_masks_are_what_is_kept_of_each_image(generator):
+    masks = generator.masks(dict.fromkeys(["docs/0", "signs/0"], "a"), Random(2), 0.5)
+    alone = generator.masks(dict.fromkeys(["signs/0"], "a"), Random(2), 0.5)
     assert (masks["grid"], masks["keep"]) == ([4, 4], 0.5)
     assert list(masks["masks"]) == ["docs/0", "signs/0"]
     assert masks["masks"]["signs/0"] == alone["masks"]["signs/0"] == sorted(set(alone["masks"]["signs/0"]))
-    assert answerer.masks(dict.fromkeys(["docs/0"], "a"), Full(), 1.0)["masks"] == {"docs/0": list(range(16))}
-    assert answerer.masks(dict.fromkeys(["docs/0"], "a"), NoImage(), 0.0)["masks"] == {"docs/0": []}
+    assert generator.masks({"docs/0": "a"}, Full(), 1.0)["masks"] == {"docs/0": list(range(16))}
+    assert generator.masks({"docs/0": "a"}, NoImage(), 0.0)["masks"] == {"docs/0": []}
 
 
 @torch.inference_mode()
-def test_what_the_store_lacks_is_the_towers_own_look_at_the_images(answerer):
+def test_what_the_store_lacks_is_the_towers_own_look_at_the_images(generator):
     needs = {"grid", "attention_BN", "keys_BND", "pixels_BCHW", "encode", "projected_BND"}
-    encoded = answerer.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded
-    model, pictures = answerer.model, Pictures("llava")
-    inputs = answerer.processor.image_processor(
+    encoded = generator.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded
+    model, pictures = generator.model, Pictures("llava")
+    inputs = generator.processor.image_processor(
         [pictures.image("docs/1"), pictures.image("docs/0")], return_tensors="pt"
     )
     looked = encode(model, inputs, Tiling((1, 1), (4, 4)), needs)
@@ -180,18 +188,18 @@ def test_what_the_store_lacks_is_the_towers_own_look_at_the_images(answerer):
     assert torch.equal(encoded.projected_BND, project(model, stored))
 
 
-def test_no_image_is_opened_for_what_the_store_has(answerer):
+def test_no_image_is_opened_for_what_the_store_has(generator):
     opened = []
-    source = StoredFeatures(answerer.model, answerer.processor, Stored(), lambda: opened.append(1))
+    source = FeatureInputs(generator.model, generator.processor, Stored(), lambda: opened.append(1))
     source.prepare([["docs/0"]], ["a"], {"grid", "projected_BND", "text_BD"})
     assert not opened
 
 
-def test_a_sequence_that_kept_more_than_asked_is_our_error(answerer, monkeypatch):
-    batch = answerer.prepare(IMAGES, QUESTIONS)
+def test_a_sequence_that_kept_more_than_asked_is_our_error(generator, monkeypatch):
+    batch = generator.prepare(IMAGES, QUESTIONS)
     monkeypatch.setattr("atr.vlm.reduce.shorten", lambda model, inputs, *rest: inputs)
-    with pytest.raises(AssertionError, match="fed is what was kept"):
-        answerer.answer(batch, Random(0), 0.5)
+    with pytest.raises(AssertionError, match="the model is fed the kept tokens"):
+        generator.answer(batch, Random(0), 0.5)
 
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
@@ -220,21 +228,21 @@ TEXTS = ["a", "b c d", "e", "f g"]
 @pytest.fixture
 def make_seeing(model, processor, family):
     def make(interpolation="model", **settings):
-        source = WholeInputs(model, processor, Pictures(family), interpolation)
+        source = ImageInputs(model, processor, Pictures(family), interpolation)
         return Generator(model, processor, source, Evaluate(max_new_tokens=4, **settings))
 
     return make
 
 
-def untouched(answerer, names, question):
+def untouched(generator, names, question):
     """What the model itself answers to its processor's input, and how many visual tokens that has."""
-    model, processor = answerer.model, answerer.processor
+    model, processor = generator.model, generator.processor
     turn = {
         "role": "user",
         "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
     }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    images = [answerer.source.images.image(name) for name in names]
+    images = [generator.source.images.image(name) for name in names]
     nested = [images] if model.config.model_type == "llava_onevision" else images
     inputs = processor(text=[text], images=nested if images else None, return_tensors="pt")
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
@@ -275,10 +283,10 @@ def counts(family, names):
 @QUESTION_IMAGES
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, images, positions):
-    answerer = make_seeing(positions=positions)
-    replies = answerer.answer(answerer.prepare(images, TEXTS), Full(), 1.0)
+    generator = make_seeing(positions=positions)
+    replies = generator.answer(generator.prepare(images, TEXTS), Full(), 1.0)
     for reply, names, text in zip(replies, images, TEXTS, strict=True):
-        answer, fed = untouched(answerer, names, text)
+        answer, fed = untouched(generator, names, text)
         visual = sum(of for of, _ in counts(family, names))
         assert reply == (answer, visual, fed, visual)
         assert fed == visual + sum(newlines for _, newlines in counts(family, names))
@@ -288,11 +296,11 @@ def test_all_tokens_answer_as_the_untouched_model_does(make_seeing, family, imag
 @QUESTION_IMAGES
 @pytest.mark.parametrize("policy", [{}, {"budget": "tile", "newline": "follow"}, {"positions": "contiguous"}])
 def test_a_batch_answers_as_its_questions_alone(make_seeing, family, images, policy):
-    answerer = make_seeing(**policy)
+    generator = make_seeing(**policy)
     for reducer in (Spread(), Random(1), SelectorReducer(selector())):
-        together = answerer.answer(answerer.prepare(images, TEXTS), reducer, 0.3)
+        together = generator.answer(generator.prepare(images, TEXTS), reducer, 0.3)
         alone = [
-            answerer.answer(answerer.prepare([names], [text]), reducer, 0.3)[0]
+            generator.answer(generator.prepare([names], [text]), reducer, 0.3)[0]
             for names, text in zip(images, TEXTS, strict=True)
         ]
         assert together == alone
@@ -316,13 +324,13 @@ def test_an_image_keeps_the_same_random_tokens_alone_and_in_a_batch(make_model, 
         seen.hidden_states = [states + states * len(states) / 128 for states in seen.hidden_states]
 
     model.model.vision_tower.register_forward_hook(nudge)
-    answerer = Generator(
-        model, processor, WholeInputs(model, processor, Pictures(family)), Evaluate(budget=per)
+    generator = Generator(
+        model, processor, ImageInputs(model, processor, Pictures(family)), Evaluate(budget=per)
     )
     names = ["wide", "tall", "small", "large"]
     for seed in range(3):
-        together = answerer.masks(dict.fromkeys(names, "a"), Random(seed), 0.4)["masks"]
-        alone = [answerer.masks({name: "a"}, Random(seed), 0.4)["masks"][name] for name in names]
+        together = generator.masks(dict.fromkeys(names, "a"), Random(seed), 0.4)["masks"]
+        alone = [generator.masks({name: "a"}, Random(seed), 0.4)["masks"][name] for name in names]
         assert list(together.values()) == alone
         assert len(set(map(tuple, alone))) == 4, "each image has a draw of its own"
 
@@ -330,20 +338,19 @@ def test_an_image_keeps_the_same_random_tokens_alone_and_in_a_batch(make_model, 
 @FAMILIES
 def test_every_reducer_serves_the_model_or_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
     selector().save_pretrained(tmp_path)
-    answerer, refused = make_seeing(), []
-    for name in Evaluate(list(config.REDUCERS), list(config.SELECTORS), list(config.DISTILLED)).names:
+    generator, refused = make_seeing(), []
+    for name in catalog.reducers():
         try:
-            reducer = answerer.reducer(name, 0, tmp_path)
+            reducer = generator.reducer(name, 0, tmp_path)
         except ValueError as error:
-            assert re.match(
-                f"reducer {name} cannot serve {family}, .* allowed: full, none, .*mmr", str(error)
-            )
+            assert re.match(f"reducer {name} cannot serve {family}, .* allowed: .*full, .*mmr", str(error))
             refused.append(name)
             continue
         keep = None if name.endswith("_adaptive") else {"full": 1.0, "none": 0.0}.get(name, 0.75)
-        batch = answerer.prepare([["wide"], ["large"]], ["a", "b"], reducer.needs)
-        assert len(answerer.answer(batch, reducer, keep)) == 2
-    assert refused == ([] if family == "llava" else list(config.ONE_TILE))
+        batch = generator.prepare([["wide"], ["large"]], ["a", "b"], reducer.needs)
+        assert len(generator.answer(batch, reducer, keep)) == 2
+    one_tile = [name for name in catalog.reducers() if catalog.reducer_traits(name).one_tile]
+    assert refused == ([] if family == "llava" else one_tile)
 
 
 def selector(layer=None):
@@ -355,46 +362,46 @@ def selector(layer=None):
 
 @FAMILIES
 def test_images_are_encoded_once_for_all_budgets_and_seeds(make_seeing, monkeypatch):
-    answerer, encoded = make_seeing(), []
+    generator, encoded = make_seeing(), []
     encode = reduce_module.encode
     monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given) or encode(*given))
-    batch = answerer.prepare([["wide"], ["tall"]], ["a", "b"])
+    batch = generator.prepare([["wide"], ["tall"]], ["a", "b"])
     for keep, seed in ((0.2, 0), (0.2, 1), (0.7, 0)):
-        answerer.answer(batch, Random(seed), keep)
-    assert (len(encoded), answerer.source.images.reads) == (1, ["wide", "tall"])
+        generator.answer(batch, Random(seed), keep)
+    assert (len(encoded), generator.source.images.reads) == (1, ["wide", "tall"])
 
 
 @FAMILIES
 def test_without_image_every_reducer_is_given_the_question_alone(make_seeing):
-    answerer = make_seeing()
-    batch = answerer.prepare([[], []], ["a", "b c d"])
-    expected = [(untouched(answerer, [], text)[0], 0, 0, 0) for text in ("a", "b c d")]
-    assert answerer.answer(batch, Full(), 1.0) == answerer.answer(batch, Random(0), 0.3) == expected
-    seen = answerer.prepare([["wide"], ["tall"]], ["a", "b c d"])
-    blind = answerer.answer(seen, NoImage(), 0.0)
+    generator = make_seeing()
+    batch = generator.prepare([[], []], ["a", "b c d"])
+    expected = [(untouched(generator, [], text)[0], 0, 0, 0) for text in ("a", "b c d")]
+    assert generator.answer(batch, Full(), 1.0) == generator.answer(batch, Random(0), 0.3) == expected
+    seen = generator.prepare([["wide"], ["tall"]], ["a", "b c d"])
+    blind = generator.answer(seen, NoImage(), 0.0)
     assert [reply[:3] for reply in blind] == [reply[:3] for reply in expected]
 
 
 @pytest.mark.parametrize("family", ["llava_onevision"])
 def test_without_interpolation_there_are_all_tokens_to_choose_from(make_seeing):
-    answerer = make_seeing("off")
-    batch = answerer.prepare([["wide"], ["large"]], ["a", "b"])
-    assert [reply[1:] for reply in answerer.answer(batch, Full(), 1.0)] == [(64, 68, 64), (112, 124, 112)]
-    assert [reply[1:] for reply in answerer.answer(batch, Random(0), 0.5)] == [(32, 36, 64), (56, 68, 112)]
+    generator = make_seeing("off")
+    batch = generator.prepare([["wide"], ["large"]], ["a", "b"])
+    assert [reply[1:] for reply in generator.answer(batch, Full(), 1.0)] == [(64, 68, 64), (112, 124, 112)]
+    assert [reply[1:] for reply in generator.answer(batch, Random(0), 0.5)] == [(32, 36, 64), (56, 68, 112)]
 
 
 @FAMILIES
 def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
-    answerer = make_seeing()
-    masks = answerer.masks(dict.fromkeys(["wide", "small"], "a"), SelectorReducer(selector()), 0.5)
+    generator = make_seeing()
+    masks = generator.masks(dict.fromkeys(["wide", "small"], "a"), SelectorReducer(selector()), 0.5)
     assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], 0.5, ["wide", "small"])
     # The best half over all tiles, counted in the order of the features before they are packed.
-    whole = answerer.source.prepare([["small"]], ["a"])
+    whole = generator.source.prepare([["small"]], ["a"])
     scores_N = selector().rank(whole.encoded.features_BND, (4, 4)).flatten()
     best = scores_N.topk(len(scores_N) // 2).indices
     assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
-    assert answerer.masks(dict.fromkeys(["wide"], "a"), Full(), 1.0)["masks"] == {"wide": list(range(16))}
-    assert answerer.masks(dict.fromkeys(["wide"], "a"), NoImage(), 0.0)["masks"] == {"wide": []}
+    assert generator.masks(dict.fromkeys(["wide"], "a"), Full(), 1.0)["masks"] == {"wide": list(range(16))}
+    assert generator.masks(dict.fromkeys(["wide"], "a"), NoImage(), 0.0)["masks"] == {"wide": []}
 
 
 # Of the model's three layers: a mean over them, and the fraction that each drop leaves to give it.
@@ -406,18 +413,18 @@ BETWEEN_LAYERS = pytest.mark.parametrize(
 
 
 @torch.inference_mode()
-def by_drop_inside(answerer, names, question, inside, keep):
+def by_prune_layers(generator, names, question, inside, keep):
     """The library's way, one question at a time: its answer, what is kept of its images at last, what is fed.
 
     That is the mean over the layers of the columns that they are given in the prefill, less the text.
     """
-    model, processor, settings = answerer.model, answerer.processor, answerer.settings
+    model, processor, settings = generator.model, generator.processor, generator.settings
     turn = {
         "role": "user",
         "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],
     }
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    images = [answerer.source.images.image(name) for name in names]
+    images = [generator.source.images.image(name) for name in names]
     nested = [images] if model.config.model_type == "llava_onevision" else images
     prepared = prepare(model, processor(text=[text], images=nested, return_tensors="pt"))
     layout = settings.positions, settings.budget, settings.newline
@@ -426,14 +433,14 @@ def by_drop_inside(answerer, names, question, inside, keep):
         layer.register_forward_hook(lambda _, given, __: columns.append(given[0].shape[1]))
         for layer in layers
     ]
-    with drop_inside(prepared, inside, keep, *layout) as dropping:
-        ids = model.generate(**dropping.whole, do_sample=False, max_new_tokens=4)
+    with prune_layers(prepared, inside, keep, *layout) as pruning:
+        ids = model.generate(**pruning.inputs, do_sample=False, max_new_tokens=4)
     for hook in hooks:
         hook.remove()
-    answer = processor.decode(ids[0, dropping.whole["input_ids"].shape[1] :], skip_special_tokens=True)
-    written = int((dropping.whole["input_ids"] != model.config.image_token_id).sum())
+    answer = processor.decode(ids[0, pruning.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    written = int((pruning.inputs["input_ids"] != model.config.image_token_id).sum())
     fed = sum(columns[: len(layers)]) / len(layers) - written
-    return answer.strip(), [kept.indices_K.tolist() for kept in dropping.kept[2]], fed
+    return answer.strip(), [kept.indices_K.tolist() for kept in pruning.kept[2]], fed
 
 
 @FAMILIES
@@ -443,12 +450,12 @@ def by_drop_inside(answerer, names, question, inside, keep):
 def test_between_layers_a_budget_is_a_mean_over_them(
     make_seeing, family, images, inside, mean, keep, read, policy
 ):
-    answerer = make_seeing(**policy)
-    replies = answerer.answer(answerer.prepare(images, TEXTS), inside, mean)
+    generator = make_seeing(**policy)
+    replies = generator.answer(generator.prepare(images, TEXTS), inside, mean)
     for reply, names, text in zip(replies, images, TEXTS, strict=True):
         sizes = [of for of, _ in counts(family, names)]
         tokens = sum(int(part * size + 0.5) for size in sizes for part in read) / 3
-        answer, _, fed = by_drop_inside(answerer, names, text, inside, keep)
+        answer, _, fed = by_prune_layers(generator, names, text, inside, keep)
         assert reply[0] == answer and reply[3] == sum(sizes)
         assert abs(reply[1] - tokens) <= 0.5 and abs(reply[2] - fed) <= 0.5 + 1e-9
 
@@ -456,33 +463,33 @@ def test_between_layers_a_budget_is_a_mean_over_them(
 @FAMILIES
 @BETWEEN_LAYERS
 def test_pictures_show_what_the_last_layer_reads(make_seeing, family, inside, mean, keep, read):
-    answerer, asked = make_seeing(), {"wide": "a", "small": "b c d", "tall": "e"}
-    masks = answerer.masks(asked, inside, mean)
-    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(asked))
-    for name, text in asked.items():
-        _, [kept], _ = by_drop_inside(answerer, [name], text, inside, keep)
+    generator, questions = make_seeing(), {"wide": "a", "small": "b c d", "tall": "e"}
+    masks = generator.masks(questions, inside, mean)
+    assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], mean, list(questions))
+    for name, text in questions.items():
+        _, [kept], _ = by_prune_layers(generator, [name], text, inside, keep)
         assert masks["masks"][name] == [index for index in kept if index < 16]
 
 
-def test_budgets_out_of_reach_are_named_before_anything_is_asked(answerer):
+def test_budgets_out_of_reach_are_named_before_anything_is_asked(generator):
     keeps = [0.9, 0.37, 0.38, 0.68, 0.69]
-    assert answerer.reachable("fastv", keeps) == [0.9, 0.69]
-    assert answerer.reachable("pyramiddrop", keeps) == [0.9, 0.38, 0.68, 0.69]
-    assert answerer.reachable("random", keeps) == keeps
-    assert answerer.reducer("pyramiddrop", 0, "unused") == PyramidDrop()
+    assert generator.reachable("fastv", keeps) == [0.9, 0.69]
+    assert generator.reachable("pyramiddrop", keeps) == [0.9, 0.38, 0.68, 0.69]
+    assert generator.reachable("random", keeps) == keeps
+    assert generator.reducer("pyramiddrop", 0, "unused") == PyramidDrop()
     with pytest.raises(ValueError, match=r"keep: 0\.6 .* FastV in 3 layers, allowed: 0\.688 and more"):
-        answerer.reachable("fastv", [0.2, 0.6])
-    batch = answerer.prepare(IMAGES, QUESTIONS)
+        generator.reachable("fastv", [0.2, 0.6])
+    batch = generator.prepare(IMAGES, QUESTIONS)
     with pytest.raises(ValueError, match=r"keep: 0\.3 is out of reach of PyramidDrop"):
-        answerer.answer(batch, PyramidDrop(), 0.3)
+        generator.answer(batch, PyramidDrop(), 0.3)
 
 
 @BETWEEN_LAYERS
-def test_stored_features_are_dropped_between_layers_image_by_image(answerer, inside, mean, keep, read):
+def test_stored_features_are_dropped_between_layers_image_by_image(generator, inside, mean, keep, read):
     """An image that two questions show is ranked for each of them."""
-    together = answerer.answer(answerer.prepare(IMAGES, QUESTIONS), inside, mean)
+    together = generator.answer(generator.prepare(IMAGES, QUESTIONS), inside, mean)
     alone = [
-        answerer.answer(answerer.prepare([names], [text]), inside, mean)[0]
+        generator.answer(generator.prepare([names], [text]), inside, mean)[0]
         for names, text in zip(IMAGES, QUESTIONS, strict=True)
     ]
     assert together == alone
@@ -492,15 +499,20 @@ def test_stored_features_are_dropped_between_layers_image_by_image(answerer, ins
 
 @FAMILIES
 def test_a_placeholder_in_a_question_is_refused(make_seeing):
-    answerer = make_seeing()
+    generator = make_seeing()
     for names in ([], ["wide"]):
         with pytest.raises(ValueError, match=r"placeholder|<image> tokens"):
-            answerer.prepare([names], ["a <image> b"])
+            generator.prepare([names], ["a <image> b"])
 
 
 @FAMILIES
 def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
-    mixed = [*asked("a", "b c d", "e f"), *asked("g", images=2), *asked("h", images=0), *asked("i", images=2)]
+    mixed = [
+        *pose("a", "b c d", "e f"),
+        *pose("g", images=2),
+        *pose("h", images=0),
+        *pose("i", images=2),
+    ]
     assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
 
 
@@ -514,24 +526,24 @@ def checkpoint(model, processor, tmp_path):
 @pytest.mark.parametrize(
     "family, stored, source",
     [
-        ("llava", True, StoredFeatures),
-        ("llava", False, WholeInputs),
-        ("llava_next", True, WholeInputs),
-        ("llava_onevision", True, WholeInputs),
+        ("llava", True, FeatureInputs),
+        ("llava", False, ImageInputs),
+        ("llava_next", True, ImageInputs),
+        ("llava_onevision", True, ImageInputs),
     ],
 )
 def test_only_the_source_that_the_model_needs_is_opened(checkpoint, processor, family, stored, source):
-    described = {"preprocess": describe(processor.image_processor), "resolved": {}}
+    described = {"preprocess": describe_preprocessing(processor.image_processor), "resolved": {}}
     store = Stored(manifest={"layer": -2, "grid": [4, 4], "width": 24, **described})
-    opened = {StoredFeatures: lambda: store, WholeInputs: lambda: Pictures(family)}
+    opened = {FeatureInputs: lambda: store, ImageInputs: lambda: Pictures(family)}
     opened |= {other: lambda: 1 / 0 for other in opened if other is not source}
     vlm = VlmPreset("tiny", checkpoint, None, stored)
-    answerer = Generator.load(
-        vlm, 32, torch.device("cpu"), opened[WholeInputs], opened[StoredFeatures], Evaluate(max_new_tokens=2)
+    generator = Generator.load(
+        vlm, 32, torch.device("cpu"), opened[ImageInputs], opened[FeatureInputs], Evaluate(max_new_tokens=2)
     )
-    assert type(answerer.source) is source
-    answerer.answer(
-        answerer.prepare([["docs/0" if source is StoredFeatures else "wide"]], ["a"]), Full(), 1.0
+    assert type(generator.source) is source
+    generator.answer(
+        generator.prepare([["docs/0" if source is FeatureInputs else "wide"]], ["a"]), Full(), 1.0
     )
 
 
@@ -575,9 +587,9 @@ class Extracted(Stored):
 
     def __init__(self, path):
         encoder = Encoder.load(path, -2)
-        about = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path}
-        about |= {"fingerprint": fingerprint(encoder.tower)}
-        super().__init__(manifest=about | {"resolved": {}, "preprocess": describe(encoder.image_processor)})
+        manifest = {"layer": -2, "grid": [4, 4], "width": 24, "encoder": path, "resolved": {}}
+        manifest["fingerprint"] = fingerprint(encoder.tower)
+        super().__init__(manifest=manifest | {"preprocess": describe_preprocessing(encoder.image_processor)})
         images = [Pictures("llava_next").image(name) for name in self.names]
         with torch.inference_mode():
             self.features = encoder(encoder.preprocess(images))
@@ -595,13 +607,13 @@ def stored(model, processor, tmp_path):
 
 
 def answers_of_full(folder, store):
-    """Of the answerer, and of the model itself on its processor's own inputs; and the answerer's source."""
+    """Of the generator, and of the model itself on its processor's own inputs; and the generator's source."""
     settings, names = Evaluate(max_new_tokens=8), [[name] for name in store.names]
     sources = (lambda: Pictures("llava_next")), (lambda: store)
-    answerer = Generator.load(
+    generator = Generator.load(
         VlmPreset("tiny", str(folder), None), 32, torch.device("cpu"), *sources, settings
     )
-    found = answerer.answer(answerer.prepare(names, ["a b"] * 3), Full(), 1.0)
+    answers = generator.answer(generator.prepare(names, ["a b"] * 3), Full(), 1.0)
     model, processor = load_vlm(str(folder), torch.float32)
     expected = []
     for [name] in names:
@@ -609,7 +621,7 @@ def answers_of_full(folder, store):
         inputs = processor(images=[image], text=["<image> a b"], return_tensors="pt")
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)[:, inputs["input_ids"].shape[1] :]
         expected.append(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
-    return [answer for answer, *_ in found], expected, answerer.source
+    return [answer for answer, *_ in answers], expected, generator.source
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -619,9 +631,9 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
     processor.image_processor = OTHERS[other]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found, expected, source = answers_of_full(tmp_path, stored)
-    assert found == expected and len(set(found)) > 1
-    assert isinstance(source, WholeInputs)
+    answers, expected, source = answers_of_full(tmp_path, stored)
+    assert answers == expected and len(set(answers)) > 1
+    assert isinstance(source, ImageInputs)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
     assert line.startswith(
         f"{tmp_path}: the stored features are not taken: their images and the model's differ in "
@@ -631,9 +643,9 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
 def test_features_of_the_same_images_are_taken(model, processor, stored, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found, expected, source = answers_of_full(tmp_path, stored)
-    assert found == expected and len(set(found)) > 1
-    assert isinstance(source, StoredFeatures)
+    answers, expected, source = answers_of_full(tmp_path, stored)
+    assert answers == expected and len(set(answers)) > 1
+    assert isinstance(source, FeatureInputs)
     assert "stored" not in capsys.readouterr().err
 
 
@@ -641,5 +653,5 @@ def test_a_store_that_says_nothing_of_its_images_is_not_taken(model, processor, 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     stored.manifest["preprocess"] = None
-    assert isinstance(answers_of_full(tmp_path, stored)[2], WholeInputs)
+    assert isinstance(answers_of_full(tmp_path, stored)[2], ImageInputs)
     assert "nothing says how their images were preprocessed" in capsys.readouterr().err

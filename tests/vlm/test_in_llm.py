@@ -2,7 +2,6 @@ import copy
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,18 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import MistralConfig
 
-from atr.vlm.in_llm import (
-    INSIDE,
-    FastV,
-    PyramidDrop,
-    Schedule,
-    Slots,
-    _best,
-    attention_of_last,
-    drop_inside,
-    keep_for,
-    lowest,
-)
+from atr.reduction.layer_schedule import Schedule
+from atr.reduction.peers.fastv import FastV
+from atr.reduction.peers.pyramiddrop import PyramidDrop
+from atr.vlm.in_llm import Slots, _select_best, last_token_attention, prune_layers
 from atr.vlm.reduce import prepare
 
 LAYERS = 5
@@ -40,7 +31,7 @@ DROPS = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Fixed:
-    """Drops as given; `keep` is not asked for."""
+    """Drops as given, whatever `keep` is."""
 
     drops: dict
     own: bool
@@ -80,15 +71,15 @@ def embedded(model, inputs):
     features = model.model.get_image_features(**images).pooler_output
     embeds_1LD[0, columns_P] = torch.cat(list(features))
     newline = getattr(model.model, "image_newline", None)
-    found = []
+    seen = []
     for columns in columns_P.split([len(image) for image in features]):
         is_newline = (
             [bool((embeds_1LD[0, column] == newline).all()) for column in columns]
             if newline is not None
             else [False] * len(columns)
         )
-        found.append([column for column, skip in zip(columns.tolist(), is_newline, strict=True) if not skip])
-    return embeds_1LD, found
+        seen.append([column for column, skip in zip(columns.tolist(), is_newline, strict=True) if not skip])
+    return embeds_1LD, seen
 
 
 def pass_of(model, embeds_1LD, gone, positions):
@@ -130,13 +121,13 @@ def greedy(model, inputs, drops, own, positions, steps):
     """Greedy decoding of a row by hand without a cache; what left in the prefill stays away."""
     gone = chosen(model, inputs, drops, own, positions)
     embeds_1LD, _ = embedded(model, inputs)
-    said = []
+    generated = []
     for _ in range(steps):
         logits, _ = pass_of(model, embeds_1LD, gone, positions)
         logits[SUPPRESSED] = -torch.inf
-        said.append(int(logits.argmax()))
-        embeds_1LD = torch.cat([embeds_1LD, model.get_input_embeddings()(torch.tensor([said[-1:]]))], 1)
-    return said
+        generated.append(int(logits.argmax()))
+        embeds_1LD = torch.cat([embeds_1LD, model.get_input_embeddings()(torch.tensor([generated[-1:]]))], 1)
+    return generated
 
 
 def generate(model, inputs, steps):
@@ -153,11 +144,11 @@ def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
     make_deep, process, attention, positions, drops, own
 ):
     model, exact = make_deep(attention), make_deep("eager")
-    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0, positions) as inside:
-        logits = model(**inside.whole).logits[:, -1]
-        said = generate(model, inside.whole, 4)
+    with prune_layers(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0, positions) as pruning:
+        logits = model(**pruning.inputs).logits[:, -1]
+        generated = generate(model, pruning.inputs, 4)
     rows = [process(prompt) for prompt in RAGGED]
-    assert said == [greedy(exact, row, drops, own, positions, 4) for row in rows]
+    assert generated == [greedy(exact, row, drops, own, positions, 4) for row in rows]
     expected = [
         pass_of(exact, embedded(exact, row)[0], chosen(exact, row, drops, own, positions), positions)[0]
         for row in rows
@@ -170,9 +161,9 @@ def test_answers_are_those_of_decoding_by_hand_with_the_dropped_tokens_hidden(
 @torch.no_grad()
 def test_the_tokens_kept_of_each_image_are_reported(make_deep, process, drops, own):
     model = make_deep("eager")
-    with drop_inside(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0) as inside:
-        model(**inside.whole)
-    reports = {layer: iter(kept) for layer, kept in inside.kept.items()}
+    with prune_layers(prepare(model, process(*RAGGED)), Fixed(drops, own), 1.0) as pruning:
+        model(**pruning.inputs)
+    reports = {layer: iter(kept) for layer, kept in pruning.kept.items()}
     for prompt in RAGGED:
         row = process(prompt)
         gone = chosen(model, row, drops, own, "original")
@@ -203,10 +194,10 @@ def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
 ):
     model, inputs = make_deep(attention, dtype), process(*prompts)
     untouched = model(**inputs).logits, generate(model, inputs, 3)
-    for name in INSIDE:
-        with drop_inside(prepare(model, inputs), INSIDE[name](), 1.0, positions) as inside:
-            assert torch.equal(model(**inside.whole).logits, untouched[0])
-            assert generate(model, inside.whole, 3) == untouched[1]
+    for reducer in (FastV(), PyramidDrop()):
+        with prune_layers(prepare(model, inputs), reducer, 1.0, positions) as pruning:
+            assert torch.equal(model(**pruning.inputs).logits, untouched[0])
+            assert generate(model, pruning.inputs, 3) == untouched[1]
 
 
 @FAMILIES
@@ -215,16 +206,16 @@ def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
     """Time and memory are saved, in prefill and in decoding, and the mean counts what the layers read."""
     inputs = process(*SINGLE)
     full = inputs["input_ids"].shape[1]
-    with drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5) as inside:
-        out = deep(**inside.whole, output_hidden_states=True, use_cache=True)
+    with prune_layers(prepare(deep, inputs), PyramidDrop(), 0.5) as pruning:
+        out = deep(**pruning.inputs, output_hidden_states=True, use_cache=True)
         step = deep(
             input_ids=torch.tensor([[5]]), past_key_values=out.past_key_values, output_hidden_states=True
         )
-    ((size, newlines),) = {(kept[0].of, kept[0].newlines) for kept in inside.kept.values()}
+    ((size, newlines),) = {(kept[0].of, kept[0].newlines) for kept in pruning.kept.values()}
     text = full - size - newlines
     read = [layer.keys.shape[-2] - 1 - text - newlines for layer in step.past_key_values.layers]
     assert read == [size, round(size / 2 + 0.1), *[round(size / 4 + 0.1)] * 1, *[round(size / 8 + 0.1)] * 2]
-    assert [sum(read) / LAYERS] == inside.tokens
+    assert [sum(read) / LAYERS] == pruning.tokens
     # What the hooks give a layer is not what the layer before returned: these are the outputs.
     outputs = [hidden.shape[1] - text - newlines for hidden in out.hidden_states[1:]]
     assert outputs == read
@@ -236,9 +227,9 @@ def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, proc
     seen = []
     for layer in deep.model.language_model.layers:
         layer.mlp.register_forward_hook(lambda module, given, made: seen.append(made.shape[:2]))
-    with drop_inside(prepare(deep, process(*RAGGED)), FastV(), 0.25) as inside:
-        deep(**inside.whole)
-    length = inside.whole["input_ids"].shape[1]
+    with prune_layers(prepare(deep, process(*RAGGED)), FastV(), 0.25) as pruning:
+        deep(**pruning.inputs)
+    length = pruning.inputs["input_ids"].shape[1]
     longest = max(7 + 8, 4 + 2)  # the text of a row, and 4 of 16 tokens of each of its images
     assert seen == [(4, length)] * 2 + [(4, longest)] * 3
 
@@ -247,18 +238,18 @@ def test_tiles_share_a_later_budget_by_the_tokens_they_have_left():
     scores = torch.full((8,), -torch.inf)
     scores[torch.tensor([2, 4, 5, 6, 7])] = torch.tensor([0.1, 0.2, 0.9, 0.3, 0.4])
     parts = list(torch.arange(8).split(4))
-    assert _best(scores, parts, 3).tolist() == [2, 5, 7]
+    assert _select_best(scores, parts, 3).tolist() == [2, 5, 7]
 
 
 @torch.no_grad()
 def test_contiguous_positions_count_from_the_first_token_that_is_left(deep, process):
     """Rotations compare by difference alone, so that no answer shows where the numbers begin."""
     given, language_model = {}, deep.model.language_model
-    with drop_inside(prepare(deep, process(*SINGLE)), FastV(), 0.25, "contiguous") as inside:
+    with prune_layers(prepare(deep, process(*SINGLE)), FastV(), 0.25, "contiguous") as pruning:
         language_model.layers[3].register_forward_pre_hook(
             lambda module, args, kwargs: given.update(kwargs, hidden=args[0]), with_kwargs=True
         )
-        deep(**inside.whole)
+        deep(**pruning.inputs)
     left = torch.arange(3 + 4)[None]  # the text, and 4 of 16 tokens
     for ours, expected in zip(
         given["position_embeddings"], language_model.rotary_emb(given["hidden"], left), strict=True
@@ -279,9 +270,9 @@ def test_the_model_is_afterwards_as_it_was(deep, process):
     inputs = process(*RAGGED)
     untouched = deep(**inputs).logits  # transformers notes things at a module when it is first used
     before = snapshot()
-    with drop_inside(prepare(deep, inputs), FastV(), 0.25) as inside:
-        generate(deep, inside.whole, 2)
-    with pytest.raises(KeyError), drop_inside(prepare(deep, inputs), PyramidDrop(), 0.5):
+    with prune_layers(prepare(deep, inputs), FastV(), 0.25) as pruning:
+        generate(deep, pruning.inputs, 2)
+    with pytest.raises(KeyError), prune_layers(prepare(deep, inputs), PyramidDrop(), 0.5):
         raise KeyError
     after = snapshot()
     assert after[:2] == before[:2]
@@ -299,7 +290,7 @@ def test_attention_of_the_last_token_is_that_of_the_eager_layer(make_deep, proce
     )
     inputs = process("<image> a b", "<image> c d e f")
     weights_BHLL = model(**inputs, output_attentions=True).attentions[2]
-    scores_BL = attention_of_last(
+    scores_BL = last_token_attention(
         layer, given["hidden"], given["position_embeddings"], inputs["attention_mask"].bool()
     )
     torch.testing.assert_close(scores_BL, weights_BHLL[:, :, -1].mean(1))
@@ -311,30 +302,30 @@ def test_attention_that_is_not_finite_ranks_nothing_and_is_named(make_deep, proc
     model.model.language_model.layers[1].self_attn.q_proj.weight.data.fill_(torch.nan)
     message = r"^layer 1: attention of images \[0, 1\] of 2 holds NaN or infinity"
     with (
-        drop_inside(prepare(model, process("<image> a", "<image> b")), FastV(), 0.3) as inside,
+        prune_layers(prepare(model, process("<image> a", "<image> b")), FastV(), 0.3) as pruning,
         pytest.raises(ValueError, match=message),
     ):
-        model(**inside.whole)
+        model(**pruning.inputs)
 
 
 @torch.no_grad()
 def test_mistral_is_read_as_well(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
-    with drop_inside(prepare(model, process(*RAGGED)), FastV(), 0.3) as inside:
-        said = generate(model, inside.whole, 3)
+    with prune_layers(prepare(model, process(*RAGGED)), FastV(), 0.3) as pruning:
+        generated = generate(model, pruning.inputs, 3)
     rows = [process(prompt) for prompt in RAGGED]
-    assert said == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
+    assert generated == [greedy(exact, row, {2: 0.3}, False, "original", 3) for row in rows]
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 @torch.no_grad()
 def test_tiles_share_by_what_each_has_left_and_newlines_follow_their_rows(deep, process):
     prepared = prepare(deep, process(*RAGGED))
-    with drop_inside(prepared, PyramidDrop(), 0.4, budget="tile", newline="follow") as inside:
-        deep(**inside.whole)
+    with prune_layers(prepared, PyramidDrop(), 0.4, budget="tile", newline="follow") as pruning:
+        deep(**pruning.inputs)
     left = prepared.layout.groups("tile")
-    for kept_of_images in inside.kept.values():
+    for kept_of_images in pruning.kept.values():
         stay = prepared.layout.with_newlines(
             [
                 kept.indices_K[prepared.layout.tile_of[image][kept.indices_K] >= 0]
@@ -360,9 +351,9 @@ def test_an_image_that_is_shown_twice_is_ranked_in_each_place(deep, process):
     shared = replace(twice, layout=once.layout, encoded=once.encoded, tokens=once.tokens, image_of=[0, 0])
     results = []
     for prepared in (twice, shared):
-        with drop_inside(prepared, FastV(), 0.3) as inside:
-            logits = deep(**inside.whole).logits
-        results.append((logits, [kept.indices_K.tolist() for kept in inside.kept[2]]))
+        with prune_layers(prepared, FastV(), 0.3) as pruning:
+            logits = deep(**pruning.inputs).logits
+        results.append((logits, [kept.indices_K.tolist() for kept in pruning.kept[2]]))
     torch.testing.assert_close(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
     assert results[0][1][0] != results[0][1][1]
@@ -385,106 +376,33 @@ def test_narrowing_keeps_the_columns_that_stay_in_order(stay, data):
             assert len(set(column_S.tolist())) == len(column_S)
 
 
-@given(st.integers(4, 48), st.floats(0, 1), st.integers(1, 3000))
-def test_the_mean_of_a_schedule_is_that_of_what_its_layers_read(depth, keep, size):
-    for schedule in (FastV(3).schedule(depth, keep), PyramidDrop().schedule(depth, keep)):
-        counts = [schedule.count(layer, size) for layer in range(depth)]
-        assert counts == sorted(counts, reverse=True)
-        assert schedule.mean(size) == pytest.approx(sum(counts) / depth)
-    assert counts[: depth // 4] == [size] * (depth // 4)
-
-
-def test_schedules_are_those_of_the_papers():
-    """FastV keeps half after layer 2; PyramidDrop 50, 25 and 12.5 % after 8, 16 and 24 of 32 layers."""
-    half, pyramid = FastV().schedule(32, 0.5), PyramidDrop().schedule(32, 0.5)
-    assert half == Schedule(32, {2: 0.5}, own=False)
-    assert pyramid == Schedule(32, {8: 0.5, 16: 0.25, 24: 0.125}, own=True)
-    assert half.mean(576) == (2 * 576 + 30 * 288) / 32
-    assert pyramid.mean(576) == (576 + 288 + 144 + 72) / 4
-
-
-def test_of_fewer_layers_than_stages_each_is_one():
-    assert PyramidDrop().schedule(3, 0.5) == Schedule(3, {1: 0.5, 2: 0.25}, own=True)
-    assert PyramidDrop().schedule(2, 0.5) == Schedule(2, {1: 0.5}, own=True)
-
-
-@given(st.integers(1, 8), st.integers(1, 40), st.floats(0, 1))
-def test_what_fastv_keeps_for_a_mean_is_its_closed_form(layer, more, mean):
-    layers, size = layer + more, 10**9
-    keep = keep_for(FastV(layer), mean, layers, size)
-    if keep is None:
-        assert mean < (layer + more / size) / layers + 1e-12
-    else:
-        assert keep == pytest.approx((mean * layers - layer) / more, abs=1e-7)
-
-
-@given(st.integers(2, 48), st.integers(2, 3000), st.floats(0, 1))
-def test_what_is_kept_for_a_mean_gives_that_mean_or_is_out_of_reach(layers, size, mean):
-    for reducer in (FastV(1), PyramidDrop()):
-        keep = keep_for(reducer, mean, layers, size)
-        whole = min(reducer.schedule(layers, 0.5).drops)  # layers that read every token; the others read one
-        assert lowest(reducer, layers, size) == pytest.approx((whole + (layers - whole) / size) / layers)
-        assert (keep is None) == (mean < lowest(reducer, layers, size))
-        # Counts are whole: one is half a token off, and a single token up to a whole one.
-        if keep is not None:
-            assert abs(reducer.schedule(layers, keep).mean(size) - mean * size) < 1
-            assert 0 < keep <= 1
-
-
-def test_a_mean_is_reached_from_one_token_up():
-    """Of 16 tokens in three layers: FastV reads 16, 16 and 1 at least, PyramidDrop 16, 1 and 1."""
-    for reducer, least in ((FastV(), 33 / 48), (PyramidDrop(), 18 / 48)):
-        assert keep_for(reducer, least - 1e-6, 3, 16) is None
-        reached = reducer.schedule(3, keep_for(reducer, least + 1e-6, 3, 16)).mean(16)
-        assert 16 * least <= reached < 16 * least + 0.5
-        assert keep_for(reducer, 1.0, 3, 16) == 1.0
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: Schedule(5, {}, own=True), "drops: there is none"),
-        (lambda: Schedule(5, {0: 0.5}, own=True), "layer: 0 is out of range, allowed: 1 <= layer < 5"),
-        (lambda: Schedule(5, {5: 0.5}, own=False), "layer: 5 is out of range"),
-        (lambda: Schedule(5, {1: 1.5}, own=False), r"keep: 1\.5 is out of range, allowed: 0 <= keep <= 1"),
-        (lambda: Schedule(5, {1: np.int64(1)}, own=False), r"keep: 1 is .*, a fraction and no count"),
-        (lambda: Schedule(5, {1: float("nan")}, own=False), r"keep: nan is out of range"),
-        (lambda: Schedule(5, {3: 0.5, 1: 0.2}, own=False), r"keep: 0\.5 is .* allowed: 0 <= keep <= 0\.2"),
-        (lambda: Schedule(5, {1: math.nan}, own=False), "keep: nan is out of range"),
-    ],
-)
-def test_a_schedule_that_cannot_be_is_refused_by_name(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 @torch.no_grad()
-def test_what_cannot_be_shortened_inside_is_refused_by_name(make_deep, deep, process):
+def test_unsupported_models_and_calls_are_refused_by_name(make_deep, deep, process):
     inputs = process(*SINGLE)
     prepared, shallow = prepare(deep, inputs), make_deep(num_hidden_layers=1)
     with (
         pytest.raises(ValueError, match="language model: 1 layer, allowed: two or more"),
-        drop_inside(prepare(shallow, inputs), PyramidDrop(), 0.5),
+        prune_layers(prepare(shallow, inputs), PyramidDrop(), 0.5),
     ):
         pass
     windowed = make_deep(kind=MistralConfig, sliding_window=8)
     with (
         pytest.raises(ValueError, match="language model: sliding_window 8 is not supported, allowed: None"),
-        drop_inside(prepare(windowed, inputs), FastV(), 0.5),
+        prune_layers(prepare(windowed, inputs), FastV(), 0.5),
     ):
         pass
     with (
         pytest.raises(ValueError, match="newline: 'drop' is unknown"),
-        drop_inside(prepared, FastV(), 0.5, newline="drop"),
+        prune_layers(prepared, FastV(), 0.5, newline="drop"),
     ):
         pass
-    with drop_inside(prepared, FastV(), 0.5) as inside:
+    with prune_layers(prepared, FastV(), 0.5) as pruning:
         for call, message in {
-            lambda: deep(**process("<image> a b c")): r"\(1, 20\) are fed, allowed: \(1, 19\)",
-            lambda: generate(deep, {**inside.whole, "use_cache": False}, 2): r"\(1, 20\) are fed",
-            lambda: deep.generate(**inside.whole, num_beams=2, max_new_tokens=2): r"\(2, 19\) .*no beams",
+            lambda: deep(**process("<image> a b c")): r"\(1, 20\) is not allowed, allowed: \(1, 19\)",
+            lambda: generate(deep, {**pruning.inputs, "use_cache": False}, 2): r"\(1, 20\) is not allowed",
+            lambda: deep.generate(**pruning.inputs, num_beams=2, max_new_tokens=2): r"\(2, 19\) .*no beams",
             lambda: deep.generate(
-                **inside.whole, cache_implementation="static", max_new_tokens=2
+                **pruning.inputs, cache_implementation="static", max_new_tokens=2
             ): "StaticCache is not allowed",
         }.items():
             with pytest.raises(ValueError, match=message):

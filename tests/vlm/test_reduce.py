@@ -17,7 +17,7 @@ from atr.integrations.lmms_eval.arguments import Arguments
 from atr.reduction import FeatureSelector, Full, SelectorReducer
 from atr.reduction.peers.random import Random
 from atr.vlm import policy
-from atr.vlm.in_llm import drop_inside
+from atr.vlm.in_llm import prune_layers
 from atr.vlm.policy import Policy
 from atr.vlm.reduce import prepare, reduce, shorten
 
@@ -521,7 +521,7 @@ def test_original_positions_are_refused_under_flash_attention(model, process):
 
 def test_original_positions_are_the_one_default(model, process):
     """Those that the pipeline evaluates under, wherever positions can be left out."""
-    functions = (reduce, shorten, drop_inside, Policy, Arguments, Evaluate)
+    functions = (reduce, shorten, prune_layers, Policy, Arguments, Evaluate)
     assert (
         {signature(each).parameters["positions"].default for each in functions}
         == {policy.POSITIONS}

@@ -6,14 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.config import GROUPS, Evaluate
+from atr.config import Evaluate
+from atr.core import catalog
 from atr.core.bootstrap import interval, resampled
-from atr.datasets import Question
+from atr.core.records import Question
 from atr.reduction.peers.l2_norm import L2Norm
 from atr.reduction.registry import build_reducer
 from atr.vlm import robustness
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import WholeInputs
+from atr.vlm.inputs import ImageInputs
 from atr.vlm.robustness import Observation, RobustnessSettings, change, first_of_each, overlaps
 from atr.vlm.variants import VARIANTS, Variant
 
@@ -38,8 +39,16 @@ def small(name):
 
 def question(name, **changes):
     benchmark, _, number = name.partition("/")
-    about = {"question": "a b c"[: 1 + 2 * int(number)], "answers": ["x"], "images": [name]}
-    return Question(**{"id": name, "benchmark": benchmark, "group": GROUPS[benchmark], **about, **changes})
+    fields = {"question": "a b c"[: 1 + 2 * int(number)], "answers": ["x"], "images": [name]}
+    return Question(
+        **{
+            "id": name,
+            "benchmark": benchmark,
+            "group": catalog.benchmark_group(benchmark),
+            **fields,
+            **changes,
+        }
+    )
 
 
 @dataclass
@@ -53,32 +62,35 @@ class Place:
 
 
 @pytest.fixture
-def answerer(model, processor):
-    source = WholeInputs(model, processor, SimpleNamespace(image=small))
+def generator(model, processor):
+    source = ImageInputs(model, processor, SimpleNamespace(image=small))
     return Generator(model, processor, source, Evaluate(positions="original", max_new_tokens=2))
 
 
 @pytest.fixture
-def measure(answerer, model, processor):
+def measure(generator, model, processor):
     def measure(
         reducers, names, score=lambda question, prediction: float(len(prediction) % 2), with_full=True
     ):
         photographs = Generator(
-            model, processor, WholeInputs(model, processor, SimpleNamespace(image=picture)), answerer.settings
+            model,
+            processor,
+            ImageInputs(model, processor, SimpleNamespace(image=picture)),
+            generator.settings,
         )
         variants = {name: VARIANTS[name] for name in names}
-        asked = [question(name) for name in NAMES]
+        questions = [question(name) for name in NAMES]
         return robustness.robustness(
-            answerer, reducers, asked, score, photographs, ["p/1", "p/2"], SETTINGS, with_full, variants
+            generator, reducers, questions, score, photographs, ["p/1", "p/2"], SETTINGS, with_full, variants
         )
 
     return measure
 
 
 def test_a_deployment_that_changes_nothing_keeps_the_same_tokens_and_answers(measure):
-    found = measure({"place": Place()}, ["batch of one", "resize by torch bicubic no antialias"])
-    assert (found["keep"], found["questions"], found["photographs"]) == ([0.25, 0.5], 6, 2)
-    one, resized = found["variants"]
+    results = measure({"place": Place()}, ["batch of one", "resize by torch bicubic no antialias"])
+    assert (results["keep"], results["questions"], results["photographs"]) == ([0.25, 0.5], 6, 2)
+    one, resized = results["variants"]
     for line in (one["reducers"]["place"], resized["reducers"]["place"]):
         assert line["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
         assert line["change"] == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 2
@@ -90,40 +102,40 @@ def test_a_deployment_that_changes_nothing_keeps_the_same_tokens_and_answers(mea
 
 
 def test_what_is_kept_is_compared_with_the_reference_image_by_image(measure):
-    found = measure({"place": Place(), "l2_norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
-    jpeg, positions = found["variants"]
+    results = measure({"place": Place(), "l2_norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
+    jpeg, positions = results["variants"]
     for name in ("place", "l2_norm"):
         assert all(0 < each["lowest"] <= each["mean"] < 1 for each in jpeg["reducers"][name]["iou"])
         assert positions["reducers"][name]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
     assert not jpeg["no_pixel_changed"] and jpeg["name"] == "JPEG 50"
     again = measure({"place": Place(), "l2_norm": L2Norm()}, ["JPEG 50", "contiguous positions"])
-    assert json.dumps(found) == json.dumps(again)
+    assert json.dumps(results) == json.dumps(again)
 
 
-def test_the_score_is_that_of_the_answers_in_the_deployment(measure, answerer, monkeypatch):
-    """A model that says which positions it was told: its score is then known."""
-    told = []
+def test_the_score_is_that_of_the_answers_in_the_deployment(measure, generator, monkeypatch):
+    """The fake model answers with its positions, so that the score is known."""
+    used = []
 
     def generate(self, inputs):
-        told.append(self.settings.positions)
+        used.append(self.settings.positions)
         return [self.settings.positions] * len(inputs["input_ids"])
 
     monkeypatch.setattr(Generator, "_generate", generate)
-    found = measure(
+    results = measure(
         {"place": Place()},
         ["contiguous positions"],
         lambda question, prediction: float(prediction == "original"),
     )
-    assert (found["full"], found["reference"]) == (1.0, {"place": [1.0, 1.0]})
-    (positions,) = found["variants"]
+    assert (results["full"], results["reference"]) == (1.0, {"place": [1.0, 1.0]})
+    (positions,) = results["variants"]
     assert positions["full"] == {"mean": -1.0, "low": -1.0, "high": -1.0}
     assert positions["reducers"]["place"]["change"] == [positions["full"]] * 2
-    assert set(told) == {"original", "contiguous"}
+    assert set(used) == {"original", "contiguous"}
 
 
 def test_a_reducer_that_reads_the_question_is_given_it(measure):
-    found = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
-    assert found["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
+    results = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
+    assert results["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
 
 
 def test_images_cut_into_another_number_of_tokens_are_not_compared():
@@ -140,27 +152,27 @@ def test_images_cut_into_another_number_of_tokens_are_not_compared():
 
 
 def test_a_change_weighs_benchmarks_alike_and_units_by_their_lowest_score():
-    asked = [question("docs/0"), question("docs/1"), question("docs/2", id="docs/2#0", unit="two")]
-    asked += [question("docs/2", id="docs/2#1", unit="two"), question("shapes/0")]
-    own = dict.fromkeys((each.id for each in asked), 1.0)
+    questions = [question("docs/0"), question("docs/1"), question("docs/2", id="docs/2#0", unit="two")]
+    questions += [question("docs/2", id="docs/2#1", unit="two"), question("shapes/0")]
+    own = dict.fromkeys((each.id for each in questions), 1.0)
     scores = own | {"docs/0": 0.0, "docs/2#1": 0.5}
-    found = change(scores, own, asked, SETTINGS)
-    assert found["mean"] == pytest.approx((-(1 + 0 + 0.5) / 3 + 0) / 2)
+    results = change(scores, own, questions, SETTINGS)
+    assert results["mean"] == pytest.approx((-(1 + 0 + 0.5) / 3 + 0) / 2)
     drawn = resampled(torch.tensor([-1, 0, -0.5]).double().numpy(), "docs", 200, 3)
-    assert (found["low"], found["high"]) == pytest.approx(interval(drawn / 2))
-    assert robustness.mean_score(scores, asked) == pytest.approx((1.5 / 3 + 1) / 2)
+    assert (results["low"], results["high"]) == pytest.approx(interval(drawn / 2))
+    assert robustness.mean_score(scores, questions) == pytest.approx((1.5 / 3 + 1) / 2)
 
 
 def test_the_first_units_with_images_are_asked():
-    asked = [question(name) for name in NAMES]
-    asked[0] = question(NAMES[0], unreadable="cut off", images=[])
-    asked[3] = question(NAMES[3], unit="turns")
-    asked[5] = question(NAMES[5], unit="turns")
-    chosen = first_of_each(asked, 1)
+    questions = [question(name) for name in NAMES]
+    questions[0] = question(NAMES[0], unreadable="cut off", images=[])
+    questions[3] = question(NAMES[3], unit="turns")
+    questions[5] = question(NAMES[5], unit="turns")
+    chosen = first_of_each(questions, 1)
     assert [each.id for each in chosen] == ["docs/1", "shapes/0", "shapes/2"]
-    assert len(first_of_each(asked, 9)) == 5
+    assert len(first_of_each(questions, 9)) == 5
     with pytest.raises(ValueError, match="no question has an image"):
-        first_of_each(asked[:1], 2)
+        first_of_each(questions[:1], 2)
 
 
 def test_without_full_a_reducer_is_compared_alone_and_full_without_a_reducer(measure):
@@ -177,8 +189,8 @@ def test_without_full_a_reducer_is_compared_alone_and_full_without_a_reducer(mea
 
 @pytest.mark.parametrize("family", ["llava_next"])
 def test_models_that_cut_images_are_compared_where_the_tiles_are_the_same(measure):
-    found = measure({"l2_norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
-    jpeg, half, bfloat16 = (each["reducers"]["l2_norm"] for each in found["variants"])
+    results = measure({"l2_norm": L2Norm()}, ["JPEG 75", "source at half size", "bfloat16 weights"])
+    jpeg, half, bfloat16 = (each["reducers"]["l2_norm"] for each in results["variants"])
     for line in (jpeg, bfloat16):
         assert all(0 < overlap["lowest"] <= overlap["mean"] <= 1 for overlap in line["photographs"])
     assert half["photographs"] == [None, None], "at half size they are cut into fewer tiles"

@@ -8,8 +8,8 @@ from PIL import Image
 
 from atr.config import Evaluate
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import WholeInputs
-from atr.vlm.variants import BLOCK, VARIANTS, Variant, deployed, q4_0, q8_0
+from atr.vlm.inputs import ImageInputs
+from atr.vlm.variants import BLOCK, VARIANTS, Variant, deploy, q4_0, q8_0
 
 
 @pytest.fixture
@@ -21,51 +21,51 @@ def photograph():
 
 
 @pytest.fixture
-def answerer(model, processor, photograph):
-    source = WholeInputs(model, processor, SimpleNamespace(image=lambda name: photograph))
+def generator(model, processor, photograph):
+    source = ImageInputs(model, processor, SimpleNamespace(image=lambda name: photograph))
     return Generator(model, processor, source, Evaluate(positions="original"))
 
 
 @torch.no_grad()
-def seen(answerer, variant, needs=()):
+def seen(generator, variant, needs=()):
     """What reducers are given in a deployment."""
-    with deployed(answerer, variant) as changed:
+    with deploy(generator, variant) as changed:
         return changed.prepare([["p"]], ["a b c"], needs).whole.encoded
 
 
 @torch.no_grad()
-def change(answerer, variant, field="features_BND"):
+def change(generator, variant, field="features_BND"):
     """Relative change of what is encoded."""
-    own, other = (getattr(seen(answerer, each, [field]), field).float() for each in (Variant(), variant))
+    own, other = (getattr(seen(generator, each, [field]), field).float() for each in (Variant(), variant))
     return float((own - other).norm() / own.norm())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_changes_what_it_is_about_and_leaves_the_model_as_it_was(answerer, name):
-    variant, own = VARIANTS[name], answerer.model.model.vision_tower
+def test_every_variant_changes_what_it_is_about_and_leaves_the_model_as_it_was(generator, name):
+    variant, own = VARIANTS[name], generator.model.model.vision_tower
     before = copy.deepcopy(own.state_dict())
-    pixels = change(answerer, variant, "pixels_BCHW") if variant.tower is None else 0.0
+    pixels = change(generator, variant, "pixels_BCHW") if variant.tower is None else 0.0
     assert (pixels > 0) == variant.is_of_images
-    features = change(answerer, variant)
+    features = change(generator, variant)
     assert features < 0.5
     if name in ("batch of one", "contiguous positions") or name.startswith("linear weights"):
         assert features == 0  # no layer of a tower that is 24 wide divides into blocks
     elif name != "eager attention":
         assert features > 1e-5
-    assert answerer.model.model.vision_tower is own
+    assert generator.model.model.vision_tower is own
     assert all(torch.equal(value, before[key]) for key, value in own.state_dict().items())
     assert own.config._attn_implementation == "sdpa" and not own._forward_hooks
-    assert "resize" not in vars(answerer.processor.image_processor)
+    assert "resize" not in vars(generator.processor.image_processor)
 
 
-def test_the_tower_is_put_back_after_an_error(answerer):
-    own = answerer.model.model.vision_tower
-    with pytest.raises(ZeroDivisionError), deployed(answerer, VARIANTS["bfloat16 weights"]):
+def test_the_tower_is_put_back_after_an_error(generator):
+    own = generator.model.model.vision_tower
+    with pytest.raises(ZeroDivisionError), deploy(generator, VARIANTS["bfloat16 weights"]):
         _ = 1 / 0
-    assert answerer.model.model.vision_tower is own
+    assert generator.model.model.vision_tower is own
 
 
-def test_features_come_in_the_precision_that_is_named(answerer):
+def test_features_come_in_the_precision_that_is_named(generator):
     types = {
         "bfloat16 weights": torch.bfloat16,
         "float16 weights": torch.float16,
@@ -73,38 +73,38 @@ def test_features_come_in_the_precision_that_is_named(answerer):
         "eager attention": torch.float32,
     }
     for name, dtype in types.items():
-        encoded = seen(answerer, VARIANTS[name])
+        encoded = seen(generator, VARIANTS[name])
         assert encoded.features_BND.dtype == dtype, name
         assert encoded.projected_BND.dtype == torch.float32, "the language model keeps its own"
-    stored = seen(answerer, VARIANTS["features stored in bfloat16"]).features_BND
-    assert torch.equal(stored, seen(answerer, Variant()).features_BND.bfloat16())
+    stored = seen(generator, VARIANTS["features stored in bfloat16"]).features_BND
+    assert torch.equal(stored, seen(generator, Variant()).features_BND.bfloat16())
 
 
-def test_the_kernel_batch_and_positions_are_those_named(answerer):
-    with deployed(answerer, VARIANTS["eager attention"]) as changed:
+def test_the_kernel_batch_and_positions_are_those_named(generator):
+    with deploy(generator, VARIANTS["eager attention"]) as changed:
         assert changed.model.model.vision_tower.config._attn_implementation == "eager"
-    with deployed(answerer, VARIANTS["contiguous positions"]) as changed:
+    with deploy(generator, VARIANTS["contiguous positions"]) as changed:
         assert changed.settings.positions == "contiguous"
-    assert answerer.settings.positions == "original"
+    assert generator.settings.positions == "original"
     assert VARIANTS["batch of one"].batch == 1
 
 
-def test_more_compression_and_a_poorer_kernel_change_more(answerer):
+def test_more_compression_and_a_poorer_kernel_change_more(generator):
     def pixels(name):
-        return change(answerer, VARIANTS[name], "pixels_BCHW")
+        return change(generator, VARIANTS[name], "pixels_BCHW")
 
     assert 0 < pixels("JPEG 95") < pixels("JPEG 75") < pixels("JPEG 50")
     antialias, without = (pixels(f"resize by torch bicubic {how}") for how in ("antialias", "no antialias"))
     assert 10 * antialias < without
 
 
-def test_a_kernel_changes_nothing_of_an_image_that_is_not_resized(answerer, photograph):
+def test_a_kernel_changes_nothing_of_an_image_that_is_not_resized(generator, photograph):
     small = photograph.crop((0, 0, 28, 28))
-    source = WholeInputs(answerer.model, answerer.processor, SimpleNamespace(image=lambda name: small))
-    answerer = Generator(answerer.model, answerer.processor, source, answerer.settings)
+    source = ImageInputs(generator.model, generator.processor, SimpleNamespace(image=lambda name: small))
+    generator = Generator(generator.model, generator.processor, source, generator.settings)
     for name, variant in VARIANTS.items():
         if name.startswith("resize"):
-            assert change(answerer, variant, "pixels_BCHW") == 0, name
+            assert change(generator, variant, "pixels_BCHW") == 0, name
 
 
 def test_q8_0_restores_each_weight_to_half_a_step():
@@ -120,9 +120,9 @@ def test_q4_0_is_that_of_llama_cpp():
     block = torch.zeros(BLOCK)
     block[:6] = torch.tensor([8.0, -8.0, -7.6, -0.4, 0.6, 3.3])
     # The first of the largest is 8, so the scale is -1 and -8 is out of reach: it becomes -7.
-    wanted = torch.zeros(BLOCK)
-    wanted[:6] = torch.tensor([8.0, -7.0, -7.0, 0.0, 1.0, 3.0])
-    assert torch.equal(q4_0(block), wanted)
+    expected = torch.zeros(BLOCK)
+    expected[:6] = torch.tensor([8.0, -7.0, -7.0, 0.0, 1.0, 3.0])
+    assert torch.equal(q4_0(block), expected)
     assert torch.equal(q4_0(torch.zeros(BLOCK)), torch.zeros(BLOCK))
 
 

@@ -1,8 +1,7 @@
-"""The log of executions: every stage that runs is one MLflow run under the run of its pipeline.
+"""Logging to MLflow: every execution of a stage is one run, nested under the run of its pipeline.
 
-MLflow is a log and nothing else: no stage reads it, DVC owns what the stages produce, and a log that fails
-costs no result. This is the only package that imports mlflow, and only once a run starts: the import takes
-more than a second.
+MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and a failing log costs no
+result. This package alone imports mlflow, and only when a run starts, as the import takes more than a second.
 """
 
 import os
@@ -29,25 +28,25 @@ if TYPE_CHECKING:
 
 
 class Run(Protocol):
-    """The log of one stage execution."""
+    """Log of one execution of a stage."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers; without a step they are results, and the pipeline's run gets them too."""
+        """Log numbers; without a step they are results, which are also logged to the pipeline's run."""
 
     def artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Log a file, or all files of a folder, into a folder of the run's artifacts."""
+        """Log a file, or all files of a folder, to a folder of the run's artifacts."""
 
     def logger(self) -> "Logger":
-        """A Lightning logger that writes into this run."""
+        """A Lightning logger that writes to this run."""
 
 
 @contextmanager
 def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
-    """Log one execution of a stage; `part` tells the executions of a stage's DVC matrix apart.
+    """Log one execution of a stage; `part` names its cell if the stage is a DVC matrix.
 
-    The run ends as FINISHED, FAILED after an exception, or KILLED after Ctrl-C or SIGTERM. Only the
-    first process of a distributed stage logs. Raises ValueError, before anything is computed, when the log
-    cannot be written; when it fails later, one line says so, and what is not logged is kept to be sent.
+    The run ends as FINISHED, as FAILED after an exception, or as KILLED after Ctrl-C or SIGTERM. Only the
+    first process of a distributed stage logs. Raises ValueError if the log cannot be written at the start. If
+    it fails later, one line on stderr says so, and everything unlogged is saved to be sent later.
     """
     if not is_first_process():
         yield _Silent()
@@ -64,22 +63,22 @@ def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
         tracked.end(status)
 
 
-def provenance() -> dict[str, Any]:
-    """Commit and versions that made a result; nothing that differs between two executions at one commit."""
+def current_provenance() -> dict[str, Any]:
+    """Git commit and library versions, for the record of a result; equal for all executions at one commit."""
     libraries = ("torch", "transformers", "lightning")
     versions = {"atr": atr.__version__} | {name: version(name) for name in libraries}
     return {"commit": _git("rev-parse", "HEAD"), "versions": versions}
 
 
 class _Tracked:
-    """A stage's run and the pipeline's run it belongs to."""
+    """The MLflow run of a stage, and of the pipeline it belongs to."""
 
     def __init__(self, client: "MlflowClient", run_id: str, parent_id: str, name: str) -> None:
         self._client = client
         self._run_id = run_id
         self._parent_id = parent_id
         self._name = name
-        self._kept = unlogged.folder(run_id)
+        self._unlogged = unlogged.run_folder(run_id)
         self._failed = False
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -106,35 +105,35 @@ class _Tracked:
         if self._failed and status == "FINISHED":
             self._send_again()
 
-    def _send(self, what: str, call: unlogged.Call) -> None:
-        """Log it; once the log has failed, only keep it: a dead server asked at each step takes hours."""
+    def _send(self, what: str, call: unlogged.LogCall) -> None:
+        """Log a call; after the first failure only save it, as waiting for a dead server would take hours."""
         if not self._failed:
             try:
-                return unlogged.perform(self._client, call)
-            except Exception as error:  # of MLflow, or of any library that its stores stand on
+                return unlogged.log_call(self._client, call)
+            except Exception as error:  # raised by MLflow or by a library of its stores
                 self._failed = True
-                self._say(
-                    f"{what} could not be logged ({store.reason(error)}); this and all that follows is kept "
-                    f"in {self._kept}, `python -m atr.core.tracking` sends it"
+                self._print(
+                    f"{what} could not be logged ({store.one_line(error)}); this and everything after it is "
+                    f"saved in {self._unlogged}; `python -m atr.core.tracking` sends it"
                 )
         try:
-            unlogged.keep(self._kept, call)
+            unlogged.save_call(self._unlogged, call)
         except OSError as error:
-            self._say(f"{what} is not logged, and could not be kept: {error}")
+            self._print(f"{what} is neither logged nor saved: {error}")
 
     def _send_again(self) -> None:
-        """What failed for a moment needs nobody's hand; for all else the line that was printed stands."""
+        """Send the saved calls, as the failure may have been temporary; otherwise they stay saved."""
         with suppress(Exception):
-            store.check_answer()
-            unlogged.send(self._client, self._kept)
-            self._say("all of it is logged after all")
+            store.check_server()
+            unlogged.send_calls(self._client, self._unlogged)
+            self._print("everything is logged now")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         print(f"atr {self._name}: {text}", file=sys.stderr)
 
 
 class _Silent:
-    """What the other processes of a distributed stage get instead of a run."""
+    """Logs nothing, for all but the first process of a distributed stage."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         pass
@@ -149,58 +148,60 @@ class _Silent:
 
 
 def is_first_process() -> bool:
-    """Whether no launcher (Lightning, torchrun, Slurm) says that this process is a later one."""
+    """Whether every rank set by a launcher (Lightning, torchrun, Slurm) is 0."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
 def _now() -> int:
-    """Milliseconds, as MLflow counts."""
+    """Milliseconds since the epoch, MLflow's unit."""
     return int(time.time() * 1000)
 
 
 def _start(stage: str, params: config.Params, part: str) -> _Tracked:
     name = f"{stage}/{part}" if part else stage
     tags = {"pipeline": _pipeline_id(), **params.labels(), **_git_tags()}
-    with store.usable():
+    with store.log_errors():
         client, experiment = store.connect()
-        parent = _parent(client, experiment, tags, params)
+        parent = _find_or_create_parent(client, experiment, tags, params)
         tags |= {"stage": stage, "mlflow.parentRunId": parent}
-        run_id = _create(client, experiment, name, tags, params.flat())
+        run_id = _create_run(client, experiment, name, tags, params.flat())
     return _Tracked(client, run_id, parent, name)
 
 
-def _parent(client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params) -> str:
-    """Id of the pipeline's run: the one that an earlier stage made, or a new one with all parameters."""
+def _find_or_create_parent(
+    client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params
+) -> str:
+    """Id of the pipeline's run: of an earlier stage's, or of a new one with all parameters."""
     pipeline = tags["pipeline"]
-    found = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
-    if found:
-        run_id = str(found[0].info.run_id)
+    parents = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
+    if parents:
+        run_id = str(parents[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
         return run_id
-    return _create(
+    return _create_run(
         client, experiment, f"pipeline-{pipeline}", tags | {"stage": "pipeline"}, params.whole_file()
     )
 
 
-def _create(
+def _create_run(
     client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], params: dict[str, Any]
 ) -> str:
     from mlflow.entities import Param
 
-    # A name of our own: MLflow's random ones come out equal under Lightning's seed_everything.
+    # An explicit name: under Lightning's seed_everything MLflow's random names are all the same.
     run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
     return run_id
 
 
 def _pipeline_id() -> str:
-    """The same for all stages of one `dvc repro`: ATR_PIPELINE, or a digest of the dvc process above us."""
+    """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, or a hash of its dvc process."""
     given = os.environ.get("ATR_PIPELINE")
     if given:
         return given
-    if process := lifetime.dvc_above():
-        # By the minute: the start that the system reports moves by a second when its clock is set.
+    if process := lifetime.find_dvc():
+        # In minutes: the reported start time moves by a second when the system clock is adjusted.
         start = int(process.create_time() // 60)
         return sha256(f"{socket.gethostname()} {process.pid} {start}".encode()).hexdigest()[:10]
     return uuid4().hex[:10]
@@ -210,13 +211,13 @@ def _git_tags() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    # What stages write while they run is not what makes a working tree dirty.
+    # dvc.lock and experiments change while stages run, which does not make the tree dirty.
     changed = _git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!experiments")
     return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints, or None outside a repository, before its first commit, and without git."""
+    """Output of git; None outside a repository, before its first commit, or without git."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     except FileNotFoundError:

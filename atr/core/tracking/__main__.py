@@ -11,25 +11,26 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Exits with 1 and a line for each run where something could not be sent; it is kept then."""
+    """Send the saved calls of all runs; exits with 1 and one line for each run that stays unsent."""
     failed = False
     try:
-        with store.usable():
+        with store.log_errors():
             client, _ = store.connect()
-        for home in unlogged.folders():
-            failed |= not _sent(client, home)
+        for folder in unlogged.pending_folders():
+            failed |= not _send(client, folder)
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(failed)
 
 
-def _sent(client: "MlflowClient", home: Path) -> bool:
+def _send(client: "MlflowClient", folder: Path) -> bool:
+    """Send the calls of one run; False if that failed."""
     try:
-        unlogged.send(client, home)
-    except Exception as error:  # of MLflow, or of any library that its stores stand on
-        print(f"{home}: {store.reason(error)}", file=sys.stderr)
+        unlogged.send_calls(client, folder)
+    except Exception as error:  # raised by MLflow or by a library of its stores
+        print(f"{folder}: {store.one_line(error)}", file=sys.stderr)
         return False
-    print(f"{home}: logged")
+    print(f"{folder}: logged")
     return True
 
 

@@ -1,4 +1,4 @@
-"""Where the log lies, and how it is opened: a database is made or mended by one process at a time."""
+"""The MLflow store: its location and connection; one process at a time creates or repairs a database."""
 
 import logging
 import os
@@ -21,121 +21,125 @@ _SQLITE = "sqlite:///"
 _ARTIFACTS = "mlartifacts"
 _PROBE_SECONDS = 10
 _LOCK_SECONDS = 120
-"""MLflow makes its schema in six seconds on an idle core."""
+"""MLflow needs six seconds on an idle core to create its schema."""
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # MLflow's own values hold a stage for over four minutes at each call that nobody answers.
+    # With MLflow's defaults each call to a dead server blocks the stage for over four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 
-def project() -> Path:
-    """The folder of the user's project: the working folder, or what DVC copied it from.
+def project_folder() -> Path:
+    """Folder of the user's project: the working directory, or the original if that is a copy made by DVC.
 
-    `dvc exp run --temp` and `--queue` run the stages in a folder below `.dvc/tmp/exps`, which DVC deletes.
+    `dvc exp run --temp` and `--queue` run the stages in a copy below `.dvc/tmp/exps`, which DVC then deletes.
     """
     here = Path.cwd()
     copies = (folder for folder in here.parents if folder.parts[-3:] == (".dvc", "tmp", "exps"))
     return next((folder.parents[2] for folder in copies), here)
 
 
-def uri() -> str:
-    """MLFLOW_TRACKING_URI, or the project's database; a database's path is absolute."""
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the project's database; with an absolute path if it is a database."""
     given = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE}"
-    return f"{_SQLITE}{project() / given.removeprefix(_SQLITE)}" if given.startswith(_SQLITE) else given
+    return (
+        f"{_SQLITE}{project_folder() / given.removeprefix(_SQLITE)}" if given.startswith(_SQLITE) else given
+    )
 
 
-def shown() -> str:
-    """The URI as a message may have it, without a password."""
-    return re.sub(r"//[^/@]*@", "//", uri())
+def uri_without_password() -> str:
+    """The tracking URI without credentials, for messages."""
+    return re.sub(r"//[^/@]*@", "//", tracking_uri())
 
 
-def reason(error: Exception) -> str:
-    """What an error says, in one line that is no page."""
+def one_line(error: Exception) -> str:
+    """Message of an error on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 @contextmanager
-def usable() -> Iterator[None]:
-    """Raise a ValueError in place of what MLflow raises, or any library that its stores stand on."""
+def log_errors() -> Iterator[None]:
+    """Turn any error of MLflow or of its stores' libraries into a ValueError that names the log."""
     try:
         yield
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"the MLflow log {shown()} cannot be used: {reason(error)}") from error
+        raise ValueError(
+            f"the MLflow log {uri_without_password()} cannot be used: {one_line(error)}"
+        ) from error
 
 
 def connect() -> tuple["MlflowClient", str]:
-    """A client of the log and the id of our experiment in it; both are made where they are missing.
+    """A client, and the id of the experiment EXPERIMENT; creates database and experiment if missing.
 
-    Raises ValueError for a database that cannot be written or a server that does not answer, and whatever
-    MLflow raises.
+    Raises ValueError for a database that cannot be written or a server that does not answer, and any error of
+    MLflow.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # alembic reports every step of a new schema, and MLflow prints a traceback of what it raises as well.
+    # alembic logs every step of a new schema; MLflow logs a traceback of each error that it raises.
     for name, level in (("alembic", logging.WARNING), ("mlflow.store.db.utils", logging.CRITICAL)):
         logging.getLogger(name).setLevel(level)
-    if not uri().startswith(_SQLITE):
-        check_answer()
-        return _open(None)
-    database = Path(uri().removeprefix(_SQLITE))
-    # Without a location of ours a file database would get its artifacts in ./mlruns; a server knows its own.
+    if not tracking_uri().startswith(_SQLITE):
+        check_server()
+        return _open_experiment(None)
+    database = Path(tracking_uri().removeprefix(_SQLITE))
+    # Without an explicit location MLflow puts the artifacts of a file database into ./mlruns.
     location = (database.parent.resolve() / _ARTIFACTS).as_uri()
-    with _alone(database):
+    with _locked(database):
         _check_writable(database)
-        opened = _open(location)
-        _keep_beside(database, location)
+        opened = _open_experiment(location)
+        _relocate_artifacts(database, location)
     return opened
 
 
-def _open(location: str | None) -> tuple["MlflowClient", str]:
+def _open_experiment(location: str | None) -> tuple["MlflowClient", str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri())
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
+    client = MlflowClient(tracking_uri())
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
         try:
             return client, client.create_experiment(EXPERIMENT, location)
         except MlflowException:
-            # On a server, another pipeline may have been faster.
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
+            # On a server, another pipeline may have created it meanwhile.
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
         print(
             f"atr: the MLflow experiment {EXPERIMENT} had been deleted; it is restored, with its runs",
             file=sys.stderr,
         )
-    return client, found.experiment_id
+    return client, experiment.experiment_id
 
 
-def check_answer() -> None:
-    """One short request to a server, before others, which are given more time; raises ValueError."""
+def check_server() -> None:
+    """Ask a server for its health, with a short timeout; raises ValueError if it does not answer."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    if not uri().startswith(("http://", "https://")):
+    if not tracking_uri().startswith(("http://", "https://")):
         return
     try:
-        host = get_default_host_creds(uri())  # type: ignore[no-untyped-call]
+        host = get_default_host_creds(tracking_uri())  # type: ignore[no-untyped-call]
         http_request(host, "/health", "GET", timeout=_PROBE_SECONDS, max_retries=0)  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise ValueError(
-            f"the MLflow server {shown()} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the "
-            f"log is {DATABASE}"
+            f"the MLflow server {uri_without_password()} does not answer; start it, or unset "
+            f"MLFLOW_TRACKING_URI to log to {DATABASE}"
         ) from error
 
 
 @contextmanager
-def _alone(database: Path) -> Iterator[None]:
-    """Keep our other processes from opening it: MLflow cannot make a schema in two processes at once."""
+def _locked(database: Path) -> Iterator[None]:
+    """Lock the database against other stages: MLflow cannot create a schema in two processes at once."""
     lock = FileLock(f"{database}.lock", timeout=_LOCK_SECONDS)
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +153,7 @@ def _alone(database: Path) -> Iterator[None]:
 
 
 def _check_writable(database: Path) -> None:
-    """Write a table and take it back: MLflow itself retries for minutes on a file it cannot write."""
+    """Create a table and roll back: MLflow retries for minutes on a file that it cannot write."""
     try:
         with closing(sqlite3.connect(database, timeout=10, isolation_level=None)) as connection:
             for statement in ("BEGIN IMMEDIATE", "CREATE TABLE atr_can_write (a)", "ROLLBACK"):
@@ -158,11 +162,11 @@ def _check_writable(database: Path) -> None:
         raise ValueError(f"the MLflow file {database} cannot be written: {error}") from error
 
 
-def _keep_beside(database: Path, location: str) -> None:
-    """Point the experiment and its runs to the artifacts beside the database, wherever it lies now.
+def _relocate_artifacts(database: Path, location: str) -> None:
+    """Point the experiment and its runs to the artifacts beside the database.
 
-    MLflow writes absolute locations and has no call to change them: a copied project would go on logging into
-    the folder of the original, and a moved one would lose its artifacts. A location of the user's own stays.
+    MLflow stores absolute locations and cannot change them: a copied project would log into the original's
+    folder, and a moved one would lose its artifacts. A location that the user chose stays.
     """
     with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
         (former,) = connection.execute(
@@ -177,4 +181,4 @@ def _keep_beside(database: Path, location: str) -> None:
             " WHERE substr(artifact_uri, 1, length(:old) + 1) = :old || '/'",
             values,
         )
-    print(f"atr: the log was copied or moved: its artifacts are now those in {location}", file=sys.stderr)
+    print(f"atr: the MLflow log was copied or moved: its artifacts are now in {location}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The log as Lightning's loops see it."""
+"""The Lightning logger that writes to a stage's run."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from atr.core.tracking.store import EXPERIMENT
 
 
 class TrainingLogger(Logger):
-    """Hands numbers to a stage's run; unlike Lightning's own MLFlowLogger it outlives a log that fails."""
+    """Forwards metrics to a stage's run; unlike Lightning's MLFlowLogger it survives a failing log."""
 
     def __init__(self, run_id: str, log: Callable[[Mapping[str, float], int], None]) -> None:
         super().__init__()
@@ -20,18 +20,18 @@ class TrainingLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The experiment's."""
+        """Name of the MLflow experiment."""
         return EXPERIMENT
 
     @property
     def version(self) -> str:
-        """The id of the run."""
+        """Id of the MLflow run."""
         return self._run_id
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers at a step."""
+        """Log metrics at a step."""
         self._log(metrics, step or 0)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the stage's parameters are logged as its run starts."""
+        """Does nothing: the stage's parameters are logged when its run starts."""

@@ -1,7 +1,7 @@
-"""What a run could not log: kept in the project, and sent later.
+"""Log calls that failed: saved in the project, and sent later.
 
-`experiments/unlogged/<id of the run>` holds `calls.jsonl`, one call a line, and numbered folders with copies
-of the artifacts: by the time they are sent, the files themselves may be others, or gone.
+`experiments/unlogged/<run id>` holds `calls.jsonl`, one call per line, and numbered folders with copies of
+the artifacts, as the originals may be changed or gone when they are sent.
 """
 
 import json
@@ -19,18 +19,19 @@ from atr.core.tracking import store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-UNLOGGED = Path("experiments/unlogged")
+UNLOGGED_FOLDER = Path("experiments/unlogged")
 _CALLS = "calls.jsonl"
 _BATCH = 1000
-"""Metrics that MLflow takes at a time."""
+"""Most metrics that MLflow accepts in one call."""
 
-Call = dict[str, Any]
-"""`run` and one of: `metrics`, a list of (key, value, milliseconds, step); `status`, and when it `ended`, in
-milliseconds; `artifact`, the path of a file or folder, and the `folder` of the run that it goes to."""
+LogCall = dict[str, Any]
+"""The id `run`, with one of: `metrics`, a list of (key, value, milliseconds, step); `status` with the time
+`ended` in milliseconds; `artifact`, the path of a file or folder, with its `folder` among the run's
+artifacts."""
 
 
-def perform(client: "MlflowClient", call: Call) -> None:
-    """Log it; raises whatever MLflow and the libraries of its stores raise."""
+def log_call(client: "MlflowClient", call: LogCall) -> None:
+    """Send one call to MLflow; raises any error of MLflow and its stores' libraries."""
     from mlflow.entities import Metric
 
     if "metrics" in call:
@@ -42,65 +43,66 @@ def perform(client: "MlflowClient", call: Call) -> None:
         log(call["run"], call["artifact"], call["folder"])
 
 
-def folder(run_id: str) -> Path:
-    """Where the calls of a stage's run are kept."""
-    return store.project() / UNLOGGED / run_id
+def run_folder(run_id: str) -> Path:
+    """Folder for the unlogged calls of a run."""
+    return store.project_folder() / UNLOGGED_FOLDER / run_id
 
 
-def folders() -> list[Path]:
-    """Those of all runs of the project that lack something."""
-    return sorted(path.parent for path in (store.project() / UNLOGGED).glob(f"*/{_CALLS}"))
+def pending_folders() -> list[Path]:
+    """Folders of all runs of the project with unlogged calls."""
+    return sorted(path.parent for path in (store.project_folder() / UNLOGGED_FOLDER).glob(f"*/{_CALLS}"))
 
 
-def keep(home: Path, call: Call) -> None:
-    """Write a call down in the folder `home`, and copy what it would have logged; raises OSError."""
-    home.mkdir(parents=True, exist_ok=True)
-    with _lock(home):
-        home.mkdir(exist_ok=True)  # again: what was there may have been sent meanwhile
+def save_call(folder: Path, call: LogCall) -> None:
+    """Append a call to the folder of its run, with a copy of its artifact; raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        folder.mkdir(exist_ok=True)  # again: another process may have sent and removed it before the lock
         if "artifact" in call:
-            call = call | {"artifact": _copy(Path(call["artifact"]), home)}
-        with open(home / _CALLS, "a") as calls:
-            # The line's end comes first: half a line, on a disk that was full, spoils no other.
+            call = call | {"artifact": _copy(Path(call["artifact"]), folder)}
+        with open(folder / _CALLS, "a") as calls:
+            # The newline comes first, so that a line cut off by a full disk does not spoil the next one.
             calls.write(f"\n{json.dumps(call)}")
 
 
-def send(client: "MlflowClient", home: Path) -> None:
-    """Log all that is kept in the folder `home`, which is gone then.
+def send_calls(client: "MlflowClient", folder: Path) -> None:
+    """Send all calls saved in a run's folder, then remove it.
 
-    Raises what MLflow raises, and keeps all of it: MLflow takes what has arrived before as the same.
+    Raises any error of MLflow and then keeps all calls: sending a call again has no further effect.
     """
-    with _lock(home):
-        for call in _in_order(_read(home)):
-            artifact = {"artifact": str(home / call["artifact"])} if "artifact" in call else {}
-            perform(client, call | artifact)
-        shutil.rmtree(home)
+    with _lock(folder):
+        for call in _in_order(_read(folder)):
+            artifact = {"artifact": str(folder / call["artifact"])} if "artifact" in call else {}
+            log_call(client, call | artifact)
+        shutil.rmtree(folder)
 
 
-def _lock(home: Path) -> FileLock:
-    """Nothing is kept while it is sent: it would be thrown away with the rest."""
-    return FileLock(home.parent / ".lock")
+def _lock(folder: Path) -> FileLock:
+    """Lock against saving a call while its folder is being sent and removed."""
+    return FileLock(folder.parent / ".lock")
 
 
-def _copy(path: Path, home: Path) -> str:
-    number = str(sum(entry.is_dir() for entry in home.iterdir()))
+def _copy(path: Path, folder: Path) -> str:
+    """Copy an artifact to the next numbered subfolder, and return the number."""
+    number = str(sum(entry.is_dir() for entry in folder.iterdir()))
     if path.is_dir():
-        shutil.copytree(path, home / number)
+        shutil.copytree(path, folder / number)
     else:
-        (home / number).mkdir()
-        shutil.copy(path, home / number)
+        (folder / number).mkdir()
+        shutil.copy(path, folder / number)
     return number
 
 
-def _read(home: Path) -> Iterator[Call]:
-    for line in (home / _CALLS).read_text().splitlines():
+def _read(folder: Path) -> Iterator[LogCall]:
+    for line in (folder / _CALLS).read_text().splitlines():
         try:
             yield json.loads(line or "{}")
         except json.JSONDecodeError:
-            print(f"atr: {home / _CALLS}: half a line is left out, the disk was full", file=sys.stderr)
+            print(f"atr: {folder / _CALLS}: skipped a line cut off by a full disk", file=sys.stderr)
 
 
-def _in_order(calls: Iterator[Call]) -> Iterator[Call]:
-    """First numbers, as many at a time as go, then how the runs ended, then files: their store is another."""
+def _in_order(calls: Iterator[LogCall]) -> Iterator[LogCall]:
+    """Metrics in large batches, then statuses, then artifacts, whose store may fail on its own."""
     points: dict[str, list[list[Any]]] = defaultdict(list)
     others = []
     for call in calls:

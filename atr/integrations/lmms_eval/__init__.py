@@ -1,4 +1,4 @@
-"""The model `atr_llava` for lmms-eval: a LLaVA whose visual tokens are reduced, on any of its tasks.
+"""The model `atr_llava` for lmms-eval: a LLaVA with reduced visual tokens, on any of lmms-eval's tasks.
 
-An entry point of this package names it to lmms-eval; the two live in an environment of their own.
+lmms-eval finds it by an entry point of this package; both are installed in an environment of their own.
 """

@@ -1,4 +1,4 @@
-"""The arguments of `atr_llava`, as they arrive from a command line, checked before anything is loaded."""
+"""The model arguments of `atr_llava`, checked before anything is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -14,16 +14,16 @@ DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-"""Types of the weights by name; None is the one that the checkpoint was saved in."""
+"""Dtypes of the weights by name; None means the checkpoint's."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A LLaVA, a selector, and what `atr.vlm.reduce.reduce` is told; its meaning and defaults there.
+    """A LLaVA, a selector, and the options of `atr.vlm.reduce.reduce`, with its meanings and defaults.
 
-    `pretrained` and `selector` are folders or hub ids. `keep` is as it is written: 1.0 is a fraction and
-    means all tokens, 1 is a count and means one. `device` is by default the one that accelerate chooses.
-    `selector_digest` is that of `atr.integrations.lmms_eval.caching`.
+    `pretrained` and `selector` are folders or hub ids. `keep` is a fraction if written as a float (1.0 keeps
+    all tokens) and a count if written as an int (1 keeps one). `device` defaults to accelerate's choice;
+    `selector_digest` is described in `atr.integrations.lmms_eval.selector_digest`.
     Raises ValueError naming key, value and what is allowed.
     """
 
@@ -42,22 +42,23 @@ class Arguments:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
-        """The arguments among `given`, all of which must be known and none missing that has no default."""
-        known = {field.name: field.default is MISSING for field in fields(cls)}
+        """Arguments from keywords; raises ValueError for an unknown key or a missing one without default."""
+        known = [field.name for field in fields(cls)]
+        required = [field.name for field in fields(cls) if field.default is MISSING]
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"{unknown[0]}: {given[unknown[0]]!r} is unknown, allowed: {', '.join(known)}")
-        if missing := [name for name, needed in known.items() if needed and name not in given]:
-            raise ValueError(f"{missing[0]}: is missing, needed: {', '.join(n for n in known if known[n])}")
-        size = str(given.get("batch_size", 1))  # lmms-eval hands it on as text
+        if missing := [name for name in required if name not in given]:
+            raise ValueError(f"{missing[0]}: is missing, needed: {', '.join(required)}")
+        size = str(given.get("batch_size", 1))  # lmms-eval passes text
         if not size.isdecimal() or int(size) == 0:
-            raise ValueError(f"batch_size: {size!r} is not allowed, allowed: a whole number from 1 up")
+            raise ValueError(f"batch_size: {size!r} is not allowed, allowed: an integer >= 1")
         return cls(**{**given, "batch_size": int(size)})
 
     def __post_init__(self) -> None:
         for key in ("pretrained", "selector"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not allowed, allowed: a folder or hub id")
-        _ = self.policy
+        _ = self.policy  # checks its arguments
         check_choice("interpolation", self.interpolation)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} is unknown, allowed: {', '.join(DTYPES)}")
@@ -70,7 +71,7 @@ class Arguments:
 
     @property
     def policy(self) -> Policy:
-        """How many tokens stay, and how."""
+        """The token budget and how it is applied."""
         return Policy(self.keep, self.positions, self.budget, self.newline)
 
 
@@ -80,5 +81,5 @@ def _check_device(name: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device: {name!r} is unknown, allowed: cpu, cuda, cuda:0 and so on") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device: {name!r} is not there, allowed: cpu, or one of {found} CUDA devices")
+        count = torch.cuda.device_count()
+        raise ValueError(f"device: {name!r} does not exist, allowed: cpu, or one of {count} CUDA devices")

@@ -1,4 +1,4 @@
-"""What lmms-eval reads of us whenever it starts; the model itself is imported when it is asked for."""
+"""The manifest that lmms-eval reads at each start; it imports the model itself only when it is used."""
 
 from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -1,4 +1,4 @@
-"""The model class that lmms-eval makes, hands its requests to, and takes the answers of."""
+"""The model class that lmms-eval instantiates and asks for answers."""
 
 import time
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from lmms_eval.utils import Collator
 from loguru import logger
 from tqdm import tqdm
 
-from atr.integrations.lmms_eval.answering import Answer, Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import Answer, Decoding, ReducedVlm
 
 MEDIA = ("text", "image")
 
@@ -24,13 +24,13 @@ MEDIA = ("text", "image")
 class AtrLlava(lmms):  # type: ignore[misc]
     """Llava, LlavaNext or LlavaOnevision with its visual tokens reduced by a trained selector.
 
-    Arguments and their errors: `atr.integrations.lmms_eval.arguments.Arguments`. Each of several processes holds a whole
-    model. Of a task's generation_kwargs it heeds those of `Decoding` and leaves the others aside,
-    `until` among them, as lmms-eval's own `llava_hf` does: an answer ends where the model ends it, or at its
+    Arguments and their errors: `atr.integrations.lmms_eval.arguments.Arguments`. With several processes each
+    holds a whole model. Of a task's generation_kwargs the fields of `Decoding` are used and the others
+    ignored, `until` included, as in lmms-eval's own `llava_hf`: an answer ends with the end token or at its
     limit.
 
-    A question that cannot be answered ends the evaluation with an error that names it, because lmms-eval
-    knows no answer that is missing: it would score an empty one.
+    A question that cannot be answered ends the evaluation with an error that names it, because lmms-eval has
+    no missing answers and would score an empty one.
     """
 
     is_simple = False
@@ -46,9 +46,9 @@ class AtrLlava(lmms):  # type: ignore[misc]
         logger.info(f"atr_llava: {arguments}")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer questions, in batches of those whose generation_kwargs are the same.
+        """Answer questions, in batches with equal generation_kwargs.
 
-        Raises RuntimeError naming the questions of a batch that could not be answered.
+        Raises RuntimeError naming the questions of a batch that failed.
         """
         order = Collator([request.args for request in requests], lambda _: 0, lambda args: args[2], True)
         answers: list[Answer] = []
@@ -57,22 +57,25 @@ class AtrLlava(lmms):  # type: ignore[misc]
             for batch in order.get_batched(n=self.batch_size):
                 answers += self._answer(batch)
                 progress.update(len(batch))
-        _report(answers, time.perf_counter() - start)
+        _log_kept_tokens(answers, time.perf_counter() - start)
         results = [
-            GenerationResult(answer.text, TokenCounts(input_tokens=answer.read, output_tokens=answer.written))
+            GenerationResult(
+                answer.text,
+                TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens),
+            )
             for answer in answers
         ]
         ordered: list[GenerationResult] = order.get_original(results)
         return ordered
 
     def loglikelihood(self, requests: list[Instance]) -> Never:
-        """Refused: raises NotImplementedError."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError(
             "atr_llava: output_type loglikelihood is not supported, allowed: generate_until"
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> Never:
-        """Refused: raises NotImplementedError."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError(
             "atr_llava: output_type generate_until_multi_round is not supported, allowed: generate_until"
         )
@@ -93,22 +96,22 @@ class AtrLlava(lmms):  # type: ignore[misc]
         self, context: str, to_messages: Any, generation: Any, doc_id: int, task: str, split: str
     ) -> list[dict[str, Any]]:
         messages = ChatMessages(messages=to_messages(self.task_dict[task][split][doc_id]))
-        found = {item.type for message in messages.messages for item in message.content}
-        if foreign := sorted(found - set(MEDIA)):
-            raise ValueError(f"content: {foreign[0]} is not supported, allowed: {', '.join(MEDIA)}")
+        media = {item.type for message in messages.messages for item in message.content}
+        if unsupported := sorted(media - set(MEDIA)):
+            raise ValueError(f"content: {unsupported[0]} is not supported, allowed: {', '.join(MEDIA)}")
         conversation: list[dict[str, Any]] = messages.to_hf_messages()
         return conversation
 
 
 def _decoding(generation: dict[str, Any]) -> Decoding:
-    heeded = {field.name for field in fields(Decoding)}
-    return Decoding(**{key: value for key, value in generation.items() if key in heeded})
+    known = {field.name for field in fields(Decoding)}
+    return Decoding(**{key: value for key, value in generation.items() if key in known})
 
 
-def _report(answers: Sequence[Answer], seconds: float) -> None:
-    """Log what was kept and hand it to lmms-eval, which writes it among the results."""
+def _log_kept_tokens(answers: Sequence[Answer], seconds: float) -> None:
+    """Log the numbers of kept tokens, also through lmms-eval, which writes them to its results."""
     images = [image for answer in answers for image in answer.kept]
-    written = sum(answer.written for answer in answers)
+    output_tokens = sum(answer.output_tokens for answer in answers)
     kept, of = sum(image.tokens for image in images), sum(image.of for image in images)
     fed = kept + sum(image.newlines for image in images)
     logger.info(
@@ -116,4 +119,4 @@ def _report(answers: Sequence[Answer], seconds: float) -> None:
     )
     totals = {"visual_tokens_kept": kept, "visual_tokens_fed": fed, "visual_tokens": of}
     per_image = {name: total / len(images) for name, total in totals.items()} if images else {}
-    log_metrics(seconds, written, written / seconds, per_image)
+    log_metrics(seconds, output_tokens, output_tokens / seconds, per_image)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from atr.config.presets import ENCODERS as PRESETS
 from atr.micro.params import MicroParams, load_micro_or_exit
-from atr.stages import ENCODERS, entry
+from atr.stages import ENCODER_FOLDER, entry
 
 FEATURES = Path("data/micro/training/features")
 ENCODER = PRESETS["dinov2-small"]
@@ -18,20 +18,20 @@ def main(params: MicroParams) -> None:
 
     with tracking.run("micro_features", params) as run:
         from atr.core.hardware import lightning_kwargs
-        from atr.core.hub import version_of
+        from atr.core.hub import checkpoint_version
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
-        from atr.features.wheel_weights import locate
+        from atr.features.wheel_weights import resolve_weights
         from atr.micro.lessons import LessonImages
 
         section, kwargs = params.micro_features, lightning_kwargs(params.trainer)
-        path = locate(ENCODER.path, ENCODERS)
+        path = resolve_weights(ENCODER.path, ENCODER_FOLDER)
         encoder = Encoder.load(path, ENCODER.layer, ENCODER.name, ENCODER.size)
         images = LessonImages(section.images, section.reading_images, params.seed, section.charts)
         data = ImageDataModule(images, encoder.preprocess, section.batch_size, SHARD_IMAGES, section.workers)
         started = time.monotonic()
-        fill_store(encoder, data, FEATURES, store_parameters(params), kwargs, version_of(path))
+        fill_store(encoder, data, FEATURES, store_parameters(params), kwargs, checkpoint_version(path))
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
 
 

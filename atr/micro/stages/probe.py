@@ -6,7 +6,7 @@ from pathlib import Path
 from atr.core.files import write_json
 from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.micro.stages.features import ENCODER
-from atr.stages import ENCODERS, entry
+from atr.stages import ENCODER_FOLDER, entry
 
 PROBE = Path("data/micro/probe.json")
 
@@ -14,11 +14,11 @@ PROBE = Path("data/micro/probe.json")
 def main(params: MicroParams) -> None:
     """Write data/micro/probe.json: the fraction of characters read correctly, by image size and layer."""
     from atr.core import tracking
-    from atr.features.wheel_weights import locate
+    from atr.features.wheel_weights import resolve_weights
 
     probe, accuracy = params.micro_probe, {}
     with tracking.run("micro_probe", params) as run:
-        path = locate(ENCODER.path, ENCODERS)
+        path = resolve_weights(ENCODER.path, ENCODER_FOLDER)
         for size in probe.sizes:
             by_layer = _probe_size(path, size, probe.images, params.seed)
             accuracy[str(size)] = {str(layer): round(value, 4) for layer, value in by_layer.items()}

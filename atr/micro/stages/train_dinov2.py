@@ -9,7 +9,7 @@ from atr.micro.params import MicroParams, load_micro_or_exit
 from atr.micro.stages.features import ENCODER, FEATURES, store_parameters
 from atr.micro.stages.probe import PROBE
 from atr.micro.stages.train import TRAINING, VALIDATION_QUESTIONS
-from atr.stages import ENCODERS, depends_on, entry
+from atr.stages import ENCODER_FOLDER, depends_on, entry
 
 LANGUAGE_MODEL = VLMS["micro"].path
 MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llava-dinov2"
@@ -22,8 +22,8 @@ def main(params: MicroParams) -> None:
 
     from atr.core import tracking
     from atr.core.hardware import lightning_kwargs
-    from atr.features.store import MANIFEST, FeatureStore
-    from atr.features.wheel_weights import locate
+    from atr.features.store import MANIFEST_FILE, FeatureStore
+    from atr.features.wheel_weights import resolve_weights
     from atr.micro.curriculum import StoredLessons
     from atr.micro.lessons import draw_lesson
     from atr.micro.model_card import render_dinov2_card
@@ -39,13 +39,13 @@ def main(params: MicroParams) -> None:
         store = FeatureStore.open(FEATURES, store_parameters(params), verify=tracking.is_first_process())
         seed_everything(seed, workers=True, verbose=False)
         load, standardise = (
-            partial(load_vlm, locate=partial(locate, folder=ENCODERS)),
+            partial(load_vlm, resolve_weights=partial(resolve_weights, folder=ENCODER_FOLDER)),
             measure_standardisation(store),
         )
-        module, processor = _build(params, locate(ENCODER.path, ENCODERS), standardise)
+        module, processor = _build(params, resolve_weights(ENCODER.path, ENCODER_FOLDER), standardise)
         draw = partial(draw_lesson, seed=seed, charts=features.charts)
         lessons = StoredLessons(draw, store, features.reading_images, module.recipe)
-        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST, LANGUAGE_MODEL))
+        checkpoints = Checkpoints(CHECKPOINTS, **depends_on(params, FEATURES / MANIFEST_FILE, LANGUAGE_MODEL))
         kwargs = lightning_kwargs(params.trainer)
         train_micro_model(module, lessons, processor, checkpoints, run.logger(), kwargs)
         save = partial(save_without_tower, fold_standardisation(module.model, standardise, torch.bfloat16))

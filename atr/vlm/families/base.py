@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from atr.features.attention_hooks import CLASS_TOKENS, FIELDS, leading_tokens, observing
+from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
 from atr.reduction.base import EncoderOutput
 
 
@@ -69,8 +69,8 @@ def encode(
     if pixels.ndim == 5:  # (images, tiles, ...), padded with blank tiles to the largest number of tiles
         pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
     pixels_BCHW = pixels.to(tower.device, tower.dtype)
-    signals = set(needs) & set(FIELDS)
-    with observing(tower, _layers(model)[-1], *_leading_tokens(tower, signals), signals) as observed:
+    signals = set(needs) & set(CAPTURABLE)
+    with capture_attention(tower, _layers(model)[-1], *_leading_tokens(tower, signals), signals) as observed:
         features_BND = _features(model, pixels_BCHW)
     fields: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model), **observed}
     needed = {name: value for name, value in fields.items() if name in needs}

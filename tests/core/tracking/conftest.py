@@ -6,13 +6,13 @@ from mlflow import MlflowClient
 
 from atr.core.tracking import store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 @pytest.fixture(scope="package")
 def folder(tmp_path_factory):
-    """A project with parameters; its database, which takes seconds to make, is shared by the tests."""
+    """A project with parameters; the tests share its database, which takes seconds to create."""
     folder = tmp_path_factory.mktemp("tracking")
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def inside(folder, monkeypatch, request):
-    """Each test is a pipeline of its own in that project, or in one that it changes to."""
+    """Runs each test as its own pipeline, in that project unless the test changes folder."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ATR_PIPELINE", request.node.name)
     for rank in RANKS:
@@ -33,7 +33,7 @@ def inside(folder, monkeypatch, request):
 
 @pytest.fixture
 def find(request):
-    """Looks up the one run of the test's pipeline by its name, in the project that is the working folder."""
+    """Finds the test pipeline's only run of a given name, in the project of the working directory."""
 
     def find(name, pipeline=request.node.name):
         client = MlflowClient(f"sqlite:///{Path.cwd()}/experiments/mlflow.db")
@@ -48,7 +48,7 @@ def find(request):
 
 @pytest.fixture
 def environment():
-    """For processes of their own: our code, and a name to commit under."""
+    """Environment of subprocesses: our code, and a git identity."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "GIT_CONFIG_GLOBAL": os.devnull,

@@ -17,7 +17,7 @@ from atr import config
 from atr.core import tracking
 from atr.core.tracking import store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def log(stage="report"):
@@ -29,7 +29,7 @@ def log(stage="report"):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["folder in its place", "file above it", "no database"])
-def test_a_log_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch, kind):
+def test_a_log_that_cannot_be_written_is_refused_at_the_start(tmp_path, monkeypatch, kind):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     database = tmp_path / "experiments" / "mlflow.db"
@@ -46,7 +46,7 @@ def test_a_log_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeyp
 
 @pytest.fixture
 def read_only():
-    """A database that the running user, for root an ordinary one for the time being, may read only."""
+    """A database that is read-only for the current user; root drops its privileges meanwhile."""
     with TemporaryDirectory() as folder:
         database = Path(folder) / "mlflow.db"
         with closing(sqlite3.connect(database)) as connection:
@@ -65,7 +65,7 @@ def test_a_read_only_log_is_named(read_only):
         store._check_writable(read_only)
 
 
-def test_the_check_leaves_no_trace(tmp_path):
+def test_the_write_check_leaves_the_database_unchanged(tmp_path):
     store._check_writable(tmp_path / "mlflow.db")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == []
@@ -83,25 +83,26 @@ def test_the_uri_of_the_environment_wins(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpa1b2", ".dvc/tmp/exps/standalone/tmpa1b2", ""])
 @pytest.mark.parametrize("below", ["", "inner"])
-def test_the_project_of_a_copy_that_dvc_made_is_the_one_it_was_made_from(tmp_path, monkeypatch, copy, below):
-    """`below`: where the project is a folder of a larger repository, the copy is one of the repository."""
+def test_the_project_of_a_copy_made_by_dvc_is_the_original(tmp_path, monkeypatch, copy, below):
+    """`below`: the project's folder within a larger repository, of which DVC copies the whole."""
     here = tmp_path / copy / below if copy else tmp_path
     here.mkdir(parents=True, exist_ok=True)
     monkeypatch.chdir(here)
-    assert store.project() == tmp_path
-    assert store.uri() == f"sqlite:///{tmp_path}/experiments/mlflow.db"
+    assert store.project_folder() == tmp_path
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/experiments/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///logs/all.db")
-    assert store.uri() == f"sqlite:///{tmp_path}/logs/all.db"
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/logs/all.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////logs/all.db")
-    assert store.uri() == "sqlite:////logs/all.db"
+    assert store.tracking_uri() == "sqlite:////logs/all.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://somebody:secret@localhost/mlflow")
-    assert store.uri() == "https://somebody:secret@localhost/mlflow"
-    assert store.shown() == "https://localhost/mlflow"
+    assert store.tracking_uri() == "https://somebody:secret@localhost/mlflow"
+    assert store.uri_without_password() == "https://localhost/mlflow"
 
 
 STAGE = """
 import sys
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 
 def main(params):
@@ -117,7 +118,7 @@ entry("report", main)
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch, environment):
-    """A project under DVC whose only stage logs; and a call of a command in it."""
+    """A DVC project whose only stage logs, and a function that runs commands in it."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
@@ -143,7 +144,7 @@ DVC = (sys.executable, "-m", "dvc")
 
 
 def runs():
-    """Name, status, and artifacts of the runs in the working folder's database."""
+    """Name, status and artifacts of the runs in the working directory's database."""
     client = MlflowClient(f"sqlite:///{Path.cwd()}/experiments/mlflow.db")
     (experiment,) = (one for one in client.search_experiments() if one.name == "atr")
     found = client.search_runs([experiment.experiment_id])
@@ -171,7 +172,7 @@ def test_an_experiment_in_a_copy_logs_into_the_users_own_database(repository):
 
 
 @pytest.mark.slow
-def test_two_workers_of_the_queue_make_the_database_together(repository):
+def test_two_queue_workers_create_one_database(repository):
     for examples in (2, 4):
         repository(*DVC, "exp", "run", "--queue", "-S", f"report.examples={examples}")
     repository(*DVC, "queue", "start", "-j", "2")
@@ -186,7 +187,7 @@ def test_two_workers_of_the_queue_make_the_database_together(repository):
 
 
 @pytest.mark.slow
-def test_processes_that_begin_at_once_find_one_whole_database(tmp_path, monkeypatch, environment):
+def test_concurrent_processes_create_one_complete_database(tmp_path, monkeypatch, environment):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "stage.py").write_text(STAGE)
     monkeypatch.chdir(tmp_path)
@@ -201,7 +202,7 @@ def test_processes_that_begin_at_once_find_one_whole_database(tmp_path, monkeypa
 
 @pytest.fixture
 def original(tmp_path, folder, monkeypatch):
-    """A project of its own, the working folder, with a run in its log."""
+    """A separate project as working directory, with one run in its log."""
     original = tmp_path / "original"
     (original / "experiments").mkdir(parents=True)
     shutil.copy(folder / "params.yaml", original)
@@ -223,7 +224,7 @@ def test_a_copied_project_logs_beside_itself(original, tmp_path, monkeypatch, fi
     capsys.readouterr()
     with tracking.run("prepare", config.load("prepare")) as run:
         run.artifact("params.yaml", folder="new")
-    assert f"copied or moved: its artifacts are now those in {copy.as_uri()}" in capsys.readouterr().err
+    assert f"copied or moved: its artifacts are now in {copy.as_uri()}" in capsys.readouterr().err
     assert content(original) == before
     client = MlflowClient(f"sqlite:///{copy}/experiments/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'atr'")
@@ -233,10 +234,10 @@ def test_a_copied_project_logs_beside_itself(original, tmp_path, monkeypatch, fi
         if not run.info.run_name.startswith("pipeline"):
             assert len(client.list_artifacts(run.info.run_id)) == 1
     store.connect()
-    assert capsys.readouterr().err == "", "it is told once"
+    assert capsys.readouterr().err == "", "the message is printed once"
 
 
-def test_a_location_of_the_users_own_stays(original, tmp_path, monkeypatch, capsys):
+def test_an_artifact_location_chosen_by_the_user_stays(original, tmp_path, monkeypatch, capsys):
     with closing(sqlite3.connect("experiments/mlflow.db")) as connection, connection:
         connection.execute("UPDATE experiments SET artifact_location = 's3://bucket/mine' WHERE name = 'atr'")
     capsys.readouterr()
@@ -256,21 +257,21 @@ def test_an_experiment_that_was_deleted_is_restored(original, find, capsys):
     assert find("prepare").info.status == find("report").info.status == "FINISHED"
 
 
-def test_another_pipeline_may_make_the_experiment_first(original, monkeypatch):
-    """As on a server, where no lock of ours holds."""
-    found, asked = MlflowClient.get_experiment_by_name, []
+def test_another_pipeline_may_create_the_experiment_first(original, monkeypatch):
+    """As on a server, which our lock does not protect."""
+    get, calls = MlflowClient.get_experiment_by_name, []
 
     def late(self, name):
-        asked.append(name)
-        return found(self, name) if len(asked) > 1 else None
+        calls.append(name)
+        return get(self, name) if len(calls) > 1 else None
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    assert store.connect()[1] == found(MlflowClient(store.uri()), "atr").experiment_id
+    assert store.connect()[1] == get(MlflowClient(store.tracking_uri()), "atr").experiment_id
 
 
 @pytest.fixture
 def port():
-    """A port that takes connections and never answers; closed, it refuses them."""
+    """A port that accepts connections and never answers, or refuses them when closed."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -279,7 +280,7 @@ def port():
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_dead_server_is_named_before_the_work(port, monkeypatch, closed):
+def test_a_dead_server_is_refused_at_the_start(port, monkeypatch, closed):
     monkeypatch.setattr(store, "_PROBE_SECONDS", 1)
     address = f"127.0.0.1:{port.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:secret@{address}")
@@ -289,7 +290,7 @@ def test_a_dead_server_is_named_before_the_work(port, monkeypatch, closed):
         tracking.run("prepare", config.load("prepare")).__enter__()
 
 
-def test_a_server_is_not_waited_for_as_long_as_mlflow_does(monkeypatch):
+def test_the_timeouts_of_a_server_are_short(monkeypatch):
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
     from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT as TIMEOUT
 
@@ -302,12 +303,12 @@ def test_a_server_is_not_waited_for_as_long_as_mlflow_does(monkeypatch):
     assert TIMEOUT.get() == 7, "the user's own wins"
 
 
-def test_what_mlflow_raises_at_the_start_is_one_line(monkeypatch):
+def test_an_error_of_mlflow_at_the_start_becomes_one_line(monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("one\n  two")
 
     monkeypatch.setattr(MlflowClient, "search_runs", fail)
     with pytest.raises(ValueError, match=r"^the MLflow log sqlite:.*mlflow\.db cannot be used: one two$"):
         tracking.run("prepare", config.load("prepare")).__enter__()
-    assert len(store.reason(RuntimeError("long " * 1000))) < 310
-    assert store.reason(TimeoutError()) == "TimeoutError"
+    assert len(store.one_line(RuntimeError("long " * 1000))) < 310
+    assert store.one_line(TimeoutError()) == "TimeoutError"

@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 from atr import config
 from atr.core import tracking
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
-def test_the_stages_of_a_pipeline_share_one_parent_that_carries_all_parameters(find, request):
+def test_the_stages_of_a_pipeline_share_a_parent_with_all_parameters(find, request):
     for stage, part in (("prepare", ""), ("extract", "pretrain"), ("extract", "evaluate")):
         with tracking.run(stage, config.load(stage), part):
             pass
@@ -51,7 +51,7 @@ def test_metrics_keep_their_steps_and_results_reach_the_parent(find, folder, req
     assert find(f"pipeline-{request.node.name}").data.metrics == {"pretrain/kept": 0.3}
 
 
-def test_files_and_folders_are_kept_as_artifacts(find, tmp_path):
+def test_files_and_folders_are_logged_as_artifacts(find, tmp_path):
     (tmp_path / "masks").mkdir()
     for name in ("masks/0.png", "summary.json"):
         (tmp_path / name).write_text(name)
@@ -63,7 +63,7 @@ def test_files_and_folders_are_kept_as_artifacts(find, tmp_path):
     assert (stored / "pictures/0.png").read_text() == "masks/0.png"
 
 
-def test_the_lightning_logger_writes_into_the_run(find):
+def test_the_lightning_logger_writes_to_the_run(find):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         run.logger().log_metrics({"train/loss": 0.5}, step=7)
         run.logger().finalize("success")
@@ -83,7 +83,8 @@ def test_a_stage_that_stops_ends_its_run_and_its_parent(find, request, error, st
 def test_sigterm_ends_the_run_as_killed(find, folder):
     script = """
 import os, signal
-from atr import config, tracking
+from atr import config
+from atr.core import tracking
 from atr.stages import entry
 def main(params):
     with tracking.run("report", params):
@@ -108,11 +109,11 @@ def test_the_other_processes_of_a_stage_log_nothing(tmp_path, monkeypatch, rank)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-PRINT_ID = "from atr import tracking; print(tracking._pipeline_id())"
+PRINT_ID = "from atr.core import tracking; print(tracking._pipeline_id())"
 
 
 def ids_under(tmp_path: Path, command: list[str]) -> list[str]:
-    """The pipeline ids of two processes that `command` starts, one after the other."""
+    """Pipeline ids of two processes that `command` starts in sequence."""
     script = (
         f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {PRINT_ID!r}])\n"
     )
@@ -132,7 +133,7 @@ def test_the_pipeline_is_the_dvc_process_above(tmp_path):
     assert len({*ids_under(tmp_path, [sys.executable, "other", "repro"])}) == 2
 
 
-def test_git_says_which_commit_and_whether_the_tree_is_dirty(tmp_path, monkeypatch):
+def test_commit_and_dirty_tree_are_logged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tracking._git_tags() == {}
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -147,12 +148,12 @@ def test_git_says_which_commit_and_whether_the_tree_is_dirty(tmp_path, monkeypat
     assert tracking._git_tags()["git_dirty"] == "false"
     (tmp_path / "code.py").write_text("changed")
     assert tracking._git_tags()["git_dirty"] == "true"
-    assert tracking.provenance()["commit"] == head
+    assert tracking.current_provenance()["commit"] == head
 
 
-def test_provenance_is_found_without_heavy_imports():
+def test_provenance_needs_no_heavy_imports():
     script = (
-        "import sys; from atr import tracking; print(sorted(tracking.provenance()['versions']));"
+        "import sys; from atr.core import tracking; print(sorted(tracking.current_provenance()['versions']));"
         "print({'torch', 'mlflow', 'lightning', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -24,7 +24,7 @@ CALLS = ("log_batch", "log_artifact", "log_artifacts", "set_terminated")
 
 @pytest.fixture(autouse=True)
 def project(tmp_path, folder, monkeypatch, capsys):
-    """A project of its own, the working folder."""
+    """A separate project as working directory."""
     (tmp_path / "experiments").mkdir()
     shutil.copy(folder / "params.yaml", tmp_path)
     shutil.copy(folder / "experiments/mlflow.db", tmp_path / "experiments")
@@ -35,15 +35,15 @@ def project(tmp_path, folder, monkeypatch, capsys):
 
 @pytest.fixture
 def broken(monkeypatch):
-    """`broken(error)`: MLflow raises it from now on, at all calls or those named; the calls it was asked."""
+    """`broken(error)` makes all or the named calls of MLflow raise it; returns the list of calls made."""
 
     def break_it(error, calls=CALLS, times=None):
-        asked = []
+        calls = []
 
         def failing(name, works=None):
             def call(self, *arguments, **named):
-                asked.append(name)
-                if times is None or len(asked) <= times:
+                calls.append(name)
+                if times is None or len(calls) <= times:
                     raise error
                 return works(self, *arguments, **named)
 
@@ -51,14 +51,14 @@ def broken(monkeypatch):
 
         for name in calls:
             monkeypatch.setattr(MlflowClient, name, failing(name, getattr(MlflowClient, name)))
-        return asked
+        return calls
 
     yield break_it
     monkeypatch.undo()
 
 
 def compute(run):
-    """What a stage logs: steps of a training, results, files and folders."""
+    """Logs as a stage does: training steps, results, files and folders."""
     logger = run.logger()
     for step in range(5):
         logger.log_metrics({"train/loss": 1 / (step + 1)}, step)
@@ -74,7 +74,7 @@ def compute(run):
 
 
 def logged(run):
-    """All that `compute` logs, as MLflow has it."""
+    """Everything that `compute` logs, as stored by MLflow."""
     client = MlflowClient(f"sqlite:///{Path.cwd()}/experiments/mlflow.db")
     history = client.get_metric_history(run.info.run_id, "train/loss")
     files = Path(run.info.artifact_uri.removeprefix("file://"))
@@ -100,30 +100,28 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_log_that_fails_costs_no_result_and_is_sent_later(
-    broken, monkeypatch, capsys, find, request, error
-):
+def test_a_failing_log_costs_no_result_and_is_sent_later(broken, monkeypatch, capsys, find, request, error):
     with tracking.run("pretrain", config.load("pretrain")) as run:
-        asked = broken(error)
+        calls = broken(error)
         compute(run)
-    assert asked == ["log_batch", "log_batch"], "asked once as it failed, and once at the end of the run"
-    (home,) = unlogged.folders()
+    assert calls == ["log_batch", "log_batch"], "one call that failed, and one attempt at the end of the run"
+    (home,) = unlogged.pending_folders()
     said = capsys.readouterr()
     assert re.fullmatch(
-        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and all that follows is kept "
-        rf"in {home}, `python -m atr.core.tracking` sends it\n",
+        r"atr pretrain: the metrics train/loss could not be logged \(.*\); this and everything after it "
+        rf"is saved in {home}; `python -m atr.core.tracking` sends it\n",
         said.err,
     )
     for name in ("selector/config.json", "summary.json"):
         Path(name).write_text("the second, of another run")
     with pytest.raises(SystemExit, match="True"):
         command.main()
-    assert unlogged.folders() == [home], "it goes when it has arrived"
+    assert unlogged.pending_folders() == [home], "it stays until it is sent"
     monkeypatch.undo()
     monkeypatch.chdir(home.parents[2])
     with pytest.raises(SystemExit, match="False"):
         command.main()
-    assert unlogged.folders() == [] and not home.exists()
+    assert unlogged.pending_folders() == [] and not home.exists()
     assert f"{home}: logged\n" in capsys.readouterr().out
     assert logged(find("pretrain")) == WHOLE
     parent = find(f"pipeline-{request.node.name}")
@@ -131,30 +129,30 @@ def test_a_log_that_fails_costs_no_result_and_is_sent_later(
     assert parent.info.status == "FINISHED"
 
 
-def test_what_failed_for_a_moment_is_sent_as_the_run_ends(broken, capsys, find):
+def test_calls_that_failed_temporarily_are_sent_at_the_end_of_the_run(broken, capsys, find):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("too busy"), times=1)
         compute(run)
-    assert capsys.readouterr().err.endswith("atr pretrain: all of it is logged after all\n")
+    assert capsys.readouterr().err.endswith("atr pretrain: everything is logged now\n")
     assert logged(find("pretrain")) == WHOLE
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []
 
 
-def test_numbers_and_the_end_arrive_where_only_the_store_of_artifacts_fails(broken, find):
+def test_metrics_and_status_are_sent_if_only_the_artifact_store_fails(broken, find):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(RuntimeError("no bucket"), calls=("log_artifact", "log_artifacts"))
         compute(run)
     assert logged(find("pretrain")) == WHOLE | {"files": {}}
-    assert len(unlogged.folders()) == 1
+    assert len(unlogged.pending_folders()) == 1
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_how_a_run_ended_is_kept_too(broken, monkeypatch, find, error, status):
+def test_the_status_of_a_run_is_saved_too(broken, monkeypatch, find, error, status):
     with pytest.raises(error), tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("gone"))
         compute(run)
         raise error
-    (home,) = unlogged.folders()
+    (home,) = unlogged.pending_folders()
     assert find("pretrain").info.status == "RUNNING"
     monkeypatch.undo()
     monkeypatch.chdir(home.parents[2])
@@ -163,14 +161,14 @@ def test_how_a_run_ended_is_kept_too(broken, monkeypatch, find, error, status):
     assert logged(find("pretrain")) == WHOLE | {"status": status}
 
 
-def test_what_cannot_be_kept_either_is_named_and_costs_no_result(broken, capsys):
+def test_calls_that_cannot_be_saved_are_named_and_cost_no_result(broken, capsys):
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("gone"))
         Path("experiments/unlogged").write_text("a file in its place")
         run.metrics({"text": 0.9})
     lines = capsys.readouterr().err.splitlines()
     assert "the metrics text could not be logged" in lines[0]
-    assert "the metrics text is not logged, and could not be kept: " in lines[1]
+    assert "the metrics text is neither logged nor saved: " in lines[1]
 
 
 def test_interrupting_the_log_interrupts_the_stage(broken):
@@ -179,41 +177,41 @@ def test_interrupting_the_log_interrupts_the_stage(broken):
         run.metrics({"text": 0.9})
 
 
-def test_many_metrics_are_sent_as_many_at_a_time_as_mlflow_takes(tmp_path):
+def test_many_metrics_are_sent_in_the_largest_batches_of_mlflow(tmp_path):
     home = tmp_path / "unlogged" / "a"
     for step in range(1500):
-        unlogged.keep(home, {"run": "a", "metrics": [("x", 1.0, 0, step), ("y", 2.0, 0, step)]})
-    unlogged.keep(home, {"run": "b", "metrics": [("z", 3.0, 0, 0)]})
+        unlogged.save_call(home, {"run": "a", "metrics": [("x", 1.0, 0, step), ("y", 2.0, 0, step)]})
+    unlogged.save_call(home, {"run": "b", "metrics": [("z", 3.0, 0, 0)]})
     sent = []
 
     class Client:
         def log_batch(self, run, metrics):
             sent.append((run, len(metrics)))
 
-    unlogged.send(Client(), home)
+    unlogged.send_calls(Client(), home)
     assert sent == [("a", 1000)] * 3 + [("b", 1)]
 
 
-def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path, capsys):
+def test_a_line_cut_off_by_a_full_disk_is_skipped(tmp_path, capsys):
     home = tmp_path / "unlogged" / "a"
     end = {"run": "a", "status": "FINISHED", "ended": 1}
-    unlogged.keep(home, end)
+    unlogged.save_call(home, end)
     with open(home / "calls.jsonl", "a") as calls:
         calls.write('\n{"run": "a", "met')
-    unlogged.keep(home, end | {"ended": 2})
+    unlogged.save_call(home, end | {"ended": 2})
     sent = []
 
     class Client:
         def set_terminated(self, *arguments):
             sent.append(arguments)
 
-    unlogged.send(Client(), home)
+    unlogged.send_calls(Client(), home)
     assert sent == [("a", "FINISHED", 1), ("a", "FINISHED", 2)]
-    assert "half a line is left out" in capsys.readouterr().err
+    assert "skipped a line cut off by a full disk" in capsys.readouterr().err
 
 
-def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, broken, monkeypatch, find):
-    unlogged.keep(unlogged.folder("0" * 32), {"run": "0" * 32, "status": "FINISHED", "ended": 1})
+def test_a_run_unknown_to_mlflow_is_named_and_others_are_sent(capsys, broken, monkeypatch, find):
+    unlogged.save_call(unlogged.run_folder("0" * 32), {"run": "0" * 32, "status": "FINISHED", "ended": 1})
     with tracking.run("pretrain", config.load("pretrain")) as run:
         broken(MlflowException("gone"))
         compute(run)
@@ -223,11 +221,11 @@ def test_a_run_that_mlflow_does_not_know_is_named_and_stops_no_other(capsys, bro
     with pytest.raises(SystemExit, match="True"):
         command.main()
     assert re.search(rf"experiments/unlogged/{'0' * 32}: .*not found", capsys.readouterr().err)
-    assert [home.name for home in unlogged.folders()] == ["0" * 32]
+    assert [home.name for home in unlogged.pending_folders()] == ["0" * 32]
     assert logged(find("pretrain")) == WHOLE
 
 
-def test_the_command_has_nothing_to_do_or_names_a_log_that_it_cannot_use(monkeypatch):
+def test_the_command_without_calls_succeeds_and_names_an_unusable_log(monkeypatch):
     with pytest.raises(SystemExit, match="False"):
         command.main()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
@@ -238,7 +236,7 @@ def test_the_command_has_nothing_to_do_or_names_a_log_that_it_cannot_use(monkeyp
 STAGE = """
 import os, signal, sys
 from pathlib import Path
-from atr import tracking
+from atr.core import tracking
 from atr.stages import entry
 
 def main(params):
@@ -256,7 +254,7 @@ entry("pretrain", main)
 
 @pytest.fixture
 def server(tmp_path, environment):
-    """`server()`: starts MLflow's server, always at the same port; its process and address."""
+    """`server()` starts an MLflow server, always on one port; returns its process and address."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -302,7 +300,7 @@ def server(tmp_path, environment):
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_costs_no_result_and_is_sent_all_when_it_is_back(server, tmp_path, environment):
+def test_a_server_that_dies_costs_no_result_and_is_sent_everything_later(server, tmp_path, environment):
     process, address = server()
     environment |= {"MLFLOW_TRACKING_URI": address}
     stage = [sys.executable, "-c", STAGE, str(process.pid)]
@@ -314,13 +312,13 @@ def test_a_server_that_dies_costs_no_result_and_is_sent_all_when_it_is_back(serv
     dead = subprocess.run(send, env=environment, capture_output=True, text=True)
     assert dead.returncode == 1
     assert dead.stderr.splitlines() == [
-        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI, and the log "
-        "is experiments/mlflow.db"
+        f"the MLflow server {address} does not answer; start it, or unset MLFLOW_TRACKING_URI to log "
+        "to experiments/mlflow.db"
     ]
-    (kept,) = unlogged.folders()
+    (kept,) = unlogged.pending_folders()
     server()
     subprocess.run(send, env=environment, check=True)
-    assert unlogged.folders() == []
+    assert unlogged.pending_folders() == []
     client = MlflowClient(address)
     run = client.get_run(kept.name)
     assert (run.info.run_name, run.info.status) == ("pretrain", "FINISHED")

@@ -1,4 +1,4 @@
-"""The tiny models of tests/vlm, and what is made of them."""
+"""The tiny models of tests/vlm, with selectors, as reduced models."""
 
 import runpy
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from atr import FeatureSelector
-from atr.integrations.lmms_eval.answering import ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import ReducedVlm
 
 _VLM = runpy.run_path(str(Path(__file__).parents[2] / "vlm/conftest.py"))
 tokenizer, family, processor = _VLM["tokenizer"], _VLM["family"], _VLM["processor"]
@@ -17,7 +17,7 @@ make_model, model = _VLM["make_model"], _VLM["model"]
 
 @pytest.fixture
 def selector(family):
-    """Of the features that the tiny models read, with a head that tells tokens apart."""
+    """A selector for the tiny models' features, with a random head so that scores differ."""
     torch.manual_seed(1)
     layer = -2 if family != "llava_onevision" else -1
     selector = FeatureSelector(24, (4, 4), layers=1, heads=2, encoder="tiny/tower", layer=layer)
@@ -27,7 +27,7 @@ def selector(family):
 
 @pytest.fixture
 def make_vlm(model, processor, selector):
-    """From arguments to a reduced model that was not loaded from a folder."""
+    """Creates a reduced model from arguments, without loading a folder."""
 
     def make(**arguments):
         given = {"pretrained": "tiny/llava", "selector": "tiny/selector", "keep": 1.0} | arguments

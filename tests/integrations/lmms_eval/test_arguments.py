@@ -6,8 +6,8 @@ from atr.integrations.lmms_eval.arguments import Arguments
 NEEDED = {"pretrained": "hub/llava", "selector": "hub/selector", "keep": 0.4}
 
 
-def test_what_is_not_given_has_the_defaults_of_the_library():
-    arguments = Arguments.of(NEEDED | {"batch_size": "4"})  # as lmms-eval hands it on
+def test_defaults_are_those_of_the_library():
+    arguments = Arguments.of(NEEDED | {"batch_size": "4"})  # lmms-eval passes text
     assert arguments.batch_size == 4
     policy = arguments.policy
     assert (policy.keep, policy.positions, policy.budget, policy.newline) == (
@@ -42,8 +42,8 @@ def test_a_count_stays_a_count_and_a_fraction_a_fraction(keep):
         ({"interpolation": "on"}, "interpolation: 'on' is unknown, allowed: model, off"),
         ({"dtype": "int8"}, "dtype: 'int8' is unknown, allowed: auto, float32, float16, bfloat16"),
         ({"device": "gpu"}, "device: 'gpu' is unknown, allowed: cpu, cuda"),
-        ({"device": "cuda:99"}, "device: 'cuda:99' is not there, allowed: cpu"),
-        ({"batch_size": "auto"}, "batch_size: 'auto' is not allowed, allowed: a whole number from 1 up"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' does not exist, allowed: cpu"),
+        ({"batch_size": "auto"}, "batch_size: 'auto' is not allowed, allowed: an integer >= 1"),
         ({"batch_size": 0}, "batch_size: '0' is not allowed"),
         ({"pretrained": 7}, "pretrained: 7 is not allowed, allowed: a folder or hub id"),
         ({"selector": ""}, "selector: '' is not allowed, allowed: a folder or hub id"),
@@ -65,5 +65,5 @@ def test_a_missing_argument_is_named(key):
         Arguments.of({name: value for name, value in NEEDED.items() if name != key})
 
 
-def test_a_device_that_is_there_is_allowed():
+def test_an_existing_device_is_allowed():
     assert torch.device(Arguments.of(NEEDED | {"device": "cpu"}).device or "") == torch.device("cpu")

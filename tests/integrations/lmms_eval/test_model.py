@@ -1,4 +1,4 @@
-"""The plug-in under lmms-eval itself, which lives in an environment of its own and is run by its command."""
+"""The plug-in in lmms-eval itself, whose command is run in its own environment."""
 
 import io
 import json
@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.integrations.lmms_eval.answering import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
-from atr.integrations.lmms_eval.caching import digest
+from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
+from atr.integrations.lmms_eval.selector_digest import digest_selector
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMAND = os.environ.get("ATR_LMMS_EVAL")
 pytestmark = [
     pytest.mark.slow,
@@ -65,7 +65,7 @@ def png(seed):
 
 @pytest.fixture
 def vlm(make_model, processor, selector, tmp_path):
-    """A saved model and selector, as this environment loads them."""
+    """A saved model and selector, loaded in this environment."""
     make_model().save_pretrained(tmp_path / "llava")
     processor.save_pretrained(tmp_path / "llava")
     selector.save_pretrained(tmp_path / "selector")
@@ -78,7 +78,7 @@ QUESTIONS = {"a b c": [png(1)], "d e": [png(2), png(3)]}
 
 
 def expected(vlm):
-    """What the model answers here, one question at a time, and what it keeps."""
+    """Answers and kept tokens of the model in this environment, one question at a time."""
     answers = []
     for question, images in QUESTIONS.items():
         content = [{"type": "image", "image": Image.open(io.BytesIO(image))} for image in images]
@@ -101,7 +101,7 @@ def write_task(folder, answers, questions=QUESTIONS, output_type="generate_until
 
 
 def evaluate(folder, *options, **changes):
-    """Run lmms-eval's command on the task in `folder`, offline, with this tree's code."""
+    """Run lmms-eval's command on the task in `folder`, offline, with this code."""
     arguments = {
         "pretrained": folder / "llava",
         "selector": folder / "selector",
@@ -141,7 +141,7 @@ def test_both_questions_are_answered_and_the_kept_counts_are_in_the_log(vlm, tmp
     found = {row["doc_id"]: row for row in map(json.loads, samples.read_text().splitlines())}
     for number, answer in enumerate(answers):
         assert found[number]["filtered_resps"] == answer.text
-        counts = {"input_tokens": answer.read, "output_tokens": answer.written}
+        counts = {"input_tokens": answer.input_tokens, "output_tokens": answer.output_tokens}
         assert found[number]["token_counts"] == [counts]
     (results,) = (tmp_path / "results").rglob("*_results.json")
     written = json.loads(results.read_text())
@@ -164,22 +164,22 @@ def test_a_question_that_cannot_be_answered_is_named_and_nothing_is_scored(vlm, 
 
 def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
-    (tmp_path / "llava/model.safetensors").unlink()  # it must not come to reading it
+    (tmp_path / "llava/model.safetensors").unlink()  # must not be read
     code, log = evaluate(tmp_path, "--verbosity", "DEBUG", positions="gappy")
     assert code != 0
     assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log
 
 
-def test_with_a_cache_a_selector_trained_anew_is_not_given_the_former_ones_answers(vlm, selector, tmp_path):
+def test_the_cache_is_not_used_for_a_retrained_selector(vlm, selector, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
     cached = ("--use_cache", str(tmp_path / "cache"), "--verbosity", "DEBUG")
     code, log = evaluate(tmp_path, *cached)
-    assert code != 0 and f"selector_digest={digest(selector)}" in log
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    assert code != 0 and f"selector_digest={digest_selector(selector)}" in log
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" in log, log
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" not in log, "answered from the cache"
     torch.nn.init.normal_(selector.trunk.head.weight)
     selector.save_pretrained(tmp_path / "selector")
-    code, log = evaluate(tmp_path, *cached, selector_digest=digest(selector))
+    code, log = evaluate(tmp_path, *cached, selector_digest=digest_selector(selector))
     assert code == 0 and "atr_two test 1: visual tokens kept" in log, log

@@ -1,4 +1,4 @@
-"""The scores of the paper's benchmarks against lmms-eval's own, which lives in an environment of its own."""
+"""Scores of the paper's benchmarks against lmms-eval's, run in its own environment."""
 
 import json
 import os
@@ -38,34 +38,34 @@ from lmms_eval.tasks.mmmu.utils import (
 )
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 
-asked = json.load(open(sys.argv[1]))
-letters, names = get_multi_choice_info(asked["long"])
+cases = json.load(open(sys.argv[1]))
+letters, names = get_multi_choice_info(cases["long"])
 processor, evaluator = EvalAIAnswerProcessor(), MMBench_Evaluator()
-choices = dict(zip("ABC", asked["choices"]))
+choices = dict(zip("ABC", cases["choices"]))
 
 
 def choice(text):
     found = set()
-    for seed in range(8):  # where no choice is found, theirs is drawn
+    for seed in range(8):  # lmms-eval draws a choice if the answer names none
         random.seed(seed)
         found.add(parse_multi_choice_response(text, names, letters))
     return found.pop() if len(found) == 1 else None
 
 
-texts = asked["texts"]
+texts = cases["texts"]
 json.dump({
     "vqa": [processor(text) for text in texts],
     "scienceqa": [
-        sqa_process_results({"choices": asked["choices"], "answer": number % 3}, [text])["exact_match"]
+        sqa_process_results({"choices": cases["choices"], "answer": number % 3}, [text])["exact_match"]
         for number, text in enumerate(texts)
     ],
     "mmbench": [evaluator.can_infer(text.strip(), dict(choices)) for text in texts],
     "mmmu choice": [choice(text) for text in texts],
     "mmmu open": [
-        float(eval_open(asked["open"][number % len(asked["open"])], parse_open_response(text)))
+        float(eval_open(cases["open"][number % len(cases["open"])], parse_open_response(text)))
         for number, text in enumerate(texts)
     ],
-    "chartqa": [relaxed_correctness(said, right) for said in asked["numbers"] for right in asked["numbers"]],
+    "chartqa": [relaxed_correctness(said, right) for said in cases["numbers"] for right in cases["numbers"]],
 }, open(sys.argv[2], "w"))
 """
 
@@ -79,11 +79,11 @@ def texts():
 @pytest.fixture(scope="module")
 def theirs(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
-    asked = {"texts": texts, "choices": CHOICES, "long": LONG, "open": OPEN, "numbers": NUMBERS}
-    (folder / "asked.json").write_text(json.dumps(asked))
+    cases = {"texts": texts, "choices": CHOICES, "long": LONG, "open": OPEN, "numbers": NUMBERS}
+    (folder / "cases.json").write_text(json.dumps(cases))
     (folder / "theirs.py").write_text(THEIRS)
-    command = [Path(COMMAND).with_name("python"), "theirs.py", "asked.json", "said.json"]
-    # Two of their modules make a client of a judge as they are imported, and never ask it here.
+    command = [Path(COMMAND).with_name("python"), "theirs.py", "cases.json", "said.json"]
+    # Two modules of lmms-eval create a client of a judge model at import; it is never called here.
     environment = os.environ | {
         "OPENAI_API_KEY": "none",
         "HF_HUB_OFFLINE": "1",
@@ -94,12 +94,11 @@ def theirs(texts, tmp_path_factory):
 
 
 def score(benchmark, prediction, answer, choices=()):
-    return load_benchmark(benchmark).score(
-        prediction, SimpleNamespace(answers=[answer], choices=list(choices))
-    )
+    question = SimpleNamespace(answers=[answer], choices=list(choices))
+    return load_benchmark(benchmark).score(prediction, question)
 
 
-def test_answers_of_vqa_are_normalised_as_theirs(texts, theirs):
+def test_vqa_answers_are_normalised_as_in_lmms_eval(texts, theirs):
     assert [vqa.normalise_vqa(text) for text in texts] == theirs["vqa"]
 
 
@@ -115,7 +114,7 @@ def test_mmbench(texts, theirs):
 
 
 def test_choices_of_mmmu(texts, theirs):
-    """Where they draw one, ours is wrong."""
+    """Where lmms-eval draws a random choice, ours counts as wrong."""
     found = [
         (mmmu.parse_choice(text, LONG), their)
         for text, their in zip(texts, theirs["mmmu choice"], strict=True)

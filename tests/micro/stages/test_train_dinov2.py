@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from atr.config.presets import ENCODERS as PRESETS
+from atr.config.presets import ENCODER_FOLDER as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import locate
+from atr.features.wheel_weights import resolve_weights
 from atr.micro.drawing import SIZE
 from atr.micro.lessons import draw_lesson
 from atr.micro.model import build_model, build_processor
@@ -24,7 +24,7 @@ from atr.micro.scoring import score_benchmark
 from atr.micro.stages import features, probe, train_dinov2
 from atr.micro.vocabulary import VOCABULARY
 from atr.micro.world import DRAW
-from atr.stages import ENCODERS
+from atr.stages import ENCODER_FOLDER
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_features
 
@@ -97,7 +97,9 @@ def test_the_saved_model_loads_with_its_tower_and_scores_as_its_card_says(logged
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     train_dinov2.main(load_micro("micro_dinov2"))
     model, processor = load_vlm(
-        str(train_dinov2.MODEL), torch.float32, locate=partial(locate, folder=ENCODERS)
+        str(train_dinov2.MODEL),
+        torch.float32,
+        resolve_weights=partial(resolve_weights, folder=ENCODER_FOLDER),
     )
     check_features(model, store.manifest)
     card = (train_dinov2.MODEL / "README.md").read_text()
@@ -113,5 +115,5 @@ def test_features_of_other_lessons_are_refused(logged):
     write_json(probe.PROBE, {"encoder": "dinov2-small", "images": 8, "accuracy": {"224": {"1": 0.75}}})
     text = Path(PARAMETERS.path).read_text()
     Path(PARAMETERS.path).write_text(text.replace("seed: 0", "seed: 1", 1))
-    with pytest.raises(ValueError, match="seed is 0, asked for is 1: run the extract stage again"):
+    with pytest.raises(ValueError, match="seed is 0, expected 1: run the extract stage again"):
         train_dinov2.main(load_micro("micro_dinov2"))

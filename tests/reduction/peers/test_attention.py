@@ -1,4 +1,4 @@
-"""The attention family against its formulas transcribed literally, one image at a time, in plain Python."""
+"""Reducers that read attention, against their formulas in plain Python, one image at a time."""
 
 import math
 from fractions import Fraction
@@ -18,7 +18,6 @@ from atr.reduction.peers.prumerge_plus import PruMergePlus
 from atr.reduction.peers.visionzip import VisionZip
 from atr.reduction.peers.vispruner import VisPruner
 from atr.reduction.quotas import parts_N, quotas_BC
-from atr.reduction.similarity import rounded_cosines_BNN
 
 REDUCERS = {
     "class_attention": ClassAttention(),
@@ -41,7 +40,7 @@ EVERY = pytest.mark.parametrize("name", REDUCERS)
 
 
 def encoded(images=2, grid=(6, 6), width=8, seed=0, tokens="random", attention="random", dtype=torch.float32):
-    """Random images; each depends on the seed and its own number alone."""
+    """Random images; each depends only on the seed and its number."""
     rows = [one(grid, width, 100 * seed + image, tokens, attention) for image in range(images)]
     features_BND, attention_BN, first_BN, keys_BND = (torch.stack(part) for part in zip(*rows, strict=True))
     return EncoderOutput(features_BND.to(dtype), grid, attention_BN, first_BN, keys_BND.to(dtype))
@@ -89,7 +88,7 @@ batches = st.builds(
 @EVERY
 @settings(deadline=None, max_examples=60)
 @given(batch=batches, data=st.data())
-def test_exactly_k_distinct_tokens_in_raster_order_whatever_the_batch(name, batch, data):
+def test_exactly_k_distinct_tokens_in_raster_order_in_any_batch(name, batch, data):
     reducer, k = REDUCERS[name], data.draw(st.integers(1, batch.tokens))
     keep = reducer(batch, k)
     assert keep.shape == (len(batch.features_BND), k) and keep.dtype == torch.int64
@@ -101,7 +100,7 @@ def test_exactly_k_distinct_tokens_in_raster_order_whatever_the_batch(name, batc
 @pytest.mark.parametrize("name", [name for name in REDUCERS if isinstance(REDUCERS[name], Merger)])
 @settings(deadline=None, max_examples=40)
 @given(batch=batches, data=st.data())
-def test_merged_features_stand_for_the_kept_ones_whatever_the_batch(name, batch, data):
+def test_merged_features_do_not_depend_on_the_batch(name, batch, data):
     reducer, k = REDUCERS[name], data.draw(st.integers(1, batch.tokens))
     keep, merged = reducer.merge(batch, k)
     assert torch.equal(keep, reducer(batch, k))
@@ -122,7 +121,7 @@ def test_every_budget_of_images_with_duplicates_and_more_tokens_than_channels(na
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["prumerge", "prumerge_plus", "visionzip", "visionzip-release"])
-def test_with_all_tokens_kept_there_is_nothing_to_merge(name, dtype):
+def test_nothing_is_merged_if_all_tokens_are_kept(name, dtype):
     batch = encoded(dtype=dtype)
     keep, merged = REDUCERS[name].merge(batch, 36)
     assert torch.equal(merged, batch.features_BND)
@@ -130,7 +129,7 @@ def test_with_all_tokens_kept_there_is_nothing_to_merge(name, dtype):
 
 
 @EVERY
-def test_what_cannot_be_asked_is_refused(name):
+def test_impossible_budgets_and_missing_fields_are_refused(name):
     reducer, batch = REDUCERS[name], encoded()
     for k in (-1, 37):
         with pytest.raises(ValueError, match=rf"{k} is out of range, allowed: .*36 tokens"):
@@ -156,12 +155,12 @@ def test_what_cannot_be_asked_is_refused(name):
         (lambda: HoloV(variant="v2"), "variant: 'v2' is unknown"),
     ],
 )
-def test_an_option_that_there_is_not_is_refused(make, message):
+def test_options_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_what_each_one_can_do():
+def test_protocols_of_each_reducer():
     can = {
         name: [kind.__name__ for kind in (Scorer, Merger, Adaptive, Apportioner) if isinstance(reducer, kind)]
         for name, reducer in REDUCERS.items()
@@ -173,7 +172,7 @@ def test_what_each_one_can_do():
 
 
 def best(values, k):
-    """Places of the k highest values, the first of equal ones, highest first."""
+    """Indices of the k highest values, highest first, ties to the lower index."""
     return sorted(range(len(values)), key=lambda place: (-values[place], place))[:k]
 
 
@@ -191,7 +190,7 @@ def floor(fraction, k):
 
 
 def spread(count, places):
-    """Places at an even stride."""
+    """Elements at an even stride."""
     return [places[index * len(places) // count] for index in range(count)]
 
 
@@ -254,7 +253,7 @@ def vispruner(reducer, batch, image, k):
 
 
 def quotas(total, weights, sizes):
-    """The exact split in fractions: parts that overflow are filled first, the largest remainders last."""
+    """The split in exact fractions: parts that overflow are filled first, then the largest remainders."""
     weights, full = [Fraction(weight) for weight in weights], set()
     while True:
         left = total - sum(sizes[part] for part in full)
@@ -315,7 +314,7 @@ LITERAL = {
 
 @EVERY
 @pytest.mark.parametrize(("grid", "seed"), [((6, 6), 0), ((5, 7), 1), ((3, 9), 2), ((1, 6), 3)])
-def test_each_one_is_its_formula_transcribed(name, grid, seed):
+def test_each_reducer_equals_its_transcribed_formula(name, grid, seed):
     reducer, batch = REDUCERS[name], encoded(2, grid, seed=seed)
     for k in range(1, batch.tokens + 1):
         keep = reducer(batch, k)
@@ -353,7 +352,7 @@ def test_prumerge_counts_the_outliers_of_each_image_alone():
     assert PruMerge().counts(encoded(2, attention="equal")).tolist() == [0, 0]
 
 
-def test_prumerge_weighs_neighbours_by_their_attention_and_takes_only_the_nearest():
+def test_prumerge_weighs_the_nearest_neighbours_by_their_attention():
     keys = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.5, 0.5]])
     features = torch.eye(4)[None]
     batch = EncoderOutput(features, (2, 2), torch.tensor([[0.5, 0.2, 0.1, 0.2]]), keys_BND=keys[None])
@@ -366,7 +365,7 @@ def test_prumerge_weighs_neighbours_by_their_attention_and_takes_only_the_neares
     torch.testing.assert_close(merged, torch.tensor([[[1.0, 0.2, 0, 0], [0.5, 1.0, 0, 0]]]))
 
 
-def test_prumerge_tells_outliers_by_the_spread_and_not_by_the_size_of_attention():
+def test_prumerge_outliers_depend_on_the_spread_of_attention():
     attention = torch.cat([torch.linspace(1000, 1100, 9), torch.tensor([1149.0, 1200.0, 1300.0])])[None]
     low, high = np.percentile(attention.numpy(), [25, 75])
     assert 1149 < high + 1.5 * (high - low) < 1300
@@ -375,7 +374,7 @@ def test_prumerge_tells_outliers_by_the_spread_and_not_by_the_size_of_attention(
     assert PruMerge().counts(batch).tolist() == [expected] and expected > 0
 
 
-def test_prumerge_plus_keeps_its_count_where_attention_chose_the_samples_of_the_grid():
+def test_prumerge_plus_keeps_its_count_if_attention_chose_the_evenly_spread_tokens():
     batch = encoded(1, (6, 6))
     attention = torch.rand(1, 36)
     attention[:, ::4] += 1
@@ -384,7 +383,7 @@ def test_prumerge_plus_keeps_its_count_where_attention_chose_the_samples_of_the_
     assert len(keep) == 18 and set(range(0, 36, 4)) <= set(keep.tolist())
 
 
-def test_holov_keeps_its_count_under_concentrated_attention_and_the_crops_share_what_is_left():
+def test_holov_keeps_its_count_under_concentrated_attention():
     attention = torch.full((1, 64), 1e-6)
     attention[:, :2] = 0.4  # the crop of tokens 0, 1, 8 and 9
     batch = EncoderOutput(encoded(1, (8, 8)).features_BND, (8, 8), attention)
@@ -398,15 +397,15 @@ def test_holov_keeps_its_count_under_concentrated_attention_and_the_crops_share_
     assert len(set(HoloV(beta=0.0)(nothing, 50)[0].tolist())) == 50
 
 
-def test_holov_of_the_release_is_not_moved_by_the_variance():
+def test_holov_of_the_release_does_not_depend_on_the_variance():
     batch = encoded(3, (8, 8))
     kept = [HoloV(beta=beta, variant="release")(batch, 20) for beta in (0.0, 0.09)]
     assert torch.equal(*kept)
     assert not torch.equal(HoloV(beta=0.0)(batch, 20), HoloV(beta=5.0)(batch, 20))
 
 
-def test_vispruner_keeps_one_of_each_kind():
-    """Nine kinds of four equal tokens each, in a batch: among the distinct ones no kind comes twice."""
+def test_vispruner_keeps_one_of_several_equal_tokens():
+    """Nine kinds of four equal tokens each: none is kept twice among nine diverse tokens."""
     kinds = torch.eye(9).repeat_interleave(4, 0)
     features = torch.stack(
         [kinds[torch.randperm(36, generator=torch.Generator().manual_seed(s))] for s in (1, 2)]
@@ -419,7 +418,7 @@ def test_vispruner_keeps_one_of_each_kind():
 
 @settings(deadline=None)
 @given(st.data())
-def test_quotas_are_whole_exact_and_in_proportion(data):
+def test_quotas_equal_the_split_in_exact_fractions(data):
     parts = data.draw(st.integers(1, 8))
     weights = data.draw(st.lists(st.integers(0, 9), min_size=parts, max_size=parts))
     sizes = data.draw(st.lists(st.integers(0, 12), min_size=parts, max_size=parts))
@@ -443,15 +442,8 @@ def test_parts_of_a_grid_are_even_and_none_is_empty():
             assert len(sizes) == parts and sizes.min() >= 1 and sizes.max() - sizes.min() <= 1
 
 
-def test_equal_tokens_have_equal_cosines_wherever_they_lie():
-    features = torch.randn(1, 1, 700).repeat(2, 131, 1)
-    features[:, ::3] = torch.randn(700)
-    similar = rounded_cosines_BNN(features)
-    assert len(similar.unique()) == 2 and torch.equal(similar[:1], rounded_cosines_BNN(features[:1]))
-
-
 def hired(budget, first, grid, arrangement, sizes, alpha):
-    """HiRED's budgets in words: alpha to the whole, the rest by the sums of attention over the regions."""
+    """HiRED's budgets: alpha for the whole image, the rest by the sums of attention over the regions."""
     whole = max(min(math.floor(alpha * budget), sizes[0]), budget - sum(sizes[1:]))
     (rows, columns), (high, wide) = grid, arrangement
     mass = [0.0] * (high * wide)
@@ -463,7 +455,7 @@ def hired(budget, first, grid, arrangement, sizes, alpha):
 
 @settings(deadline=None)
 @given(st.data())
-def test_hired_gives_the_whole_image_its_share_and_the_tiles_theirs(data):
+def test_hired_budgets_equal_their_transcription(data):
     grid = data.draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
     arrangement = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     # Whole numbers, so that the sums are exact.
@@ -479,7 +471,7 @@ def test_hired_gives_the_whole_image_its_share_and_the_tiles_theirs(data):
     assert all(0 <= kept <= size for kept, size in zip(counts, sizes, strict=True))
 
 
-def test_hired_keeps_what_rounding_down_would_lose_and_what_a_tile_cannot_take():
+def test_hired_redistributes_remainders_and_the_excess_of_a_tile():
     first = torch.zeros(36)
     first[:3], first[3:6] = 2.0, 1.0  # the upper tiles
     grid, arrangement = (6, 6), (2, 2)

@@ -1,10 +1,9 @@
-"""The floors keep what their names say, image by image."""
+"""The baselines against their definitions, image by image."""
 
 import itertools
 import math
 import statistics
 from dataclasses import replace
-from fractions import Fraction
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from atr.reduction.peers.pixel_variance import PixelVariance
 from atr.reduction.peers.random import Random
 from atr.reduction.peers.uniform import Uniform
 from atr.reduction.rectangles import rectangles
-from atr.reduction.registry import build_reducer
 
 GRIDS = [*itertools.product(range(1, 7), range(1, 7)), (3, 17), (17, 3)]
 
@@ -23,10 +21,6 @@ GRIDS = [*itertools.product(range(1, 7), range(1, 7)), (3, 17), (17, 3)]
 def encoded(images=4, dtype=torch.float32, seed=0):
     features = torch.randn(images, 20, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return EncoderOutput(features, (4, 5))
-
-
-def test_the_registry_makes_random_of_a_seed():
-    assert build_reducer("random", 3) == Random(3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -48,12 +42,12 @@ def test_random_does_not_depend_on_the_batch_but_on_seed_and_image():
     assert len(set(map(tuple, together.tolist()))) == 4
 
 
-def test_random_draws_by_what_is_an_images_own_and_else_by_its_features():
+def test_random_is_seeded_by_the_image_key_or_else_by_the_features():
     batch = encoded()
     own = replace(encoded(seed=1), image_key_BX=batch.features_BND)
     assert torch.equal(Random(1)(own, 7), Random(1)(batch, 7))
     assert not torch.equal(Random(1)(own, 7), Random(1)(encoded(seed=1), 7))
-    # As it has always drawn by stored features: committed results hang on it.
+    # The draws for stored features must never change: committed results depend on them.
     assert Random(1)(batch, 4).tolist() == [[2, 9, 12, 15], [6, 7, 10, 13], [0, 8, 11, 12], [1, 7, 8, 19]]
 
 
@@ -73,63 +67,11 @@ def test_random_budgets_are_nested():
         assert set(few) < set(many)
 
 
-def test_full_and_none():
-    batch = encoded()
-    assert Full()(batch, 20).tolist() == [list(range(20))] * 4
-    assert NoImage()(batch, 0).shape == (4, 0)
-    with pytest.raises(ValueError, match="reducer full: budget 19"):
-        Full()(batch, 19)
-    with pytest.raises(ValueError, match="reducer none: budget 1"):
-        NoImage()(batch, 1)
-    with pytest.raises(ValueError, match="budget: 21"):
-        Random()(batch, 21)
-
-
-def test_encoded_refuses_a_grid_that_does_not_hold_its_tokens():
-    with pytest.raises(ValueError, match="grid 3 x 5 does not hold 20 tokens"):
-        EncoderOutput(encoded().features_BND, (3, 5))
-
-
-def test_the_floors_take_tokens_without_a_grid():
+def test_baselines_without_needs_take_tokens_without_a_grid():
     features = encoded().features_BND
     for reducer, budget in ((Full(), 20), (NoImage(), 0), (Random(2), 7)):
         assert not reducer.needs
         assert torch.equal(reducer(EncoderOutput(features, None), budget), reducer(encoded(), budget))
-
-
-def literal_rectangles(rows, columns, count):
-    """(top, bottom, left, right) band by band in exact fractions, and whether none of these is a half."""
-    exact = []
-
-    def bound(cells, part, parts):
-        exact.append(Fraction(cells * part, parts))
-        return math.floor(exact[-1] + Fraction(1, 2))
-
-    bands = round(math.sqrt(count * rows / columns))
-    while bands == 0 or math.ceil(Fraction(rows, bands)) * count > rows * columns:
-        bands += 1
-    cut = []
-    for top, bottom in itertools.pairwise(bound(rows, band, bands) for band in range(bands + 1)):
-        parts = bound(count, bottom, rows) - bound(count, top, rows)
-        for left, right in itertools.pairwise(bound(columns, part, parts) for part in range(parts + 1)):
-            cut.append((top, bottom, left, right))
-    return cut, all(value.denominator != 2 for value in exact)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_rectangles_are_a_partition_into_nearly_equal_areas(grid):
-    tokens = grid[0] * grid[1]
-    for count in range(1, tokens + 1):
-        cut = rectangles(grid, count).tolist()
-        covered = [
-            (row, column)
-            for top, bottom, left, right in cut
-            for row in range(top, bottom)
-            for column in range(left, right)
-        ]
-        assert len(cut) == count and sorted(covered) == list(itertools.product(*map(range, grid)))
-        areas = [(bottom - top) * (right - left) for top, bottom, left, right in cut]
-        assert min(areas) > 0 and max(areas) * count < 2 * tokens and max(areas) <= 4 * min(areas)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -148,20 +90,6 @@ def test_uniform_keeps_the_token_nearest_the_middle_of_each_rectangle(grid):
             assert row >= centre[0] and column >= centre[1]
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_rectangles_are_the_literal_ones_and_symmetric(grid):
-    rows, columns = grid
-    for count in range(1, rows * columns + 1):
-        cut = {tuple(bounds) for bounds in rectangles(grid, count).tolist()}
-        turned = {bounds[2:] + bounds[:2] for bounds in cut}
-        literal, symmetric = literal_rectangles(*sorted(grid), count)
-        assert set(literal) == (turned if rows > columns else cut)
-        mirrored = {
-            (rows - bottom, rows - top, columns - right, columns - left) for top, bottom, left, right in cut
-        }
-        assert not symmetric or mirrored == cut
-
-
 @pytest.mark.parametrize(
     ("grid", "count", "stride"),
     [((12, 12), 36, (2, 2)), ((9, 15), 15, (3, 3)), ((15, 9), 15, (3, 3)), ((6, 24), 6, (6, 4))],
@@ -173,7 +101,7 @@ def test_uniform_has_an_even_stride_in_both_directions(grid, count, stride):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_keeps_the_longest_tokens_the_first_of_equal_ones(dtype):
+def test_l2_norm_keeps_the_longest_tokens_the_first_of_equal_ones(dtype):
     batch = encoded(dtype=dtype)
     batch.features_BND[:, 7] = batch.features_BND[:, 12] = -batch.features_BND[:, 3]
     norms = [[math.hypot(*token) for token in image] for image in batch.features_BND.tolist()]
@@ -184,7 +112,7 @@ def test_norm_keeps_the_longest_tokens_the_first_of_equal_ones(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_variance_is_that_of_the_patch_and_leaves_out_the_margin(dtype):
+def test_pixel_variance_is_that_of_the_patch_without_the_margin(dtype):
     torch.manual_seed(0)
     pixels = torch.randn(3, 2, 13, 11).to(dtype)  # 4 x 5 patches of 3 x 2 pixels, and one row and column more
     pixels[:, :, 3:6, :2] = 0.3
@@ -208,14 +136,14 @@ def test_variance_is_that_of_the_patch_and_leaves_out_the_margin(dtype):
         assert PixelVariance()(batch, k).tolist() == highest
 
 
-def test_variance_needs_a_pixel_for_each_token():
+def test_pixel_variance_needs_a_pixel_for_each_token():
     with pytest.raises(ValueError, match="pixels_BCHW: 3 x 9 pixels, allowed: at least 4 x 5 tokens"):
         PixelVariance().scores(
             EncoderOutput(torch.zeros(1, 20, 4), (4, 5), pixels_BCHW=torch.zeros(1, 3, 3, 9))
         )
 
 
-def test_who_scores():
+def test_which_reducers_score():
     for reducer in (L2Norm(), PixelVariance()):
         assert isinstance(reducer, Scorer) and reducer.threshold is None
     assert not isinstance(Uniform(), Scorer)

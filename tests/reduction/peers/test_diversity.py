@@ -1,4 +1,4 @@
-"""The diversity peers against slow transcriptions of their formulas, without the faults of their releases."""
+"""Reducers by diversity, against slow transcriptions of their formulas."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,7 +22,7 @@ from atr.reduction.similarity import exact_cosines_BNN
 
 @dataclass(frozen=True)
 class FirstChannel:
-    """A scorer that counts how often it is asked."""
+    """A scorer that records its calls."""
 
     asked: list[int]
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
@@ -83,13 +83,13 @@ def encode(images, tokens, width, kind="random", dtype=torch.float32, seed=0):
 
 
 def part(encoded, images):
-    """The same of some of the images."""
+    """The batch with some of its images."""
     fields = ("features_BND", "attention_BN", "keys_BND", "projected_BND", "text_BD")
     return replace(encoded, **{field: getattr(encoded, field)[images] for field in fields})
 
 
 def order_of(reducer, encoded):
-    """The tokens of the first image in the order in which rising budgets add them."""
+    """The first image's tokens in the order in which rising budgets add them."""
     kept = [set(reducer(encoded, k)[0].tolist()) for k in range(encoded.tokens + 1)]
     added = [more - fewer for fewer, more in pairwise(kept)]
     assert all(len(new) == 1 for new in added), "a smaller budget keeps a part of a larger one's tokens"
@@ -108,7 +108,7 @@ def stretched(values):
 
 
 def assert_each_is_best(order, score, tolerance=1e-6):
-    """Each token of the order has the highest score(token, those before it), but for rounding."""
+    """Each token has the highest score given those before it, up to rounding."""
     for step, token in enumerate(order):
         rest = [other for other in range(len(order)) if other not in order[:step]]
         scores = {other: score(other, order[:step]) for other in rest}
@@ -124,9 +124,7 @@ def assert_each_is_best(order, score, tolerance=1e-6):
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 2**16),
 )
-def test_any_budget_keeps_exactly_so_many_and_an_image_does_not_depend_on_its_batch(
-    images, tokens, width, kind, dtype, seed
-):
+def test_exact_counts_in_any_batch(images, tokens, width, kind, dtype, seed):
     batch = encode(images, tokens, width, kind, dtype, seed)
     alone = [part(batch, [image]) for image in range(images)]
     for reducer in REDUCERS:
@@ -140,7 +138,7 @@ def test_any_budget_keeps_exactly_so_many_and_an_image_does_not_depend_on_its_ba
 
 @pytest.mark.parametrize("reducer", REDUCERS, ids=repr)
 @pytest.mark.parametrize("kind", ["random", "repeated"])
-def test_images_are_alone_at_sizes_at_which_products_are_tiled(reducer, kind):
+def test_independent_of_the_batch_at_sizes_at_which_products_are_tiled(reducer, kind):
     batch = encode(5, 67, 131, kind)
     shuffled = torch.tensor([3, 0, 4, 1, 2])
     keep = reducer(batch, 29)
@@ -149,7 +147,7 @@ def test_images_are_alone_at_sizes_at_which_products_are_tiled(reducer, kind):
 
 
 @pytest.mark.parametrize("reducer", REDUCERS, ids=repr)
-def test_bfloat16_is_only_the_precision_of_the_input(reducer):
+def test_bfloat16_input_selects_as_the_same_values_in_float32(reducer):
     low = encode(2, 20, 6, dtype=torch.bfloat16)
     fields = ("features_BND", "keys_BND", "projected_BND", "text_BD")
     high = replace(low, **{field: getattr(low, field).float() for field in fields})
@@ -167,8 +165,8 @@ def test_ties_go_to_the_lower_index(reducer, kind):
 
 
 @pytest.mark.parametrize("order_BK", [mmr_order_BK, coverage_order_BK, dpp_order_BK])
-def test_scores_that_differ_by_less_than_float32_tells_are_a_tie(order_BK):
-    """A batched product may round the last bits of float64 otherwise: none of these is to choose a token."""
+def test_scores_equal_in_float32_are_a_tie(order_BK):
+    """Batched products round the last bits of float64 differently, which must not choose a token."""
     apart_BNN = torch.eye(5, dtype=torch.float64)[None]
     weights_BN = torch.tensor([[0.5, 0.5 + 1e-12, 0.5 + 3e-12, 0.75, 0.5 + 2e-12]], dtype=torch.float64)
     assert order_BK(apart_BNN, weights_BN, 5).tolist() == [[3, 0, 1, 2, 4]]
@@ -179,22 +177,6 @@ def test_unknown_budgets_are_refused(reducer):
     for budget in (-1, 6):
         with pytest.raises(ValueError, match=f"budget: {budget} is out of range, allowed: 0 to 5 tokens"):
             reducer(encode(1, 5, 3), budget)
-
-
-@pytest.mark.parametrize(("images", "tokens", "width"), [(3, 7, 5), (4, 50, 1030)])
-def test_cosines_are_exact(images, tokens, width):
-    features = encode(images, tokens, width).features_BND
-    features[0, 1], features[0, 2], features[0, 3] = features[0, 0], 3 * features[0, 0], 0
-    similarity = exact_cosines_BNN(features)
-    units = torch.nn.functional.normalize(features[0].double(), dim=-1).mul(2**26).round()
-    whole = units.long().numpy().astype(object)
-    expected = (whole @ whole.T).astype(float) / 2**52
-    np.testing.assert_allclose(similarity[0], expected, atol=2**-37, rtol=0)
-    np.testing.assert_allclose(similarity[0], cosines(features[0]), atol=1e-7, rtol=0)
-    assert torch.equal(similarity * 2**36, (similarity * 2**36).round())
-    assert torch.equal(similarity, torch.cat([exact_cosines_BNN(image[None]) for image in features]))
-    assert torch.equal(similarity, similarity.mT)
-    assert torch.equal(similarity[0, 0], similarity[0, 1]) and not similarity[0, 3].any()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -213,7 +195,7 @@ def test_divprune_is_max_min(seed, width):
 
 
 def determinant_ratio(kernel, cosine, rank):
-    """What a token adds to the determinant of those chosen since the rank was last spent."""
+    """Factor by which a token changes the determinant of those chosen since the rank was last spent."""
 
     def score(token, chosen):
         chosen = chosen[len(chosen) // rank * rank :]
@@ -254,7 +236,7 @@ def test_the_determinant_is_that_of_the_weighted_kernel():
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("pivots", [1, 4])
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 10, 11, 14])
-def test_dart_keeps_what_is_least_like_its_pivots(seed, pivots, k):
+def test_dart_keeps_the_tokens_least_similar_to_its_pivots(seed, pivots, k):
     batch = encode(1, 14, 6, seed=seed)
     cosine, norms = cosines(batch.features_BND[0]), [sum(map(abs, key)) for key in batch.keys_BND[0].tolist()]
     first = sorted(range(14), key=lambda token: -norms[token])[: min(pivots, k)]
@@ -303,8 +285,8 @@ def test_mmr_is_importance_less_redundancy(seed, balance):
     assert_each_is_best(order_of(MMR(SCORER, balance), batch), score_by(learned))
 
 
-def test_tokens_shown_twice_are_kept_once_before_any_second_time():
-    """Of 200 tokens, every one there twice, the DivPrune released keeps 100 distinct for a budget of 200."""
+def test_copies_are_kept_only_after_all_distinct_tokens():
+    """The release of DivPrune keeps 100 distinct tokens for a budget of 200 if each is there twice."""
     batch = encode(2, 100, 120)
     twice = torch.arange(100).repeat_interleave(2)
     batch = replace(
@@ -323,8 +305,8 @@ def test_tokens_shown_twice_are_kept_once_before_any_second_time():
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_more_tokens_than_the_rank_are_distinct_and_again_diverse(text):
-    """The CDPruner released keeps 84 distinct tokens of a budget of 128 where the features are narrower."""
+def test_tokens_beyond_the_rank_are_distinct_and_diverse(text):
+    """The release of CDPruner keeps 84 distinct tokens for a budget of 128 if the features are narrower."""
     batch = encode(2, 256, 20)
     keep = CDPruner(text=text)(batch, 128)
     assert [len(set(row)) for row in keep.tolist()] == [128] * 2
@@ -337,15 +319,15 @@ def test_more_tokens_than_the_rank_are_distinct_and_again_diverse(text):
 
 
 def test_dart_counts_its_pivots():
-    """The DART released keeps 132 tokens for a budget of 128."""
+    """The release of DART keeps 132 tokens for a budget of 128."""
     batch = encode(1, 576, 16)
     keep = Dart()(batch, 128)
     assert keep.shape == (1, 128)
     assert set(batch.keys_BND.abs().sum(-1).topk(4).indices[0].tolist()) <= set(keep[0].tolist())
 
 
-def test_relevance_is_stretched_in_each_image():
-    """The CDPruner released stretches it over the batch: beside a wide range a narrow one looks constant."""
+def test_relevance_is_scaled_in_each_image():
+    """The release of CDPruner scales over the batch: a narrow range beside a wide one is constant."""
     batch = encode(2, 40, 16)
     narrow = batch.projected_BND[0] + 10 * batch.projected_BND[0].mean(0)
     batch = replace(batch, projected_BND=torch.stack([narrow, batch.projected_BND[1]]))
@@ -354,7 +336,7 @@ def test_relevance_is_stretched_in_each_image():
     assert not torch.equal(together[0], CDPruner(text=False)(batch, 10)[0])
 
 
-def test_a_question_moves_what_cdpruner_keeps_and_nothing_else():
+def test_the_question_changes_the_selection_of_cdpruner_alone():
     batch = encode(1, 40, 16)
     other = replace(batch, text_BD=-batch.text_BD)
     assert torch.equal(CDPruner(sign=-1)(batch, 9), CDPruner()(other, 9))
@@ -362,7 +344,7 @@ def test_a_question_moves_what_cdpruner_keeps_and_nothing_else():
         assert torch.equal(reducer(batch, 9), reducer(other, 9)) != moves
 
 
-def test_orders_of_learned_scores_are_prefixes_and_made_once_for_smaller_budgets():
+def test_an_order_is_computed_once_for_smaller_budgets():
     batch, asked = encode(3, 20, 6), []
     for make in (MMR, Scope):
         reducer = make(FirstChannel(asked))
@@ -386,7 +368,7 @@ def test_a_trained_selector_gives_the_importance():
     assert Scope(trained, on="projected").needs == {"grid", "projected_BND"}
 
 
-def test_functions_take_a_similarity_of_float32_and_any_importance():
+def test_orders_take_float32_similarity_and_any_importance():
     batch = encode(2, 9, 4)
     similarity, importance = exact_cosines_BNN(batch.features_BND).float(), 7 * batch.attention_BN - 3
     for order in (
@@ -415,7 +397,7 @@ def test_functions_take_a_similarity_of_float32_and_any_importance():
     ],
     ids=lambda value: repr(sorted(value) if isinstance(value, set) else value),
 )
-def test_what_is_needed_is_enough(reducer, needs):
+def test_reducers_read_only_the_fields_they_need(reducer, needs):
     batch = encode(1, 10, 4)
     optional = {"grid", "attention_BN", "keys_BND", "projected_BND", "text_BD"}
     assert reducer.needs == needs

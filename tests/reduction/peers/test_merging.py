@@ -1,4 +1,4 @@
-"""What is merged into what, against transcriptions that go image by image and token by token."""
+"""Reducers that merge tokens, against transcriptions image by image and token by token."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ PATCH = (3, 2)
 
 
 class Colours:
-    """An encoder: of a patch the mean colour, and that of the whole input; remembers what it has seen."""
+    """An encoder: mean colours of each patch and of the whole input; records its inputs."""
 
     def __init__(self, grid):
         self.grid, self.seen = grid, []
@@ -35,7 +35,7 @@ class Colours:
 
 
 def encoded(grid=(4, 6), images=3, dtype=torch.float32, seed=0):
-    """With a margin of a pixel where there are rows, as of a tower whose patches do not divide its image."""
+    """A batch whose images have a remaining row of pixels, as if patches did not divide the image."""
     generator = torch.Generator().manual_seed(seed)
     encode = Colours(grid)
     height, width = grid[0] * PATCH[0] + (grid[0] > 1), grid[1] * PATCH[1]
@@ -47,7 +47,7 @@ def encoded(grid=(4, 6), images=3, dtype=torch.float32, seed=0):
 
 
 @DTYPES
-def test_means_are_those_of_the_groups(dtype):
+def test_group_means_equal_a_loop(dtype):
     torch.manual_seed(0)
     values = torch.randn(3, 11, 4).to(dtype)
     groups = torch.stack([torch.randperm(11) % 5 for _ in range(3)])
@@ -61,7 +61,7 @@ def test_means_are_those_of_the_groups(dtype):
 
 @DTYPES
 @pytest.mark.parametrize("grid", [(4, 6), (7, 3), (1, 5), (1, 1)])
-def test_pooling_is_the_mean_of_each_rectangle_in_the_place_of_its_middle(grid, dtype):
+def test_average_pooling_is_the_mean_of_each_rectangle(grid, dtype):
     batch = encoded(grid, dtype=dtype)
     picture = batch.features_BND.reshape(3, *grid, -1).float()
     for k in range(1, batch.tokens + 1):
@@ -74,7 +74,7 @@ def test_pooling_is_the_mean_of_each_rectangle_in_the_place_of_its_middle(grid, 
         assert torch.equal(keep, AveragePooling()(batch, k)) and torch.equal(keep, Uniform()(batch, k))
 
 
-def test_pooling_of_equal_squares_is_torchs_own():
+def test_average_pooling_of_equal_squares_equals_torch():
     batch = encoded((12, 12))
     _, merged = AveragePooling().merge(batch, 16)
     pooled = F.avg_pool2d(batch.features_BND.mT.unflatten(2, (12, 12)), 3)
@@ -82,7 +82,7 @@ def test_pooling_of_equal_squares_is_torchs_own():
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (4, 6), (9, 2), (1, 9), (24, 24), (27, 27)])
-def test_the_small_grid_holds_the_tokens_in_the_shape_of_the_large_one(grid):
+def test_the_small_grid_holds_the_tokens_in_nearly_the_same_aspect_ratio(grid):
     rows, columns = grid
     for k in range(1, rows * columns + 1):
         r, c = small_grid(grid, k)
@@ -99,7 +99,7 @@ def test_the_small_grid_holds_the_tokens_in_the_shape_of_the_large_one(grid):
 
 
 def literal_downsampling(batch, k):
-    """One image at a time: Pillow's bicubic filter, patches pasted, the raster walked through."""
+    """One image at a time, with Pillow's bicubic filter and loops over pixels."""
     (rows, columns), (height, width) = batch.grid, PATCH
     r, c = small_grid(batch.grid, k)
     top, left = (rows - r) // 2, (columns - c) // 2
@@ -122,7 +122,7 @@ def literal_downsampling(batch, k):
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 3), (1, 4), (1, 1)])
-def test_downsampling_encodes_the_small_image_in_an_empty_one(grid):
+def test_downsampling_equals_its_transcription(grid):
     batch = encoded(grid, images=2)
     for k in range(1, batch.tokens):
         keep, merged = ImageDownsampling().merge(batch, k)
@@ -132,14 +132,14 @@ def test_downsampling_encodes_the_small_image_in_an_empty_one(grid):
         torch.testing.assert_close(merged, features, atol=1e-5, rtol=1e-4)
 
 
-def test_downsampling_leaves_the_features_alone_that_it_need_not_make():
+def test_downsampling_keeps_the_features_if_all_tokens_are_kept():
     batch = encoded()
     keep, merged = ImageDownsampling().merge(batch, 24)
     assert torch.equal(merged, batch.features_BND) and keep.tolist() == [list(range(24))] * 3
     assert not batch.encode.seen
 
 
-def test_downsampling_asks_the_encoder_once_in_its_own_size_and_precision():
+def test_downsampling_calls_the_encoder_once_in_its_size_and_precision():
     batch = encoded(dtype=torch.bfloat16)
     _, merged = ImageDownsampling().merge(batch, 7)
     [seen] = batch.encode.seen
@@ -153,7 +153,7 @@ def test_downsampling_asks_the_encoder_once_in_its_own_size_and_precision():
 
 @pytest.mark.parametrize("grid, k", [((4, 6), 7), ((5, 7), 4), ((5, 7), 12), ((3, 6), 8)])
 def test_downsampling_pads_as_llava_pads_to_a_square(grid, k):
-    """Half of the empty rows and columns above and on the left, rounded down where they are odd."""
+    """Half of the empty rows and columns are above and on the left, rounded down."""
     batch = encoded(grid)
     ImageDownsampling().merge(replace(batch, pixels_BCHW=torch.ones_like(batch.pixels_BCHW)), k)
     shown = (batch.encode.seen[-1][0, 0] != 0).nonzero()
@@ -164,7 +164,7 @@ def test_downsampling_pads_as_llava_pads_to_a_square(grid, k):
 
 
 def literal_tome(keys, features, k):
-    """Clusters of one image as lists, joined as the paper has it: [(place, key, feature, size)]."""
+    """Tokens of one image merged in loops, as in the paper: [(position, key, feature, size)]."""
     clusters = [
         (place, key, feature, 1)
         for place, (key, feature) in enumerate(zip(keys.tolist(), features.tolist(), strict=True))
@@ -195,7 +195,7 @@ def literal_tome(keys, features, k):
 
 @DTYPES
 @pytest.mark.parametrize("grid", [(3, 5), (2, 4), (1, 2), (1, 1)])
-def test_tome_joins_as_the_paper_has_it(grid, dtype):
+def test_tome_equals_its_transcription(grid, dtype):
     batch = encoded(grid, dtype=dtype)
     for k in range(1, batch.tokens + 1):
         keep, merged = ToMe().merge(batch, k)
@@ -206,7 +206,7 @@ def test_tome_joins_as_the_paper_has_it(grid, dtype):
             torch.testing.assert_close(merged[image], features.to(dtype))
 
 
-def test_tome_joins_equal_tokens_first_and_loses_nothing_by_it():
+def test_tome_merges_equal_tokens_first():
     torch.manual_seed(0)
     distinct = torch.randn(2, 6, 4)
     batch = EncoderOutput(distinct.repeat_interleave(2, 1), (3, 4), keys_BND=distinct.repeat_interleave(2, 1))
@@ -215,21 +215,21 @@ def test_tome_joins_equal_tokens_first_and_loses_nothing_by_it():
     torch.testing.assert_close(merged, distinct)
 
 
-def test_tome_reads_directions_of_keys_alone():
+def test_tome_reads_only_the_directions_of_keys():
     batch = encoded()
     scaled = replace(batch, keys_BND=batch.keys_BND * 4.0, features_BND=torch.zeros(3, 24, 2))
     for k in (3, 11, 20):
         assert torch.equal(ToMe()(scaled, k), ToMe()(batch, k))
 
 
-def test_merged_tokens_weigh_as_many_as_they_stand_for():
-    """The mean of all, however many steps it took, if all become one."""
+def test_merged_tokens_are_weighted_by_their_size():
+    """A single token is the mean of all, after any number of steps."""
     batch = encoded()
     for reducer in (AveragePooling(), ToMe()):
         torch.testing.assert_close(reducer.merge(batch, 1)[1], batch.features_BND.mean(1, keepdim=True))
 
 
-def test_who_merges():
+def test_which_reducers_merge():
     for reducer in (AveragePooling(), ImageDownsampling(), ToMe()):
         assert isinstance(reducer, Merger) and not isinstance(reducer, Scorer)
     assert not isinstance(Uniform(), Merger)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from atr import FeatureSelector
 from atr.core.tokens import budget
-from atr.integrations.lmms_eval.answering import Decoding, ReducedVlm
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.reduced_vlm import Decoding, ReducedVlm
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 SHORT = Decoding(max_new_tokens=6)
@@ -20,29 +20,29 @@ def picture(seed, size=(28, 28)):
     return Image.fromarray(pixels.numpy())
 
 
-def asked(text, *images):
+def conversation(text, *images):
     content = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 CONVERSATIONS = [
-    asked("a b c", picture(1, (40, 30))),
-    asked("d e", picture(2), picture(3, (28, 80))),
-    asked("f g h i"),
+    conversation("a b c", picture(1, (40, 30))),
+    conversation("d e", picture(2), picture(3, (28, 80))),
+    conversation("f g h i"),
 ]
 
 
 def fresh():
-    """transformers writes into the conversations it is given."""
+    """Copies of the conversations, as transformers modifies its arguments."""
     return [
-        asked(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
+        conversation(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
         for turn in CONVERSATIONS
     ]
 
 
 @pytest.fixture
 def untouched(model, processor, family):
-    """Ids that the model, never reduced, adds to one conversation, by the processor's own call."""
+    """Answer ids and prompt length of the unreduced model, for inputs made by the processor."""
 
     def generate(conversation, **options):
         *images, text = conversation[0]["content"]
@@ -57,36 +57,38 @@ def untouched(model, processor, family):
 
 
 @FAMILIES
-def test_with_all_tokens_a_batch_is_answered_as_the_model_answers_one_by_one(make_vlm, untouched, processor):
+def test_with_all_tokens_batched_answers_equal_the_models_single_ones(make_vlm, untouched, processor):
     answers = make_vlm(keep=1.0).answer(fresh(), SHORT)
     for answer, conversation in zip(answers, fresh(), strict=True):
         ids, read = untouched(conversation)
         assert answer.text == processor.decode(ids, skip_special_tokens=True).strip()
-        assert (answer.read, answer.written) == (read, len(ids))
+        assert (answer.input_tokens, answer.output_tokens) == (read, len(ids))
 
 
 @FAMILIES
 @pytest.mark.parametrize("keep", [0.5, 3])
-def test_the_kept_counts_are_exact_and_of_the_question_they_belong_to(make_vlm, keep):
+def test_kept_counts_are_exact_and_belong_to_their_question(make_vlm, keep):
     vlm = make_vlm(keep=keep)
     full = make_vlm(keep=1.0).answer(fresh(), SHORT)
     for answer, whole, images in zip(vlm.answer(fresh(), SHORT), full, (1, 2, 0), strict=True):
         assert len(answer.kept) == images
         assert [image.of for image in answer.kept] == [image.of for image in whole.kept]
         assert [image.tokens for image in answer.kept] == [budget(keep, image.of) for image in answer.kept]
-        assert whole.read - answer.read == sum(image.of - image.tokens for image in answer.kept)
+        assert whole.input_tokens - answer.input_tokens == sum(
+            image.of - image.tokens for image in answer.kept
+        )
 
 
 @FAMILIES
-def test_what_is_read_is_the_sequence_of_the_language_model(make_vlm, model):
+def test_input_tokens_are_the_length_of_the_language_models_sequence(make_vlm, model):
     lengths = []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     (answer,) = make_vlm(keep=0.3).answer(fresh()[1:2], SHORT)
     hook.remove()
-    assert lengths[0] == answer.read
-    assert len(lengths) == answer.written
+    assert lengths[0] == answer.input_tokens
+    assert len(lengths) == answer.output_tokens
 
 
 def test_the_answer_depends_on_the_selector(make_vlm, selector):
@@ -100,12 +102,12 @@ def test_the_answer_depends_on_the_selector(make_vlm, selector):
 
 def test_an_answer_is_counted_up_to_its_end_token(make_vlm, untouched, model):
     ids, _ = untouched(fresh()[0])
-    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token it writes before the limit
+    model.generation_config.eos_token_id = [2, int(ids[3])]  # a token that it generates before the limit
     (ended, *_) = make_vlm().answer(fresh(), SHORT)
-    assert ended.written == ids.tolist().index(int(ids[3])) + 1
+    assert ended.output_tokens == ids.tolist().index(int(ids[3])) + 1
 
 
-def test_beams_and_sampling_are_the_models_own(make_vlm, untouched, processor):
+def test_beams_and_sampling_equal_the_models(make_vlm, untouched, processor):
     vlm = make_vlm()
     (beams,) = vlm.answer(fresh()[1:2], Decoding(max_new_tokens=6, num_beams=3))
     ids, _ = untouched(fresh()[1], num_beams=3)
@@ -118,7 +120,7 @@ def test_beams_and_sampling_are_the_models_own(make_vlm, untouched, processor):
 
 def test_a_placeholder_typed_in_a_question_is_refused(make_vlm):
     with pytest.raises(ValueError, match="image"):
-        make_vlm(keep=0.5).answer([asked("a <image> b", picture(1))], SHORT)
+        make_vlm(keep=0.5).answer([conversation("a <image> b", picture(1))], SHORT)
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def load(folders, **arguments):
 
 
 @pytest.mark.parametrize("dtype, expected", [("auto", torch.bfloat16), ("float32", torch.float32)])
-def test_it_loads_in_the_type_of_the_checkpoint_or_the_one_that_is_asked(folders, selector, dtype, expected):
+def test_weights_have_the_dtype_of_the_checkpoint_or_the_given_one(folders, selector, dtype, expected):
     vlm = load(folders, dtype=dtype)
     assert vlm.model.dtype == expected
     assert not vlm.model.training and not vlm.selector.training
@@ -151,7 +153,7 @@ def test_a_selector_of_another_layer_is_refused_before_the_weights_are_read(fold
         load(folders)
 
 
-def test_positions_of_a_family_that_takes_none_are_refused_before_the_weights_are_read(folders, tmp_path):
+def test_positions_that_the_family_lacks_are_refused_before_the_weights_are_read(folders, tmp_path):
     path = tmp_path / "llava/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"text_config": {"model_type": "bloom"}}))
@@ -160,9 +162,9 @@ def test_positions_of_a_family_that_takes_none_are_refused_before_the_weights_ar
         load(folders)
 
 
-def test_folders_that_hold_nothing_are_named(folders, tmp_path):
+def test_empty_folders_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere: no FeatureSelector could be loaded"):
         load(folders | {"selector": "hub/nowhere"})
     shutil.rmtree(tmp_path / "llava")
-    with pytest.raises(ValueError, match=r"pretrained: .*llava' is no model"):
+    with pytest.raises(ValueError, match=r"pretrained: .*llava' is not a model"):
         load(folders)

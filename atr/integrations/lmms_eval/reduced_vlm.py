@@ -1,4 +1,7 @@
-"""Answers of a reduced LLaVA to conversations with any number of images; knows nothing of lmms-eval."""
+"""A LLaVA with reduced visual tokens that answers conversations with any number of images, without lmms-eval.
+
+Shapes: see atr.core.tokens; L tokens of a batch's longest answer, E end tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from atr.core.hub import located
+from atr.core.hub import pretrained_arguments
 from atr.integrations.lmms_eval.arguments import DTYPES, Arguments
-from atr.integrations.lmms_eval.caching import check_digest
+from atr.integrations.lmms_eval.selector_digest import check_selector_digest
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_positions, check_selector, warn_of_positions
@@ -21,7 +24,7 @@ from atr.vlm.reduce import Kept, reduce
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is decoded: greedily at temperature 0, by sampling above it; the field's defaults."""
+    """Decoding options, with the usual defaults: greedy at temperature 0, sampling above it."""
 
     max_new_tokens: int = 1024
     temperature: float = 0
@@ -31,17 +34,17 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, what was kept of each image of its question, and how many tokens were read and written."""
+    """An answer, the tokens kept of each image of its question, and numbers of input and output tokens."""
 
     text: str
     kept: tuple[Kept, ...]
-    read: int
-    written: int
+    input_tokens: int
+    output_tokens: int
 
 
 @dataclass(frozen=True)
 class ReducedVlm:
-    """A frozen model, its processor and the selector that shortens what it reads."""
+    """A frozen model, its processor, and the selector that chooses its visual tokens."""
 
     model: Any
     processor: Any
@@ -50,13 +53,13 @@ class ReducedVlm:
 
     @classmethod
     def load(cls, arguments: Arguments, device: torch.device) -> Self:
-        """Load all three; the small files first, so that a selector of other features costs no waiting.
+        """Load all three, the small files first, so that a selector that does not fit is refused at once.
 
-        Raises ValueError for what is no checkpoint, a family without host, positions that the model cannot
-        have, and a selector that does not fit or is not the one of the digest.
+        Raises ValueError for a folder or hub id that is no checkpoint, a model family that is not supported,
+        positions that the model does not allow, and a selector that does not fit or has another digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
-        check_digest(arguments.selector_digest, selector)
+        check_selector_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
         family_of(unloaded)
@@ -70,13 +73,13 @@ class ReducedVlm:
 
     @torch.inference_mode()
     def answer(self, conversations: Sequence[list[dict[str, Any]]], decoding: Decoding) -> list[Answer]:
-        """Answer a batch of conversations in the form of transformers' chat templates, images within.
+        """Answer a batch of conversations in the format of transformers' chat templates, including images.
 
-        Raises ValueError for a text in which the placeholder of an image is typed.
+        Raises ValueError for a text that contains the image placeholder.
         """
         inputs = self._inputs(conversations)
         policy = self.arguments.policy
-        shorter = reduce(
+        reduced = reduce(
             self.model,
             inputs,
             self.selector,
@@ -86,14 +89,14 @@ class ReducedVlm:
             policy.newline,
             self.arguments.interpolation,
         )
-        answers_BL = self._generate(shorter, decoding)
+        answers_BL = self._generate(reduced, decoding)
         texts = self.processor.batch_decode(answers_BL, skip_special_tokens=True)
-        read = shorter["attention_mask"].sum(1).tolist()
-        kept = iter(shorter.kept)
+        input_tokens = reduced["attention_mask"].sum(1).tolist()
+        kept = iter(reduced.kept)
         return [
-            Answer(text.strip(), tuple(next(kept) for _ in range(_images(conversation))), *counts)
+            Answer(text.strip(), tuple(next(kept) for _ in range(_count_images(conversation))), *counts)
             for text, conversation, *counts in zip(
-                texts, conversations, read, self._written(answers_BL), strict=True
+                texts, conversations, input_tokens, self._count_output_tokens(answers_BL), strict=True
             )
         ]
 
@@ -106,24 +109,25 @@ class ReducedVlm:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        read = {"input_ids", "attention_mask"} | family_of(self.model).image_keys
-        return {key: value.to(self.model.device) for key, value in inputs.items() if key in read}
+        keys = {"input_ids", "attention_mask"} | family_of(self.model).image_keys
+        return {key: value.to(self.model.device) for key, value in inputs.items() if key in keys}
 
-    def _generate(self, shorter: Any, decoding: Decoding) -> Tensor:
-        samples = decoding.temperature > 0
+    def _generate(self, reduced: Any, decoding: Decoding) -> Tensor:
+        """Token ids of the answers, without the prompts; (B, L)."""
+        do_sample = decoding.temperature > 0
         ids_BL = self.model.generate(
-            **shorter,
-            do_sample=samples,
-            temperature=decoding.temperature if samples else None,
+            **reduced,
+            do_sample=do_sample,
+            temperature=decoding.temperature if do_sample else None,
             top_p=decoding.top_p,
             num_beams=decoding.num_beams,
             max_new_tokens=decoding.max_new_tokens,
         )
-        answers_BL: Tensor = ids_BL[:, shorter["input_ids"].shape[1] :]
+        answers_BL: Tensor = ids_BL[:, reduced["input_ids"].shape[1] :]
         return answers_BL
 
-    def _written(self, answers_BL: Tensor) -> list[int]:
-        """Tokens of each answer up to its end token, which counts; what follows is padding."""
+    def _count_output_tokens(self, answers_BL: Tensor) -> list[int]:
+        """Tokens of each answer up to and including its end token; the rest is padding."""
         ends = self.model.generation_config.eos_token_id
         ends_E = torch.tensor([] if ends is None else ends, device=answers_BL.device).long()
         end_BL = torch.isin(answers_BL, ends_E).long()
@@ -133,10 +137,12 @@ class ReducedVlm:
 
 def _config(path: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(**located(path))
+        return AutoConfig.from_pretrained(**pretrained_arguments(path))
     except OSError as error:
-        raise ValueError(f"pretrained: {path!r} is no model: {error}, allowed: a folder or hub id") from error
+        raise ValueError(
+            f"pretrained: {path!r} is not a model: {error}, allowed: a folder or hub id"
+        ) from error
 
 
-def _images(conversation: list[dict[str, Any]]) -> int:
+def _count_images(conversation: list[dict[str, Any]]) -> int:
     return sum(item["type"] == "image" for turn in conversation for item in turn["content"])
