@@ -35,7 +35,7 @@ def family_named(model_type: str) -> Family:
     if len(added) + is_built_in > 1:
         other = "a built-in family" if is_built_in else _describe(added[0])
         raise ValueError(
-            f"{_describe(added[-1])} has the name of {other}, allowed: one family per model type"
+            f"{_describe(added[-1])} has the name of {other}, allowed: a name of its own"
         )
     if added:
         return _load(added[0])
