@@ -34,9 +34,7 @@ def family_named(model_type: str) -> Family:
     is_built_in, added = model_type in _built_in(), list(entry_points(group=_GROUP, name=model_type))
     if len(added) + is_built_in > 1:
         other = "a built-in family" if is_built_in else _describe(added[0])
-        raise ValueError(
-            f"{_describe(added[-1])} has the name of {other}, allowed: a name of its own"
-        )
+        raise ValueError(f"{_describe(added[-1])} has the name of {other}, allowed: a name of its own")
     if added:
         return _load(added[0])
     if not is_built_in:
