@@ -299,6 +299,7 @@ PARTS = {
     },
     "atr/reduction/peers/visionzip.py": set(),
     "atr/benchmarks/charts.py": {"benchmark@charts"},
+    "atr/config/presets/encoders/dinov2-base.yaml": {"models"},
     "atr/benchmarks/gqa.py": set(),
     "atr/config/report.py": {"report"},
     "atr/micro/model.py": set(),
