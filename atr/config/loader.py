@@ -58,6 +58,13 @@ class ParameterFile:
         return (*(field.name for field in fields(self.common)), *self.sections)
 
 
+class SectionFields(SimpleNamespace):
+    """The fields of a section that a stage declares one by one, read-only."""
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"{name}: parameters are read-only")
+
+
 class Params:
     """The parameters that one stage declares, read-only; reading another one is a bug of ours."""
 
@@ -126,7 +133,7 @@ def _plain(value: Any) -> Any:
     """A section as a dict, a preset as its name."""
     if isinstance(value, int):
         return value
-    if isinstance(value, SimpleNamespace):
+    if isinstance(value, SectionFields):
         return dict(vars(value))
     # Presets alone have a name; their module is a dependency only of the stages that have one.
     return value.name if hasattr(value, "name") else asdict(value)
@@ -155,8 +162,8 @@ def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, A
     for key in keys:
         section, _, name = key.partition(".")
         if name:
-            fields_alone = declared.setdefault(section, SimpleNamespace())
-            setattr(fields_alone, name, getattr(everything[section], name))
+            known = vars(declared.get(section, SectionFields()))
+            declared[section] = SectionFields(**known, **{name: getattr(everything[section], name)})
         else:
             declared[section] = everything[section]
     return declared

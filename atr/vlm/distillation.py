@@ -33,7 +33,7 @@ from atr.vlm.tiling import ROW_END
 if TYPE_CHECKING:
     from atr.config.distill import Distill
 
-DISTILL_VALIDATION_KEEP = (0.1, 0.3, 0.5)
+COMPARED_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation compares the answers."""
 DROPPED_WEIGHT = 1e-3
 """Attention weight left to a dropped token; at zero it would get no gradient."""
@@ -89,10 +89,8 @@ class Distillation(RecordedTraining):
 
     def validation_step(self, batch: Sequence[PromptedImage], batch_idx: int) -> None:
         """Log the divergence and the fraction of unchanged answer tokens with only the best tokens."""
-        best = [partial(self._best_mask, keep=keep) for keep in DISTILL_VALIDATION_KEEP]
-        for keep, (divergence, agreement) in zip(
-            DISTILL_VALIDATION_KEEP, self._compare(batch, best), strict=True
-        ):
+        best = [partial(self._best_mask, keep=keep) for keep in COMPARED_KEEP]
+        for keep, (divergence, agreement) in zip(COMPARED_KEEP, self._compare(batch, best), strict=True):
             metrics = {f"validation/divergence_{keep}": divergence, f"validation/agreement_{keep}": agreement}
             self.log_dict(metrics, sync_dist=True, batch_size=len(batch))
 

@@ -75,7 +75,7 @@ def test_an_experiment_is_valid_and_reaches_the_stages_as_written(params, name):
 def test_an_experiment_holds_what_the_paper_states(params, name, encoder, width, keep):
     overlay.apply(EXPERIMENTS[name], path=params)
     trained = config.load("pretrain", params)
-    evaluate = config.load("evaluate", params).evaluate
+    evaluate = config.load("report", params).evaluate
     assert trained.encoder.path.partition("@")[0] == encoder
     assert (trained.pretrain.layers, trained.pretrain.heads * 64) == (3, width)
     assert (trained.pretrain.learning_rate, trained.pretrain.batch_size) == (3e-4, 32)

@@ -150,9 +150,9 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_a_validation_image_is_restored_as_often_as_the_training_does():
-    from atr.reduction.pretraining import TOP_K
+    from atr.reduction.pretraining import VALIDATION_KEEP
 
-    assert 1 + len(TOP_K) == plan.RESTORED
+    assert 1 + len(VALIDATION_KEEP) == plan.RESTORED
     size = plan.Autoencoder(24, 2, 96)
     expected = size.forward_flops(20, 1) + plan.RESTORED * size.forward_flops(20, 24)
     assert size.training_flops(20, 0, 1) == expected

@@ -18,7 +18,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_own_reducers_and_benchmarks_are_among_all(project, write):
-    evaluate = config.load("evaluate", write(evaluate__own=["mine/reducer"])).evaluate
+    evaluate = config.load("report", write(evaluate__own=["mine/reducer"])).evaluate
     assert evaluate.own == ["mine/reducer"]
     assert "mine/reducer" in evaluate.names and "mine/reducer" in evaluate.budgeted
     assert config.load("report", write(evaluate__own=["mine/reducer"], report__best="mine/reducer"))

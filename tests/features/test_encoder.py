@@ -120,9 +120,8 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
     pixels_BCHW = torch.randn(2, 3, 56, 56)
     encoder = Encoder.load(path, layer)
     model.set_attn_implementation("eager")
-    number = (
-        layer - 1 if layer > 0 else layer
-    )  # hidden_states starts with the embeddings, attentions with the first layer
+    # hidden_states starts with the embeddings, attentions with the first layer.
+    number = layer - 1 if layer > 0 else layer
     name = rf"layers?\.{range(3)[number]}\..*k_proj"
     keys = next(module for key, module in model.named_modules() if re.search(name, key))
     projected = []
@@ -282,9 +281,9 @@ def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))
     pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
-    asked = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
+    options = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
     with torch.inference_mode():
-        states = model(pixels_BCHW, output_hidden_states=True, **asked).hidden_states[-2]
+        states = model(pixels_BCHW, output_hidden_states=True, **options).hidden_states[-2]
         seen = encoder.observe(pixels_BCHW, {"attention_BN"})
     assert (encoder.grid, pixels_BCHW.shape) == ((6, 3), (1, 3, 84, 42))
     torch.testing.assert_close(seen["features_BND"], states[:, TOWERS[kind][2] :], rtol=1e-5, atol=1e-6)

@@ -64,14 +64,14 @@ def test_the_paths_of_other_encoders_are_unchanged(tmp_path):
 
 
 def test_the_hub_comes_first(index, tmp_path, monkeypatch):
-    asked = []
+    requests = []
     monkeypatch.setattr(
-        wheel_weights, "hf_hub_download", lambda *file, revision: asked.append((*file, revision))
+        wheel_weights, "hf_hub_download", lambda *file, revision: requests.append((*file, revision))
     )
     files = ("config.json", "preprocessor_config.json", "model.safetensors")
     for path, revision in (("org/tiny", None), (f"org/tiny@{index.revision}", index.revision)):
         assert resolve_weights(path, tmp_path / "encoders") == path
-        assert asked[-3:] == [("org/tiny", name, revision) for name in files]
+        assert requests[-3:] == [("org/tiny", name, revision) for name in files]
     assert not (tmp_path / "encoders/tiny").exists()
 
 
@@ -86,7 +86,7 @@ def test_without_the_hub_the_wheel_is_converted_once(index, dinov2, tmp_path, mo
         torch.testing.assert_close(encoder(pixels_BCHW), states[:, 1:], rtol=0, atol=0)
 
     def refuse(*args):
-        raise AssertionError("asked again")
+        raise AssertionError("requested again")
 
     monkeypatch.setattr(wheel_weights, "hf_hub_download", refuse)
     monkeypatch.setattr(wheel_weights, "download_wheel", refuse)

@@ -259,14 +259,14 @@ def test_an_experiment_that_was_deleted_is_restored(original, find, capsys):
 
 def test_another_pipeline_may_create_the_experiment_first(original, monkeypatch):
     """As on a server, which our lock does not protect."""
-    found, asked = MlflowClient.get_experiment_by_name, []
+    get, calls = MlflowClient.get_experiment_by_name, []
 
     def late(self, name):
-        asked.append(name)
-        return found(self, name) if len(asked) > 1 else None
+        calls.append(name)
+        return get(self, name) if len(calls) > 1 else None
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
-    assert store.connect()[1] == found(MlflowClient(store.tracking_uri()), "atr").experiment_id
+    assert store.connect()[1] == get(MlflowClient(store.tracking_uri()), "atr").experiment_id
 
 
 @pytest.fixture

@@ -59,15 +59,15 @@ def test_a_training_logs_each_step_and_leaves_the_end_of_the_run_to_the_stage(fi
 
 
 def test_a_training_survives_a_failing_log(find, monkeypatch, capsys):
-    asked = []
+    calls = []
 
     def fail():
-        monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: asked.append(1) or 1 / 0)
+        monkeypatch.setattr(MlflowClient, "log_batch", lambda *_, **__: calls.append(1) or 1 / 0)
 
     with tracking.run("pretrain", config.load("pretrain")) as run:
         trainer = train(Tiny(fail), run.logger())
         assert trainer.global_step == 6
-        assert len(asked) == 1, "a dead server is not asked at each step"
+        assert len(calls) == 1, "a dead server is not asked at each step"
         monkeypatch.undo()
     assert "division by zero" in capsys.readouterr().err
 

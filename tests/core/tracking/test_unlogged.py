@@ -38,12 +38,12 @@ def broken(monkeypatch):
     """`broken(error)` makes all or the named calls of MLflow raise it; returns the list of calls made."""
 
     def break_it(error, calls=CALLS, times=None):
-        asked = []
+        made = []
 
         def failing(name, works=None):
             def call(self, *arguments, **named):
-                asked.append(name)
-                if times is None or len(asked) <= times:
+                made.append(name)
+                if times is None or len(made) <= times:
                     raise error
                 return works(self, *arguments, **named)
 
@@ -51,7 +51,7 @@ def broken(monkeypatch):
 
         for name in calls:
             monkeypatch.setattr(MlflowClient, name, failing(name, getattr(MlflowClient, name)))
-        return asked
+        return made
 
     yield break_it
     monkeypatch.undo()
@@ -102,9 +102,9 @@ ERRORS = [
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_a_failing_log_costs_no_result_and_is_sent_later(broken, monkeypatch, capsys, find, request, error):
     with tracking.run("pretrain", config.load("pretrain")) as run:
-        asked = broken(error)
+        calls = broken(error)
         compute(run)
-    assert asked == ["log_batch", "log_batch"], "one call that failed, and one attempt at the end of the run"
+    assert calls == ["log_batch", "log_batch"], "one call that failed, and one attempt at the end of the run"
     (home,) = unlogged.pending_folders()
     said = capsys.readouterr()
     assert re.fullmatch(

@@ -20,22 +20,22 @@ def picture(seed, size=(28, 28)):
     return Image.fromarray(pixels.numpy())
 
 
-def asked(text, *images):
+def conversation(text, *images):
     content = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
 
 
 CONVERSATIONS = [
-    asked("a b c", picture(1, (40, 30))),
-    asked("d e", picture(2), picture(3, (28, 80))),
-    asked("f g h i"),
+    conversation("a b c", picture(1, (40, 30))),
+    conversation("d e", picture(2), picture(3, (28, 80))),
+    conversation("f g h i"),
 ]
 
 
 def fresh():
     """Copies of the conversations, as transformers modifies its arguments."""
     return [
-        asked(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
+        conversation(turn[0]["content"][-1]["text"], *(i["image"] for i in turn[0]["content"][:-1]))
         for turn in CONVERSATIONS
     ]
 
@@ -120,7 +120,7 @@ def test_beams_and_sampling_equal_the_models(make_vlm, untouched, processor):
 
 def test_a_placeholder_typed_in_a_question_is_refused(make_vlm):
     with pytest.raises(ValueError, match="image"):
-        make_vlm(keep=0.5).answer([asked("a <image> b", picture(1))], SHORT)
+        make_vlm(keep=0.5).answer([conversation("a <image> b", picture(1))], SHORT)
 
 
 @pytest.fixture

@@ -38,10 +38,10 @@ from lmms_eval.tasks.mmmu.utils import (
 )
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 
-asked = json.load(open(sys.argv[1]))
-letters, names = get_multi_choice_info(asked["long"])
+cases = json.load(open(sys.argv[1]))
+letters, names = get_multi_choice_info(cases["long"])
 processor, evaluator = EvalAIAnswerProcessor(), MMBench_Evaluator()
-choices = dict(zip("ABC", asked["choices"]))
+choices = dict(zip("ABC", cases["choices"]))
 
 
 def choice(text):
@@ -52,20 +52,20 @@ def choice(text):
     return found.pop() if len(found) == 1 else None
 
 
-texts = asked["texts"]
+texts = cases["texts"]
 json.dump({
     "vqa": [processor(text) for text in texts],
     "scienceqa": [
-        sqa_process_results({"choices": asked["choices"], "answer": number % 3}, [text])["exact_match"]
+        sqa_process_results({"choices": cases["choices"], "answer": number % 3}, [text])["exact_match"]
         for number, text in enumerate(texts)
     ],
     "mmbench": [evaluator.can_infer(text.strip(), dict(choices)) for text in texts],
     "mmmu choice": [choice(text) for text in texts],
     "mmmu open": [
-        float(eval_open(asked["open"][number % len(asked["open"])], parse_open_response(text)))
+        float(eval_open(cases["open"][number % len(cases["open"])], parse_open_response(text)))
         for number, text in enumerate(texts)
     ],
-    "chartqa": [relaxed_correctness(said, right) for said in asked["numbers"] for right in asked["numbers"]],
+    "chartqa": [relaxed_correctness(said, right) for said in cases["numbers"] for right in cases["numbers"]],
 }, open(sys.argv[2], "w"))
 """
 
@@ -79,10 +79,10 @@ def texts():
 @pytest.fixture(scope="module")
 def theirs(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
-    asked = {"texts": texts, "choices": CHOICES, "long": LONG, "open": OPEN, "numbers": NUMBERS}
-    (folder / "asked.json").write_text(json.dumps(asked))
+    cases = {"texts": texts, "choices": CHOICES, "long": LONG, "open": OPEN, "numbers": NUMBERS}
+    (folder / "cases.json").write_text(json.dumps(cases))
     (folder / "theirs.py").write_text(THEIRS)
-    command = [Path(COMMAND).with_name("python"), "theirs.py", "asked.json", "said.json"]
+    command = [Path(COMMAND).with_name("python"), "theirs.py", "cases.json", "said.json"]
     # Two modules of lmms-eval create a client of a judge model at import; it is never called here.
     environment = os.environ | {
         "OPENAI_API_KEY": "none",

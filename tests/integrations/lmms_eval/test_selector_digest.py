@@ -39,8 +39,8 @@ def test_with_a_cache_the_digest_is_required(selector):
 
 def test_the_digest_of_another_selector_is_refused_before_the_model_is_loaded(selector, tmp_path):
     selector.save_pretrained(tmp_path)
-    asked = {"pretrained": "no/where", "selector": str(tmp_path), "keep": 0.5}
-    former = Arguments.of(asked | {"selector_digest": "sha256-0123456789abcdef"})
+    arguments = {"pretrained": "no/where", "selector": str(tmp_path), "keep": 0.5}
+    former = Arguments.of(arguments | {"selector_digest": "sha256-0123456789abcdef"})
     with pytest.raises(
         ValueError,
         match=rf"'sha256-0123456789abcdef' is another .*, this one has {digest_selector(selector)}",
