@@ -651,12 +651,27 @@ def test_answers_of_an_edited_reducer_are_not_resumed(write_own, monkeypatch):
     assert names[0] != names[1]
 
 
+def run_command_line():
+    command = [sys.executable, "-m", "atr.stages.evaluate", OWN]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.slow
 def test_the_command_line_takes_a_reducer_of_the_user(write_own):
+    """With the log of runs, where the name with a slash is a part of the run's name."""
+    write_own(REDUCER.format(kept="torch.arange(budget)"))
+    done = run_command_line()
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not [line for line in done.stderr.splitlines() if "not logged" in line]
+    assert sorted(path.name for path in (EVALUATE / OWN).iterdir()) == [
+        "masks.json", "results.jsonl", "summary.json",
+    ]  # fmt: skip
+
+
+def test_the_command_line_names_a_wrong_reducer_of_the_user(write_own):
     write_own(REDUCER.format(kept=next(iter(WRONG))))
-    done = subprocess.run(
-        [sys.executable, "-m", "atr.stages.evaluate", OWN],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    done = run_command_line()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("atr evaluate: keep 0.5, seed None: no answer to docs/0#0")
     assert "Traceback" not in done.stderr and not EVALUATE.exists()
