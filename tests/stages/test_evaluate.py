@@ -123,7 +123,7 @@ def run(reducer, anew=True):
     return [json.loads(line) for line in lines], summary, masks
 
 
-def test_results_say_what_they_were_computed_in(project, trained):
+def test_results_record_how_they_were_computed(project, trained):
     write_params(precision="32-true")
     resolved = run("full")[1]["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["attention"]) == ("32-true", "cpu", "sdpa")
@@ -182,9 +182,7 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
     "reducer, trials, below",
     [("fastv", [(0.75, 12)], "0.2, 0.5"), ("pyramiddrop", [(0.5, 8), (0.75, 12)], "0.2")],
 )
-def test_budgets_out_of_reach_between_the_layers_are_left_out_and_told(
-    project, capsys, reducer, trials, below
-):
+def test_budgets_that_layers_cannot_reach_are_left_out_and_named(project, capsys, reducer, trials, below):
     """Of three layers FastV leaves 16, 16 and 4 tokens; PyramidDrop 16, 6 and 2, or 16, 12 and 8."""
     write_params(keep=[*KEEP, 0.75])
     rows, summary, masks = run(reducer)
@@ -199,7 +197,7 @@ def test_budgets_out_of_reach_between_the_layers_are_left_out_and_told(
     assert capsys.readouterr().err.count(line) == 1
 
 
-def test_where_no_budget_is_in_reach_nothing_is_asked(project):
+def test_no_question_is_answered_if_no_budget_can_be_reached(project):
     with pytest.raises(ValueError, match=r"keep: 0\.5 is out of reach of FastV in 3 layers, .* 0\.688 and"):
         run("fastv")
     assert not EVALUATE.exists()
@@ -213,7 +211,7 @@ def test_where_no_budget_is_in_reach_nothing_is_asked(project):
         ("experiments/pretrain/selector/model.safetensors", "selector", "model.safetensors is missing"),
     ],
 )
-def test_what_an_earlier_stage_did_not_leave_is_named(project, monkeypatch, missing, reducer, message):
+def test_a_missing_file_of_an_earlier_stage_is_named(project, monkeypatch, missing, reducer, message):
     moved = Path(missing).resolve()
     aside = moved.with_name("aside")
     moved.rename(aside)
@@ -267,7 +265,7 @@ class Watched:
         return self.seen
 
 
-def test_a_stopped_evaluation_goes_on_and_gives_the_bytes_of_one_without_a_stop(project, monkeypatch):
+def test_a_resumed_evaluation_gives_the_bytes_of_an_uninterrupted_one(project, monkeypatch):
     write_params(batch_size=2)
     watched = Watched(monkeypatch)
     every = watched.run()
@@ -295,7 +293,7 @@ def test_answers_stay_until_their_results_cannot_be_lost_any_more(project, monke
     assert {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()} == whole
 
 
-def test_a_finished_evaluation_removes_what_others_of_its_reducer_have_left(project, monkeypatch):
+def test_a_finished_evaluation_removes_unfinished_rows_of_its_reducer(project, monkeypatch):
     write_params(batch_size=2)
     watched = Watched(monkeypatch)
     watched.run(most=1)
@@ -307,7 +305,7 @@ def test_a_finished_evaluation_removes_what_others_of_its_reducer_have_left(proj
     assert not former.exists() and len(list((UNFINISHED / "random").iterdir())) == 1
 
 
-def test_a_stopped_evaluation_of_other_parameters_is_not_gone_on_with(project, monkeypatch):
+def test_an_interrupted_evaluation_of_other_parameters_is_not_resumed(project, monkeypatch):
     write_params(batch_size=2)
     watched = Watched(monkeypatch)
     first = watched.run(most=2)
@@ -323,7 +321,7 @@ def other_weights(folder):
     return model
 
 
-def test_a_stopped_evaluation_does_not_go_on_with_another_models_answers(project, monkeypatch):
+def test_answers_of_another_model_are_not_resumed(project, monkeypatch):
     """A model in shards, saved again with other weights: nothing but the shards changes."""
     model = Path(shutil.copytree(MODEL, "model"))
     shard = {"max_shard_size": "100KB"}

@@ -109,7 +109,7 @@ def test_the_store_is_the_encoder_under_the_trainers_precision(split, workspace)
     assert [path.name for path in Path("data/features").iterdir()] == [split]
 
 
-def test_two_photographs_are_pictured_as_the_encoder_sees_them(workspace):
+def test_the_picture_of_features_shows_the_two_photographs(workspace):
     run()
     picture = Image.open("data/features/pretrain/components.png")
     assert picture.size == (4 * 384, 384)

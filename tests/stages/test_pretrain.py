@@ -132,7 +132,7 @@ def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
     assert metrics["parameters"] == config.load("pretrain").raw()
 
 
-def test_the_selector_says_what_it_was_trained_on(log):
+def test_the_selector_records_what_it_was_trained_on(log):
     final = json.loads(run())["final"]
     record = FeatureSelector.from_pretrained(SELECTOR).record
     assert {key: record[key] for key in ("data", "images", "fingerprint", "seed", "positions")} == {
@@ -197,7 +197,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_checkpoint_of_another_training_is_not_gone_on_with(log, change, monkeypatch):
+def test_the_checkpoint_of_another_training_is_not_resumed(log, change, monkeypatch):
     """It is left alone as long as this training may be broken off too, and removed at its end."""
     interrupt(log)
     (former,) = checkpoints()
@@ -312,7 +312,7 @@ def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
     assert len(checkpoints()) == 1
 
 
-def test_the_metrics_say_what_was_computed_in(log):
+def test_the_metrics_record_precision_and_device(log):
     resolved = json.loads(run())["resolved"]
     assert (resolved["precision"], resolved["device"], resolved["features"]) == ("32-true", "cpu", {})
 

@@ -71,7 +71,9 @@ def test_with_every_token_the_model_answers_as_it_is(module):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
-def test_tokens_of_no_weight_are_as_good_as_gone(generator, make_model, attention, positions, monkeypatch):
+def test_tokens_of_zero_weight_act_as_removed_tokens(
+    generator, make_model, attention, positions, monkeypatch
+):
     """Compared with the log probabilities on the shorter sequence, at the same positions."""
     monkeypatch.setattr(distillation, "DROPPED_WEIGHT", 1e-12)
     module = make_training(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
@@ -101,7 +103,7 @@ def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, mon
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_selector_learns_and_the_model_does_not(module):
+def test_gradients_reach_the_selector_and_leave_the_model_unchanged(module):
     before = {name: value.clone() for name, value in module.generator.model.state_dict().items()}
     module.generator.model.requires_grad_(False)
     [(divergence, _)] = module._compare(BATCH, [lambda scores_P: scores_P.sigmoid()])
@@ -113,7 +115,7 @@ def test_the_selector_learns_and_the_model_does_not(module):
     assert not any(name.startswith("generator") for name in module.state_dict())
 
 
-def test_the_gradient_of_a_weight_is_what_it_changes(module):
+def test_the_gradient_of_a_weight_agrees_with_finite_differences(module):
     """Of a token that is not there as of one that is: by finite differences, in float64."""
     module.generator.model.double()
     prepared, answers = module._conversations(BATCH[:1])
@@ -153,7 +155,7 @@ def test_each_prompt_is_answered_once(module, monkeypatch):
     assert module._answered["three"][2] == alone
 
 
-def test_every_image_counts_alike_however_long_its_answers():
+def test_images_weigh_the_same_whatever_the_length_of_their_answers():
     answers = torch.tensor([[True, True, True], [False, False, True]])
     values = torch.tensor([3.0, 3.0, 3.0, 5.0])
     assert distillation._mean_of_rows(values, answers) == 4
@@ -161,7 +163,7 @@ def test_every_image_counts_alike_however_long_its_answers():
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_newlines_are_no_tokens_to_be_dropped(module):
+def test_newlines_are_never_dropped(module):
     prepared, _ = module._conversations(BATCH)
     scored = []
     weights = module._weights(prepared, lambda scores_P: scored.append(len(scores_P)) or scores_P * 0)
@@ -196,7 +198,7 @@ def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(generato
     assert all(150 < counts.count(count) < 250 for count in range(4, 9))
 
 
-def test_answers_without_a_word_teach_nothing(module, monkeypatch):
+def test_empty_answers_give_no_divergence(module, monkeypatch):
     monkeypatch.setattr(Generator, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
     [(divergence, agreement)] = module._compare([("one", ["a"])], [torch.zeros_like])
     assert (divergence, agreement) == (0, 0)
@@ -248,7 +250,7 @@ def divergence(module, scores_P):
     return actual.item()
 
 
-def test_what_is_learned_to_be_kept_is_what_the_answers_depend_on(generator, tmp_path):
+def test_the_trained_selector_keeps_the_tokens_that_answers_depend_on(generator, tmp_path):
     """Among the sets of four tokens, of which a hundred are drawn, one of the better quarter."""
     generator.model.requires_grad_(False)
     quarter = {"lowest": 0.25, "highest": 0.25}
@@ -310,7 +312,7 @@ def test_every_rank_draws_tokens_of_its_own(step):
     assert first == again and first != second
 
 
-def test_what_is_logged_of_a_step_is_of_all_ranks(step):
+def test_metrics_of_a_step_are_synchronised_over_ranks(step):
     logged, _ = step()
     assert {name for name, how in logged.items() if not how.get("sync_dist")} == {"train/learning_rate"}
     assert "train/divergence" in logged

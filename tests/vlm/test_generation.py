@@ -172,7 +172,7 @@ def test_masks_are_what_is_kept_of_each_image(generator):
 
 
 @torch.inference_mode()
-def test_what_the_store_lacks_is_the_towers_own_look_at_the_images(generator):
+def test_fields_that_the_store_lacks_are_computed_from_the_images(generator):
     needs = {"grid", "attention_BN", "keys_BND", "pixels_BCHW", "encode", "projected_BND"}
     encoded = generator.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded
     model, pictures = generator.model, Pictures("llava")
@@ -195,7 +195,7 @@ def test_no_image_is_opened_for_what_the_store_has(generator):
     assert not opened
 
 
-def test_a_sequence_that_kept_more_than_asked_is_our_error(generator, monkeypatch):
+def test_a_sequence_of_more_tokens_than_kept_fails_an_assertion(generator, monkeypatch):
     batch = generator.prepare(IMAGES, QUESTIONS)
     monkeypatch.setattr("atr.vlm.reduce.shorten", lambda model, inputs, *rest: inputs)
     with pytest.raises(AssertionError, match="the model is fed the kept tokens"):
@@ -336,7 +336,7 @@ def test_an_image_keeps_the_same_random_tokens_alone_and_in_a_batch(make_model, 
 
 
 @FAMILIES
-def test_every_reducer_serves_the_model_or_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+def test_every_reducer_serves_the_model_or_is_refused_before_any_answer(make_seeing, family, tmp_path):
     selector().save_pretrained(tmp_path)
     generator, refused = make_seeing(), []
     for name in catalog.reducers():
@@ -471,7 +471,7 @@ def test_pictures_show_what_the_last_layer_reads(make_seeing, family, inside, me
         assert masks["masks"][name] == [index for index in kept if index < 16]
 
 
-def test_budgets_out_of_reach_are_named_before_anything_is_asked(generator):
+def test_unreachable_budgets_are_named_before_any_answer(generator):
     keeps = [0.9, 0.37, 0.38, 0.68, 0.69]
     assert generator.reachable("fastv", keeps) == [0.9, 0.69]
     assert generator.reachable("pyramiddrop", keeps) == [0.9, 0.38, 0.68, 0.69]
@@ -547,9 +547,7 @@ def test_only_the_source_that_the_model_needs_is_opened(checkpoint, processor, f
     )
 
 
-def test_positions_that_the_model_cannot_have_are_refused_before_anything_is_opened(
-    make_model, processor, monkeypatch
-):
+def test_unsupported_positions_are_refused_before_inputs_are_opened(make_model, processor, monkeypatch):
     text = BloomConfig(vocab_size=31, hidden_size=32, n_layer=1, n_head=4, pad_token_id=0)
     loaded = make_model(text_config=text), processor
     monkeypatch.setattr("atr.vlm.generation.load_vlm", lambda *args, **kwargs: loaded)
@@ -561,7 +559,7 @@ def test_positions_that_the_model_cannot_have_are_refused_before_anything_is_ope
 
 
 @FAMILIES
-def test_a_selector_of_other_features_is_refused_before_anything_is_asked(make_seeing, family, tmp_path):
+def test_a_selector_of_other_features_is_refused_before_any_answer(make_seeing, family, tmp_path):
     reads = {"llava": -2, "llava_next": -2, "llava_onevision": -1}[family]
     for layer in (reads, 1):
         selector(layer).save_pretrained(tmp_path / str(layer))
@@ -625,9 +623,7 @@ def answers_of_full(folder, store):
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_features_of_other_images_are_not_taken_for_the_models_own(
-    model, processor, stored, tmp_path, other, capsys
-):
+def test_features_of_other_preprocessing_are_not_used(model, processor, stored, tmp_path, other, capsys):
     processor.image_processor = OTHERS[other]
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -640,7 +636,7 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
     )
 
 
-def test_features_of_the_same_images_are_taken(model, processor, stored, tmp_path, capsys):
+def test_features_of_the_same_preprocessing_are_used(model, processor, stored, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     answers, expected, source = answers_of_full(tmp_path, stored)
@@ -649,7 +645,7 @@ def test_features_of_the_same_images_are_taken(model, processor, stored, tmp_pat
     assert "stored" not in capsys.readouterr().err
 
 
-def test_a_store_that_says_nothing_of_its_images_is_not_taken(model, processor, stored, tmp_path, capsys):
+def test_a_store_without_a_record_of_preprocessing_is_not_used(model, processor, stored, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     stored.manifest["preprocess"] = None

@@ -189,7 +189,7 @@ def test_the_tokens_kept_of_each_image_are_reported(make_deep, process, drops, o
     "attention, dtype", [("eager", torch.float32), ("sdpa", torch.float32), ("sdpa", torch.bfloat16)]
 )
 @torch.no_grad()
-def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
+def test_keeping_every_token_gives_the_untouched_model_bit_by_bit(
     make_deep, process, prompts, attention, dtype, positions
 ):
     model, inputs = make_deep(attention, dtype), process(*prompts)
@@ -202,7 +202,7 @@ def test_where_none_leaves_it_is_the_untouched_model_bit_for_bit(
 
 @FAMILIES
 @torch.no_grad()
-def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
+def test_layers_and_cache_hold_only_the_remaining_tokens(deep, process):
     """Time and memory are saved, in prefill and in decoding, and the mean counts what the layers read."""
     inputs = process(*SINGLE)
     full = inputs["input_ids"].shape[1]
@@ -223,7 +223,7 @@ def test_layers_and_cache_hold_the_tokens_that_are_left_alone(deep, process):
 
 
 @torch.no_grad()
-def test_layers_are_given_shorter_states_whatever_the_family_computes(deep, process):
+def test_layers_read_shorter_states_in_every_family(deep, process):
     seen = []
     for layer in deep.model.language_model.layers:
         layer.mlp.register_forward_hook(lambda module, given, made: seen.append(made.shape[:2]))
@@ -242,7 +242,7 @@ def test_tiles_share_a_later_budget_by_the_tokens_they_have_left():
 
 
 @torch.no_grad()
-def test_contiguous_positions_count_from_the_first_token_that_is_left(deep, process):
+def test_contiguous_positions_count_from_the_first_remaining_token(deep, process):
     """Rotations compare by difference alone, so that no answer shows where the numbers begin."""
     given, language_model = {}, deep.model.language_model
     with prune_layers(prepare(deep, process(*SINGLE)), FastV(), 0.25, "contiguous") as pruning:
@@ -259,7 +259,7 @@ def test_contiguous_positions_count_from_the_first_token_that_is_left(deep, proc
 
 @FAMILIES
 @torch.no_grad()
-def test_the_model_is_afterwards_as_it_was(deep, process):
+def test_the_model_is_restored_after_the_context(deep, process):
     def snapshot():
         hooks = [
             (len(module._forward_pre_hooks), len(module._forward_hooks), sorted(vars(module)))
@@ -309,7 +309,7 @@ def test_attention_that_is_not_finite_ranks_nothing_and_is_named(make_deep, proc
 
 
 @torch.no_grad()
-def test_mistral_is_read_as_well(make_deep, process):
+def test_mistral_is_supported(make_deep, process):
     model = make_deep("sdpa", kind=MistralConfig, sliding_window=None)
     exact = make_deep("eager", kind=MistralConfig, sliding_window=None)
     with prune_layers(prepare(model, process(*RAGGED)), FastV(), 0.3) as pruning:

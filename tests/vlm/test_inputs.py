@@ -5,7 +5,7 @@ from atr.vlm.inputs import Prompts
 
 
 @pytest.mark.parametrize("opening", ["", "<s> "])
-def test_a_prompt_is_opened_once_whoever_opens_it(processor, opening):
+def test_a_prompt_has_one_bos_token_from_the_template_or_the_tokenizer(processor, opening):
     processor.chat_template = opening + processor.chat_template
     prompts = Prompts(processor)
     assert prompts.text("a b", 2).split()[-4:] == ["<image>", "<image>", "a", "b"]

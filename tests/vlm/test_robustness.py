@@ -133,7 +133,7 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, generator, 
     assert set(used) == {"original", "contiguous"}
 
 
-def test_a_reducer_that_reads_the_question_is_given_it(measure):
+def test_a_reducer_that_needs_text_gets_the_question(measure):
     results = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
     assert results["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2
 
@@ -163,7 +163,7 @@ def test_a_change_weighs_benchmarks_alike_and_units_by_their_lowest_score():
     assert robustness.mean_score(scores, questions) == pytest.approx((1.5 / 3 + 1) / 2)
 
 
-def test_the_first_units_with_images_are_asked():
+def test_the_first_units_with_images_are_taken():
     questions = [question(name) for name in NAMES]
     questions[0] = question(NAMES[0], unreadable="cut off", images=[])
     questions[3] = question(NAMES[3], unit="turns")

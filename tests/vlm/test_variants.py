@@ -41,7 +41,7 @@ def change(generator, variant, field="features_BND"):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_changes_what_it_is_about_and_leaves_the_model_as_it_was(generator, name):
+def test_each_variant_changes_its_part_and_restores_the_model(generator, name):
     variant, own = VARIANTS[name], generator.model.model.vision_tower
     before = copy.deepcopy(own.state_dict())
     pixels = change(generator, variant, "pixels_BCHW") if variant.tower is None else 0.0
@@ -80,7 +80,7 @@ def test_features_come_in_the_precision_that_is_named(generator):
     assert torch.equal(stored, seen(generator, Variant()).features_BND.bfloat16())
 
 
-def test_the_kernel_batch_and_positions_are_those_named(generator):
+def test_kernel_batch_and_positions_are_those_of_the_variant(generator):
     with deploy(generator, VARIANTS["eager attention"]) as changed:
         assert changed.model.model.vision_tower.config._attn_implementation == "eager"
     with deploy(generator, VARIANTS["contiguous positions"]) as changed:
@@ -126,7 +126,7 @@ def test_q4_0_is_that_of_llama_cpp():
     assert torch.equal(q4_0(torch.zeros(BLOCK)), torch.zeros(BLOCK))
 
 
-def test_quantisation_leaves_alone_what_does_not_divide_into_blocks():
+def test_quantisation_skips_widths_that_are_no_multiple_of_a_block():
     tower = torch.nn.Sequential(torch.nn.Linear(24, 4), torch.nn.Linear(64, 4), torch.nn.Conv2d(32, 4, 1))
     before = [module.weight.clone() for module in tower]
     VARIANTS["linear weights Q4_0"].tower(tower)
