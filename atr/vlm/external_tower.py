@@ -60,7 +60,10 @@ def put_tower(model: LlavaForConditionalGeneration, path: str) -> None:
 def fetch_tower(
     model: LlavaForConditionalGeneration, folder: str, resolve_weights: Callable[[str], str]
 ) -> None:
-    """As `put_tower`, for the tower that the model names; `resolve_weights` maps a hub id to a folder."""
+    """As `put_tower`, for the tower that the model of `folder` names.
+
+    `resolve_weights` maps a hub id to the folder of its weights.
+    """
     name = external_tower_name(model.config)
     assert name is not None
     try:

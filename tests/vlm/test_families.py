@@ -1,8 +1,12 @@
+import subprocess
+import sys
+from importlib import invalidate_caches
+
 import pytest
 import torch
 from transformers.image_processing_utils import select_best_resolution
 
-from atr.vlm.families import encode, family_of, supported_types
+from atr.vlm.families import encode, family_named, family_of, supported_types
 from atr.vlm.tiling import TileLayout
 
 FAMILIES = pytest.mark.parametrize("family", supported_types())
@@ -174,3 +178,101 @@ def test_attention_of_an_unknown_tower_is_refused_by_name(model, process):
     model.model.vision_tower.config.model_type = "other"
     with pytest.raises(ValueError, match="attention_BN is not available from a tower of type other"):
         encode(model, inputs, family_of(model).tiling(model, inputs), {"attention_BN"})
+
+
+MODULE = """
+class Tiny:
+    image_keys = frozenset({"pixel_values"})
+
+    def tiling(self, model, inputs):
+        return None
+
+    def pack(self, model, tiling, values_BNC, newline_C, resample):
+        return list(values_BNC)
+
+
+class Unpacked:
+    image_keys = Tiny.image_keys
+    tiling = Tiny.tiling
+
+
+class Keyless:
+    tiling, pack = Tiny.tiling, Tiny.pack
+
+
+FAMILY, UNPACKED, KEYLESS = Tiny(), Unpacked(), Keyless()
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs packages of the users: entry points of the group atr.families, by name."""
+    (tmp_path / "tiny_families.py").write_text(MODULE)
+    (tmp_path / "broken_families.py").write_text("raise RuntimeError('no such\\nlibrary')")
+    monkeypatch.syspath_prepend(tmp_path)
+    family_named.cache_clear()
+
+    def install(package, **families):
+        folder = tmp_path / f"{package}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in families.items()]
+        (folder / "entry_points.txt").write_text("\n".join(["[atr.families]", *lines]))
+        invalidate_caches()
+
+    yield install
+    family_named.cache_clear()
+
+
+def test_a_users_family_is_found_by_its_entry_point(install, model):
+    install("tiny", tiny="tiny_families:FAMILY")
+    model.config.model_type = "tiny"
+    assert type(family_of(model)).__name__ == "Tiny"
+    assert supported_types() == ["llava", "llava_next", "llava_onevision", "tiny"]
+    with pytest.raises(ValueError, match=r"'other' is not supported, allowed: llava, .*, tiny$"):
+        family_named("other")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            "no_such_module:FAMILY",
+            "cannot be imported: ModuleNotFoundError: .* 'no_such_module'",
+        ),
+        ("tiny_families:NOTHING", "cannot be imported: AttributeError: .* no attribute 'NOTHING'"),
+        ("broken_families:FAMILY", "cannot be imported: RuntimeError: no such library"),
+        ("tiny_families:Tiny", "is a class, allowed: an object"),
+        ("tiny_families:UNPACKED", "lacks the method pack"),
+        ("tiny_families:KEYLESS", "lacks image_keys, a frozenset of names"),
+    ],
+)
+def test_a_broken_entry_point_is_refused_in_one_line(install, value, message):
+    install("tiny", tiny=value)
+    expected = rf"^entry point tiny of atr.families \({value}\) {message}$"
+    with pytest.raises(ValueError, match=expected) as error:
+        family_named("tiny")
+    assert "\n" not in str(error.value)
+
+
+def test_two_families_of_one_name_are_refused(install):
+    install("tiny", tiny="tiny_families:FAMILY", llava="tiny_families:FAMILY")
+    install("other", tiny="tiny_families:FAMILY")
+    with pytest.raises(ValueError, match=r"^entry point tiny .* has the name of entry point tiny"):
+        family_named("tiny")
+    with pytest.raises(
+        ValueError, match=r"^entry point llava .* has the name of a built-in family, allowed: a name"
+    ):
+        family_named("llava")
+    assert family_named("llava_next")
+
+
+def test_a_family_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys; from atr.vlm.families import supported_types, family_named; supported_types();"
+        "mine = lambda: [name for name in sys.modules if name.startswith('atr.vlm.families.')];"
+        "print(mine()); family_named('llava'); print(mine())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    base = "'atr.vlm.families.base'"
+    assert printed.splitlines() == [f"[{base}]", f"[{base}, 'atr.vlm.families.llava']"]

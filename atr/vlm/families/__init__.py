@@ -31,31 +31,27 @@ def family_named(model_type: str) -> Family:
     Raises ValueError, one line, for a type that is not supported, for an entry point that cannot be imported
     or lacks a member of `Family`, and for one with the name of another family.
     """
-    built_in, added = model_type in _built_in(), _added(model_type)
-    if len(added) + built_in > 1:
-        taken = "of a built-in family" if built_in else f"of {_describe(added[0])} too"
-        raise ValueError(f"{_describe(added[-1])}: the name is that {taken}, allowed: one family of a name")
+    is_built_in, added = model_type in _built_in(), list(entry_points(group=_GROUP, name=model_type))
+    if len(added) + is_built_in > 1:
+        other = "a built-in family" if is_built_in else _describe(added[0])
+        raise ValueError(f"{_describe(added[-1])} has the name of {other}, allowed: a name of its own")
     if added:
         return _load(added[0])
-    if not built_in:
-        raise ValueError(
-            f"model type {model_type!r} is not supported, allowed: {', '.join(supported_types())}"
-        )
+    if not is_built_in:
+        allowed = ", ".join(supported_types())
+        raise ValueError(f"model type {model_type!r} is not supported, allowed: {allowed}")
     family: Family = import_module(f"{__name__}.{model_type}").FAMILY
     return family
 
 
 def supported_types() -> list[str]:
     """The model types that have a family, built-in ones first."""
-    return [*_built_in(), *sorted({added.name for added in entry_points(group=_GROUP)} - set(_built_in()))]
+    added = {entry_point.name for entry_point in entry_points(group=_GROUP)}
+    return [*_built_in(), *sorted(added - set(_built_in()))]
 
 
 def _built_in() -> list[str]:
     return [name for name in catalog.names(Path(__file__).parent) if name != "base"]
-
-
-def _added(model_type: str) -> list[EntryPoint]:
-    return list(entry_points(group=_GROUP, name=model_type))
 
 
 def _describe(added: EntryPoint) -> str:
