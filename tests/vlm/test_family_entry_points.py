@@ -62,7 +62,11 @@ def test_a_family_of_an_entry_point_serves_its_model_type(install, model, proces
         ("mine", f"{__name__}:OneTile", " is a class, allowed: an object"),
         ("mine", f"{__name__}:INCOMPLETE", " lacks the method pack"),
         ("mine", f"{__name__}:WITHOUT_KEYS", " lacks image_keys, a frozenset of names"),
-        ("llava", f"{__name__}:ONE_TILE_FAMILY", ": the name is that of a built-in family, allowed: one"),
+        (
+            "llava",
+            f"{__name__}:ONE_TILE_FAMILY",
+            " has the name of a built-in family, allowed: a name of its own",
+        ),
     ],
 )
 def test_an_unusable_entry_point_is_named_in_one_line(install, model, name, value, message):
@@ -77,5 +81,5 @@ def test_an_unusable_entry_point_is_named_in_one_line(install, model, name, valu
 def test_two_entry_points_of_one_name_are_refused(install, model):
     install(("mine", f"{__name__}:ONE_TILE_FAMILY"), ("mine", f"{__name__}:INCOMPLETE"))
     model.config.model_type = "mine"
-    with pytest.raises(ValueError, match=r"INCOMPLETE\): the name is that of entry point mine .*ONE_TILE"):
+    with pytest.raises(ValueError, match=r"INCOMPLETE\) has the name of entry point mine .*ONE_TILE"):
         family_of(model)
