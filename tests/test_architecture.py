@@ -233,7 +233,7 @@ def reached_by(module: str, given: frozenset[str]) -> frozenset[str]:
 
 
 def looked_up_by(stage) -> set[str]:
-    """Files that a stage may load by a name: presets, families, its reducer, the small world's images."""
+    """Files that a stage may load by a name: presets, families, its reducer, drawn images, the page."""
     presets = (ROOT / "atr/config/presets").rglob("*.yaml")
     families = [reached_files(path, ROOT) for path in (ROOT / "atr/vlm/families").glob("*.py")]
     world = reached_files(ROOT / "atr/micro/world.py", ROOT) if stage.name == "prepare" else set()
@@ -241,6 +241,7 @@ def looked_up_by(stage) -> set[str]:
     folders = ("benchmarks", "reduction/peers", "reduction/trained")
     parts = {ROOT / f"atr/{folder}/{part.group()}.py" for folder in folders} if part else set()
     parts.add(ROOT / "atr/reduction/peers/__init__.py")
+    parts |= set((ROOT / "atr/reporting").glob("*.jinja")) if stage.name == "report" else set()
     return files(set(presets) | set().union(*families) | world | parts)
 
 
@@ -299,6 +300,7 @@ PARTS = {
     },
     "atr/reduction/peers/visionzip.py": set(),
     "atr/benchmarks/charts.py": {"benchmark@charts"},
+    "atr/config/presets/encoders/dinov2-base.yaml": {"models"},
     "atr/benchmarks/gqa.py": set(),
     "atr/config/report.py": {"report"},
     "atr/micro/model.py": set(),

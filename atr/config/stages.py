@@ -25,6 +25,7 @@ from atr.core import catalog
 
 STAGES = {
     "benchmark": (),
+    "models": ("encoder", "vlm"),
     "prepare": ("seed", "prepare"),
     "extract": ("encoder", "trainer", "extract"),
     "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),

@@ -27,11 +27,10 @@ _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 @dataclass(frozen=True)
 class _Prepare:
-    """Required parameters of section `prepare`, of which the images were prepared."""
+    """The parameters of section `prepare` that are read again."""
 
-    source: str
-    prompts: list[str]
-    split: str
+    source: str = ""
+    """Where pretraining images come from; empty for the images of questions."""
 
 
 @dataclass(frozen=True)

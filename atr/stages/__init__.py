@@ -17,6 +17,8 @@ from atr.core.files import digest, folder_digest, sha256
 ENCODER_FOLDER = Path("data/encoders")
 BENCHMARK_FILES = Path("data/benchmarks")
 """One small file for each benchmark that is evaluated: it changes when the code of the benchmark does."""
+MODELS = Path("data/models")
+"""The presets of the encoder and of the model: they change when the chosen preset does."""
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
 PRETRAIN_FEATURES = Path("data/features/pretrain")

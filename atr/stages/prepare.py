@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.stages import EVALUATE_IMAGES, PRETRAIN_IMAGES, entry
@@ -14,33 +14,40 @@ if TYPE_CHECKING:
     from atr.datasets.evaluation import Pictured
 
 
+PRETRAINING = frozenset({"source", "images", "prompts", "repository"})
+"""Parameters of `prepare` that the pretraining images depend on."""
+
+
 def main(params: config.Params) -> None:
     """Write data/prepared: images to pretrain on, and images and questions to evaluate with."""
     from tqdm import tqdm
 
-    from atr.benchmarks import load_benchmark
+    from atr.benchmarks import HubDataset, load_benchmark
     from atr.core import tracking
     from atr.core.files import whole_folder
     from atr.datasets import evaluation
     from atr.datasets.annotations import PROMPT_ANNOTATION, TEXT_ANNOTATION
     from atr.datasets.prepared import save_images
     from atr.datasets.questions import save_questions
-    from atr.datasets.training_images import training_images
+    from atr.datasets.training_images import COCO, training_images
 
     with tracking.run("prepare", params) as run:
         count = params.prepare.images
         benchmarks = [load_benchmark(name) for name in params.prepare.names]
         streams = [_check_scores(benchmark, _questions(benchmark, params)) for benchmark in benchmarks]
         images = training_images(params.prepare, params.seed)
-        parameters = params.raw() | {"commits": _commits(params.prepare, benchmarks)}
+        pretraining, evaluated = _parameters(params)
+        coco = [HubDataset(*COCO)] if params.prepare.source == "coco" else []
+        pretraining["commits"] = _commits(params.prepare, coco)
+        evaluated["commits"] = _commits(params.prepare, (benchmark.source for benchmark in benchmarks))
         with whole_folder(PRETRAIN_IMAGES) as folder:
             progress = tqdm(images, "pretraining images", count, mininterval=1)
-            save_images(folder, progress, parameters, PROMPT_ANNOTATION)
+            save_images(folder, progress, pretraining, PROMPT_ANNOTATION)
         questions: list[Question] = []
         pictured = (question for stream in streams for question in stream)
         with whole_folder(EVALUATE_IMAGES) as folder:
             progress = tqdm(pictured, "questions", mininterval=1)
-            save_images(folder, evaluation.deduplicate(progress, questions), parameters, TEXT_ANNOTATION)
+            save_images(folder, evaluation.deduplicate(progress, questions), evaluated, TEXT_ANNOTATION)
             unreadable = evaluation.unreadable_questions(questions)
             save_questions(folder, questions)
         for question in unreadable:
@@ -72,14 +79,23 @@ def _check_scores(benchmark: "Benchmark", pictured: "Iterable[Pictured]") -> "It
         yield question, images
 
 
-def _commits(prepare: "Prepare", benchmarks: "Iterable[Benchmark]") -> dict[str, str]:
-    """The commits of the hub's datasets that were read."""
-    from atr.benchmarks import HubDataset
-    from atr.datasets import parquet, training_images
+def _parameters(params: config.Params) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the pretraining images and the questions depend on: another benchmark must not train again."""
+    prepare = params.raw()["prepare"]
+    drawn = {"benchmarks"} if prepare["source"] == "micro" else set()
+    pretraining, questions = (
+        {"seed": params.seed, "prepare": {key: value for key, value in prepare.items() if key in keys}}
+        for keys in (PRETRAINING | drawn, prepare.keys() - PRETRAINING | {"repository"})
+    )
+    return pretraining, questions
 
-    datasets = [training_images.COCO[0]] if prepare.source == "coco" else []
-    sources = (benchmark.source for benchmark in benchmarks)
-    datasets += [source.hub for source in sources if isinstance(source, HubDataset)]
+
+def _commits(prepare: "Prepare", sources: "Iterable[object]") -> dict[str, str]:
+    """The commits of the hub's datasets among the sources."""
+    from atr.benchmarks import HubDataset
+    from atr.datasets import parquet
+
+    datasets = [source.hub for source in sources if isinstance(source, HubDataset)]
     return parquet.resolve_commits(prepare.repository, dict.fromkeys(datasets))
 
 

@@ -112,7 +112,7 @@ def test_without_verifying_presence_and_number_of_images_of_every_file_are_check
         (("parameters",), [], r"parameters: \[\] is not allowed"),
         (("parameters", "seed"), "3", "parameters: seed: '3' is not allowed, allowed: int"),
         (("parameters", "prepare"), GONE, "parameters: prepare is missing"),
-        (("parameters", "prepare", "prompts"), "what", "parameters: prepare: prompts: 'what' is not allowed"),
+        (("parameters", "prepare", "source"), 3, "parameters: prepare: source: 3 is not allowed"),
     ],
 )
 def test_a_manifest_that_is_mistyped_or_leads_out_is_refused_by_key(folder, place, value, message):

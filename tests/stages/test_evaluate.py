@@ -23,6 +23,7 @@ from atr.core import catalog
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
+from atr.core.tracking import current_provenance
 from atr.datasets.questions import save_questions
 from atr.features.preprocess import describe_preprocessing
 from atr.features.store import ShardWriter, write_manifest
@@ -175,18 +176,6 @@ def test_the_random_reducer_has_seeds_of_its_own(project):
     params.seed = 7
     OmegaConf.save(params, "params.yaml")
     assert run("random")[::2] == (rows, masks)
-
-
-def test_the_report_reads_what_was_written(project, tmp_path):
-    write_params(keep=[*KEEP, 0.75])
-    reducers = (*result_files.REQUIRED, "fastv", "pyramiddrop")
-    for reducer in reducers:
-        run(reducer)
-    write_json(tmp_path / "metrics.json", {"final": {}, "parameters": {}, "provenance": {}, "resolved": {}})
-    read = result_files.load_results(EVALUATE, tmp_path / "metrics.json", reducers)
-    assert read.shared == [*KEEP, 0.75]
-    assert [group.name for group in read.groups] == ["text", "general"]
-    assert [score.keep for score in read.groups[0].curves["fastv"]] == [0.75]
 
 
 @pytest.mark.parametrize(
@@ -545,6 +534,22 @@ def write_own(project, monkeypatch):
         del sys.modules[module]
 
 
+def test_the_report_reads_what_was_written(write_own, tmp_path):
+    write_own((ROOT / "atr/reduction/peers/l2_norm.py").read_text())
+    write_params(own=[OWN], keep=[*KEEP, 0.75])
+    reducers = (*result_files.REQUIRED, "fastv", "pyramiddrop", OWN)
+    for reducer in reducers:
+        run(reducer)
+    metrics = {"final": {}, "parameters": {}, "provenance": current_provenance(), "resolved": {}}
+    write_json(tmp_path / "metrics.json", metrics)
+    results = result_files.load_results(EVALUATE, tmp_path / "metrics.json", reducers)
+    assert results.shared == [*KEEP, 0.75]
+    assert [group.name for group in results.groups] == ["text", "general"]
+    curves = results.groups[0].curves
+    assert [score.keep for score in curves["fastv"]] == [0.75]
+    assert [score.keep for score in curves[OWN]] == [*KEEP, 0.75]
+
+
 @pytest.mark.parametrize("name", ["l2_norm", "random", "fastv"])
 def test_the_users_copy_of_a_built_in_reducer_gives_its_results(write_own, name):
     write_own((ROOT / f"atr/reduction/peers/{name}.py").read_text())
@@ -616,7 +621,7 @@ def test_a_wrong_reducer_of_the_user_is_named_in_one_line_and_leaves_no_results(
             f"{OWN}.py: it cannot be imported: ModuleNotFoundError: ",
         ),
         ("class Mine: pass", rf"{OWN}.py: it has 0 reducers \(none\), allowed: a function build"),
-        ("def build(seed=0): return 3", f"{OWN}.py: build returns a value of type int, which is no reducer"),
+        ("def build(seed=0): return 3", f"{OWN}.py: build returns a int, which is no reducer"),
     ],
 )
 def test_a_file_without_a_reducer_is_named_before_any_answer(write_own, monkeypatch, source, message):

@@ -34,7 +34,7 @@ from atr.features.store import FeatureStore
 from atr.stages import extract
 
 ROOT = Path(__file__).parents[2]
-PRESET = presets.ENCODER_FOLDER["micro"]
+PRESET = presets.ENCODERS["micro"]
 MICRO = Path(PRESET.path)
 PREPARED = {"seed": 0, "prepare": {"source": "micro", "prompts": [], "split": "evaluate"}}
 
@@ -156,7 +156,7 @@ def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
     folder = tiny_dinov2(Path("data/encoders/dinov2-small"))
     write_params(encoder="dinov2-small", vlm=".", precision="32-true")
     store = run()
-    encoder = Encoder.load(str(folder), presets.ENCODER_FOLDER["dinov2-small"].layer, size=224)
+    encoder = Encoder.load(str(folder), presets.ENCODERS["dinov2-small"].layer, size=224)
     with torch.inference_mode():
         expected = encoder(encoder.preprocess([image for _, image in pictures()[:4]]))
     assert (store.manifest["encoder"], store.grid, store.width) == ("dinov2-small", (16, 16), 24)

@@ -170,10 +170,30 @@ def test_the_commits_of_what_the_hub_gave_are_recorded(run, repository, monkeypa
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     _, images, _ = run(benchmarks=["docs", "gqa", "docvqa", "infovqa"], source="coco")
-    assert images.parameters["commits"] == dict.fromkeys(
-        ["detection-datasets/coco", "lmms-lab/GQA", "lmms-lab/DocVQA"], "555"
-    )
-    assert PreparedImages(PRETRAIN_IMAGES).parameters == images.parameters
+    assert images.parameters["commits"] == dict.fromkeys(["lmms-lab/GQA", "lmms-lab/DocVQA"], "555")
+    assert PreparedImages(PRETRAIN_IMAGES).parameters["commits"] == {"detection-datasets/coco": "555"}
+
+
+@pytest.mark.parametrize(
+    "source, change, again",
+    [
+        ("coco", {"benchmarks": ["docs", "gqa"]}, "questions"),
+        ("micro", {"benchmarks": ["docs", "signs"]}, "both"),
+        ("coco", {"questions": 2}, "questions"),
+        ("coco", {"images": 3}, "images"),
+        ("coco", {"prompts": ["What is this?"]}, "images"),
+    ],
+)
+def test_a_parameter_makes_anew_what_depends_on_it_alone(run, repository, source, change, again):
+    def manifests():
+        return [(folder / "manifest.json").read_bytes() for folder in (PRETRAIN_IMAGES, EVALUATE_IMAGES)]
+
+    where = {"source": source, "repository": str(repository), "images": 4}
+    run(**where, benchmarks=["docs"])
+    before = manifests()
+    run(**{**where, "benchmarks": ["docs"], **change})
+    changed = [one != other for one, other in zip(before, manifests(), strict=True)]
+    assert changed == [again != "questions", again != "images"]
 
 
 def test_a_sample_of_the_questions_is_seeded(run, repository):

@@ -38,12 +38,12 @@ def broken(monkeypatch):
     """`broken(error)` makes all or the named calls of MLflow raise it; returns the list of calls made."""
 
     def break_it(error, calls=CALLS, times=None):
-        calls = []
+        made = []
 
         def failing(name, works=None):
             def call(self, *arguments, **named):
-                calls.append(name)
-                if times is None or len(calls) <= times:
+                made.append(name)
+                if times is None or len(made) <= times:
                     raise error
                 return works(self, *arguments, **named)
 
@@ -51,7 +51,7 @@ def broken(monkeypatch):
 
         for name in calls:
             monkeypatch.setattr(MlflowClient, name, failing(name, getattr(MlflowClient, name)))
-        return calls
+        return made
 
     yield break_it
     monkeypatch.undo()
