@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureSelector", "__version__", "check_inputs", "reduce"]
 __version__ = "0.1.0"
 
-# Looked up at first use: `import atr` alone, and with it every config error, must not wait for torch.
+# Imported at first use, so that `import atr`, and with it every config error, does not wait for torch.
 _HOMES = {
     "FeatureSelector": "atr.reduction.selector",
     "check_inputs": "atr.vlm.input_checks",

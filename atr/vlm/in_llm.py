@@ -65,10 +65,10 @@ class LayerPruning:
         self.kept: dict[int, tuple[Kept, ...]] = {}
         self._language_model = prepared.model.model.language_model
         self.schedule = schedule
-        self._policy, self._packing = policy, _shown_layout(prepared)
+        self._policy, self._layout = policy, _shown_layout(prepared)
         self._real_BL: Tensor = self.inputs["attention_mask"].bool()
         placeholder_BL = self.inputs["input_ids"] == prepared.model.config.image_token_id
-        self._places = placeholder_BL.nonzero().split(self._packing.lengths)
+        self._places = placeholder_BL.nonzero().split(self._layout.lengths)
         column_BL = torch.arange(self._real_BL.shape[1], device=self._real_BL.device).expand_as(self._real_BL)
         self._slots = self._full = Slots(column_BL, self._real_BL)
         self._stages: dict[int, Slots] = {}
@@ -79,7 +79,7 @@ class LayerPruning:
     @property
     def tokens(self) -> list[float]:
         """Visual tokens of each image, mean over the layers, in the order of the placeholders."""
-        return [self.schedule.mean(size) for size in self._packing.sizes]
+        return [self.schedule.mean(size) for size in self._layout.sizes]
 
     @property
     def fed(self) -> list[float]:
@@ -90,7 +90,7 @@ class LayerPruning:
     def _count_read(self, layer: int) -> list[int]:
         """Count the visual tokens and newlines of each image that a layer reads in the prefill."""
         passed = [drop for drop in self.kept if drop <= layer]
-        return [len(kept.indices_K) for kept in self.kept[max(passed)]] if passed else self._packing.lengths
+        return [len(kept.indices_K) for kept in self.kept[max(passed)]] if passed else self._layout.lengths
 
     def start(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the language model: without cached tokens the pass is a prefill, otherwise it decodes.
@@ -155,12 +155,12 @@ class LayerPruning:
 
     def _choose(self, index: int) -> tuple[Kept, ...]:
         """Choose the tokens of each image that remain from layer `index` on, by the scores."""
-        groups, sizes = self._packing.groups(self._policy.budget), self._packing.sizes
+        groups, sizes = self._layout.groups(self._policy.budget), self._layout.sizes
         kept = [
             _select_best(self._scores_BL[tuple(place_P2.T)].cpu(), parts, self.schedule.count(index, size))
             for place_P2, parts, size in zip(self._places, groups, sizes, strict=True)
         ]
-        stay = self._packing.with_newlines(kept, self._policy.newline)
+        stay = self._layout.with_newlines(kept, self._policy.newline)
         return tuple(
             Kept(len(kept_K), size, len(stay_K) - len(kept_K), stay_K)
             for kept_K, stay_K, size in zip(kept, stay, sizes, strict=True)

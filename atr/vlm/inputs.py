@@ -130,10 +130,10 @@ class FeatureInputs:
             prompts.text(question, len(names)).replace(placeholder, placeholder * encoded.tokens)
             for names, question in zip(images, questions, strict=True)
         ]
-        packing = TileLayout(self.model, Tiling((1,) * len(place), self.features.grid))
+        layout = TileLayout(self.model, Tiling((1,) * len(place), self.features.grid))
         inputs = prompts.tokenize(texts, self.model.device)
         image_of = [place[name] for name in shown]
-        return Prepared(self.model, inputs, packing, encoded, packing.tokens(encoded), image_of)
+        return Prepared(self.model, inputs, layout, encoded, layout.tokens(encoded), image_of)
 
     def _encode(self, names: Sequence[str], needs: Collection[str]) -> EncoderOutput:
         """The stored features; the tower computes the other needed fields from the images."""

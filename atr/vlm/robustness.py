@@ -66,10 +66,10 @@ def first_of_each(questions: Iterable[Question], count: int) -> list[Question]:
     for question in questions:
         units.setdefault(question.benchmark, {}).setdefault(question.unit or question.id, []).append(question)
     usable = [
-        [asked for asked in members.values() if all(one.images and not one.unreadable for one in asked)]
+        [unit for unit in members.values() if all(one.images and not one.unreadable for one in unit)]
         for members in units.values()
     ]
-    chosen = [question for members in usable for asked in members[:count] for question in asked]
+    chosen = [question for members in usable for unit in members[:count] for question in unit]
     if not chosen:
         raise ValueError("no question has an image that can be read")
     return chosen
@@ -179,14 +179,14 @@ def compare(
     return {"full": changes.get(FULL), "reducers": lines}
 
 
-def robustness_curves(found: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
+def robustness_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
     """For each kept fraction the mean overlaps, by "reducer/variant"."""
     lines = {
         f"{name}/{variant['name']}": line["iou"]
-        for variant in found["variants"]
+        for variant in measured["variants"]
         for name, line in variant["reducers"].items()
     }
-    for place, keep in enumerate(found["keep"]):
+    for place, keep in enumerate(measured["keep"]):
         yield keep, {name: line[place]["mean"] for name, line in lines.items() if line[place]}
 
 
