@@ -41,7 +41,7 @@ class UnfinishedRows:
     def remove_others(self) -> None:
         """Remove the rows of other evaluations in the same folder.
 
-        The rows of this one stay until another evaluation finishes: the results written from them may be lost.
+        The rows of this one stay until another evaluation finishes, in case its results are lost.
         """
         for file in self.path.parent.glob("*.jsonl"):
             if not file.name.startswith(f"{self.path.name}."):

@@ -16,7 +16,7 @@ from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row,
 
 _Batch = TypeVar("_Batch")
 MAX_CONSECUTIVE_FAILURES = 16
-"""So many failed questions in a row, under every trial, stop the run: not a question but the model is broken."""
+"""So many questions in a row that fail under every trial stop the run, because the model is broken."""
 PICTURED_KEEP = 0.4
 """Kept fraction shown in the pictures of kept tokens, as in the paper."""
 PICTURED_IMAGES = 3
@@ -140,7 +140,7 @@ class _Loop(Generic[_Batch]):
     def _answer_batch(
         self, questions: Sequence[Question], trials: Sequence[Trial]
     ) -> tuple[list[Row], list[Trial]]:
-        """Rows of a batch, and its failed trials, which have no rows; a single question gets failed rows instead."""
+        """Rows of a batch, and the trials without rows that failed; a single question gets failed rows."""
         rows: list[Row] = []
         failed: list[Trial] = []
         images = [question.images for question in questions]
@@ -180,7 +180,7 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
 def choose_pictured(
     questions: Sequence[Question], trials: Sequence[Trial], rows: Sequence[Row]
 ) -> tuple[dict[str, str], Trial]:
-    """Choose the images to picture with their kept tokens, each with a question's text, and the trial to show.
+    """Choose the images to picture with their kept tokens, a question's text for each, and the trial to show.
 
     These are the first PICTURED_IMAGES of each text benchmark, or of each other one if there is no text
     benchmark, under the trial nearest to PICTURED_KEEP; the text is that of the first answered question.

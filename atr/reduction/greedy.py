@@ -1,8 +1,8 @@
 """Greedy selection, one token after another.
 
-`order_BK` has the tokens in the order of choice: a prefix of it is the selection for a smaller budget. Scores are
-compared in float32, more coarsely than they are computed, and ties go to the lower index, so that a selection
-does not depend on the batch.
+`order_BK` has the tokens in the order of choice: a prefix of it is the selection for a smaller budget. Scores
+are compared in float32, more coarsely than they are computed, and ties go to the lower index, so that a
+selection does not depend on the batch.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Intrinsic measures of a selection, without a language model: reconstruction, text coverage, stability.
 
 A merging reducer is measured by its merged tokens: features are reconstructed from these, each at its index.
-The index says little about a token that mixes several others, so a merger has neither text coverage nor masks.
+The index says little about a token that mixes several others, so a merger has no text coverage and no masks.
 Shapes: see `atr.core.tokens`.
 """
 

@@ -35,11 +35,11 @@ def load_vlm(
 ) -> tuple[Any, Any]:
     """The frozen model, in eval mode with weights of `dtype`, and its processor.
 
-    A vision tower that the folder names but does not contain is loaded from `resolve_weights(hub id)`. Raises a
-    one-line ValueError naming `path` for a folder that is no checkpoint; an unsupported model family; a
-    processor that is missing, counts visual tokens differently from the model or has no chat template; a
-    tower whose tokens are not patches; weights that are corrupt, of another shape, not finite or incomplete;
-    and a tower that is not available.
+    A vision tower that the folder names but does not contain is loaded from `resolve_weights(hub id)`.
+    Raises a one-line ValueError naming `path` for a folder that is no checkpoint; an unsupported model
+    family; a processor that is missing, counts visual tokens differently from the model or has no chat
+    template; a tower whose tokens are not patches; weights that are corrupt, of another shape, not finite or
+    incomplete; and a tower that is not available.
     """
     try:
         config = AutoConfig.from_pretrained(**pretrained_arguments(path))

@@ -88,9 +88,9 @@ def robustness(
 ) -> dict[str, Any]:
     """Scores in the reference deployment, and how each variant changes the kept tokens and the scores.
 
-    `generator` reads images and answers in the reference deployment. `photographs` is a
-    generator for the images `pictured`, whose answers are not scored: they are larger than the tower's input
-    and so show what a resize does. `with_full` also measures the score with all tokens, without selection.
+    `generator` reads images and answers in the reference deployment. `photographs` is a generator
+    for the images `pictured`, whose answers are not scored: they are larger than the tower's input and so
+    show what a resize does. `with_full` also measures the score with all tokens, without selection.
     """
     cells = [(name, keep) for name in reducers for keep in settings.keep]
     scored = [FULL, *cells] if with_full else cells
