@@ -94,7 +94,7 @@ class FailureMonitor:
             if row.status == FAILED:
                 self.failed.setdefault(row.id, row)
         if len(self.failed) >= MAX_CONSECUTIVE_FAILURES:
-            self._raise(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
+            self._raise(next(iter(self.failed.values())), f"the next {len(self.failed) - 1}")
 
     def check_any(self, rows: Sequence[Row]) -> None:
         """Raise the first error if no question was answered at all."""

@@ -95,7 +95,7 @@ def _load_processor(path: str, family: Family) -> Any:
     if not getattr(processor, field, None):
         raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {field}")
     if not processor.chat_template:
-        raise ValueError(f"{path}: the processor has no chat template to put a question in")
+        raise ValueError(f"{path}: the processor has no chat template for questions")
     warn_of_substitute(path, processor.image_processor)
     return processor
 

@@ -66,7 +66,7 @@ def check_positions(model: Any, positions: str) -> None:
         )
     # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
     if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
-        raise ValueError(f"positions: original is not known to {text.model_type}, allowed: contiguous")
+        raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
 
 
 def cuts_images(model: Any) -> bool:
@@ -103,7 +103,7 @@ def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
     """
     preprocess = manifest["preprocess"]
     if preprocess is None:
-        return "nothing says how their images were preprocessed"
+        return "their manifest does not say how images were preprocessed"
     differing = explain_difference(preprocess, describe_preprocessing(processor.image_processor))
     return differing and f"their images and the model's differ in {differing}"
 

@@ -305,7 +305,7 @@ def _feature_inputs(
     """Inputs from stored features, or None, with a warning, if the model preprocesses images differently."""
     check_features(model, store.manifest)
     if differing := other_images(processor, store.manifest):
-        print(f"{path}: the stored features are not taken: {differing}", file=sys.stderr)
+        print(f"{path}: the stored features are not used: {differing}", file=sys.stderr)
         return None
     return FeatureInputs(model, processor, store, cache(images))
 

@@ -554,7 +554,7 @@ def test_positions_that_the_model_cannot_have_are_refused_before_anything_is_ope
     loaded = make_model(text_config=text), processor
     monkeypatch.setattr("atr.vlm.generation.load_vlm", lambda *args, **kwargs: loaded)
     opened, vlm = (lambda: 1 / 0, lambda: 1 / 0), VlmPreset("tiny", "tiny/bloom", None, True)
-    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+    with pytest.raises(ValueError, match="original is not supported by bloom, allowed: contiguous"):
         Generator.load(vlm, 32, torch.device("cpu"), *opened, Evaluate())
     with pytest.raises(ZeroDivisionError):
         Generator.load(vlm, 32, torch.device("cpu"), *opened, Evaluate(positions="contiguous"))
@@ -636,7 +636,7 @@ def test_features_of_other_images_are_not_taken_for_the_models_own(
     assert isinstance(source, ImageInputs)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
     assert line.startswith(
-        f"{tmp_path}: the stored features are not taken: their images and the model's differ in "
+        f"{tmp_path}: the stored features are not used: their images and the model's differ in "
     )
 
 
@@ -654,4 +654,4 @@ def test_a_store_that_says_nothing_of_its_images_is_not_taken(model, processor, 
     processor.save_pretrained(tmp_path)
     stored.manifest["preprocess"] = None
     assert isinstance(answers_of_full(tmp_path, stored)[2], ImageInputs)
-    assert "nothing says how their images were preprocessed" in capsys.readouterr().err
+    assert "their manifest does not say how images were preprocessed" in capsys.readouterr().err
