@@ -16,7 +16,7 @@ from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row,
 
 _Batch = TypeVar("_Batch")
 MAX_CONSECUTIVE_FAILURES = 16
-"""So many questions in a row that fail under every trial stop the run, because the model is broken."""
+"""Consecutive questions failed under every trial after which the run stops: the model must be broken."""
 PICTURED_KEEP = 0.4
 """Kept fraction shown in the pictures of kept tokens, as in the paper."""
 PICTURED_IMAGES = 3
@@ -119,7 +119,7 @@ class _Loop(Generic[_Batch]):
     monitor: FailureMonitor = field(default_factory=FailureMonitor)
 
     def ask(self, questions: Sequence[Question]) -> list[Row]:
-        """Rows of a batch under all trials, those of unreadable questions among them."""
+        """Rows of a batch under all trials, including those of unreadable questions."""
         unreadable = [question for question in questions if question.unreadable]
         rows = [_unreadable_row(question, trial) for question in unreadable for trial in self.trials]
         if readable := [question for question in questions if not question.unreadable]:
@@ -140,7 +140,7 @@ class _Loop(Generic[_Batch]):
     def _answer_batch(
         self, questions: Sequence[Question], trials: Sequence[Trial]
     ) -> tuple[list[Row], list[Trial]]:
-        """Rows of a batch, and the trials without rows that failed; a single question gets failed rows."""
+        """Rows of a batch, and the failed trials, which have none; a single question gets failed rows instead."""
         rows: list[Row] = []
         failed: list[Trial] = []
         images = [question.images for question in questions]

@@ -75,7 +75,7 @@ class EncoderOutput:
 class Reducer(Protocol):
     """Selects exactly `budget` distinct tokens of each image, independently of the other images in the batch.
 
-    A reducer may also implement protocols below.
+    A reducer may also implement one or more of the protocols below.
     """
 
     @property
