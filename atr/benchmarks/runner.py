@@ -140,7 +140,7 @@ class _Loop(Generic[_Batch]):
     def _answer_batch(
         self, questions: Sequence[Question], trials: Sequence[Trial]
     ) -> tuple[list[Row], list[Trial]]:
-        """Rows of a batch, and the failed trials, which have none; a single question gets failed rows instead."""
+        """Rows of a batch, and the failed trials, without rows; a single question gets failed rows."""
         rows: list[Row] = []
         failed: list[Trial] = []
         images = [question.images for question in questions]
