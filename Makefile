@@ -3,15 +3,15 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe
 
-# The stages that dvc starts are `python -m atr.stages.x`: that python must be ours.
+# DVC runs stages as `python -m atr.stages.x`, which must be the python of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 
-# The environment is right if its stamp bears the checksum of what it was made from, and of where it stands.
+# The stamp's name has a checksum of the requirements and of this folder's path: if either changes, .venv is made anew.
 CHECKSUM := $(shell { echo '$(CURDIR)'; cat pyproject.toml constraints.txt; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.installed-$(CHECKSUM)
 
-# The interpreter behind the first python that is new enough; never one inside .venv, which is cleared below.
+# The base interpreter of the first python that is new enough; never that of .venv, which is cleared below.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	$$python -c 'import sys; print(sys._base_executable) if sys.version_info >= (3, 11) else sys.exit(1)' \
 	2>/dev/null && break; done)
@@ -28,8 +28,8 @@ help:
 reproduce: $(STAMP)
 	dvc repro
 
-# All names that atr.core.catalog has for the model, so that a new peer is compared without a word here. They are told
-# first: the shell stops at an assignment that fails, but not at a word of a command.
+# All reducers in atr.core.catalog that can serve the model, so that a new peer needs no change here. They are assigned
+# to variables because the shell stops if an assignment fails, but not if a substitution within a command does.
 NAMES = $$(python -c 'from atr import config; from atr.core import catalog; \
 	print(*config.serving(catalog.$(1), config.load_or_exit("evaluate").vlm), sep=",")')
 compare: $(STAMP)
@@ -37,11 +37,11 @@ compare: $(STAMP)
 	dvc exp run -S "evaluate.reducers=[$$reducers]" -S "evaluate.selectors=[$$selectors]" \
 		-S "evaluate.distilled=[$$distilled]"
 
-# Of each process one thread: as many processes as cores leave no room for more.
+# One thread per process, because there is one process per core.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
 
-# lmms-eval takes an environment of its own: there its command and its scores are held against ours.
+# lmms-eval needs an environment of its own; the tests compare its command and its scores with ours.
 test-lmms-eval: $(STAMP)
 	'$(PYTHON)' -m venv --clear .venv-lmms-eval
 	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]'
@@ -52,13 +52,14 @@ lint: $(STAMP)
 	ruff format --check
 	mypy
 
-# First the log is made, or mended where the project was moved, behind the lock that stages know.
+# First creates the log, or repairs it after the project was moved, under the lock that stages use as well.
 ui: $(STAMP)
 	env -u MLFLOW_TRACKING_URI python -c 'from atr.core.tracking import store; store.connect()'
 	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
 
-# The micro models are no stages of DVC: in every clone it would miss what they leave behind, whatever command is typed,
-# and would train for hours after every change of code. An interrupted training goes on behind its last epoch.
+# The micro models are not DVC stages: their intermediate outputs are missing from every clone, so that DVC would
+# complain at every command, and every change of code would cost hours of training. An interrupted training resumes
+# after its last epoch.
 TRAINING := data/micro/training
 micro: $(STAMP)
 	python -m atr.micro.stages.train
@@ -68,15 +69,15 @@ micro-dinov2: $(STAMP) $(TRAINING)/features/manifest.json
 	python -m atr.micro.stages.train_dinov2
 	rm -rf data/micro/llava-dinov2 && cp -r $(TRAINING)/llava-dinov2 data/micro/llava-dinov2
 
-# The training refuses features of other parameters: then they are to be removed, and are made again.
+# The training refuses features of other parameters: remove them, and they are made again.
 $(TRAINING)/features/manifest.json: | $(STAMP)
 	python -m atr.micro.stages.features
 
-# Which layer the preset dinov2-small of atr/config/presets is to be read at, into data/micro/probe.json.
+# Measures which layer of the preset dinov2-small (atr/config/presets) is best read; writes data/micro/probe.json.
 micro-probe: $(STAMP)
 	python -m atr.micro.stages.probe
 
-# --compile: an environment without .pyc files doubles the time of every import where PYTHONDONTWRITEBYTECODE is set.
+# --compile writes .pyc files: without them imports take twice as long where PYTHONDONTWRITEBYTECODE is set.
 $(STAMP):
 	@[ -n '$(PYTHON)' ] || { echo 'Python 3.11 or newer is needed, and none was found on PATH' >&2; exit 1; }
 	'$(PYTHON)' -m venv --clear .venv

@@ -1,4 +1,4 @@
-"""Benchmarks, each a file with GROUP, SOURCE, examples() and score(), which is found by its name.
+"""Benchmarks: each is a file with GROUP, SOURCE, examples() and score(), found by its name.
 
 The other modules of this folder have no GROUP: base, metrics and vqa serve the benchmarks; runner,
 answer_files and summary evaluate with them.
@@ -52,7 +52,7 @@ def _import_file(name: str, path: Path) -> ModuleType:
     spec = spec_from_file_location(".".join(Path(name).parts), path)
     assert spec and spec.loader, "a path that ends in .py has a loader"
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
+    sys.modules[spec.name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

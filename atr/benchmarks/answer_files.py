@@ -11,7 +11,7 @@ from atr.core.typed_json import parse_record
 
 
 def save_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as one JSON object a line, whole or not at all."""
+    """Write rows atomically, one JSON object per line."""
     write_text(path, "".join(f"{_line(row)}\n" for row in rows))
 
 
@@ -35,13 +35,13 @@ class UnfinishedRows:
         """Append the rows of one batch; an interruption while writing costs this batch alone."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with open(self._file, "a", encoding="utf-8") as file:
-            # The line break in front ends a line that an interruption has cut off.
+            # The leading line break ends a line that an interruption has cut off.
             file.write("".join(f"\n{_line(row)}" for row in rows) + "\n")
 
     def remove_others(self) -> None:
         """Remove the rows of other evaluations in the same folder.
 
-        This one's stay until another evaluation ends: what is made of them may yet be lost.
+        The rows of this one stay until another evaluation finishes, in case its results are lost.
         """
         for file in self.path.parent.glob("*.jsonl"):
             if not file.name.startswith(f"{self.path.name}."):

@@ -11,7 +11,7 @@ from atr.core.typed_json import short
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
-"""LLaVA's requests for a short answer and for the letter of a choice, word for word as in its training."""
+"""LLaVA's prompts for a short answer and for the letter of a choice, word for word as in its training."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class HubDataset:
     hub: str
     """org/name, or org/name@revision."""
     files: str
-    """Glob pattern of the files of rows."""
+    """Glob pattern of the parquet files that hold the rows."""
     images: str = ""
     """Glob pattern of a second table with columns `id` and `image`, for rows that only name their image."""
     image_key: str = ""
-    """Column of the rows that holds the `id` of the image in that table."""
+    """Column of the rows that names the image by its `id` in that table."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def letter_choices(choices: Sequence[str]) -> str:
 
 
 def _is_valid(example: object) -> bool:
-    """Whether this is an Example that can be worked with; its texts are checked once it is a Question."""
+    """Whether this is an Example with usable fields; its texts are checked once it becomes a Question."""
     if not isinstance(example, Example):
         return False
     texts = (example.id, example.unit)

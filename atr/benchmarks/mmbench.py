@@ -17,7 +17,7 @@ SOURCE = HubDataset("lmms-lab/MMBench", "en/dev-*.parquet")
 ROTATION = 1_000_000
 """Rows whose `index` is equal modulo this are the same question."""
 LETTERS = "ABCDE"
-# Characters before and after a letter that stands alone; the first pair is the bare letter.
+# Characters before and after a letter that stands alone; the first pair is empty, for the bare letter.
 WRITTEN = [
     *(("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ").")),
     *((":", ""), (":", ","), (":", "."), (":", ")"), (":", ").")),
@@ -43,8 +43,8 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
 
 def score(prediction: str, question: Question) -> float:
     """1.0 if the answer has the right letter or, without a letter, the right choice; else 0.0."""
-    found = letter_in(prediction) or choice_in(prediction, question.choices)
-    return float(found == question.answers[0])
+    letter = letter_in(prediction) or choice_in(prediction, question.choices)
+    return float(letter == question.answers[0])
 
 
 def letter_in(prediction: str) -> str | None:
@@ -54,10 +54,10 @@ def letter_in(prediction: str) -> str | None:
     """
     words = prediction.split()
     for before, after in WRITTEN:
-        found = [letter for letter in LETTERS if f"{before}{letter}{after}" in words]
+        letters = [letter for letter in LETTERS if f"{before}{letter}{after}" in words]
         is_article = not before + after and "A" in words and len(words) > 3
-        if len(found) == 1 and not is_article:
-            return found[0]
+        if len(letters) == 1 and not is_article:
+            return letters[0]
     return None
 
 
@@ -65,8 +65,8 @@ def choice_in(prediction: str, choices: Sequence[str]) -> str | None:
     """The letter of the only choice that occurs in an answer, up to case; None if not exactly one does."""
     text = prediction.lower()
     lettered = zip(LETTERS, choices, strict=False)
-    found = [letter for letter, choice in lettered if choice and choice.lower() in text]
-    return found[0] if len(found) == 1 else None
+    letters = [letter for letter, choice in lettered if choice and choice.lower() in text]
+    return letters[0] if len(letters) == 1 else None
 
 
 def _given(value: str | None) -> bool:

@@ -45,7 +45,7 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
 
 
 def _literals(text: str) -> list[str]:
-    """The strings of a list in Python syntax, as the dataset has it; any other text is the only string."""
+    """The strings of a list in Python syntax, as in the dataset; any other text becomes the only string."""
     if not (text.startswith("[") and text.endswith("]")):
         return [text]
     try:
@@ -98,7 +98,7 @@ def parse_open(prediction: str) -> set[str | float]:
 
 
 def _tail(line: str, indicators: Sequence[str]) -> str:
-    """The shortest text behind the last occurrence of an indicator; empty if the line contains none."""
+    """The shortest text after the last occurrence of an indicator; empty if the line contains none."""
     shortest = ""
     for indicator in indicators:
         tail = line.split(indicator)[-1].strip()

@@ -14,7 +14,7 @@ from atr.core.records import Example, Question
 
 GROUP = "general"
 SOURCE = HubDataset("Lin-Chen/MMStar", "mmstar.parquet")
-# The letter at the start of the answer, or behind one of three phrases there.
+# The letter at the start of the answer, or after one of three phrases there.
 _LETTER_PLACE = re.compile(r"(?:the answer is |option |\()?(.)", re.DOTALL)
 
 
@@ -26,7 +26,7 @@ def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
 
 
 def score(prediction: str, question: Question) -> float:
-    """1.0 if the answer starts with the right letter, or with it behind one of the phrases; else 0.0."""
+    """1.0 if the answer starts with the right letter, or with it after one of the phrases; else 0.0."""
     text = prediction.lower().replace("\n", " ").strip()
     right = question.answers[0].lower().strip()
     stated = _LETTER_PLACE.match(text)

@@ -1,4 +1,4 @@
-"""The evaluation loop, which sees questions and a callable that answers them, and never a model."""
+"""The evaluation loop: works on questions and a callable that answers them, without knowing the model."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row,
 
 _Batch = TypeVar("_Batch")
 MAX_CONSECUTIVE_FAILURES = 16
-"""Questions in a row that fail under every trial until the run stops: the model is broken, not a question."""
+"""Consecutive questions failed under every trial after which the run stops: the model must be broken."""
 PICTURED_KEEP = 0.4
-"""Kept fraction of the pictures of kept tokens, as in the paper's."""
+"""Kept fraction shown in the pictures of kept tokens, as in the paper."""
 PICTURED_IMAGES = 3
-"""Images of each benchmark that are pictured."""
+"""Number of images of each benchmark that are pictured."""
 
 
 def trials_of(reducer: str, keep: Sequence[float], seeds: int) -> list[Trial]:
@@ -48,9 +48,9 @@ def answer_all(
     """Answer all questions under every trial; the rows are ordered by trial, then by question.
 
     `batches` hold indices of questions; `prepare` encodes a batch of images and texts once for all trials.
-    With `share` (rank, processes) each process answers its part of the batches, and all get all rows.
+    With `share` (rank, processes) each process answers its part of the batches, and all return all rows.
     The questions of a batch that fails are tried one by one; one that fails alone, or whose images cannot be
-    read, gets a row with its status and no score, as no answer is not an empty answer.
+    read, gets a row with its status and no score: a missing answer is not an empty one.
     Batches whose rows are in `unfinished` are not answered again, and new rows are added to it.
     Raises RuntimeError (ValueError if the cause is one) naming trial and question if no question is answered,
     or MAX_CONSECUTIVE_FAILURES in a row are not; raises ValueError for an invalid score.
@@ -59,7 +59,7 @@ def answer_all(
     mine = batches[rank::processes]
     ids = {questions[index].id for indices in mine for index in indices}
     known = unfinished.load(ids) if unfinished else {}
-    # From the largest budget down: a reducer that ranks the tokens has then ranked them for all budgets.
+    # From the largest budget down: a reducer that ranks tokens reuses the ranking for smaller budgets.
     falling = sorted(trials, key=lambda trial: trial.keep or 0.0, reverse=True)
     loop = _Loop(falling, prepare, answer, unfinished)
     rows: list[Row] = []
@@ -94,7 +94,7 @@ class FailureMonitor:
             if row.status == FAILED:
                 self.failed.setdefault(row.id, row)
         if len(self.failed) >= MAX_CONSECUTIVE_FAILURES:
-            self._raise(next(iter(self.failed.values())), f"the {len(self.failed) - 1} behind it")
+            self._raise(next(iter(self.failed.values())), f"the next {len(self.failed) - 1}")
 
     def check_any(self, rows: Sequence[Row]) -> None:
         """Raise the first error if no question was answered at all."""
@@ -119,7 +119,7 @@ class _Loop(Generic[_Batch]):
     monitor: FailureMonitor = field(default_factory=FailureMonitor)
 
     def ask(self, questions: Sequence[Question]) -> list[Row]:
-        """Rows of a batch under all trials, those of unreadable questions among them."""
+        """Rows of a batch under all trials, including those of unreadable questions."""
         unreadable = [question for question in questions if question.unreadable]
         rows = [_unreadable_row(question, trial) for question in unreadable for trial in self.trials]
         if readable := [question for question in questions if not question.unreadable]:
@@ -130,9 +130,9 @@ class _Loop(Generic[_Batch]):
         return rows
 
     def _answer(self, questions: Sequence[Question], trials: Sequence[Trial]) -> list[Row]:
-        """Rows of a batch, and of each question on its own under the trials at which the batch fails."""
+        """Rows of a batch; under trials at which the batch fails, each question is answered on its own."""
         rows, failed = self._answer_batch(questions, trials)
-        # Here, outside of every except clause, the memory of the failed batch is free again.
+        # Not in an except clause, because there the exception still holds the failed batch in memory.
         for question in questions if failed else ():
             rows += self._answer([question], failed)
         return rows
@@ -140,7 +140,7 @@ class _Loop(Generic[_Batch]):
     def _answer_batch(
         self, questions: Sequence[Question], trials: Sequence[Trial]
     ) -> tuple[list[Row], list[Trial]]:
-        """Rows of a batch, and the trials under which it failed; a single question has rows of these too."""
+        """Rows of a batch, and the failed trials, without rows; a single question gets failed rows."""
         rows: list[Row] = []
         failed: list[Trial] = []
         images = [question.images for question in questions]
@@ -170,7 +170,7 @@ class _Loop(Generic[_Batch]):
 
 
 def _gather(rows: list[Row], processes: int) -> list[Row]:
-    """The rows of all processes, to each of them."""
+    """Gather the rows of all processes in each process."""
     parts: list[list[Row]] = [rows] * processes
     if processes > 1:
         torch.distributed.all_gather_object(parts, rows)
@@ -180,7 +180,7 @@ def _gather(rows: list[Row], processes: int) -> list[Row]:
 def choose_pictured(
     questions: Sequence[Question], trials: Sequence[Trial], rows: Sequence[Row]
 ) -> tuple[dict[str, str], Trial]:
-    """Choose the images of the pictures of kept tokens, each with a question's text, and the trial they show.
+    """Choose the images to picture with their kept tokens, a question's text for each, and the trial to show.
 
     These are the first PICTURED_IMAGES of each text benchmark, or of each other one if there is no text
     benchmark, under the trial nearest to PICTURED_KEEP; the text is that of the first answered question.

@@ -1,4 +1,4 @@
-"""The micro world's scenes: which of twelve photographs is this a crop of?."""
+"""The micro world's scenes: a crop of one of twelve photographs; the question is which one."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

@@ -17,7 +17,7 @@ SOURCE = HubDataset("lmms-lab/ScienceQA", "ScienceQA-IMG/test-*.parquet")
 
 
 def examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """One question per row, behind its hint, with the row's number as id, as the dataset has none."""
+    """One question per row, after its hint, with the row's number as id, as the dataset has none."""
     for number, row in enumerate(rows):
         context = f"Context: {row['hint']}\n" if row["hint"] else ""
         choices = list(row["choices"])

@@ -77,7 +77,7 @@ def _point(rows: list[Row], resamples: int, seed: int) -> _Point:
     if not answered:
         reason = next(row.error for row in rows if row.error)
         raise ValueError(
-            f"{rows[0].benchmark}: nothing is answered at kept fraction {rows[0].keep}: {reason}"
+            f"{rows[0].benchmark}: no question is answered at kept fraction {rows[0].keep}: {reason}"
         )
     score_SU, anls_SU = _lowest(answered, "score"), _lowest(answered, "anls")
     mean_R = resampled(score_SU.mean(axis=0), rows[0].benchmark, resamples, seed)

@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 IMPLEMENTATIONS = ("paper", "release")
-"""Where a paper and the code released with it differ, a reducer follows the one or the other."""
+"""What a reducer follows where a paper and its released code differ."""
 
 
 def check_budget(budget: int, tokens: int) -> None:
@@ -31,5 +31,5 @@ def check_least(key: str, value: float, least: int) -> None:
 
 
 def part_of(fraction: float, budget: int) -> int:
-    """The fraction of a budget, rounded down as decimals: 0.29 of 100 is 29, though its binary is less."""
+    """The fraction of a budget, rounded down in decimal arithmetic: 0.29 of 100 is 29, in floats 28.99..."""
     return int(Decimal(str(fraction)) * budget)

@@ -1,4 +1,4 @@
-"""Selector and reconstructor joined by the vector that replaces dropped tokens: the paper, section 3."""
+"""Selector, reconstructor and the vector that replaces dropped tokens between them: the paper, section 3."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from atr.reduction.selector import FeatureSelector
 
 
 class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv.org/abs/2503.16660"):
-    """R(S(F)): drops tokens by a sampled mask and restores all; built from the selector's arguments.
+    """R(S(F)): drops tokens by a sampled mask and restores all; takes the arguments of FeatureSelector.
 
     The shared vector E_masked is in standardised units and starts at zero, the mean feature.
     """

@@ -15,8 +15,8 @@ from torch import Tensor
 class EncoderOutput:
     """The encoder's output for B images (or tiles), with optional signals for the reducers that need them.
 
-    `grid` is rows and columns of the tokens; None for the tokens of several tiles packed into one sequence.
-    Raises ValueError if the grid has another number of cells than there are tokens.
+    `grid` is (rows, columns) of the tokens; None for the tokens of several tiles packed into one sequence.
+    Raises ValueError if the number of grid cells differs from the number of tokens.
     """
 
     features_BND: Tensor
@@ -31,8 +31,8 @@ class EncoderOutput:
     projected_BND: Tensor | None = None
     """Tokens after the projector, in the embedding space of the language model; of that model's width."""
     text_BD: Tensor | None = None
-    """Question of each image in the space of `projected_BND`: the mean of its tokens' unit embeddings, so
-    that the product with a unit vector is the mean cosine to them."""
+    """Question of each image in the space of `projected_BND`: the mean of its tokens' unit embeddings, whose
+    product with a unit vector is the vector's mean cosine to the question's tokens."""
     pixels_BCHW: Tensor | None = None
     """Pixel values as the encoder takes them."""
     image_key_BX: Tensor | None = None
@@ -75,7 +75,7 @@ class EncoderOutput:
 class Reducer(Protocol):
     """Selects exactly `budget` distinct tokens of each image, independently of the other images in the batch.
 
-    A reducer also has one of the protocols below if it has more to offer.
+    A reducer may also implement one or more of the protocols below.
     """
 
     @property
@@ -94,7 +94,7 @@ class Reducer(Protocol):
 
 @runtime_checkable
 class Merger(Reducer, Protocol):
-    """A reducer whose tokens are new ones, made from several tokens of the encoder."""
+    """A reducer that replaces the kept tokens by new ones, each made from several tokens of the encoder."""
 
     def merge(self, encoded: EncoderOutput, budget: int) -> tuple[Tensor, Tensor]:
         """Kept indices keep_BK, as the call returns them, and the features (B, K, D) put in their places."""
@@ -138,7 +138,8 @@ class Apportioner(Scorer, Protocol):
     ) -> list[int]:
         """Tokens kept of each tile of one image, none above its size; they sum to `budget`.
 
-        `tile` is the index among the B tiles of the one that shows the whole image; the image's other tiles
-        follow it in `arrangement`, rows and columns. `sizes` are the tiles' token counts without padding.
+        `tile` is the index, among the B tiles, of the tile that shows the whole image; the image's other
+        tiles follow it, arranged in the rows and columns of `arrangement`. `sizes` are the tiles' token
+        counts without padding.
         """
         ...

@@ -1,4 +1,4 @@
-"""Calls reducers and checks what they are given and what they return, once for all of them."""
+"""Calls reducers and checks their inputs and outputs, in one place for all reducers."""
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ def select(reducer: Reducer, encoded: EncoderOutput, budget: int) -> Tensor:
     """Indices that a reducer keeps of each image, exactly `budget` in raster order; keep_BK.
 
     Raises a one-line ValueError naming the reducer for fields it needs that were not encoded, a budget
-    outside 1 to N (0 is allowed for NoImage alone), NaN or infinity in what it would read, and a selection
-    that breaks the contract of `Reducer`: wrong count or dtype, tokens twice, out of order or out of range.
+    outside 1 to N (0 is allowed for NoImage alone), NaN or infinity in its inputs, and a selection that
+    breaks the contract of `Reducer`: wrong count or dtype, duplicates, out of order or out of range.
     """
     check_fields(reducer, encoded)
     _check_budget(reducer, encoded, budget)
@@ -46,7 +46,7 @@ def select_scores(scorer: Scorer, encoded: EncoderOutput) -> Tensor:
 
 
 def check_fields(reducer: Reducer, encoded: EncoderOutput) -> None:
-    """Raise ValueError if a reducer needs what was not encoded, or would read NaN or infinity."""
+    """Raise ValueError if a field that a reducer needs was not encoded, or contains NaN or infinity."""
     if missing := _missing(reducer.needs, encoded):
         raise ValueError(
             f"reducer {_name(reducer)} needs {', '.join(missing)}, which was not encoded, allowed: "

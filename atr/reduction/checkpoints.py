@@ -43,7 +43,7 @@ class Checkpoints(Checkpoint):
         """The checkpoint to resume from; None to start from scratch.
 
         A checkpoint that cannot be read is renamed and reported on stderr. All ranks find the same one: none
-        has written another yet, and a late rank does not see a renamed file as a whole one either.
+        has written a new one yet, and a late rank could not have read a renamed file either.
         """
         last = self.path(trainer)
         for path, fallback in ((last, "the one before it, if there is one"), (_before(last), "the start")):
@@ -66,8 +66,8 @@ class Checkpoints(Checkpoint):
 class WholeCheckpoints(TorchCheckpointIO):
     """Atomic writes of checkpoints; the checkpoint before the last one is kept.
 
-    Lightning writes through a temporary folder, which may be on another disk: a copy from there to a full
-    disk would leave half a file in place of the former checkpoint.
+    Lightning writes to a temporary folder first, which may be on another disk. If the disk is full, copying
+    from there would leave half a file in place of the former checkpoint.
     """
 
     def save_checkpoint(

@@ -1,7 +1,6 @@
 """Properties that every reducer must have, checked on drawn inputs; `atr check NAME...`.
 
-The inputs are small and come in a fixed order, the smallest first, so that the first failure is the smallest
-example of it.
+The inputs are small and sorted by size, so that the first failure found is the smallest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +50,7 @@ class Subject:
         return catalog.reducer_traits(str(self.file.with_suffix("")))
 
     def budgets(self, batch: DrawnBatch) -> list[int]:
-        """Budgets at which it is defined: all tokens, none, or any."""
+        """Budgets at which the reducer is defined: all tokens, none, or those of the batch."""
         return {"all": [batch.count], "nothing": [0]}.get(self.traits.budget, batch.budgets)
 
 
@@ -266,9 +265,9 @@ def results(name: str) -> Iterator[tuple[str, str]]:
     if isinstance(reducer, LayerReducer):
         yield "schedule", _schedule_failure(reducer)
         return
-    for each in PROPERTIES:
-        if each.applies(subject, reducer):
-            yield each.name, each.failure(subject)
+    for tested in PROPERTIES:
+        if tested.applies(subject, reducer):
+            yield tested.name, tested.failure(subject)
 
 
 def _subject(name: str) -> Subject:

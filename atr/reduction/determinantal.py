@@ -17,15 +17,15 @@ from atr.reduction.similarity import (
 )
 
 _SPENT = 1e-6
-"""Residual squared length below which a unit vector lies in the span of the chosen ones, to float32."""
+"""Residual squared length below which a unit vector counts as in the span of the chosen ones (float32)."""
 
 
 def dpp_order_BK(similarity_BNN: Tensor, relevance_BN: Tensor, k: int) -> Tensor:
     """Greedy MAP of the determinantal point process of L = diag(w) S diag(w); int64 (B, k).
 
     The next token maximises det L of all chosen: w_j^2 times the residual of S_jj after the chosen ones
-    (pivoted Cholesky). If every other token's residual is 0, as after as many tokens as the rank of S, all
-    later determinants are 0: selection among the other tokens then restarts as if none were chosen.
+    (pivoted Cholesky). Once as many tokens are chosen as the rank of S, all residuals are 0, and so are
+    all later determinants: selection then restarts among the other tokens as if none were chosen.
     Ties go to the lower index.
     """
     weight_BN = relevance_BN.double().square()
@@ -51,7 +51,7 @@ def dpp_order_BK(similarity_BNN: Tensor, relevance_BN: Tensor, k: int) -> Tensor
 
 
 def _factor_BN(similarity_BNN: Tensor, factors_BKN: Tensor, left_BN: Tensor, chosen_B1: Tensor) -> Tensor:
-    """The row that a chosen token adds to the Cholesky factor; zero for a token that is zero."""
+    """The row that a chosen token adds to the Cholesky factor; zero for a zero token."""
     known_B1K = factors_BKN.take_along_dim(chosen_B1.unsqueeze(-1), dim=2).mT
     new_BN = row_BN(similarity_BNN, chosen_B1) - (known_B1K @ factors_BKN).squeeze(1)
     pivot_B1 = left_BN.gather(1, chosen_B1)

@@ -22,8 +22,8 @@ class DistilledReducer(SelectorReducer):
     """The tokens that best cover the image as the language model reads it, then the highest scores.
 
     Coverage is `Scope` over the projector's outputs, weighted by the scores, up to COVERED of the tokens. The
-    tiles of an image are compared by the scores alone. The scores were learned at given budgets, so that none
-    of them is a threshold.
+    tiles of an image are compared by the scores alone. The scores were learned at given budgets, so none
+    is a threshold.
     """
 
     needs = SelectorReducer.needs | {"projected_BND"}

@@ -1,6 +1,6 @@
-"""Small drawn batches on which reducers are checked, the smallest first.
+"""Small random batches on which reducers are checked, the smallest first.
 
-The same in every run; D = WIDTH, and pixels in patches of PATCH x PATCH.
+They are the same in every run. Features have WIDTH channels, patches PATCH x PATCH pixels.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class DrawnBatch:
 
     @property
     def encoded(self) -> EncoderOutput:
-        """The batch, always the same values in new memory, which a reducer may spoil."""
+        """The batch: the same values in new memory at each call, so that a reducer may overwrite them."""
         return _encoded(self).of(range(IMAGES))
 
 

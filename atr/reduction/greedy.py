@@ -1,7 +1,7 @@
 """Greedy selection, one token after another.
 
-An order is order_BK, the tokens in the order of choice, so that a prefix is the choice for a smaller budget.
-Scores are compared in float32, more coarsely than they are computed, and ties go to the lower index: a
+`order_BK` has the tokens in the order of choice: a prefix of it is the selection for a smaller budget. Scores
+are compared in float32, more coarsely than they are computed, and ties go to the lower index, so that a
 selection does not depend on the batch.
 """
 

@@ -1,8 +1,8 @@
 """Intrinsic measures of a selection, without a language model: reconstruction, text coverage, stability.
 
-A merging reducer is measured by the tokens it makes: features are reconstructed from these, each at its
-index. The index says little about a token that mixes others, so that a merger has neither text coverage nor
-masks. Shapes: see `atr.core.tokens`.
+A merging reducer is measured by its merged tokens: features are reconstructed from these, each at its index.
+The index says little about a token that mixes several others, so a merger has no text coverage and no masks.
+Shapes: see `atr.core.tokens`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ class HeldOutBatch:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], centres: Sequence[Iterable[tuple[float, float]]]) -> Self:
-        """From the fields of EncoderOutput, and each image's character centres (x, y), 0 <= x, y < 1.
+        """Build it from the fields of EncoderOutput and each image's character centres (x, y), 0 <= x, y < 1.
 
         Assumes that the encoder sees the whole image.
         """
@@ -52,7 +52,7 @@ def _text_N(centres: Iterable[tuple[float, float]], grid: tuple[int, int]) -> Te
 class Selection:
     """The tokens that a reducer keeps of a batch: their mask, and the new tokens of a merger.
 
-    It does not hold the features, which in float32 are larger than the batch, for each budget and seed.
+    It does not hold the features: in float32, for each budget and seed, they would be larger than the batch.
     """
 
     mask_BN: Tensor
@@ -79,7 +79,7 @@ class Selection:
 def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[str]) -> str:
     """Why a reducer cannot be measured without a language model; empty if it can.
 
-    `available` names the optional fields of EncoderOutput that can be had.
+    `available` names the optional fields of EncoderOutput that can be computed.
     """
     if isinstance(reducer, LayerReducer):
         return "chooses between the layers of a language model"
@@ -97,7 +97,7 @@ def measure_lines(
 ) -> dict[str, list[float] | None]:
     """For each of `keep`, the variance that each net leaves unexplained, and the text coverage.
 
-    `drawn` is one reducer, or a random one under several seeds, over which the values are means.
+    `drawn` is one reducer, or a random one under several seeds; values are means over the seeds.
     "text_coverage" is None where the images show no text, and for mergers.
     """
     covers = any(batch.text_BN.any() for batch in images) and not isinstance(drawn[0], Merger)
@@ -113,7 +113,7 @@ def _point(
     images: Sequence[HeldOutBatch],
     covers: bool,
 ) -> dict[str, float]:
-    # One selection serves all measures, because some reducers choose one token after the other.
+    # One selection serves all measures, because reducers that choose token by token are slow.
     selections = [_select(reducer, images, fraction) for reducer in drawn]
     point = {
         name: fmean(unexplained(net, images, selected) for selected in selections)

@@ -13,7 +13,7 @@ STEPS = 2**30
 
 @dataclass(frozen=True)
 class Schedule:
-    """Fraction of an image's visual tokens that remains from given decoder layers on.
+    """The fraction of an image's visual tokens that remains, by decoder layer.
 
     `drops` maps a layer, counted from 0, to the fraction that it and later layers read. The tokens with the
     most attention from the prompt's last token stay (mean over heads), measured in the layer before the drop
@@ -48,7 +48,7 @@ class Schedule:
         return float(tokens.parse_number("keep", self.drops[max(passed)])) if passed else 1.0
 
     def count(self, layer: int, size: int) -> int:
-        """Number of `size` visual tokens that a layer reads."""
+        """How many of `size` visual tokens a layer reads."""
         return tokens.budget(self.left(layer), size)
 
     @property
@@ -57,7 +57,7 @@ class Schedule:
         return sum(map(self.left, range(self.layers))) / self.layers
 
     def mean(self, size: int) -> float:
-        """Number of `size` visual tokens that a layer reads, averaged over the layers.
+        """How many of `size` visual tokens a layer reads, averaged over the layers.
 
         Methods that remove tokens before the language model are compared with others at this number.
         """

@@ -20,7 +20,7 @@ from atr.core.typed_json import value_of
 _SMALLEST_VARIANCE = 1e-10
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _MOST_TOKENS = 2**16
-"""Bound of memory: four times the tokens of an image of 2,048 x 2,048 pixels in patches of 16 x 16."""
+"""Limits memory: four times the tokens of an image of 2,048 x 2,048 pixels in patches of 16 x 16."""
 
 
 class Block(nn.Module):
@@ -175,7 +175,7 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
     def from_pretrained(cls, name: str | os.PathLike[str], **kwargs: Any) -> Self:  # type: ignore[override]
         """Load from a folder or hub id; raises ValueError naming it if a file is missing or does not fit.
 
-        The configuration is compared with the shapes in the header of the weights before anything is built.
+        The configuration is checked against the shapes in the weights' header before anything is built.
         The weights must be finite and every deviation positive. A hub id may have a revision:
         `org/name@revision`.
         """
@@ -185,7 +185,7 @@ class HubModule(nn.Module, PyTorchModelHubMixin):
             raise ValueError(f"{folder}: {missing[0]} is missing, this is no saved {cls.__name__}")
         try:
             return super().from_pretrained(**pretrained_arguments(str(name)) | kwargs)
-        # The libraries below raise many types of errors, which all mean the same to the caller.
+        # The libraries below raise many types of errors; for the caller all mean that loading failed.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{name}: no {cls.__name__} could be loaded from it: {reason}") from error

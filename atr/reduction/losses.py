@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def unexplained_variance(restored_BND: Tensor, features_BND: Tensor, variance: Tensor) -> Tensor:
-    """Mean squared error over tokens and channels, divided by the variance: 1 for the mean as guess."""
+    """Mean squared error over tokens and channels, divided by the variance: 1 for predicting the mean."""
     return (restored_BND - features_BND).square().mean() / variance
 
 
@@ -35,7 +35,7 @@ def kept_fraction(mask_BN: Tensor) -> Tensor:
 def at_least(kept_B: Tensor, p: float) -> Tensor:
     """max(L_pr, p), the second term of Eq. 7, averaged over images; dropping below p gains nothing.
 
-    The maximum is taken of each image, as in the equation. With the batch's mean, dense images would be kept
+    The maximum is taken per image, as in the equation. With the batch's mean, dense images would be kept
     whole, empty ones dropped, and tokens within an image not ranked.
     """
     return kept_B.clamp_min(p).mean()

@@ -11,7 +11,7 @@ def group_means(values_BND: Tensor, group_BN: Tensor, groups: int) -> Tensor:
     """Mean of the tokens of each group, none of them empty, summed in float32 or better; (B, G, D)."""
     sizes_BG = torch.zeros(len(group_BN), groups, dtype=torch.int64, device=group_BN.device)
     sizes_BG.scatter_add_(1, group_BN, torch.ones_like(group_BN))
-    # Sorted, because scattered sums are added in any order on a GPU.
+    # Sorted, because a GPU adds scattered values in no fixed order.
     sorted_BND = gather(values_BND, group_BN.argsort(dim=1, stable=True))
     precise_BND = sorted_BND.to(torch.promote_types(values_BND.dtype, torch.float32))
     means_BGD: Tensor = torch.segment_reduce(precise_BND, "mean", lengths=sizes_BG, axis=1)

@@ -36,7 +36,7 @@ class DivergedError(ValueError):
 
 
 class RecordedTraining(LightningModule):
-    """A training with a `history` of the metrics of each finished epoch, kept over interruptions."""
+    """A training with a `history` of the metrics of each finished epoch, which survives interruptions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class CollapseGuard(Callback):
     """Stops a failed run with a DivergedError that names the parameter to change.
 
     A loss that is not finite stops it at once. After the fraction `collapse_after` of the steps (never if it
-    is 1), a kept fraction outside [p/2, 1.5p + 0.05] stops it; that is a running mean of about 20 steps.
+    is 1), a kept fraction outside [p/2, 1.5p + 0.05] stops it, as a running mean over about 20 steps.
     """
 
     MEMORY = 0.95
@@ -305,7 +305,7 @@ def train_autoencoder(
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train with guard and pictures, resuming from the last of `checkpoints`; whether this is rank 0.
+    """Train with guard and pictures, resuming from the last of `checkpoints`; returns whether this is rank 0.
 
     Raises DivergedError, and on Ctrl-C SystemExit, as Lightning does.
     """
@@ -323,7 +323,7 @@ def fit(
     logger: Logger,
     **trainer_kwargs: Any,
 ) -> bool:
-    """Train, resuming from the last of `checkpoints`; whether this is rank 0.
+    """Train, resuming from the last of `checkpoints`; returns whether this is rank 0.
 
     `data` distributes the images over the devices itself.
     """

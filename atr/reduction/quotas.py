@@ -18,7 +18,7 @@ def quotas_BC(total: int, weights_BC: Tensor, sizes_C: Tensor) -> Tensor:
     weights_BC = precise(weights_BC)
     share_BC = _shares_BC(total, weights_BC, sizes_C.to(weights_BC).expand_as(weights_BC))
     whole_BC = share_BC.floor()
-    # In float32, in which remainders that differ by rounding alone are equal.
+    # Compared in float32, so that remainders that differ by rounding alone are equal.
     rest_BC = (share_BC - whole_BC).float()
     place_BC = rest_BC.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
     return whole_BC.long() + (place_BC < total - whole_BC.sum(dim=1, keepdim=True))

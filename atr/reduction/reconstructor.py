@@ -6,7 +6,7 @@ from atr.reduction.layers import TransformerHead
 
 
 class FeatureReconstructor(nn.Module):
-    """Transformer layers from the masked sequence, of full length and standardised, to restored features.
+    """Transformer layers that map the standardised, masked sequence of all N tokens to restored features.
 
     Raises ValueError as TransformerHead does.
     """

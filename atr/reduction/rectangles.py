@@ -1,4 +1,4 @@
-"""The grid of tokens cut into rectangles or thinned to a lattice; R rows, C columns, K rectangles."""
+"""The grid of tokens cut into rectangles; R rows, C columns, K rectangles."""
 
 import math
 

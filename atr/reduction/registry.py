@@ -43,7 +43,7 @@ def build_from(
     selector: str | Path | FeatureSelector | None = None,
     class_name: str | None = None,
 ) -> Reducer | LayerReducer:
-    """As `build_reducer`, from a file, and of the class `class_name` where it is given."""
+    """As `build_reducer`, from a file, and from its class `class_name` if one is given."""
     if not file.is_file():
         raise ValueError(
             f"reducer {name!r}: there is no file {file}, allowed: the path of a Python file in the project "
@@ -68,7 +68,7 @@ def built_in_names() -> list[str]:
 
 
 def placeholder() -> FeatureSelector:
-    """The smallest selector, in place of a trained one, to read the traits of reducers made of one."""
+    """The smallest selector, in place of a trained one, to read what a reducer built from one needs."""
     return FeatureSelector(width=4, grid=(1, 1), layers=0, heads=1)
 
 
@@ -80,9 +80,9 @@ def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> Feature
 
 @cache
 def _module(path: Path, file: Path) -> ModuleType:
-    """Import a file under its dotted name, as seen from the project root, the current folder.
+    """Import a file under its dotted name relative to the project root, which is the current folder.
 
-    `path` is the whole path, `file` the one that errors show.
+    `path` is the absolute path, `file` the path that errors show.
     """
     dotted, root = _dotted(path, file)
     if not dotted.startswith("atr.") and root not in sys.path:

@@ -23,8 +23,8 @@ class FeatureSelector(
 ):
     """Transformer layers and a linear head from features_BND of a frozen encoder to keep logits_BN.
 
-    A token is kept if its logit is positive (the mode of the Gumbel-softmax mask), or if it is among the top
-    K. `encoder`, `layer`, `keep` (p of Eq. 7) and `record` describe the training and do not change the
+    A token is kept if its logit is positive (the mode of the Gumbel-softmax mask), or if it is one of the K
+    highest. `encoder`, `layer`, `keep` (p of Eq. 7) and `record` describe the training and do not change the
     output. Raises ValueError as TransformerHead does, and for a malformed fingerprint in the record.
     """
 

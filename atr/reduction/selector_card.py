@@ -88,7 +88,7 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
         "worth": (
             "how much a language model's answers depend on them"
             if is_taught
-            else "how little the other tokens tell about them"
+            else "how poorly the other tokens can reconstruct them"
         ),
         "part": "selector" if is_taught else "method",
         "encoder": escaped(config["encoder"] or "an unnamed encoder"),

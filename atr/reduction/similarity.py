@@ -1,8 +1,8 @@
 """Cosine similarity of tokens that does not depend on the batch, and the spaces it is computed in.
 
-A matrix product rounds differently in batches of different size, and similarities decide between near
+A matrix product rounds differently in batches of different size, which could change the choice between near
 duplicates. Cosines are therefore computed in float64 and either rounded to float32 (`rounded_cosines_BNN`) or
-computed from vectors on a grid so coarse that nothing is rounded (`exact_cosines_BNN`).
+computed from vectors rounded to a grid so coarse that their products are exact (`exact_cosines_BNN`).
 """
 
 import torch

@@ -36,7 +36,7 @@ LATENCY_NOTE = (
     "saved minus selection."
 )
 ROBUSTNESS_NOTE = (
-    "Each reducer is compared with itself in a deployment that differs in one respect from the reference: "
+    "Each reducer is compared with itself in deployments that differ in one respect from the reference: "
     "the model's own processor (Pillow), its vision tower in float32 with sdpa attention, and original "
     "positions. Overlap is the IoU of the kept tokens: the mean over images, and the lowest in brackets. "
     "Changes are in points of the mean score over the benchmarks, with paired 95 % intervals over "
@@ -49,13 +49,13 @@ ROBUSTNESS_CAPTION = (
 )
 EXAMPLES_NOTE = (
     "Answers with all tokens, and with {half} of them kept by random selection (first seed) and by the "
-    "selector. Shown are the first questions of each benchmark in turn that are answered rightly with all "
+    "selector. Shown are the first questions of each benchmark in turn that are answered correctly with all "
     "tokens and by exactly one of the two. Questions that random selection wins are included if there are "
     "any."
 )
 NO_RANDOM = "Examples compare the selector with random selection, which was not evaluated."
 NO_EXAMPLES = (
-    "No question is answered rightly with all tokens and by exactly one of the selector and random selection."
+    "No question is answered correctly with all tokens and by exactly one of selector and random selection."
 )
 COMPONENTS_CAPTION = (
     "Two photographs, and the first three principal components of their patch features from encoder "

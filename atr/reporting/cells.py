@@ -27,7 +27,7 @@ class Provenance:
 
 
 class Sourced(Protocol):
-    """A result that says what it was computed from."""
+    """A result that records how it was computed."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Sourced(Protocol):
 
     @property
     def resolved(self) -> dict[str, Any]:
-        """What the run computed in: precision, device, processor, versions of models and features."""
+        """How the run computed: precision, device, processor, versions of models and features."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_result(kind: type[Result], path: Path, stage: str) -> Result:
 
 
 def read_cells(kind: type[Result], folder: Path, stage: str, reducers: Iterable[str]) -> dict[str, Result]:
-    """The results of a stage for each reducer that has some, in the order of `reducers`.
+    """The results of a stage for each reducer that has any, in the order of `reducers`.
 
     A reducer has none if `folder` lacks its metrics.json, or if that file says why it was left out.
     Raises ValueError naming file, key and stage.
@@ -104,7 +104,7 @@ def check_agreement(conditions: Mapping[Path, dict[str, Any]], stage: str) -> No
 def conditions_of(result: Sourced) -> dict[str, Any]:
     """What two results must share to stand in one table, by dotted key: parameters, and `resolved`.
 
-    The section `trainer` may differ, as `resolved` says what came of it.
+    The section `trainer` may differ, because `resolved` records its effect.
     """
     parameters = flatten({key: value for key, value in result.parameters.items() if key != "trainer"})
     reducers = {f"evaluate.{key}" for key in _REDUCER_LISTS}
@@ -118,9 +118,9 @@ def resolved_conditions(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def part_name(name: str) -> str:
-    """The name of a benchmark: that of its file, or the path of a user's own file without `.py`.
+    """Check the name of a benchmark: that of its file, or the path of a user's own file without `.py`.
 
-    Figures are named after it. Raises ValueError for a name that could leave their folder.
+    Figures are named after it. Raises ValueError for a name that could lead out of their folder.
     """
     if not _PART_NAME.fullmatch(name) or len(name) > 64:
         allowed = "at most 64 letters, digits, hyphens and underscores, folders joined by /"
@@ -129,7 +129,7 @@ def part_name(name: str) -> str:
 
 
 def flatten(nested: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
-    """Values of nested dicts by key, where the keys of all levels are joined."""
+    """Values of nested dicts by the joined keys of all levels."""
     values: dict[str, Any] = {}
     for key, value in nested.items():
         name = f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""The figure of stability: overlap and change of score under each variant of the deployment."""
+"""The figure of robustness: overlap and change of score under each variant of the deployment."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -18,7 +18,7 @@ def is_right(row: Row) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One question that is answered rightly with all tokens, and the answers of the reducers in SHOWN."""
+    """One question that is answered correctly with all tokens, and the answers of the reducers in SHOWN."""
 
     answers: dict[str, Row]
 
@@ -34,7 +34,7 @@ class Case:
 
 
 def find_cases(results: Results) -> list[Case]:
-    """The questions answered rightly with all tokens, in file order, with the answers at half of the tokens.
+    """Questions answered correctly with all tokens, in file order, with the answers at half of the tokens.
 
     Empty if random was not evaluated.
     """

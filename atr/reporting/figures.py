@@ -17,7 +17,7 @@ from atr.reporting.results import Comparison, Masks, ScorePoint, fixed_counterpa
 from atr.reporting.style import INK, RULE, drawable, png, theme
 
 ImageLookup = Callable[[str], Image.Image]
-"""From the id of an image to the image."""
+"""Maps the id of an image to the image."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ PEER_STYLES = tuple(
         ),
     )
 )
-"""Muted colours, lines and markers of the other reducers; more of them than there are reducers."""
+"""Muted colours, lines and markers of the other reducers; more combinations than there are reducers."""
 _RIGHT, _WRONG = "#1b7837", "#b2182b"
 _DROPPED = (0.62, 0.64, 0.66, 1.0)
 
@@ -116,7 +116,7 @@ def line_styles(reducers: Sequence[str], best: str) -> dict[str, LineStyle]:
 
 
 def _legend_names(comparisons: Sequence[Comparison]) -> list[str]:
-    """The names of all lines and stars: by mean score if there are many, else in the order of the results."""
+    """Names of all lines and stars: by mean score if there are many, else in the order of the results."""
     first = comparisons[0]
     names = [*first.curves, *first.adaptive, *_levels(first)]
 

@@ -19,8 +19,8 @@ def group_scores(results: Results) -> dict[str, dict[str, float]]:
 def headline_scores(results: Results, best: str) -> dict[str, dict[str, float]]:
     """The few scores of each group to follow from run to run, for `dvc metrics show`; in 0..1.
 
-    With all tokens; of the best reducer and the selector near 0.3 and 0.5; of random near 0.5. A group
-    without results is empty.
+    They are those of all tokens, of the best reducer and the selector near 0.3 and 0.5, and of random near
+    0.5. A group without results is empty.
     """
     cells = [(name, keep) for keep in (0.3, 0.5) for name in dict.fromkeys((best, "selector"))]
     scores: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
@@ -35,7 +35,7 @@ def headline_scores(results: Results, best: str) -> dict[str, dict[str, float]]:
 
 
 def subtitle(results: Results) -> str:
-    """Model, encoder and numbers of tokens and questions, and what the answers were computed in."""
+    """Model, encoder, numbers of tokens and questions, and how the answers were computed."""
     full, unanswered = results.evaluations["full"], len(results.unanswered)
     sentence = (
         f"Model {full.vlm} on encoder {full.encoder}: {full.tokens_full:.0f} visual tokens per question, "
@@ -58,7 +58,7 @@ def outcome_sentences(differences: PairedDifferences) -> list[str]:
 
 
 def outcome_sentence(differences: PairedDifferences, keep: float) -> str:
-    """The same at one kept fraction."""
+    """Wins, ties and losses of the best reducer at one kept fraction."""
     return _outcome_sentence(differences, differences.outcomes(keep), [keep])
 
 

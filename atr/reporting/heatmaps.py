@@ -13,7 +13,7 @@ from atr.reporting.paired import LOSS, TIE, WIN, Difference, PairedDifferences
 from atr.reporting.style import INK, png, theme
 
 CellTexts = dict[tuple[int, ...], str]
-"""The text in each cell, by row and column."""
+"""The text of each cell, by row and column."""
 
 MARKS = {WIN: "▲", TIE: "=", LOSS: "▼"}
 """The mark of each outcome."""

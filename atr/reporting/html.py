@@ -38,5 +38,5 @@ def _printable(value: Any) -> Any:
 
 
 def _inlined(png: bytes) -> str:
-    """A PNG as the data address of an <img>."""
+    """A PNG as a data URL for an <img>."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Reads what stage intrinsic measured of each reducer without a language model."""
+"""Reads the measures of each reducer without a language model, from stage intrinsic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,7 +102,7 @@ class IntrinsicResults:
 
 
 def load_intrinsic(folder: Path, reducers: Sequence[str]) -> IntrinsicResults | None:
-    """Read the cells of these reducers, None if there is none; one that is missing is left out.
+    """Read the cells of these reducers; a missing cell is left out. None if all are missing.
 
     Raises ValueError naming the file and the key if a cell is broken, or if two cells were measured at
     different kept fractions, on different images or with different parameters.

@@ -24,7 +24,7 @@ from atr.reporting.tables import Table
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured beside the answers; None if the stage has no results."""
+    """Results of the stages other than evaluate; None for a stage without results."""
 
     intrinsic: IntrinsicResults | None = None
     latency: LatencyResults | None = None
@@ -90,9 +90,9 @@ def build_report(
 ) -> ReportContent:
     """Draw and tabulate the results; `settings` is the section `report` of the parameter file.
 
-    `components` is the PNG that stage extract drew of the encoder's features. What needs the reducers random
-    or none is left out if these were not evaluated. Raises ValueError if `report.best` was not evaluated, or
-    if an image is missing.
+    `components` is the PNG that stage extract drew of the encoder's features. Parts that need the reducers
+    random or none are left out if these were not evaluated. Raises ValueError if `report.best` was not
+    evaluated, or if an image is missing.
     """
     best = settings["best"]
     differences, matches = paired_differences(results, best), match_adaptive(results)

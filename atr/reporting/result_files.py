@@ -20,7 +20,7 @@ from atr.reporting.cells import (
 from atr.reporting.results import Evaluation, Masks, Pretraining, Results, ScorePoint
 
 REQUIRED = ("full", "selector")
-"""Reducers without which the report compares nothing."""
+"""Reducers that the report cannot do without."""
 SETTINGS = (*LAYOUT, "max_new_tokens")
 """Keys of the section `evaluate` that change the answers of any reducer; comparable results share them."""
 
@@ -108,7 +108,7 @@ class _ScoreEntry:
 
     @property
     def of(self) -> tuple[str, str]:
-        """Kind and name of what the score is a mean over."""
+        """Kind (benchmark or group) and name of what the score belongs to."""
         return ("group", self.group) if self.group else ("benchmark", self.benchmark)
 
     @property
@@ -116,7 +116,7 @@ class _ScoreEntry:
         """The entry as a point of a curve."""
         if self.keep is not None:
             keep = self.keep
-        else:  # questions without an image have no tokens, and lose none
+        else:  # questions without an image have no tokens to lose
             keep = self.tokens / self.tokens_full if self.tokens_full else 1.0
         return ScorePoint(keep, self.tokens, self.tokens_fed, self.mean, self.low, self.high)
 
@@ -240,11 +240,11 @@ def _question(row: Row) -> tuple[str, ...]:
 
 
 def _conditions(evaluation: Evaluation, with_tokens: bool) -> dict[str, Any]:
-    """What comparable results share, by key; a setting that a result is older than is None."""
+    """What comparable results share, by key; None for a setting newer than the result."""
     section = evaluation.parameters["evaluate"]
     settings = {f"evaluate.{key}": section.get(key) for key in SETTINGS}
     source = {"what was read": "images" if evaluation.resolved["features"] is None else "stored features"}
-    # Last, as the settings change it: if both differ, the setting is the reason.
+    # Last, because settings change it: if both differ, the setting is reported as the reason.
     tokens = {"tokens_full": evaluation.tokens_full} if with_tokens else {}
     model = {"encoder": evaluation.encoder, "vlm": evaluation.vlm}
     return model | settings | source | resolved_conditions(evaluation.resolved) | tokens

@@ -55,7 +55,7 @@ class Evaluation:
     parameters: dict[str, Any]
     provenance: Provenance
     resolved: dict[str, Any]
-    """What the answers were computed in: precision, device, attention kernel, versions of model and features;
+    """How the answers were computed: precision, device, attention kernel, versions of model and features;
     `features` is None if the images themselves were encoded."""
 
 
@@ -82,7 +82,7 @@ class Comparison:
     curves: dict[str, tuple[ScorePoint, ...]]
     adaptive: dict[str, ScorePoint] = field(default_factory=dict)
     benchmarks: tuple[str, ...] = ()
-    """The benchmarks of which the scores are means."""
+    """The benchmarks over which the scores are means."""
 
     @property
     def title(self) -> str:
@@ -185,5 +185,5 @@ class Results:
 
 
 def fixed_counterpart(adaptive: str) -> str:
-    """The reducer that selects alike with a fixed count: its name lacks the ending `_adaptive`."""
+    """The name of the same reducer with a fixed count: without the ending `_adaptive`."""
     return adaptive.removesuffix("_adaptive")

@@ -1,4 +1,4 @@
-"""Reads what stage robustness measured: how selections and answers change where deployment differs."""
+"""Reads how selections and answers change if deployment differs from training, from stage robustness."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class VariantChanges:
 
     name: str
     no_pixel_changed: bool
-    """Whether the variant concerns images and yet leaves those of the questions as they are."""
+    """Whether the variant concerns images but leaves those of the questions unchanged."""
     full: ScoreChange | None
     """With all tokens; None if the reducer `full` was not measured."""
     reducers: dict[str, ReducerChanges]
@@ -83,7 +83,7 @@ class RobustnessCell:
 
 @dataclass(frozen=True)
 class RobustnessResults:
-    """Stability of all reducers under every variant of the deployment."""
+    """Changes of all reducers under every variant of the deployment."""
 
     keep: list[float]
     questions: int

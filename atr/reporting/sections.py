@@ -57,7 +57,7 @@ class IntrinsicSection:
 
 @dataclass(frozen=True)
 class RobustnessSection:
-    """Changes if the deployment differs from the reference."""
+    """Changes of masks and scores if the deployment differs from the reference."""
 
     picture: Picture
     tables: list[Table]
@@ -83,7 +83,7 @@ def score_tables(results: Results, differences: Sequence[PairedDifferences]) -> 
 def difference_section(
     differences: Sequence[PairedDifferences], matches: Sequence[AdaptiveMatch]
 ) -> DifferenceSection:
-    """The differences of the groups that have some, each with a heat map and a table of outcomes."""
+    """The differences of the groups that have any, each with a heat map and a table of outcomes."""
     groups = [group for group in differences if group.keeps]
     pictures = [
         Picture(
@@ -113,7 +113,7 @@ def intrinsic_section(intrinsic: IntrinsicResults) -> IntrinsicSection:
 
 
 def robustness_section(robustness: RobustnessResults, best: str) -> RobustnessSection:
-    """The figure and the tables of stability."""
+    """The figure and the tables of robustness."""
     picture = Picture("robustness", captions.ROBUSTNESS_CAPTION, draw_robustness(robustness, best))
     return RobustnessSection(picture, tables.robustness_tables(robustness))
 

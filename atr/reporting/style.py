@@ -15,7 +15,7 @@ from atr.reporting.text import shortened
 INK, RULE = "#222222", "#d9d9d9"
 """Colours of text and of grid lines."""
 FONT = "DejaVu Sans"
-"""Part of matplotlib, so that figures are the same on every machine."""
+"""Shipped with matplotlib, so that figures are the same on every machine."""
 _RC_PARAMS: Any = {
     "figure.dpi": 200,
     "font.family": FONT,
@@ -41,7 +41,7 @@ _RC_PARAMS: Any = {
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Our style over matplotlib's defaults, without the user's matplotlibrc: equal data give equal bytes."""
+    """Our style on matplotlib's defaults, without the user's matplotlibrc: equal data give equal bytes."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_RC_PARAMS)

@@ -157,14 +157,14 @@ def robustness_tables(robustness: RobustnessResults) -> list[Table]:
 
 
 def agreement_table(results: Results, cases: Sequence[Case]) -> Table:
-    """How often selector and random are right if all tokens are, for each benchmark."""
+    """How often selector and random are right where all tokens are, by benchmark."""
     rows = []
     for comparison in results.benchmarks:
         counts = count_outcomes(list(cases), comparison.name)
         outcomes = [(True, True), (True, False), (False, True), (False, False)]
         rows.append([comparison.name, *(str(counts[outcome]) for outcome in outcomes)])
     header = ["benchmark", "both right", "only selector", "only random", "both wrong"]
-    return Table("Questions answered rightly with all tokens, by who else is right", header, [rows])
+    return Table("Questions answered correctly with all tokens, by who else is right", header, [rows])
 
 
 def pretraining_table(pretraining: Pretraining) -> Table:
@@ -191,7 +191,7 @@ def parameter_table(sources: Mapping[str, dict[str, Any]]) -> Table:
 
 
 def provenance_table(sources: Mapping[str, Provenance]) -> Table:
-    """Commit and library versions of each stage; one whose runs differ has a row for each run."""
+    """Commit and library versions of each stage; a stage whose runs differ has a row for each run."""
     packages = sorted({package for source in sources.values() for package in source.versions})
     rows: dict[str, dict[str, list[str]]] = defaultdict(dict)
     for name, source in sources.items():
@@ -210,12 +210,12 @@ def markdown_table(table: Table) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """The text on one line, without markup, links or pictures, and without a bar that would end a cell."""
+    """The text on one line, with everything escaped that Markdown would read as markup or as a cell's end."""
     return printable(text).translate(_ESCAPES).replace("](", "]\\(")
 
 
 def _stage(source: str) -> str:
-    """The stage of a source that is named by stage, or by stage and reducer."""
+    """The stage of a source, whose name is the stage, or the stage and the reducer."""
     return source.split()[0]
 
 

@@ -1,7 +1,7 @@
-"""Makes any text of the data safe to show on a page or in a figure."""
+"""Makes any text in the data safe to show on a page or in a figure."""
 
 _ALLOWED = "\N{NO-BREAK SPACE}"
-"""The one character of our own sentences that Unicode calls not printable."""
+"""The one character in our own sentences that Unicode does not count as printable."""
 
 
 def printable(text: str) -> str:
@@ -10,7 +10,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 300) -> str:
-    """The printable text, cut to `most` characters; results.jsonl has all of it."""
+    """The printable text, cut to `most` characters; results.jsonl has the full text."""
     shown = printable(text[: most + 1])
     return shown if len(text) <= most and len(shown) <= most else f"{shown[: most - 2]} …"
 

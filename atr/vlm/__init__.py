@@ -1,1 +1,1 @@
-"""Vision-language models: the only place that knows them."""
+"""Vision-language models: loading, reduction of their inputs, generation, distillation and measurements."""

@@ -35,18 +35,18 @@ def load_vlm(
 ) -> tuple[Any, Any]:
     """The frozen model, in eval mode with weights of `dtype`, and its processor.
 
-    A vision tower that the folder names and leaves out is loaded from `resolve_weights(hub id)`. Raises a
-    one-line ValueError naming `path` for a folder that is no checkpoint; an unsupported model family; a
-    processor that is missing, counts visual tokens differently from the model or has no chat template; a
-    tower whose tokens are not patches; weights that are corrupt, of another shape, not finite or incomplete;
-    and a tower that is not available.
+    A vision tower that the folder names but does not contain is loaded from `resolve_weights(hub id)`.
+    Raises a one-line ValueError naming `path` for a folder that is no checkpoint; an unsupported model
+    family; a processor that is missing, counts visual tokens differently from the model or has no chat
+    template; a tower whose tokens are not patches; weights that are corrupt, of another shape, not finite or
+    incomplete; and a tower that is not available.
     """
     try:
         config = AutoConfig.from_pretrained(**pretrained_arguments(path))
         processor = _load_processor(path, _family(path, config.model_type))
         _check_token_count(path, config, processor)
         is_fetched = external_tower_name(config) is not None
-        with quiet() if is_fetched else nullcontext():  # transformers reports the missing tower
+        with quiet() if is_fetched else nullcontext():  # transformers would report the missing tower
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 **pretrained_arguments(path),
                 dtype=dtype,
@@ -95,14 +95,14 @@ def _load_processor(path: str, family: Family) -> Any:
     if not getattr(processor, field, None):
         raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {field}")
     if not processor.chat_template:
-        raise ValueError(f"{path}: the processor has no chat template to put a question in")
+        raise ValueError(f"{path}: the processor has no chat template for questions")
     warn_of_substitute(path, processor.image_processor)
     return processor
 
 
 @torch.no_grad()
 def _check_token_count(path: str, config: Any, processor: Any) -> None:
-    """Refuse a model that reads other tokens than the patches, and a processor with another token count.
+    """Refuse a model whose visual tokens are not the patches, and a processor with another token count.
 
     One image is processed and encoded on torch's meta device, where the model gives the same number of tokens
     without weights.

@@ -19,7 +19,7 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
     Layer, grid and width are compared, and the weights of the towers if both are known. A tower that was
-    fine-tuned with its language model, as LLaVA-NeXT's, counts as the original one.
+    fine-tuned with its language model, as in LLaVA-NeXT, counts as the original one.
     """
     layer, depth = _layer(model)
     trained, read = [*selector.grid, selector.trunk.width], _shape(model)
@@ -44,7 +44,7 @@ def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
 
 
 def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
-    """Warn, once per process, of other positions than the selector's record names, if it names any."""
+    """Warn, once per process, if the selector's record names other positions."""
     known = selector.record.get("positions")
     if known not in (None, positions):
         warnings.warn(
@@ -66,7 +66,7 @@ def check_positions(model: Any, positions: str) -> None:
         )
     # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
     if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
-        raise ValueError(f"positions: original is not known to {text.model_type}, allowed: contiguous")
+        raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
 
 
 def cuts_images(model: Any) -> bool:
@@ -103,7 +103,7 @@ def other_images(processor: Any, manifest: Mapping[str, Any]) -> str:
     """
     preprocess = manifest["preprocess"]
     if preprocess is None:
-        return "nothing says how their images were preprocessed"
+        return "their manifest does not say how images were preprocessed"
     differing = explain_difference(preprocess, describe_preprocessing(processor.image_processor))
     return differing and f"their images and the model's differ in {differing}"
 
@@ -127,8 +127,8 @@ def _name(model: Any) -> str:
 def _layer(model: Any) -> tuple[int | list[int], int]:
     """The layer (or layers) that the model reads, and the offset between negative and positive numbers.
 
-    An external tower is cut off after that layer: negative numbers count from another end in the whole
-    encoder, so that none is equal.
+    An external tower is cut off after that layer. Negative numbers count from the last layer, which is not
+    that of the whole encoder, so the offset makes them match none of its layers.
     """
     depth = model.config.vision_config.num_hidden_layers + 1
     return model.config.vision_feature_layer, sys.maxsize if external_tower_name(model.config) else depth

@@ -43,7 +43,7 @@ PromptedImage = tuple[str, list[str]]
 
 
 class PromptedImages(Protocol):
-    """Images with their prompts, by index; a list is one."""
+    """A sequence of images with their prompts, such as a list."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,4 +1,4 @@
-"""A frozen, published vision tower that a model's folder names and leaves out; it is loaded from the hub.
+"""A frozen, published vision tower that a model's folder names but does not contain; it comes from the hub.
 
 The model's configuration names it as `mm_vision_tower`, as the original LLaVA's does. The `vision_config` has
 the layers up to the one that the model reads, and the image size of the model's images.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionBatch:
-    """Questions about `images` images each, encoded once for all reducers and budgets."""
+    """Questions with `images` images each, encoded once for all reducers and budgets."""
 
     images: int
     blind: Mapping[str, Any]
@@ -57,8 +57,8 @@ class Generator:
     """Prepares the inputs, from stored features or from images."""
     settings: "Evaluate"
     resolved: Mapping[str, Any] = field(default_factory=dict)
-    """What answers depend on beside settings and precision, recorded with the results: the attention kernel,
-    the version of the model, and how the stored features were computed (None if images are encoded)."""
+    """Recorded with the results, because answers depend on it: the attention kernel, the model's version, and
+    how the stored features were computed (None if images are encoded)."""
 
     @classmethod
     def load(
@@ -74,7 +74,7 @@ class Generator:
         """Load the model to a device, with weights in a Lightning precision, and open its inputs.
 
         Stored `features` are used if the preset allows them, the model reads whole images, and both
-        preprocess images alike; otherwise `images`. The other one is not opened. `resolve_weights` is that of
+        preprocess images alike; otherwise `images`. Only one is opened. `resolve_weights` is that of
         `load_vlm`. Raises ValueError as `load_vlm` does, for positions that the model does not support, and
         for features of another layer or shape than the model reads.
         """
@@ -305,7 +305,7 @@ def _feature_inputs(
     """Inputs from stored features, or None, with a warning, if the model preprocesses images differently."""
     check_features(model, store.manifest)
     if differing := other_images(processor, store.manifest):
-        print(f"{path}: the stored features are not taken: {differing}", file=sys.stderr)
+        print(f"{path}: the stored features are not used: {differing}", file=sys.stderr)
         return None
     return FeatureInputs(model, processor, store, cache(images))
 

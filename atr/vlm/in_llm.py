@@ -48,7 +48,7 @@ class Slots:
         """Keep the columns of `stay_BL`; int64 (B, S) indices into the present slots, and the new slots."""
         stay_BS = stay_BL.gather(1, self.column_BS) & self.real_BS
         longest = int(stay_BS.sum(1).max())
-        order_BS = stay_BS.byte().sort(dim=1, stable=True).indices  # what stays comes last
+        order_BS = stay_BS.byte().sort(dim=1, stable=True).indices  # the remaining columns come last
         source_BS = order_BS[:, order_BS.shape[1] - longest :]
         return source_BS, Slots(self.column_BS.gather(1, source_BS), stay_BS.gather(1, source_BS))
 
@@ -126,7 +126,7 @@ class LayerPruning:
             self._changes = {
                 "attention_mask": self._causal_mask(index, hidden_BSD, kwargs["past_key_values"]),
                 "position_embeddings": self._rotations(hidden_BSD, kwargs),
-                # Only flash attention reads them, and it takes gaps for the borders of packed sequences.
+                # Only FlashAttention reads them, and it takes gaps for the borders of packed sequences.
                 "position_ids": None,
             }
         if prefills and not schedule.own and index + 1 in schedule.drops:

@@ -57,7 +57,7 @@ def _mistakes(processor: Any, given: Tensor, own: Tensor, images: Sequence[Any])
 
 
 class _Fit:
-    """The linear fit, per channel, of given pixels to those that were made; `error` in levels of 255."""
+    """The linear fit, per channel, of given pixels to the processor's; `error` in levels of 255."""
 
     def __init__(self, processor: Any, given: Tensor, made: Tensor) -> None:
         self.mean_C, self.std_C = _normalisation(processor)
@@ -65,7 +65,7 @@ class _Fit:
         centred_CP = made_CP - made_CP.mean(1, keepdim=True)
         variance_C = centred_CP.square().mean(1)
         slope_C = (centred_CP * given_CP).mean(1) / variance_C
-        # A single colour, or another image, is not explained by another mean and deviation.
+        # Another mean and deviation cannot explain a single colour or another image.
         explains_C = (variance_C > 1e-6) & (slope_C > 0)
         self.slope_C = slope_C.where(explains_C, 1.0)
         self.offset_C = (given_CP.mean(1) - slope_C * made_CP.mean(1)).where(explains_C, 0.0)

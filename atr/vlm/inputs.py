@@ -103,7 +103,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Inputs from stored features, for models that read images whole; a batch reads each image once.
+    """Inputs from stored features, for models that read whole images; a batch reads each image once.
 
     `images` opens the images, from which attention, keys and pixels are computed for reducers that need them.
     """

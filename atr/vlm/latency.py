@@ -1,6 +1,6 @@
-"""Milliseconds an image that a selection takes, and that the language model's prefill takes.
+"""Milliseconds per image of a selection and of the language model's prefill.
 
-The images are noise of one tile: neither towers nor language models take longer for some than for others.
+The images are noise, one tile each: the time of towers and language models does not depend on pixel values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ from atr.vlm.families.base import Tiling, encode, token_grid
 
 
 def noise(model: Any, images: int, seed: int) -> Tensor:
-    """Noise as the model's tower takes pixel values, one tile an image; pixels_BCHW."""
+    """Noise in the shape of the tower's pixel values, one tile per image; pixels_BCHW."""
     vision = model.config.vision_config
     size = (images, vision.num_channels, vision.image_size, vision.image_size)
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
 def encode_noise(model: Any, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> EncoderOutput:
-    """The noise, encoded as reducers of these needs read it; the question's embedding is the image's mean."""
+    """Encode the noise with the fields in `needs`; the mean token of an image stands in for its question."""
     tiling = Tiling((1,) * len(pixels_BCHW), token_grid(model, pixels_BCHW))
     images = encode(model, {"pixel_values": pixels_BCHW}, tiling, needs)
     assert images.projected_BND is not None
@@ -39,9 +39,10 @@ def encode_noise(model: Any, pixels_BCHW: Tensor, needs: frozenset[str] = frozen
 def time_selection(
     model: Any, reducer: Reducer, kept: Sequence[float], pixels_BCHW: Tensor, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """Time of a selection at each fraction of `kept`, with the attention and keys that it needs.
+    """Time of a selection at each fraction of `kept`, including the attention and keys that it needs.
 
-    These cost the tower's forward with them minus the one without. Each is measured for `seconds` or longer.
+    Their time is that of the tower's forward with them minus that without. Each time is measured for at least
+    `seconds`.
     """
     images, encoded = len(pixels_BCHW), encode_noise(model, pixels_BCHW, reducer.needs)
     extra = 0.0
@@ -63,7 +64,7 @@ def time_selection(
 
 
 def _select(reducer: Reducer, encoded: EncoderOutput, count: int) -> object:
-    # A copy, because a reducer may remember the scores of the object that it was given last.
+    # A copy, because a reducer may cache the scores of the last object it was given.
     encoded = replace(encoded)
     return (
         select_merged(reducer, encoded, count)
@@ -74,7 +75,7 @@ def _select(reducer: Reducer, encoded: EncoderOutput, count: int) -> object:
 
 @torch.inference_mode()
 def time_prefill(model: Any, tokens: int, images: int, seconds: float) -> dict[str, Any]:
-    """Time of the language model from the visual tokens alone, without text, to its first token."""
+    """Time to first token of the language model, from the visual tokens alone, without text."""
     width = model.config.get_text_config().hidden_size
     tokens_BND = torch.randn(images, tokens, width, device=model.device, dtype=model.dtype)
     run = partial(model, inputs_embeds=tokens_BND, use_cache=True, logits_to_keep=1)

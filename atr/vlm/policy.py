@@ -7,7 +7,7 @@ from atr.core import tokens
 from atr.core.layout import LAYOUT
 
 ADAPTIVE = "adaptive"
-"""In place of a budget: the reducer chooses the count of each image."""
+"""Given instead of a budget: the reducer chooses the count of each image."""
 POSITIONS = "original"
 """Default position ids of kept tokens; selectors are trained and evaluated with it."""
 

@@ -84,8 +84,8 @@ def reduce(
 
     - "original": every token keeps its position in the full sequence, and generation continues from there.
       Without mask and cache transformers would read the gaps as borders between packed sequences, so that
-      the result sets `use_cache`; passing `use_cache=False` beside it raises TypeError.
-    - "contiguous": the model numbers the shorter sequence itself, as any prompt.
+      the result sets `use_cache`; passing `use_cache=False` as well raises TypeError.
+    - "contiguous": the model numbers the shorter sequence itself, like any prompt.
 
     A warning is given if the selector's record names other positions.
 

@@ -1,4 +1,4 @@
-"""How much the kept tokens, and the answers from them, change where deployment differs from training."""
+"""How much kept tokens and answers change if deployment differs from training."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from atr.vlm.variants import VARIANTS, Variant, deploy
 Cell = tuple[str, float]
 """A reducer by its name, and a kept fraction."""
 FULL: Cell = ("full", 1.0)
-"""All tokens: what changes here does so whatever is selected."""
+"""All tokens: a change of this score is not due to the selection."""
 
 
 ScoreAnswer = Callable[[Question, str], float]
@@ -30,7 +30,7 @@ ScoreAnswer = Callable[[Question, str], float]
 
 @dataclass(frozen=True)
 class RobustnessSettings:
-    """Kept fractions, questions at a time, and the bootstrap of `atr.core.bootstrap`."""
+    """Kept fractions, questions per batch, and the settings of the bootstrap (`atr.core.bootstrap`)."""
 
     keep: Sequence[float]
     batch_size: int
@@ -48,7 +48,7 @@ class Described:
 
 @dataclass
 class Observation:
-    """Pixels, kept tokens and scores under one deployment, image by image in an order it does not change."""
+    """Pixels, kept tokens and scores under one deployment; all deployments have the images in one order."""
 
     pixels: Any = field(default_factory=hashlib.sha256)
     kept: dict[Cell, list[tuple[Tensor, int]]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Observation:
 
 
 def first_of_each(questions: Iterable[Question], count: int) -> list[Question]:
-    """The first `count` units of each benchmark whose questions all have images to be read.
+    """The questions of the first `count` units of each benchmark whose images are all readable.
 
     Raises ValueError if there is none.
     """
@@ -88,9 +88,9 @@ def robustness(
 ) -> dict[str, Any]:
     """Scores in the reference deployment, and how each variant changes the kept tokens and the scores.
 
-    `generator` reads images and answers in the reference deployment. `photographs` is the same on the images
-    `pictured`, whose answers are not scored: larger than the tower's images, they show what a resize does.
-    `with_full` observes all tokens as well, whose score changes without any selection.
+    `generator` reads images and answers in the reference deployment. `photographs` is a generator
+    for the images `pictured`, whose answers are not scored: they are larger than the tower's input and so
+    show what a resize does. `with_full` also measures the score with all tokens, without selection.
     """
     cells = [(name, keep) for name in reducers for keep in settings.keep]
     scored = [FULL, *cells] if with_full else cells
@@ -193,7 +193,8 @@ def robustness_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict
 def overlaps(seen: Observation, reference: Observation, cell: Cell) -> dict[str, float] | None:
     """Mean and lowest intersection over union of the tokens kept of an image.
 
-    Images that come in another number of tokens, cut into other tiles, cannot be compared; None if none can.
+    Images whose number of tokens changed, because they were cut into other tiles, are left out; None if no
+    image remains.
     """
     ratios = [
         _iou(kept_K, own_K)
@@ -214,7 +215,7 @@ def change(
     questions: Sequence[Question],
     settings: RobustnessSettings,
 ) -> dict[str, float]:
-    """By how much the mean score over the benchmarks rises, with the paired 95 % interval over questions."""
+    """Rise of the mean score over the benchmarks, with the paired 95 % interval over questions."""
     means, resamples = [], []
     for benchmark, units in _units(questions).items():
         change_U = np.array([_lowest(unit, scores) - _lowest(unit, reference) for unit in units])
@@ -230,7 +231,7 @@ def mean_score(scores: Mapping[str, float], questions: Sequence[Question]) -> fl
 
 
 def _units(questions: Sequence[Question]) -> dict[str, list[list[str]]]:
-    """For each benchmark its units, each the names of its questions."""
+    """The units of each benchmark, each as the ids of its questions."""
     units: dict[str, dict[str, list[str]]] = {}
     for question in questions:
         unit = units.setdefault(question.benchmark, {}).setdefault(question.unit or question.id, [])

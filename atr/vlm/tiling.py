@@ -16,7 +16,7 @@ from atr.reduction import EncoderOutput
 from atr.vlm.families import Tiling, family_of
 
 ROW_END = -1
-"""Stands for the tile of a newline token, which belongs to none."""
+"""Marks a newline token, which belongs to no tile."""
 
 
 @dataclass(frozen=True)

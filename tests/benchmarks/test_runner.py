@@ -115,7 +115,7 @@ def test_it_stops_as_well_where_the_model_breaks_later_on():
         return answer(images, trial)
 
     many = [make_question(f"docs/{number}#0") for number in range(1000)]
-    with pytest.raises(RuntimeError, match=r"to docs/100#0, nor to the 15 behind it: .*device lost"):
+    with pytest.raises(RuntimeError, match=r"to docs/100#0, nor to the next 15: .*device lost"):
         answer_all(many, [[number] for number in range(1000)], TRIALS[:1], prepare, breaking)
     assert len(asked) == 100 + MAX_CONSECUTIVE_FAILURES
 

@@ -146,7 +146,7 @@ def test_a_unit_is_right_if_each_of_its_questions_is():
 
 def test_a_benchmark_without_an_answer_is_named_with_the_reason():
     table = [unanswered(line, "failed") for line in rows("docs", [1, 1])]
-    with pytest.raises(ValueError, match=r"docs: nothing is answered at kept fraction 0.5: why"):
+    with pytest.raises(ValueError, match=r"docs: no question is answered at kept fraction 0.5: why"):
         summarise([*table, *rows("signs", [1])], 10, 0)
 
 

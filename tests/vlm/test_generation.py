@@ -552,7 +552,7 @@ def test_unsupported_positions_are_refused_before_inputs_are_opened(make_model, 
     loaded = make_model(text_config=text), processor
     monkeypatch.setattr("atr.vlm.generation.load_vlm", lambda *args, **kwargs: loaded)
     opened, vlm = (lambda: 1 / 0, lambda: 1 / 0), VlmPreset("tiny", "tiny/bloom", None, True)
-    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+    with pytest.raises(ValueError, match="original is not supported by bloom, allowed: contiguous"):
         Generator.load(vlm, 32, torch.device("cpu"), *opened, Evaluate())
     with pytest.raises(ZeroDivisionError):
         Generator.load(vlm, 32, torch.device("cpu"), *opened, Evaluate(positions="contiguous"))
@@ -632,7 +632,7 @@ def test_features_of_other_preprocessing_are_not_used(model, processor, stored, 
     assert isinstance(source, ImageInputs)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "stored" in line]
     assert line.startswith(
-        f"{tmp_path}: the stored features are not taken: their images and the model's differ in "
+        f"{tmp_path}: the stored features are not used: their images and the model's differ in "
     )
 
 
@@ -650,4 +650,4 @@ def test_a_store_without_a_record_of_preprocessing_is_not_used(model, processor,
     processor.save_pretrained(tmp_path)
     stored.manifest["preprocess"] = None
     assert isinstance(answers_of_full(tmp_path, stored)[2], ImageInputs)
-    assert "nothing says how their images were preprocessed" in capsys.readouterr().err
+    assert "their manifest does not say how images were preprocessed" in capsys.readouterr().err

@@ -535,7 +535,7 @@ def test_original_positions_are_the_one_default(model, process):
 def test_a_language_model_that_takes_no_positions_gets_no_original_ones(make_model, process):
     text = BloomConfig(vocab_size=31, hidden_size=32, n_layer=1, n_head=4, pad_token_id=0)
     model = make_model(text_config=text)
-    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+    with pytest.raises(ValueError, match="original is not supported by bloom, allowed: contiguous"):
         reduce(model, process(*SINGLE), Spread(), 3)
     model(**reduce(model, process(*SINGLE), Spread(), 3, "contiguous"))
 

@@ -28,9 +28,9 @@ class HoloV:
 
     The paper leaves open the crops and the scale. "paper": crops are the cells of a grid of `side` x `side`
     (fewer if the image has fewer rows or columns), and the variance is scaled over the image. "release":
-    crops are runs of the raster, and the variance is scaled over each crop, which adds the same to every
-    crop and so changes nothing. The release fills a quota above its crop's size up with zeros; here the
-    excess goes to other crops.
+    crops are runs of the raster, and the variance is scaled over each crop, which multiplies the
+    scores of all crops by the same factor and so changes no quota. The release fills up a quota above its
+    crop's size with zeros; here the excess goes to other crops.
     """
 
     side: int = 4

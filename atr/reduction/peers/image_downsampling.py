@@ -18,10 +18,10 @@ ONE_TILE = True
 class ImageDownsampling:
     """The image shrunk to r x c patches and encoded in the middle of an empty image of the full size.
 
-    The encoder so receives the size it was trained for. The padding has the processor's mean colour, 0 in
-    pixel values, and surrounds the image, as LLaVA's processor pads an image to a square: position embeddings
-    are read where images have most of their content. The padding's tokens are dropped, and r c - K of the
-    image's own tokens at even steps of the raster.
+    The encoder thus receives the size it was trained for. The padding has the processor's mean colour, 0 in
+    pixel values, and surrounds the image, as LLaVA's processor pads an image to a square: the image gets the
+    position embeddings where images have most of their content. The padding's tokens are dropped, and so are
+    r c - K of the image's own tokens, at even steps of the raster.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid", "pixels_BCHW", "encode"})
@@ -51,7 +51,7 @@ class ImageDownsampling:
 def small_grid(grid: tuple[int, int], count: int) -> tuple[int, int]:
     """Rows r and columns c of a grid of nearly the same aspect ratio that holds `count` tokens.
 
-    Of r = sqrt(count R / C) rounded down and up, with c = count / r rounded up, the one with fewer cells.
+    r is sqrt(count R / C) rounded down or up, c is count / r rounded up; the pair with fewer cells is taken.
     """
     rows, columns = grid
     exact = min(math.sqrt(count * rows / columns), count)

@@ -1,4 +1,4 @@
-"""PruMerge+: PruMerge with evenly spread tokens beside the most attended ones."""
+"""PruMerge+: PruMerge with evenly spread tokens in addition to the most attended ones."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ ONE_TILE = True
 
 @dataclass(frozen=True)
 class PruMergePlus:
-    """PruMerge+ (arXiv 2403.15388): evenly spread tokens beside the outliers; merges as `PruMerge` does.
+    """PruMerge+ (arXiv 2403.15388): evenly spread tokens besides the outliers; merges as `PruMerge` does.
 
     `uniform` of the budget, rounded down, are tokens at an even stride over the raster of those not chosen by
     attention; the others are the most attended. Raises ValueError for an unknown variant, negative

@@ -27,7 +27,7 @@ class Random:
     def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """`budget` indices of each image; raises ValueError unless 0 <= budget <= N."""
         check_budget(budget, encoded.tokens)
-        # The last bit of computed features may depend on the batch, and with it a draw seeded by them.
+        # The last bits of computed features may depend on the batch, and would change the seed.
         image_key_BX = encoded.features_BND if encoded.image_key_BX is None else encoded.image_key_BX
         rows = [
             self._order(image_key_X, encoded.tokens)[:budget].sort().values for image_key_X in image_key_BX

@@ -22,9 +22,9 @@ class ToMe:
     the cosine of their keys (averaged over heads), and merges the r most similar pairs. A merged token is the
     mean of the encoder's tokens in it (the paper's size-weighted mean), and so is its key.
 
-    Deviations: the paper merges r tokens in every layer; after the encoder no layer is left, and steps of
-    r <= n / 2 of the n remaining tokens follow each other until K remain. The paper leaves open in which
-    order a step splits tokens merged by the step before; here in raster order, a merged token at the position
+    Deviations: the paper merges r tokens in every layer; here, after the encoder, steps that merge
+    r <= n / 2 of the n remaining tokens are repeated until K remain. The paper leaves open in which order a
+    step splits tokens merged by the step before; here in raster order, where a merged token has the position
     of its token of b.
     """
 
@@ -53,7 +53,7 @@ class ToMe:
 
 
 def _step(keys_BGD: Tensor, count: int) -> Tensor:
-    """One step of the matching: for each group the one it is merged into, itself for most; int64 (B, G)."""
+    """One step of the matching: the group that each group is merged into, or itself; int64 (B, G)."""
     unit_BGD = F.normalize(keys_BGD, dim=-1)
     similarity_BAb = (unit_BGD[:, ::2] @ unit_BGD[:, 1::2].mT).float()
     best_BA, into_BA = similarity_BAb.max(dim=-1)

@@ -1,4 +1,7 @@
-"""VisPruner: the most attended tokens, and of the rest no near duplicates; E and O tokens compared."""
+"""VisPruner: the most attended tokens, and the rest without near duplicates.
+
+Shapes: E tokens at even places of the rest, O at odd places, R in all.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,12 +21,12 @@ class VisPruner:
     """VisPruner (ICCV 2025, arXiv 2412.01818v2): important tokens, and diverse ones of the rest.
 
     `important` of the budget, rounded down, are the most attended tokens. The rest is ordered by attention.
-    Each step compares every other token of it with the tokens between, and drops up to `step` of those most
-    similar to one of them, until the budget is met. Similarity is the cosine of features. Raises ValueError
-    unless 0 <= important <= 1 and step >= 1.
+    Each step compares its tokens at even places with those at odd places, and drops up to `step` of the even
+    ones that are most similar to an odd one, until the budget is met. Similarity is the cosine of features.
+    Raises ValueError unless 0 <= important <= 1 and step >= 1.
 
-    The paper leaves open the order after a step; as in the release the compared tokens come first, by falling
-    similarity, then those between. The release handles one image at a time.
+    The paper leaves open the order after a step; as in the release the even ones come first, by falling
+    similarity, then the odd ones. The release handles one image at a time.
     """
 
     important: float = 0.5
@@ -38,7 +41,7 @@ class VisPruner:
         """Indices of the important tokens and of the diverse ones."""
         order_BN, important = attention_order_BN(encoded, budget), part_of(self.important, budget)
         diverse = budget - important
-        # With no diverse token to keep, the last of the rest would have none to be compared with.
+        # If no diverse token is kept, the last token of the rest would have no other to compare with.
         rest_BR = order_BN[:, important:] if diverse else order_BN[:, :0]
         similar_BNN = rounded_cosines_BNN(encoded.features_BND)
         while rest_BR.shape[1] > diverse:
@@ -47,7 +50,7 @@ class VisPruner:
 
 
 def _thinned(rest_BR: Tensor, similar_BNN: Tensor, drop: int) -> Tensor:
-    """Without up to `drop` of every other token: those most similar to one of the tokens between."""
+    """Drop up to `drop` of the tokens at even places: those most similar to a token at an odd place."""
     even_BE, odd_BO = rest_BR[:, ::2], rest_BR[:, 1::2]
     similar_BEO = gather(similar_BNN, even_BE).take_along_dim(odd_BO[:, None], dim=2)
     order_BE = similar_BEO.amax(dim=2).sort(dim=1, descending=True, stable=True).indices

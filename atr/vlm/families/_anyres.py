@@ -16,12 +16,12 @@ from atr.vlm.families.base import Tiling, token_grid
 def image_sizes(inputs: Mapping[str, Tensor]) -> Any:
     """The (height, width) of each image in pixels; raises ValueError if the inputs lack them."""
     if "image_sizes" not in inputs:
-        raise ValueError("inputs: image_sizes is missing, needed beside pixel_values")
+        raise ValueError("inputs: image_sizes is missing, needed with pixel_values")
     return inputs["image_sizes"]
 
 
 def anyres_tiling(model: Any, inputs: Mapping[str, Tensor], is_cut: Sequence[bool]) -> Tiling:
-    """The tiling by the model's own count of tiles, of the images that `is_cut` says are cut.
+    """The tiling by the model's own count of tiles; `is_cut` says which images are cut.
 
     Raises ValueError if the pixels have another size or too few tiles.
     """

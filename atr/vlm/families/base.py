@@ -19,7 +19,7 @@ from atr.reduction.base import EncoderOutput
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a batch of images was cut: `tiles` of each image, each of `grid` (rows, columns) tokens.
+    """How a batch of images was cut: the number of `tiles` per image, and the `grid` of tokens in each tile.
 
     Tile 0 shows the whole image. `sizes` are the (height, width) of the images in pixels before the cut, for
     families that remove padding. `arrangements` are the (rows, columns) of the tiles after tile 0, (0, 0) for
@@ -39,7 +39,7 @@ class Family(Protocol):
     """
 
     image_keys: frozenset[str]
-    """The processor's outputs that describe images; the language model does not read them."""
+    """The processor's outputs that describe images, which the language model does not read."""
 
     def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
         """How the processor cut the images; raises ValueError if pixels and model disagree."""
@@ -111,7 +111,7 @@ def _layers(model: Any) -> Sequence[int]:
 
 
 def _leading_tokens(tower: Any, signals: Collection[str]) -> tuple[int, int]:
-    """As `leading_tokens`; zeros if no signal is captured, whatever the tower."""
+    """As `leading_tokens`; zeros for any tower if no signal is captured."""
     if not signals:
         return 0, 0
     kind = tower.config.model_type

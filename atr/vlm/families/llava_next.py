@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: the whole image, then its tiles joined into rows without padding, each with a newline."""
+"""LLaVA-NeXT: the whole image, then its tiles joined without padding; each row ends with a newline."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: as LLaVA-NeXT, with large grids downsampled; several images of a sample are not cut."""
+"""LLaVA-OneVision: as LLaVA-NeXT, with large grids downsampled; a sample's images are not cut if several."""
 
 from collections.abc import Mapping
 from itertools import chain

@@ -158,7 +158,7 @@ def test_positions_that_the_family_lacks_are_refused_before_the_weights_are_read
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"text_config": {"model_type": "bloom"}}))
     (tmp_path / "llava/model.safetensors").unlink()
-    with pytest.raises(ValueError, match="positions: original is not known to bloom, allowed: contiguous"):
+    with pytest.raises(ValueError, match="original is not supported by bloom, allowed: contiguous"):
         load(folders)
 
 
