@@ -1,7 +1,7 @@
 """Logging to MLflow: every execution of a stage is one run, nested under the run of its pipeline.
 
-MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and a failing log costs no
-result. This package alone imports mlflow, and only when a run starts, as the import takes more than a second.
+MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and no result is lost if logging
+fails. Only this package imports mlflow, and only when a run starts, as the import takes over a second.
 """
 
 import os
@@ -197,9 +197,8 @@ def _create_run(
 
 def _pipeline_id() -> str:
     """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, or a hash of its dvc process."""
-    given = os.environ.get("ATR_PIPELINE")
-    if given:
-        return given
+    if pipeline := os.environ.get("ATR_PIPELINE"):
+        return pipeline
     if process := lifetime.find_dvc():
         # In minutes: the reported start time moves by a second when the system clock is adjusted.
         start = int(process.create_time() // 60)

@@ -1,4 +1,4 @@
-"""Stage micro_probe, of `make micro-probe`: how well characters can be read at each layer of dinov2-small."""
+"""Step micro_probe, `make micro-probe`: how well characters can be read at each layer of dinov2-small."""
 
 from functools import partial
 from pathlib import Path
