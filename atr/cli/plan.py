@@ -122,7 +122,7 @@ class Autoencoder:
 
     @classmethod
     def of(cls, pretrain: Pretrain, width: int) -> "Autoencoder":
-        """The autoencoder of these parameters on features of that width."""
+        """The autoencoder with these parameters, for features of this width."""
         return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
 
     @property
@@ -323,7 +323,7 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
 
 
 def _unfit_selectors(plan: Plan, width: int) -> Iterator[str]:
-    """Selectors that do not fit features of that width."""
+    """Warnings of selectors whose heads or positions do not fit the feature width."""
     recipes: dict[str, SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
     for name, recipe in recipes.items():
         if width % recipe.heads:

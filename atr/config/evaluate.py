@@ -85,7 +85,7 @@ class Evaluate:
     """Position ids after the reduction: original (with gaps), or contiguous (renumbered)."""
     budget: Budget = "image"
     """Budget of an image cut into tiles: image (its tiles compete for it, as a page has empty corners), or
-    tile (an equal share for each tile)."""
+    tile (each tile gets a share in proportion to its tokens)."""
     newline: Newline = "keep"
     """Newline tokens at the ends of rows: keep (all of them, as in the model's training; they do not count
     towards the budget), or follow (only those of rows with a kept token)."""

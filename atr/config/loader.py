@@ -149,7 +149,7 @@ def load(stage: str, path: str | Path = "", file: ParameterFile | None = None) -
     """Check the whole file and return the sections that the stage declares.
 
     By default this is params.yaml in the current folder. Raises ConfigError, one line with key, value and
-    what is allowed, for anything that is not allowed.
+    what is allowed, if the file cannot be used.
     """
     file = file or pipeline()
     everything = validate(path or file.path, file)

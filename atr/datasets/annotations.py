@@ -34,8 +34,7 @@ _Line = TypeVar("_Line", _Prompts, _TextCentres)
 def load_prompts(folder: Path) -> dict[str, list[str]]:
     """The prompts that stage distill asks about each image of a prepared folder, by image id.
 
-    Raises ValueError naming the file, and where it applies the line and key, that is missing, changed or not
-    allowed.
+    Raises ValueError naming a file that is missing or was changed, or the line and key that are invalid.
     """
     return {line.image: line.prompts for line in _read(Path(folder), _Prompts, PROMPT_ANNOTATION)}
 

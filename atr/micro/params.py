@@ -125,7 +125,7 @@ class MicroProbe:
     """The probe that finds the layer and image size at which dinov2-small encodes characters best."""
 
     images: Annotated[int, Field(ge=4, le=2**31 - 1)] = 400
-    """Lessons that train the probes; a quarter as many further ones are held out."""
+    """Lessons that train the probes; another `images // 4` are held out."""
     sizes: Annotated[list[int], AfterValidator(_check_sizes)] = field(default_factory=lambda: [224, 252, 336])
     """Sides in pixels to which images are resized, multiples of the patch size 14."""
 

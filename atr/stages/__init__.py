@@ -86,7 +86,7 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
 
 
 NO_BUDGET = "takes no budget"
-"""The reason recorded for a reducer that is left out because measurements set the budget."""
+"""Recorded reason for leaving a reducer out of measurements at given budgets."""
 
 
 class Terminated(BaseException):

@@ -172,7 +172,7 @@ def _start(stage: str, params: config.Params, part: str) -> _Tracked:
 def _find_or_create_parent(
     client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params
 ) -> str:
-    """Id of the pipeline's run: of an earlier stage's, or of a new one with all parameters."""
+    """Id of the pipeline's run: the one an earlier stage created, or a new one with all parameters."""
     pipeline = tags["pipeline"]
     parents = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
     if parents:
@@ -196,7 +196,7 @@ def _create_run(
 
 
 def _pipeline_id() -> str:
-    """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, or a hash of its dvc process."""
+    """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, a hash of the dvc process, or random."""
     if pipeline := os.environ.get("ATR_PIPELINE"):
         return pipeline
     if process := lifetime.find_dvc():
