@@ -55,7 +55,7 @@ class Prepare:
     source: Annotated[str, AfterValidator(_check_source)] = "micro"
     """Source of the pretraining images: micro (the micro world), coco, or a folder of images."""
     images: Count = 5120
-    """Pretraining images; the paper takes 100,000."""
+    """Number of pretraining images; the paper uses 100,000."""
     questions: Count = 300
     """Held-out questions of each benchmark, a seeded sample; all if there are fewer."""
     split: Literal["evaluate", "validation"] = "evaluate"

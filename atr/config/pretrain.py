@@ -15,7 +15,7 @@ class Pretrain(SelectorTraining):
 
     # Logits are divided by the temperature, so float32 overflows far below 0.01.
     temperature: Annotated[float, Field(ge=0.01, le=100)] = 1.0
-    """Temperature of the Gumbel noise; constant, as 1 did not collapse and a schedule is one more choice."""
+    """Temperature of the Gumbel noise; constant, as training at 1 did not collapse and needs no schedule."""
     keep: OpenFraction = 0.45
     """The proportion p of Eq. 7. One p serves all budgets, as the top K of one ranking serve every K. Tokens
     are ranked reliably only near p, so choose p near the middle of the budgets you evaluate."""

@@ -23,7 +23,7 @@ class SelectorTraining:
     """none, or sine: fixed 2-D sine embeddings added to the input, for towers whose features carry no
     position."""
     temperature: float = 1.0
-    """Temperature of the Gumbel noise; constant, as 1 did not collapse and a schedule is one more choice."""
+    """Temperature of the Gumbel noise."""
     learning_rate: LearningRate = 5e-4
     """Peak learning rate of AdamW; the authors' later work uses 3e-4 for wider features and batches of 32."""
     weight_decay: Share = 0.01

@@ -9,7 +9,7 @@ from atr.features.store import FeatureStore
 from atr.reduction.layers import Standardise
 
 STATISTICS_IMAGES = 512
-"""Number of evenly spaced images that give the mean and standard deviation of each channel."""
+"""Minimum number of images for the statistics of each channel; all of a smaller store."""
 
 
 def measure_standardisation(store: FeatureStore) -> Standardise:
@@ -23,9 +23,9 @@ def measure_standardisation(store: FeatureStore) -> Standardise:
 def fold_standardisation(
     model: LlavaForConditionalGeneration, standardise: Standardise, dtype: torch.dtype
 ) -> LlavaForConditionalGeneration:
-    """A copy, in `dtype`, of a model trained on standardised features that takes raw features.
+    """Copy a model trained on standardised features into one, in `dtype`, that takes raw features.
 
-    The projector's first layer absorbs the mean and deviation.
+    The first layer of its projector absorbs the mean and the standard deviation.
     """
     copy = deepcopy(model)
     linear = copy.model.multi_modal_projector.linear_1

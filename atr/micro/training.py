@@ -170,7 +170,7 @@ class MicroTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip gradients: Lightning does not with a fused optimizer, which makes steps 5 % faster."""
+        """Clip gradients here: Lightning refuses to for a fused optimizer, which makes steps 5 % faster."""
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def _rate(self, step: int) -> float:

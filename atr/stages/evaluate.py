@@ -79,7 +79,7 @@ def _load_generator(params: config.Params, fabric: Any) -> Any:
 
 
 def _trials(params: config.Params, reducer: str, generator: Any, fabric: Any) -> list[Any]:
-    """The reducer's trials at the kept fractions that it can reach; prints the others to stderr."""
+    """Trials of the reducer at the kept fractions that it can reach; prints the others to stderr."""
     from atr.benchmarks.runner import trials_of
 
     keep = generator.reachable(reducer, params.evaluate.keep)

@@ -106,7 +106,7 @@ class _Tracked:
             self._send_again()
 
     def _send(self, what: str, call: unlogged.LogCall) -> None:
-        """Log a call; after the first failure only save it, as waiting for a dead server would take hours."""
+        """Log a call; after a failure only save calls, as waiting for a dead server would take hours."""
         if not self._failed:
             try:
                 return unlogged.log_call(self._client, call)
