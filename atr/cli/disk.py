@@ -15,11 +15,11 @@ class Disks:
     """The disks of the outputs and of DVC's cache, before anything is written."""
 
     data: Path
-    """Folder of the outputs; it need not exist."""
+    """Folder of the outputs; may not exist yet."""
     cache: Path
-    """Folder of DVC's cache; it need not exist."""
+    """Folder of DVC's cache; may not exist yet."""
     linked: bool
-    """Whether an output and its copy in the cache share their bytes, by links."""
+    """Whether outputs are links into the cache, so that both share their bytes."""
     data_free: int
     """Free bytes."""
     cache_free: int
@@ -59,7 +59,7 @@ def _cache(root: Path) -> tuple[Path, list[str]]:
 
 
 def _hard_links(here: Path, there: Path) -> bool:
-    """Whether a file here can be hard-linked there; tried, as bind mounts of one disk refuse it."""
+    """Whether a file here can be hard-linked there; tested, as bind mounts of one disk refuse links."""
     try:
         with (
             tempfile.NamedTemporaryFile(dir=_existing(here), prefix=".atr-") as file,

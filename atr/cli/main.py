@@ -1,4 +1,4 @@
-"""The command `atr`: plan an experiment, write a ready-made one into params.yaml, check your own parts."""
+"""The command `atr`: estimate costs, write an experiment into params.yaml, check reducers, list reruns."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -23,9 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="atr", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    plan = commands.add_parser("plan", help="what the current parameters will cost, before anything runs")
+    plan = commands.add_parser("plan", help="estimate what the current parameters will cost")
     plan.set_defaults(run=_plan)
-    overlay = commands.add_parser("overlay", help="write the values of an experiment into params.yaml")
+    overlay = commands.add_parser("overlay", help="write an experiment's values into params.yaml")
     overlay.add_argument("file", help="a ready-made experiment, such as experiments/llava-next.yaml")
     overlay.add_argument(
         "--set",
@@ -33,15 +33,15 @@ def _parser() -> ArgumentParser:
         action="append",
         default=[],
         metavar="section.key=value",
-        help="one more value, which wins over the file's; may be given again",
+        help="a value that overrides the file's; may be repeated",
     )
     overlay.set_defaults(run=_overlay)
     for command in (plan, overlay):
         command.add_argument("--params", default="params.yaml", metavar="FILE", help="default: params.yaml")
-    check = commands.add_parser("check", help="whether a reducer has the properties that all of ours have")
+    check = commands.add_parser("check", help="check that a reducer meets the built-in ones' requirements")
     check.add_argument("reducers", nargs="+", metavar="reducer", help="name, file, or package.module:Class")
     check.set_defaults(run=_check)
-    reruns = commands.add_parser("reruns", help="which stages a change of a file runs again")
+    reruns = commands.add_parser("reruns", help="list the stages that a change to a file reruns")
     reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
     reruns.set_defaults(run=_reruns)
     return parser

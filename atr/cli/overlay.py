@@ -1,4 +1,4 @@
-"""Writes the values of an experiment's file into params.yaml and keeps its comments and order.
+"""Writes the values of an experiment file into params.yaml, keeping comments and order.
 
 `dvc repro` and `dvc exp run` then rerun the stages that declare a changed value.
 """
@@ -44,7 +44,7 @@ def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = 
     changes = _merged(config.read(overlay), settings)
     yaml = _round_trip()
     tree = yaml.load(Path(path).read_text())
-    _lay(tree, changes)
+    _write_values(tree, changes)
     with whole_file(Path(path)) as temporary:
         with open(temporary, "w") as file:
             yaml.dump(tree, file)
@@ -55,8 +55,8 @@ def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = 
 def _merged(overlay: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     merged = OmegaConf.create(dict(overlay))
     for setting in settings:
-        key, given, text = setting.partition("=")
-        if not given or not re.fullmatch(r"[a-z_]\w*(\.\w+)?", key):
+        key, separator, text = setting.partition("=")
+        if not separator or not re.fullmatch(r"[a-z_]\w*(\.\w+)?", key):
             raise config.ConfigError(f"--set: {setting!r} is not allowed, allowed: section.key=value")
         (value,) = config.parse(f"{key}: {text}", "--set").values()
         try:
@@ -77,18 +77,18 @@ def _round_trip() -> YAML:
     return yaml
 
 
-def _lay(section: CommentedMap, changes: Mapping[str, Any]) -> None:
+def _write_values(section: CommentedMap, changes: Mapping[str, Any]) -> None:
     for key, value in changes.items():
         old = section.get(key)
         if isinstance(value, dict) and isinstance(old, CommentedMap):
-            _lay(old, value)
+            _write_values(old, value)
         elif key not in section or old != value:
             section[key] = _styled(value, old)
             _move_comment(section, key)
 
 
 def _styled(value: Any, old: Any) -> Any:
-    """The value; text quoted if need be, a list in the style of the old one with the comment at its end."""
+    """The value in YAML style: text quoted if needed, a list styled as the old one with its last comment."""
     if isinstance(value, str):
         return _quoted(value)
     if not isinstance(value, list):

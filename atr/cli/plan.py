@@ -34,20 +34,19 @@ BENCHMARK_QUESTIONS = {
 }
 """Questions of the paper's benchmarks in the splits used, as their files in atr/benchmarks state."""
 IMAGES = {"gqa": 398}
-"""Distinct images, where there are known to be fewer than questions."""
+"""Distinct images of benchmarks known to have fewer images than questions."""
 ROTATIONS = {"mmbench": 4}
-"""Most orders of its choices in which one question is asked."""
+"""Maximum number of option orders in which one question is asked."""
 SOURCES = {"micro": None, "coco": 117_266}
-"""Pretraining images that a source has; None: no limit."""
+"""Number of pretraining images in a source; None: no limit."""
 SHRUNK = {"llava-onevision-7b": 10}
-"""Most tiles' worth of tokens that LLaVA-OneVision reads where it shrinks its grid: `anyres_max_9` and the
-base."""
+"""Maximum tokens of a model that shrinks its grid, in tiles: nine (`anyres_max_9`) and the base tile."""
 PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
 """Pixels of a prepared image; for COCO, of the most frequent size."""
 PNG_BYTES = 1.7
 """Bytes per pixel of a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
 DEPLOYMENTS = 17
-"""Deployments in stage robustness: the reference and each of `atr.vlm.variants`."""
+"""Deployments in stage robustness: the reference and the 16 variants of `atr.vlm.variants`."""
 RESTORED = 4
 """Reconstructions of a validation image: from the hard mask, and from the top K at three kept fractions."""
 
@@ -72,32 +71,32 @@ KNOWN = {
     "facebook/dinov2-small": FeatureShape(16 * 16, 384),
     "facebook/dinov2-base": FeatureShape(16 * 16, 768),
 }
-"""Shapes for encoders of the hub, on images from their own processors."""
+"""Feature shapes of encoders on the hub, at the image size of their own processors."""
 
 
 def features_of(path: str) -> FeatureShape | None:
-    """Tokens and width of an encoder by its hub id or from the files of its folder; None if unknown."""
+    """Feature shape of an encoder, by its hub id or from its folder's files; None if unknown."""
     name = path.partition("@")[0]  # a revision does not change the shape
     if name in KNOWN or not Path(path).is_dir():
         return KNOWN.get(name)
     try:
         tree = read_json(Path(path, "config.json"))
         vision = tree.get("vision_config", tree)
-        height, width = _arriving(Path(path)) or _pair(vision["image_size"])
+        height, width = _processed_size(Path(path)) or _pair(vision["image_size"])
         down, right = _pair(vision["patch_size"])
         return FeatureShape((height // down) * (width // right), vision["hidden_size"])
-    except (KeyError, TypeError, ValueError):  # no such file or key: some other kind of model
+    except (KeyError, TypeError, ValueError):  # no such file or key: another kind of model
         return None
 
 
-def _arriving(folder: Path) -> tuple[int, int] | None:
+def _processed_size(folder: Path) -> tuple[int, int] | None:
     """(height, width) of the images that the folder's image processor returns; None if it does not say."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             tree = read_json(folder / name)
             processor = tree.get("image_processor", tree)
-            cut = processor.get("do_center_crop") and processor.get("crop_size")
-            size = cut or processor.get("size")
+            crop = processor.get("do_center_crop") and processor.get("crop_size")
+            size = crop or processor.get("size")
             return _pair(size) if isinstance(size, int) or "height" in (size or {}) else None
     return None
 
@@ -123,7 +122,7 @@ class Autoencoder:
 
     @classmethod
     def of(cls, pretrain: Pretrain, width: int) -> "Autoencoder":
-        """The autoencoder of these parameters on features of that width."""
+        """The autoencoder with these parameters, for features of this width."""
         return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
 
     @property
@@ -159,8 +158,8 @@ class Autoencoder:
     def training_flops(self, tokens: int, training: int, validation: int) -> int:
         """FLOPs of one epoch over these numbers of images.
 
-        A training image costs 3 (S + R), as the backward pass costs twice the forward one; a validation image
-        costs S + 4 R (see RESTORED).
+        With S and R the forward FLOPs of selector and reconstructor, a training image costs 3 (S + R), as the
+        backward pass costs twice the forward one; a validation image costs S + 4 R (see RESTORED).
         """
         selector, reconstructor = (self.forward_flops(tokens, outputs) for outputs in (1, self.width))
         return training * 3 * (selector + reconstructor) + validation * (selector + RESTORED * reconstructor)
@@ -168,7 +167,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of a pipeline from its parameters; `features` is None where the encoder is unknown."""
+    """The costs of a pipeline, from its parameters; `features` is None if the encoder is unknown."""
 
     encoder: EncoderPreset
     vlm: VlmPreset
@@ -182,7 +181,7 @@ class Plan:
 
     @property
     def questions(self) -> dict[str, int]:
-        """Most questions of each benchmark."""
+        """Maximum number of questions of each benchmark."""
         limit = self.prepare.questions
         return {
             name: min(BENCHMARK_QUESTIONS.get(name, limit), limit * ROTATIONS.get(name, 1))
@@ -191,12 +190,12 @@ class Plan:
 
     @property
     def evaluation_images(self) -> int:
-        """Most distinct images of the questions; MMMU's second and further images are not counted."""
+        """Maximum number of distinct images of the questions; of an MMMU question only the first counts."""
         return sum(min(count, IMAGES.get(name, count)) for name, count in self.questions.items())
 
     @property
     def trials(self) -> dict[str, int]:
-        """Times that each reducer answers every question."""
+        """How many times each reducer answers every question."""
         return {name: self._trials(name) for name in self.evaluate.names}
 
     def _trials(self, reducer: str) -> int:
@@ -212,7 +211,7 @@ class Plan:
 
     @property
     def compared_answers(self) -> int:
-        """Most answers that it generates in stage robustness, with all tokens and with fewer."""
+        """Maximum number of answers generated in stage robustness, with all tokens and with fewer."""
         limit = self.robustness.questions
         questions = sum(min(count, limit * ROTATIONS.get(name, 1)) for name, count in self.questions.items())
         reducers = [name for name in self.evaluate.budgeted if not catalog.reducer_traits(name).draws]
@@ -220,30 +219,30 @@ class Plan:
 
     @property
     def split(self) -> tuple[int, int]:
-        """Training and validation images of stage pretrain."""
+        """Numbers of training and validation images of stage pretrain."""
         held_out = max(1, round(self.pretrain.validation * self.prepare.images))
         return self.prepare.images - held_out, held_out
 
     @property
     def processes(self) -> int:
-        """Devices of all machines; 1 where `trainer.devices` leaves their number to the machine."""
+        """Devices on all machines; 1 if `trainer.devices` does not give a number."""
         devices = self.trainer.devices
         count = len(devices) if isinstance(devices, list) else devices
         return count * self.trainer.num_nodes if isinstance(count, int) and count > 0 else 1
 
     @property
     def steps(self) -> int:
-        """Optimizer steps; each device drops the last, incomplete batch of its share of the images."""
+        """Optimizer steps of stage pretrain; each device drops the last, incomplete batch of its share."""
         return self.pretrain.epochs * (self.split[0] // self.processes // self.pretrain.batch_size)
 
     @property
     def prepared_bytes(self) -> int:
-        """Estimate of the pretraining images as PNG; 0 for a folder, whose images may have any size."""
+        """Estimated bytes of the pretraining images as PNG; 0 for a folder, whose image sizes are unknown."""
         return round(self.prepare.images * PIXELS.get(self.prepare.source, 0) * PNG_BYTES)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes written below data/: features of all images, and the estimate of the prepared images."""
+        """Bytes written below data/: features of all images, and the estimated prepared images."""
         size = self.features.bytes if self.features else 0
         return (self.prepare.images + self.evaluation_images) * size + self.prepared_bytes
 
@@ -303,28 +302,28 @@ def _training(plan: Plan, features: FeatureShape) -> Iterator[str]:
 
 
 def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
-    """What a stage would refuse or the disk cannot hold, and what the plan leaves out."""
+    """What a stage would refuse, what the disk cannot hold, and what the plan does not count."""
     source = plan.prepare.source
-    held = SOURCES.get(source)
-    if held and plan.prepare.images > held:
-        yield f"prepare.images: {source} holds {held:,} images, fewer than {plan.prepare.images:,}"
+    available = SOURCES.get(source)
+    if available and plan.prepare.images > available:
+        yield f"prepare.images: {source} holds {available:,} images, fewer than {plan.prepare.images:,}"
     if plan.split[0] < plan.processes * plan.pretrain.batch_size:
-        yield f"pretrain.batch_size: {plan.split[0]:,} images are not one batch for each device"
+        yield f"pretrain.batch_size: {plan.split[0]:,} images are fewer than one batch per device"
     if not plan.features:
         yield f"encoder: tokens and width of {plan.encoder.path} are unknown, so features are not counted"
     else:
-        yield from _misfits(plan, plan.features.width)
+        yield from _unfit_selectors(plan, plan.features.width)
     if plan.vlm.encoder is None:
-        yield f"vlm: whether it reads the features of {plan.encoder.name} shows when it is loaded, in distill"
+        yield f"vlm: only stage distill, which loads it, can tell if it reads features of {plan.encoder.name}"
     if source not in PIXELS:
-        yield f"prepare.source: the prepared images of {source} are not counted, they may have any size"
+        yield f"prepare.source: the prepared images of {source} are not counted, as they may have any size"
     if set(plan.prepare.names) & set(BENCHMARK_QUESTIONS):
         yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
 
 
-def _misfits(plan: Plan, width: int) -> Iterator[str]:
-    """Selectors that do not fit features of that width."""
+def _unfit_selectors(plan: Plan, width: int) -> Iterator[str]:
+    """Warnings of selectors whose heads or positions do not fit the feature width."""
     recipes: dict[str, SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
     for name, recipe in recipes.items():
         if width % recipe.heads:

@@ -1,4 +1,4 @@
-"""`atr reruns`: which stages DVC runs again after a change of a file, from the resolved dvc.yaml."""
+"""`atr reruns`: which stages DVC reruns after a change to a file, from the resolved dvc.yaml."""
 
 import subprocess
 from collections import defaultdict
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def rerun_lines(files: Sequence[str]) -> list[str]:
-    """One line for each group of files that the same stages depend on: these, and the stages behind them.
+    """One line for each group of files with the same dependent stages: these, and the stages downstream.
 
-    Without files, all code of the repository and its parameter file. Raises ValueError for a file that does
-    not exist.
+    Without `files`, all files of the package and params.yaml. Raises ValueError for a file that does not
+    exist.
     """
     from dvc.repo import Repo
 
@@ -21,19 +21,19 @@ def rerun_lines(files: Sequence[str]) -> list[str]:
     with Repo() as repo:
         root = Path(repo.root_dir)
         direct = stages_of_files(repo.index.stages, root)
-        after = {stage.addressing: _behind(repo.index.graph, stage) for stage in repo.index.stages}
-    cells = _cells(after)
+        downstream = {stage.addressing: _downstream(repo.index.graph, stage) for stage in repo.index.stages}
+    cells = _cells(downstream)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files or _code(root):
         path = Path(file).resolve().relative_to(root).as_posix()
         stages = {stage for dep, users in direct.items() if _covers(dep, path) for stage in users}
-        later = {stage for name in stages for stage in after[name]} - stages
-        groups[", ".join(_joined(stages, cells)), ", ".join(_joined(later, cells))].append(path)
+        later = {stage for name in stages for stage in downstream[name]} - stages
+        groups[", ".join(_merge_cells(stages, cells)), ", ".join(_merge_cells(later, cells))].append(path)
     return [_line(paths, stages, later) for (stages, later), paths in groups.items()]
 
 
 def stages_of_files(stages: Iterable[Any], root: Path) -> dict[str, set[str]]:
-    """The stages by the path, relative to the project, of each file or folder they depend on."""
+    """The stages that depend on each file or folder, by its path relative to the project."""
     users: dict[str, set[str]] = defaultdict(set)
     for stage in stages:
         for dep in stage.deps:
@@ -45,28 +45,28 @@ def _covers(dep: str, path: str) -> bool:
     return path == dep or path.startswith(f"{dep}/")
 
 
-def _behind(graph: Any, stage: Any) -> set[str]:
+def _downstream(graph: Any, stage: Any) -> set[str]:
     """The stages that depend on a stage, directly or through others."""
-    found: set[str] = set()
+    names: set[str] = set()
     todo = [stage]
     while todo:
         for user in graph.predecessors(todo.pop()):
-            if user.addressing not in found:
-                found.add(user.addressing)
+            if user.addressing not in names:
+                names.add(user.addressing)
                 todo.append(user)
-    return found
+    return names
 
 
 def _cells(stages: Iterable[str]) -> Mapping[str, set[str]]:
-    """The cells of each stage that has several."""
+    """The cells of each stage; a stage without a matrix is its only cell."""
     cells: dict[str, set[str]] = defaultdict(set)
     for stage in stages:
         cells[stage.partition("@")[0]].add(stage)
     return cells
 
 
-def _joined(stages: Iterable[str], cells: Mapping[str, set[str]]) -> list[str]:
-    """Names of stages, all cells of one under its own name."""
+def _merge_cells(stages: Iterable[str], cells: Mapping[str, set[str]]) -> list[str]:
+    """Sorted names of stages; a stage is named once if all its cells are among them."""
     chosen = set(stages)
     whole = {name for name, members in cells.items() if members <= chosen}
     rest = {stage for stage in chosen if stage.partition("@")[0] not in whole}
@@ -81,5 +81,5 @@ def _code(root: Path) -> list[str]:
 
 
 def _line(paths: Sequence[str], stages: str, later: str) -> str:
-    behind = f"; behind them, if their outputs change: {later}" if later else ""
-    return f"{', '.join(paths)}: {stages or 'nothing'}{behind}"
+    downstream = f"; downstream, if their outputs change: {later}" if later else ""
+    return f"{', '.join(paths)}: {stages or 'nothing'}{downstream}"

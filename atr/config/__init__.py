@@ -1,8 +1,8 @@
 """The parameters of the pipeline: one frozen dataclass for each section of params.yaml, each in its own file.
 
-`load` checks the whole file before any heavy import. Code of atr/ imports a section's dataclass from its own
-file, so that a stage depends on no other; `atr.config.Evaluate` and the like are looked up for interactive
-use and tests.
+`load` checks the whole file before any heavy import. Code of the package imports a section's dataclass from
+its own file, so that a stage depends on no other section; names such as `atr.config.Evaluate` are for
+interactive use and tests.
 """
 
 import re
@@ -18,10 +18,10 @@ __all__ = ["ConfigError", "Params", "flat", "load", "load_or_exit", "parse", "re
 
 
 def __getattr__(name: str) -> Any:
-    """A section by its class (`SelectorTraining` of selector_training.py), a preset, or a table of stages."""
+    """Look up a section's class (`Extract` in extract.py), or a name of the modules presets or stages."""
     file = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     own = [file] if name[:1].isupper() and find_spec(f"{__name__}.{file}") else []
-    for module in (*own, *(() if name.startswith("_") else ("presets", "stages"))):
-        if hasattr(found := import_module(f"{__name__}.{module}"), name):
-            return getattr(found, name)
+    for name_of_module in (*own, *(() if name.startswith("_") else ("presets", "stages"))):
+        if hasattr(module := import_module(f"{__name__}.{name_of_module}"), name):
+            return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

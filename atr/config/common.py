@@ -15,8 +15,8 @@ class Common:
     """Seed, encoder and vision-language model of the whole pipeline."""
 
     seed: Seed = 0
-    """Seeds the data, the trainings, the bootstrap and the noise used in timing. The random reducer has its
-    own seeds, 0 and up: see `evaluate.random_seeds`."""
+    """Seeds the data, the trainings, the bootstrap and the noise used in timing. Random reducers have
+    seeds of their own, 0 and up: see `evaluate.random_seeds`."""
     encoder: str = "micro"
     """A preset (atr/config/presets/encoders), a folder, or a hub id; presets and hub ids may have a revision:
     name@revision."""

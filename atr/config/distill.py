@@ -19,14 +19,14 @@ class Distill(SelectorTraining):
     learning_rate: LearningRate = 8e-4
     """Peak learning rate of AdamW."""
     lowest: OpenFraction = 0.05
-    """Smallest kept fraction of a training step; fractions are drawn uniformly, as one ranking is to serve
+    """Smallest kept fraction of a training step; fractions are drawn uniformly, so that one ranking serves
     every budget."""
     highest: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Largest kept fraction of a training step; above 0.6 nearly every ranking gives the same answers."""
     images: Count = 5120
-    """Pretraining images to learn from, a seeded sample; all where there are fewer."""
+    """Pretraining images to learn from, a seeded sample; all if there are fewer."""
     max_new_tokens: Count = 8
-    """Most tokens of an answer to learn from."""
+    """Maximum number of tokens of an answer to learn from."""
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

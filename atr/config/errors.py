@@ -33,18 +33,18 @@ def failure(key: str, value: object, problem: str, allowed: str) -> ConfigError:
 
 
 def refusal(value: object, allowed: str, key: str = "", problem: str = OUT_OF_RANGE) -> PydanticCustomError:
-    """What a validator raises; a validator of several fields names the `key`."""
+    """The error that a validator raises; a validator of several fields names the `key`."""
     context = {"key": key, "value": value, "problem": problem, "allowed": allowed}
     return PydanticCustomError(_RULE, "{allowed}", context)
 
 
 def wrong_type(key: str, value: object, hint: Any) -> ConfigError:
-    """The error of a value that its field's type does not take."""
+    """The error for a value that does not match its field's type."""
     return failure(key, value, "has a wrong type", describe_type(hint))
 
 
 def from_validation(error: ValidationError, kind: type, prefix: str) -> ConfigError:
-    """The first error of building a section of this kind, as one line; prefix: "<section>." or empty."""
+    """The first error of a section's validation, as one line; prefix: "<section>." or empty."""
     first = error.errors(include_url=False)[0]
     value = first["input"]
     if first["type"] == _RULE:
@@ -82,7 +82,7 @@ def describe_type(hint: Any) -> str:
 
 
 def _bounds(kind: Any, name: str) -> str:
-    """The range of a number: `0 < keep < 1`, preceded by `null, or` where the field may be empty."""
+    """The range of a number, e.g. `0 < keep < 1`; starts with `null, or` if the field may be null."""
     text = name
     for bound in kind.__pydantic_fields__[name].metadata:
         for attribute, form in (("ge", "{} <= {}"), ("gt", "{} < {}")):

@@ -14,7 +14,7 @@ from atr.core import catalog
 from atr.core.layout import Budget, Interpolation, Newline, Positions
 
 RESERVED = ("prefill",)
-"""Folders beside those of the reducers in experiments/latency."""
+"""Names that no reducer may have: folders of experiments/latency that belong to other stages."""
 
 
 def _check_listed(names: list[str], known: Collection[str], always: str = "") -> list[str]:
@@ -54,57 +54,58 @@ def _check_own(names: list[str]) -> list[str]:
 class Evaluate:
     """The reducers to evaluate, their budgets, and how answers are generated.
 
-    The reducers are four lists, by what their results depend on: a file of the package, a selector of stage
-    pretrain or distill, or a file of the user's own.
+    The reducers are in four lists, by what their results depend on: the package alone, the selector of stage
+    pretrain, the selector of stage distill, or the user's own file.
     """
 
     reducers: Annotated[list[str], AfterValidator(_check_reducers)] = field(
         default_factory=lambda: ["full", "none", "random"]
     )
-    """Reducers without training (files of atr/reduction/peers), one stage each; full, the reference of all
-    others, is always among them. Without none or random the report omits their lines."""
+    """Reducers without training (files of atr/reduction/peers), one DVC cell each; full, the reference of all
+    others, is required. Without none or random the report omits their lines."""
     selectors: Annotated[list[str], AfterValidator(_check_selectors)] = field(
         default_factory=lambda: ["selector", "selector_adaptive"]
     )
-    """Reducers made of the selector of stage pretrain (files of atr/reduction/trained), one stage each;
-    selector is always among them."""
+    """Reducers made of the selector of stage pretrain (files of atr/reduction/trained), one DVC cell each;
+    selector is required."""
     distilled: Annotated[list[str], AfterValidator(_check_distilled)] = field(
         default_factory=lambda: ["distilled"]
     )
-    """Reducers made of the selector of stage distill (files of atr/reduction/trained), one stage each."""
+    """Reducers made of the selector of stage distill (files of atr/reduction/trained), one DVC cell
+    each."""
     own: Annotated[list[str], AfterValidator(_check_own)] = field(default_factory=list)
-    """Your own reducers, one stage each: paths of Python files in the project, without `.py`."""
+    """Your own reducers, one DVC cell each: paths of Python files in the project, without `.py`."""
     keep: KeptFractions = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
-    """Kept fractions of an image's tokens; the count is rounded to the nearest, halves up, at least 1. For
-    pruning inside the language model they are means over its layers; those that cannot be reached are left
-    out."""
+    """Kept fractions of an image's tokens; the count is rounded to nearest, halves up, at least 1. A reducer
+    that prunes inside the language model keeps them on average over its layers; fractions that it cannot
+    reach are left out."""
     random_seeds: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Draws of the random reducer, with seeds 0 and up whatever `seed` is; its score is their mean."""
+    """Draws of each random reducer, with seeds 0 and up whatever `seed` is; its score is their mean."""
     positions: Positions = "original"
-    """Position ids after the removal: original (with gaps), or contiguous (renumbered)."""
+    """Position ids after the reduction: original (with gaps), or contiguous (renumbered)."""
     budget: Budget = "image"
-    """The budget of an image cut into tiles: image (shared by its tiles, the best tokens first, as a page has
-    empty corners), or tile (an equal share for each)."""
+    """Budget of an image cut into tiles: image (its tiles compete for it, as a page has empty corners), or
+    tile (each tile gets a share in proportion to its tokens)."""
     newline: Newline = "keep"
-    """The tokens that end the rows of tiles: keep all, as the model has always seen them, though they do not
-    count towards the budget; or follow, which keeps those of rows with a kept token."""
+    """Newline tokens at the ends of rows: keep (all of them, as in the model's training; they do not count
+    towards the budget), or follow (only those of rows with a kept token)."""
     interpolation: Interpolation = "model"
-    """Where LLaVA-OneVision shrinks the features of a large image: model selects among the shrunk ones, so
-    that full is the model as published; off selects among all of them, as in the paper."""
+    """For large images, whose features LLaVA-OneVision shrinks: model (select among the shrunk features, so
+    that full is the model as published), or off (select among all features, as in the paper)."""
     batch_size: Count = 128
     """Questions per batch."""
     max_new_tokens: Count = 8
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer."""
     # All resamples are held in memory.
     bootstrap: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Resamples of the questions behind a 95 % interval."""
+    """Resamples of the questions for a 95 % interval."""
 
     @property
     def names(self) -> list[str]:
-        """All reducers, one stage each."""
+        """All reducers, one DVC cell each."""
         return [*self.reducers, *self.own, *self.selectors, *self.distilled]
 
     @property
     def budgeted(self) -> list[str]:
-        """Those of them that take a budget."""
+        """The reducers that take a budget."""
         return [name for name in self.names if catalog.reducer_traits(name).budget == "asked"]

@@ -13,7 +13,7 @@ class Extract:
     """How features are extracted and stored."""
 
     layer: Annotated[int | None, Field(ge=-LAYERS, le=LAYERS)] = None
-    """Index into `hidden_states`; null takes the encoder's own. The paper does not say; LLaVA reads -2."""
+    """Index into `hidden_states`; null takes the encoder preset's. The paper gives none; LLaVA reads -2."""
     batch_size: Count = 64
     """Images per step on each device."""
     shard_images: Count = 1024

@@ -1,4 +1,4 @@
-"""Types of fields that several sections share: the range stands beside the type."""
+"""Field types that several sections share, with their ranges."""
 
 from collections.abc import Collection
 from typing import Annotated
@@ -11,11 +11,11 @@ STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 """No value is converted to another type, except an int to a float."""
 
 MANY = 2**31 - 1
-"""Largest count: beyond it libraries overflow."""
+"""Largest count; libraries overflow beyond it."""
 PROCESSES = 2**16
 """Largest number of processes or devices."""
 LAYERS = 1024
-"""Most layers of a network, or heads of a layer; guards memory against a misprint."""
+"""Maximum layers of a network, or heads of a layer; guards memory against a typo."""
 
 Count = Annotated[int, Field(ge=1, le=MANY)]
 Workers = Annotated[int, Field(ge=0, le=PROCESSES)]
@@ -33,7 +33,7 @@ def are_distinct(values: Collection[object]) -> bool:
 
 
 def check_fractions(values: list[float], info: ValidationInfo) -> list[float]:
-    """Refuse kept fractions out of range, or ones that figures and tables would print alike."""
+    """Refuse kept fractions that are out of range, or that figures and tables would print alike."""
     distinguishable = are_distinct([f"{value:g}" for value in values]) and len(values) <= 100
     if not (distinguishable and all(0 < value <= 1 for value in values)):
         raise refusal(values, f"1 to 100 distinct fractions, 0 < {info.field_name} <= 1, of six digits")
@@ -41,11 +41,11 @@ def check_fractions(values: list[float], info: ValidationInfo) -> list[float]:
 
 
 KeptFractions = Annotated[list[Annotated[float, AllowInfNan()]], AfterValidator(check_fractions)]
-"""Its own check refuses NaN and infinity too, with the range in the message."""
+"""NaN and infinity are left to the check, whose message gives the range."""
 
 
 def check_names(names: list[str], known: Collection[str], own: str) -> list[str]:
-    """Refuse names that are unknown, occur twice, or belong into the list `own` of the user's own files."""
+    """Refuse names that are unknown, occur twice, or belong in `own`, the key for the user's files."""
     for name in names:
         if name not in known:
             raise refusal(name, _instead(name, own) or join(known), problem=UNKNOWN)
@@ -55,6 +55,6 @@ def check_names(names: list[str], known: Collection[str], own: str) -> list[str]
 
 
 def _instead(name: str, own: str) -> str:
-    """What to write for the dotted name or the path of a file of the user's own; empty for any other name."""
+    """What to write for the dotted name or path of the user's own file; empty for any other name."""
     path = name.partition(":")[0].removesuffix(".py").replace(".", "/")
     return f"{own}: [{path}] for a file of your own" if own and "/" in path else ""

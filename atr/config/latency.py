@@ -18,11 +18,11 @@ def _check_batches(batches: list[int]) -> list[int]:
 
 @dataclass(frozen=True, config=STRICT)
 class Latency:
-    """The timing of selection, and of the prefill that it saves."""
+    """How selection and prefill are timed."""
 
     kept: KeptFractions = field(default_factory=lambda: [0.2, 0.5])
     """Kept fractions."""
     batches: Annotated[list[int], AfterValidator(_check_batches)] = field(default_factory=lambda: [1, 32])
     """Batch sizes in images."""
     seconds: Annotated[float, Field(gt=0, le=60)] = 0.2
-    """Least duration of each measurement in seconds; its median is reported."""
+    """Minimum duration of each measurement in seconds; the median call is reported."""

@@ -1,7 +1,7 @@
 """Checks a whole parameter file and gives each stage the parameters that it declares.
 
-A stage depends only on its own sections: nothing here imports a section. Which sections a file has stands in
-a `ParameterFile`; that of params.yaml, atr.config.stages, is looked up by name when a file is read.
+Nothing here imports a section, so that a stage depends only on its own ones. A `ParameterFile` lists the
+sections of a file; that of params.yaml, in atr.config.stages, is looked up by name when a file is read.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class ParameterFile:
     """The keys of a parameter file, and the stages that read it."""
 
     path: str
-    """Where it lies in a project."""
+    """Path in the project."""
     common: type
     """Dataclass of the keys outside any section."""
     sections: Mapping[str, type]
     """Dataclass of each section, in the order of the file."""
     stages: Mapping[str, Sequence[str]]
-    """The parameters that each stage declares to DVC, and the only ones it is given: keys, or
+    """The parameters that each stage declares to DVC, and the only ones it gets: a key, or
     `section.field`."""
     resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict
     """Checks values of several sections against each other and replaces names by presets; takes and returns
@@ -59,14 +59,14 @@ class ParameterFile:
 
 
 class SectionFields(SimpleNamespace):
-    """The fields of a section that a stage declares one by one, read-only."""
+    """The fields that a stage declares of a section it does not declare whole, read-only."""
 
     def __setattr__(self, name: str, value: object) -> Never:
         raise AttributeError(f"{name}: parameters are read-only")
 
 
 class Params:
-    """The parameters that one stage declares, read-only; reading another one is a bug of ours."""
+    """The parameters that one stage declares, read-only; an assertion fails if it reads another one."""
 
     seed: int
     encoder: EncoderPreset
@@ -109,11 +109,11 @@ class Params:
         return _flatten(self.raw())
 
     def whole_file(self) -> dict[str, Any]:
-        """All parameters of the file by dotted key, for tracking only: a stage runs on those it declares."""
+        """All parameters of the file by dotted key; for tracking only, as a stage uses those it declares."""
         return _flatten({key: _plain(value) for key, value in self.__dict__["_everything"].items()})
 
     def labels(self) -> dict[str, str]:
-        """Names of the file's encoder and model, the tags of every MLflow run."""
+        """Names of the file's encoder and model, as tags of every MLflow run."""
         everything = self.__dict__["_everything"]
         return {key: everything[key].name for key in ("encoder", "vlm") if key in everything}
 
@@ -135,12 +135,12 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, SectionFields):
         return dict(vars(value))
-    # Presets alone have a name; their module is a dependency only of the stages that have one.
+    # Only presets have a name; importing their class would make every stage depend on it.
     return value.name if hasattr(value, "name") else asdict(value)
 
 
 def pipeline() -> ParameterFile:
-    """The description of params.yaml, looked up by name: a stage does not depend on all that it imports."""
+    """The description of params.yaml; looked up by name, so that no stage depends on all that it imports."""
     file: ParameterFile = import_module("atr.config.stages").PIPELINE
     return file
 
@@ -148,8 +148,8 @@ def pipeline() -> ParameterFile:
 def load(stage: str, path: str | Path = "", file: ParameterFile | None = None) -> Params:
     """Check the whole file and return the sections that the stage declares.
 
-    Without `path` and `file` it is params.yaml in the current folder. Raises ConfigError, one line with key,
-    value and what is allowed, for anything that cannot be used.
+    By default this is params.yaml in the current folder. Raises ConfigError, one line with key, value and
+    what is allowed, if the file cannot be used.
     """
     file = file or pipeline()
     everything = validate(path or file.path, file)
@@ -157,7 +157,7 @@ def load(stage: str, path: str | Path = "", file: ParameterFile | None = None) -
 
 
 def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections that the keys name; of a section named by fields, only these fields."""
+    """The sections that the keys name; if keys name single fields of a section, only these fields."""
     declared: dict[str, Any] = {}
     for key in keys:
         section, _, name = key.partition(".")
@@ -170,7 +170,7 @@ def _declared(keys: Iterable[str], everything: Mapping[str, Any]) -> dict[str, A
 
 
 def load_or_exit(stage: str, path: str | Path = "", file: ParameterFile | None = None) -> Params:
-    """Return what `load` does; where that raises, print its one line to stderr and exit with 2."""
+    """Return what `load` does; if it raises ConfigError, print its line to stderr and exit with 2."""
     try:
         return load(stage, path, file)
     except ConfigError as error:
@@ -184,7 +184,7 @@ def flat(path: str | Path = "params.yaml") -> dict[str, Any]:
 
 
 def validate(path: str | Path, file: ParameterFile) -> dict[str, Any]:
-    """All of the file's parameters by top-level key; raises ConfigError."""
+    """Check the file and return all its parameters by top-level key; raises ConfigError."""
     tree = read(path)
     for key, value in tree.items():
         if key not in file.keys:
@@ -220,20 +220,20 @@ def build(kind: type[Section], prefix: str, values: Any) -> Section:
 
 
 def _is_nested(value: object) -> bool:
-    """Whether it is deeper than a list, which no key takes."""
+    """Whether a value is nested deeper than a list, which no key allows."""
     inner = value if isinstance(value, list) else []
     return isinstance(value, Mapping) or any(isinstance(item, Mapping | list) for item in inner)
 
 
 def _is_literal(value: object) -> bool:
-    """Whether it is neither an interpolation, whose change DVC would not see, nor OmegaConf's `???`."""
+    """Whether a value is neither an interpolation, whose changes DVC does not see, nor OmegaConf's `???`."""
     if isinstance(value, list):
         return all(map(_is_literal, value))
     return "${" not in str(value) and value != "???"
 
 
 def _unquoted(value: Any, hint: Any) -> Any:
-    """Numbers in quotes as numbers, in fields that take no text."""
+    """Convert quoted numbers in fields that take no text."""
     kind = describe_type(hint)
     if isinstance(value, list) and kind in ("list[int]", "list[float]"):
         return [_unquoted(item, float if "float" in kind else int) for item in value]

@@ -11,7 +11,7 @@ ALLOWED = "a path in the project without .py, e.g. my_package/my_module for my_p
 
 
 def check_own_files(names: list[str], taken: Collection[str]) -> list[str]:
-    """Refuse paths of no file, outside the project, given twice, or equal to a name already `taken`."""
+    """Refuse paths that do not exist, lie outside the project, occur twice, or equal a name in `taken`."""
     for name in names:
         if not _PATH.fullmatch(name) or len(name) > 200:
             raise refusal(name, ALLOWED)

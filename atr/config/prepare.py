@@ -55,26 +55,27 @@ class Prepare:
     source: Annotated[str, AfterValidator(_check_source)] = "micro"
     """Source of the pretraining images: micro (the micro world), coco, or a folder of images."""
     images: Count = 5120
-    """Pretraining images; the paper takes 100,000."""
+    """Number of pretraining images; the paper uses 100,000."""
     questions: Count = 300
-    """Held-out questions of each benchmark, a seeded sample; all where there are fewer."""
+    """Held-out questions of each benchmark, a seeded sample; all if there are fewer."""
     split: Literal["evaluate", "validation"] = "evaluate"
     """Split of the micro world's questions: evaluate, which is held out, or validation, for model
     selection."""
     benchmarks: Annotated[list[str], AfterValidator(_check_benchmarks)] = field(
         default_factory=lambda: list(MICRO_BENCHMARKS)
     )
-    """Benchmarks by name: the files of atr/benchmarks that have a GROUP. Those of the micro world are of the
-    same kinds as its pretraining images."""
+    """Names of benchmarks: the files of atr/benchmarks that have a GROUP. With source micro, the pretraining
+    images are of the same kinds."""
     own: Annotated[list[str], AfterValidator(_check_own)] = field(default_factory=list)
     """Your own benchmarks: paths of Python files in the project, without `.py`."""
     prompts: Annotated[list[str], AfterValidator(_check_prompts)] = field(
         default_factory=lambda: list(PROMPTS)
     )
-    """Prompts about pretraining images for stage distill; images of the micro world bring their own
+    """Prompts about pretraining images for stage distill; images of the micro world have their own
     questions."""
     repository: Annotated[str, AfterValidator(_check_repository)] = "hub"
-    """Where coco and the paper's benchmarks are read: hub, or a folder with each dataset under its hub id."""
+    """Where coco and the paper's benchmarks are read from: hub, or a folder with each dataset under its hub
+    id."""
 
     @property
     def names(self) -> list[str]:

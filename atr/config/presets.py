@@ -32,7 +32,7 @@ class EncoderPreset:
     size: int | None = None
     """Side in pixels of the square that the whole image is resized to; None: the image processor's own."""
     width: int | None = None
-    """Channels of its features; None where they are unknown before it is loaded."""
+    """Channels of its features; None if unknown before it is loaded."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,21 +43,21 @@ class VlmPreset:
     path: str
     """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
     encoder: str | None
-    """Name of the encoder whose features the model reads; None where only its own files say so."""
+    """Name of the encoder whose features the model reads; None if only the model's files can tell."""
     stored: bool = True
-    """Whether the model is given stored features. It is given images if not, and always if it cuts them into
-    tiles or preprocesses them differently."""
+    """Whether the model reads stored features. Otherwise it reads images, as does any model that cuts them
+    into tiles or preprocesses them differently."""
     tiles: int = 1
-    """Most tiles that its processor cuts an image into, the base tile included; 1 where that is unknown."""
+    """Maximum number of tiles of an image, the base tile included; 1 if unknown."""
     auto: bool = False
-    """Whether `vlm: auto` takes this model where several read the encoder."""
+    """Whether `vlm: auto` prefers this model if several read the encoder."""
 
 
 Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
 
 
 def read_presets(kind: type[Preset], folder: Path) -> dict[str, Preset]:
-    """The presets of a folder by name; raises ConfigError for a file that is none."""
+    """The presets of a folder by name; raises ConfigError for a file that is no preset."""
     presets = {path.stem: _read(kind, path) for path in sorted(folder.glob("*.yaml"))}
     return dict(sorted(presets.items(), key=lambda item: not getattr(item[1], "auto", False)))
 
@@ -109,9 +109,9 @@ def resolve_vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
 
 
 def find_preset(presets: Mapping[str, Preset], name: str) -> Preset | None:
-    """The preset of that name, folder or hub id, at the revision given after an `@`.
+    """The preset of that name, folder or hub id, at the revision given after an `@`; None if there is none.
 
-    Without a revision it is the preset's own, so that later commits on the hub change no result.
+    Without a revision the preset's own is used, so that later commits on the hub change no result.
     """
     base = _without_revision(name)
     preset = next(
@@ -129,7 +129,7 @@ def _without_revision(name: str) -> str:
 
 
 def _check_location(key: str, name: str, presets: Collection[str]) -> None:
-    """Refuse what is no folder and no hub id; `data/mirco` is a misspelt folder where `data` exists."""
+    """Refuse a name that is neither a folder nor a hub id; where `data` exists, `data/mirco` is no hub id."""
     is_hub_id = _HUB_ID.fullmatch(name) and not os.path.isdir(os.path.dirname(_without_revision(name)))
     if not (os.path.isdir(name) or is_hub_id):
         allowed = f"{join(presets)}, a folder that exists, or a hub id org/name or org/name@revision"

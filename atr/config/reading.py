@@ -1,4 +1,4 @@
-"""Reads YAML files of parameters as DVC does."""
+"""Reads parameter files in YAML as DVC does."""
 
 import io
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _ALLOWED = "a YAML file of parameters, e.g. params.yaml"
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a parameter file, or of an overlay; its keys and values are not checked.
 
-    Raises ConfigError, one line that names the file, if it is no mapping in YAML, and as `parse` does.
+    Raises ConfigError, one line that names the file, if it is not a YAML mapping, and as `parse` does.
     """
     try:
         tree = parse(Path(path).read_text(encoding="utf-8"), path)
@@ -33,10 +33,10 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def parse(text: str, source: str | Path) -> Any:
-    """The content of YAML 1.2, the version DVC reads, so that a stage runs with what DVC records.
+    """Parse YAML 1.2, the version that DVC reads, so that a stage runs with the values that DVC records.
 
-    Raises ConfigError, one line, for text that is no YAML, naming the source, and for a value that YAML 1.1
-    reads differently, naming its key: `010` is ten in YAML 1.2 and eight in YAML 1.1.
+    Raises ConfigError, one line: for invalid YAML, naming the source; for a value that YAML 1.1 reads
+    differently, naming its key (`010` is ten in YAML 1.2 and eight in YAML 1.1).
     """
     try:
         tree = YAML(typ="safe").load(text)
@@ -54,7 +54,7 @@ def parse(text: str, source: str | Path) -> Any:
 
 
 def _ambiguous(value: Any, other: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Values that the two versions read differently, by dotted key; a bare `off` is one of our choices."""
+    """Values that the two versions read differently, by dotted key, except `off`, an allowed choice."""
     if isinstance(value, dict) and isinstance(other, dict):
         for name, item in value.items():
             yield from _ambiguous(item, other.get(name), f"{key}.{name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""Section `report`: what the report compares and pictures."""
+"""Section `report`: what the report compares and shows."""
 
 from typing import Annotated
 
@@ -10,10 +10,10 @@ from atr.config.fields import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class Report:
-    """What the report compares and pictures."""
+    """What the report compares and shows."""
 
     best: str = "distilled"
-    """The reducer that each other one is compared with: the project's best. It must be evaluated and take a
+    """The reducer that all others are compared with: the project's best. It must be evaluated and take a
     budget."""
     pages: Annotated[int, Field(ge=1, le=3)] = 3
     """Held-out images of each benchmark whose kept patches are drawn, at the kept fraction nearest to the 0.4

@@ -12,6 +12,6 @@ class Robustness:
     """The questions and budgets on which each deployment is compared with the reference."""
 
     questions: Count = 20
-    """Held-out questions of each benchmark, the first ones; all where there are fewer."""
+    """Number of held-out questions of each benchmark, from the first; all if there are fewer."""
     keep: KeptFractions = field(default_factory=lambda: [0.3, 0.5])
     """Kept fractions."""

@@ -18,17 +18,16 @@ class SelectorTraining:
     """Attention heads per layer, a divisor of the feature width; 64 channels per head, as in the encoders."""
     # Below 0.1 a narrow selector would have no hidden channel at all.
     ffn_ratio: Annotated[float, Field(ge=0.1, le=16)] = 4.0
-    """Hidden width of the feed-forward block over the feature width; 4 as in the encoders."""
+    """Ratio of the feed-forward block's hidden width to the feature width; 4 as in the encoders."""
     position: Literal["none", "sine"] = "sine"
     """none, or sine: fixed 2-D sine embeddings added to the input, for towers whose features carry no
     position."""
     temperature: float = 1.0
-    """Temperature of the Gumbel noise; constant, as 1 did not collapse and a schedule is one more choice."""
+    """Temperature of the Gumbel noise."""
     learning_rate: LearningRate = 5e-4
-    """Peak learning rate of AdamW; the authors' later work takes 3e-4 for wider features and batches of
-    32."""
+    """Peak learning rate of AdamW; the authors' later work uses 3e-4 for wider features and batches of 32."""
     weight_decay: Share = 0.01
-    """AdamW's; its own default."""
+    """Weight decay of AdamW; its default."""
     warmup: Share = 0.05
     """Fraction of the steps with a linear rise of the learning rate, before its cosine decay."""
     epochs: Count = 2

@@ -1,7 +1,7 @@
 """The sections of params.yaml, the stages that declare them, and the rules between sections.
 
-Looked up by name and imported by no stage: a new stage or section reruns none of the others. What a stage
-declares here stands in dvc.yaml too, where DVC sees a change; tests/test_architecture.py holds the two equal.
+Looked up by name and imported by no stage, so that a new stage or section reruns no other. dvc.yaml repeats
+what a stage declares here, as DVC needs it there; tests/test_architecture.py checks that the two agree.
 """
 
 from collections.abc import Iterable, Mapping
@@ -80,8 +80,7 @@ STAGES = {
     ),
     "report": ("evaluate", "report"),
 }
-"""The parameters each stage declares to DVC, and the only ones it is given; a dotted one is a single
-field."""
+"""The parameters that each stage declares to DVC, and the only ones it gets; a dotted key is one field."""
 
 SECTIONS = {
     "trainer": Trainer,
@@ -95,11 +94,11 @@ SECTIONS = {
     "robustness": Robustness,
     "report": Report,
 }
-"""The sections of params.yaml, in its order."""
+"""The sections of params.yaml, in the order of the file."""
 
 
 def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
-    """The reducers that can serve a model: those with ONE_TILE only where it reads images whole."""
+    """The reducers that can serve a model; those with ONE_TILE only if it reads images whole."""
     return [name for name in names if vlm.tiles == 1 or not catalog.reducer_traits(name).one_tile]
 
 
@@ -126,7 +125,7 @@ def _check_width(encoder: EncoderPreset, sections: Mapping[str, Any]) -> None:
 
 
 def _check_reducers(vlm: VlmPreset, evaluate: Evaluate, report: Report) -> None:
-    """Refuse reducers that cannot serve the model, and a report on one that is not evaluated."""
+    """Refuse reducers that cannot serve the model, and a `report.best` that is not evaluated."""
     for key in ("reducers", "own", "selectors", "distilled"):
         names = getattr(evaluate, key)
         if (able := serving(names, vlm)) != names:

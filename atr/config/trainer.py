@@ -24,13 +24,12 @@ def _check_devices(devices: object) -> object:
     return devices
 
 
-# bf16-true and 16-true are left out: a training's small updates vanish in such weights. Frozen models are
-# kept in the lower precision under bf16-mixed and 16-mixed anyway.
+# No bf16-true or 16-true: small weight updates vanish in such weights. Frozen models are kept in the lower
+# precision under bf16-mixed and 16-mixed anyway.
 Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true", "64-true", 16, 32, 64]
-# FSDP and DeepSpeed are left out: they shard the weights, so a part of a selector could not be saved. The
-# spawn, fork and notebook variants train in child processes and leave the parent at step 0. The other
-# spellings of ddp bring nothing, as every parameter is used, and Fabric, which stage evaluate runs in, does
-# not know them all.
+# No FSDP or DeepSpeed: they shard the weights, so a process could save only a part of the selector. No spawn,
+# fork or notebook variants: they train in child processes and leave the parent at step 0. No other variants
+# of ddp: they bring nothing, as every parameter is used, and Fabric, which stage evaluate uses, lacks some.
 Strategy = Literal["auto", "ddp"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"]
 
@@ -40,19 +39,18 @@ class Trainer:
     """Arguments of `lightning.Trainer`, handed on unchanged except for an auto precision."""
 
     accelerator: Accelerator = "auto"
-    """Lightning's name of the hardware; auto takes the best there is."""
+    """Lightning's name of the hardware; auto takes the best available."""
     devices: Annotated[Literal["auto"] | int | list[int], BeforeValidator(_check_devices)] = "auto"
     """Number of processes, or indices of devices; auto takes all GPUs, or one process on a CPU. Batch sizes
     are per device; the default of 1 in params.yaml keeps the number of steps the same on every machine."""
     strategy: Strategy = "auto"
-    """Lightning's name of the way to use several devices."""
+    """Lightning's name of the strategy for several devices."""
     precision: Precision = "auto"
-    """Lightning's name of the arithmetic, or auto: bf16-mixed where the machine has instructions for it (a
-    CPU without them is ten times slower in it than in float32), else 16-mixed on CUDA and 32-true
-    elsewhere."""
+    """Lightning's name of the precision, or auto: bf16-mixed on machines with instructions for it (a CPU
+    without them is ten times slower in it than in float32), else 16-mixed on CUDA and 32-true elsewhere."""
     num_nodes: Annotated[int, Field(ge=1, le=PROCESSES)] = 1
-    """Machines."""
+    """Number of machines."""
 
     def kwargs(self) -> dict[str, Any]:
-        """The fields by name; `atr.core.hardware.lightning_kwargs` turns them into Lightning's arguments."""
+        """The fields by name; `atr.core.hardware.lightning_kwargs` makes Lightning's arguments of them."""
         return asdict(self)

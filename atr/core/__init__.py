@@ -1,1 +1,1 @@
-"""The floor below every other package: tokens, files, hardware, tracking; no models."""
+"""What the other packages build on: tokens, records, files, hardware, tracking; no models."""

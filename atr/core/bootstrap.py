@@ -38,7 +38,7 @@ def by_unit(rows: Iterable[Row]) -> dict[str, list[list[Row]]]:
 def draw(benchmark: str, units: int, resamples: int, seed: int) -> NDArray[np.int64]:
     """Indices of the units in each resample, read-only (resamples, units); equal arguments give equal draws.
 
-    Means over equally many units of a benchmark are thereby resampled in pairs, across calls and processes.
+    Means over equally many units of a benchmark are thus resampled in pairs, across calls and processes.
     """
     generator = np.random.default_rng([seed, zlib.crc32(benchmark.encode())])
     chosen_RU = generator.integers(units, size=(resamples, units))

@@ -1,8 +1,8 @@
-"""Reducers and benchmarks by name, with their traits, without importing them.
+"""Finds reducers and benchmarks by name and reads their traits without importing them.
 
-Each is one Python file, and its name is the file's. The traits that params.yaml is checked against are plain
-constants at the top of the file, which are parsed and not run: params.yaml is checked before any heavy
-import, and a new reducer or benchmark is a new file and no entry in a list.
+Each is one Python file and bears the file's name. Its traits are plain constants at the top of the file. They
+are parsed, not run, so that params.yaml is checked before any heavy import. To add a reducer or benchmark,
+add a file; there is no list to edit.
 """
 
 import ast
@@ -19,34 +19,34 @@ TRAINED = PACKAGE / "reduction" / "trained"
 """Reducers made of a trained selector."""
 BENCHMARKS = PACKAGE / "benchmarks"
 GROUPS = ("text", "general")
-"""The groups of benchmarks: the paper draws text-based and general tasks apart."""
+"""The groups of benchmarks: the paper plots text-based and general tasks separately."""
 
 
 @dataclass(frozen=True)
 class ReducerTraits:
-    """What is known of a reducer before it is imported; each field is a constant of its file, in capitals."""
+    """What is known of a reducer before it is imported; fields are constants in capitals in its file."""
 
     budget: str = "asked"
     """How many tokens it keeps: the number `asked` for, `all`, `nothing`, or a number of its `own` per
     image."""
     draws: bool = False
-    """Whether it is random, so that it is evaluated under several seeds."""
+    """Whether it is random and so evaluated under several seeds."""
     one_tile: bool = False
-    """Whether it serves only models that read images whole: it merges tokens, or depends on where a token
-    lies and gives no scores by which tiles compare."""
+    """Whether it serves only models that read images whole, because it merges tokens, or depends on token
+    positions without giving scores that are comparable between tiles."""
     weights: str = ""
     """The stage whose selector it is made of: `pretrain`, `distill`, or empty if it needs none."""
 
 
 def names(folder: Path) -> list[str]:
-    """The parts of a folder by name, in alphabetical order."""
+    """Names of a folder's reducers or benchmarks, in alphabetical order."""
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
 def constants(path: Path) -> dict[str, Any]:
-    """The literals that a Python file assigns to names in capitals at its top level; the file is not run.
+    """The literals assigned to names in capitals at the top level of a Python file, which is not run.
 
-    Raises ValueError, one line that names the file, if it cannot be read or parsed.
+    Raises ValueError, one line naming the file, if it cannot be read or parsed.
     """
     try:
         return _constants(path.absolute(), path.stat().st_mtime_ns)
@@ -65,7 +65,7 @@ def _constants(path: Path, modified: int) -> dict[str, Any]:
         try:
             literals[name] = ast.literal_eval(value)
         except ValueError:
-            continue  # computed, and so no literal
+            continue  # computed, not a literal
     return literals
 
 
@@ -89,7 +89,7 @@ def untrained() -> list[str]:
 
 
 def trained(stage: str = "") -> list[str]:
-    """The reducers made of the selector of a stage, `pretrain` or `distill`; without a stage, of either."""
+    """The reducers made of the selector of stage `pretrain` or `distill`; of both if no stage is given."""
     return [name for name in names(TRAINED) if stage in ("", reducer_traits(name).weights)]
 
 
@@ -113,10 +113,10 @@ def reducer_traits(name: str) -> ReducerTraits:
     """
     path = reducer_file(name)
     literals = constants(path)
-    given = {key: literals[key.upper()] for key in _TRAITS if key.upper() in literals}
-    for key, value in given.items():
+    traits = {key: literals[key.upper()] for key in _TRAITS if key.upper() in literals}
+    for key, value in traits.items():
         _check(path, key.upper(), value, _TRAITS[key])
-    return ReducerTraits(**given)
+    return ReducerTraits(**traits)
 
 
 _TRAITS: dict[str, tuple[object, ...]] = {
@@ -135,7 +135,7 @@ def _check(path: Path, key: str, value: object, allowed: tuple[object, ...]) -> 
 
 @cache
 def benchmarks() -> dict[str, str]:
-    """Groups by benchmark: the files of atr/benchmarks with a GROUP, text-based ones first."""
+    """The group of each benchmark (file of atr/benchmarks with a GROUP); text-based ones come first."""
     groups = {name: constants(BENCHMARKS / f"{name}.py").get("GROUP") for name in names(BENCHMARKS)}
     return {name: group for group in GROUPS for name in groups if groups[name] == group}
 

@@ -1,4 +1,4 @@
-"""Atomic files: every output of a stage is written through here, and appears whole or not at all."""
+"""Atomic files: every output of a stage is written by these functions, and appears whole or not at all."""
 
 import fcntl
 import hashlib
@@ -58,7 +58,7 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with open(part / "unlocked", "x") as lock:
-            with suppress(OSError):  # a file system without locks: leftovers stay there
+            with suppress(OSError):  # on a file system without locks, leftovers stay
                 fcntl.flock(lock, fcntl.LOCK_EX)
             os.replace(part / "unlocked", part / _LOCK)
             yield part / path.name
@@ -74,7 +74,7 @@ def _remove_leftover(part: Path) -> None:
 
 
 def _remove(part: Path) -> None:
-    """Remove the lock last: without it, nobody can tell a leftover from a folder in use."""
+    """Remove a temporary folder, the lock last: it alone tells a leftover from a folder in use."""
     for content in part.glob("*"):
         if content.is_dir():
             shutil.rmtree(content, ignore_errors=True)
@@ -122,7 +122,7 @@ def plain_name(name: object) -> str:
 
 
 def digest(**depends_on: Any) -> str:
-    """Hash of everything unfinished work depends on; its file name, so that none is resumed stale."""
+    """Hash of JSON values; names unfinished work by all that it depends on, so that none is resumed stale."""
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Checks that refuse NaN and infinity where values enter: sorting would accept them silently."""
+"""Checks that refuse NaN and infinity in inputs: sorting would accept them silently."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def check_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise ValueError if any tensor is not finite, with `where`, the number of such tensors and the first.
+    """Raise ValueError if any tensor is not finite; names `where`, the number of such tensors and the first.
 
     Tensors on the meta device are skipped.
     """
@@ -21,7 +21,7 @@ def check_finite_weights(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_finite(values: Tensor, where: str) -> None:
-    """Raise ValueError if any value is not finite, with `where` and the indices along the first dimension."""
+    """Raise ValueError if any value is not finite; names `where` and indices along the first dimension."""
     if not _are_finite(values):
         images = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
         raise ValueError(

@@ -31,13 +31,13 @@ def precision_of(trainer: "Trainer") -> int | str:
         return "bf16-mixed"
     if trainer.accelerator != "cpu" and torch.backends.mps.is_available():
         return "32-true"
-    has = torch.cpu.get_capabilities()
-    return "bf16-mixed" if any(has.get(name) for name in BFLOAT16_INSTRUCTIONS) else "32-true"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16-mixed" if any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS) else "32-true"
 
 
 def _is_cpu(accelerator: str) -> bool:
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return accelerator == "cpu" or (accelerator == "auto" and not found)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
 
 
 def lightning_kwargs(trainer: "Trainer") -> dict[str, Any]:
@@ -46,7 +46,7 @@ def lightning_kwargs(trainer: "Trainer") -> dict[str, Any]:
 
 
 def resolved(precision: int | str, device: torch.device) -> dict[str, Any]:
-    """What the parameters may leave to the machine and results depend on: precision, device, processor."""
+    """Precision, device and processor: results depend on them, and parameters may leave them open."""
     name = _FULL_NAMES.get(precision, str(precision)) if isinstance(precision, int) else precision
     return {"precision": name, "device": device.type, "processor": _processor(device)}
 

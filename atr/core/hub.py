@@ -32,7 +32,7 @@ def pretrained_arguments(path: str) -> dict[str, Any]:
 def hub_commit(path: str) -> str | None:
     """Commit at which the hub's cache holds a hub id; None for a folder.
 
-    Raises ValueError for what is neither a folder nor in the cache.
+    Raises ValueError for a path that is neither a folder nor in the cache.
     """
     return None if Path(path).is_dir() else _snapshot(path).name
 
@@ -45,9 +45,9 @@ def checkpoint_version(path: str) -> dict[str, str | None]:
 def checkpoint_digest(path: str) -> str:
     """Hash of all files that a model, processor or selector is loaded from; for a hub id its commit too.
 
-    Covers the names and contents of all files (weights, configurations, tokenizer, chat templates) but hidden
-    ones and Markdown, which no loader reads. Raises ValueError for what is neither a folder nor in the hub's
-    cache.
+    Covers the names and contents of all files (weights, configurations, tokenizer, chat templates) except
+    hidden ones and Markdown, which no loader reads. Raises ValueError for a path that is neither a folder nor
+    in the hub's cache.
     """
     if Path(path).is_dir():
         return digest(files=_hash_files(Path(path), sha256))
@@ -81,5 +81,5 @@ def _loaded_files(folder: Path) -> Iterator[Path]:
 
 
 def _blob_hash(file: Path) -> str:
-    """The hub's cache links each file to a blob whose name is the hash of its content."""
+    """Hash of a file; in the hub's cache, the name of the blob that the file links to."""
     return file.resolve().name if file.is_symlink() else sha256(file)

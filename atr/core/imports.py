@@ -1,7 +1,7 @@
-"""Which files a Python module runs: its own and, by their imports, those of the packages beside it.
+"""Finds the files that run when a Python module does: its own, and those it imports from the same root.
 
-Imports inside functions count, those under `if TYPE_CHECKING` do not. A module that is loaded by a name from
-params.yaml (a reducer, a benchmark, a model family) is not an import, and so is not found.
+Imports inside functions count, those under `if TYPE_CHECKING` do not. A module that is loaded by name (a
+reducer, a benchmark, a model family) is no import and is not found.
 """
 
 import ast
@@ -14,18 +14,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def reached_files(path: Path, root: Path = ROOT) -> set[Path]:
-    """All files under `root` that run when the Python file `path` does, the packages they lie in included."""
-    found: set[Path] = set()
+    """All files under `root` that run when `path` does, with the __init__.py of their packages."""
+    reached: set[Path] = set()
     todo = {path.resolve()}
     while todo:
         file = todo.pop()
-        found.add(file)
-        todo |= (_imported(file, root.resolve()) | set(_packages(file, root.resolve()))) - found
-    return found
+        reached.add(file)
+        todo |= (_imported(file, root.resolve()) | set(_packages(file, root.resolve()))) - reached
+    return reached
 
 
 def imported_names(path: Path) -> frozenset[str]:
-    """Dotted names that a file imports when it runs: of modules, and of what is imported from them."""
+    """Dotted names that a file imports when it runs: modules, and the names imported from them."""
     return frozenset(_names(ast.parse(path.read_text(encoding="utf-8"), str(path))))
 
 
@@ -48,7 +48,7 @@ def _names(tree: ast.AST) -> Iterator[str]:
 
 
 def _file(name: str, root: Path) -> Path | None:
-    """The file of a module under `root`; None for other modules, and for what is no module."""
+    """The file of a module under `root`; None for any other name."""
     path = root.joinpath(*name.split("."))
     for file in (path / "__init__.py", path.with_suffix(".py")):
         if file.is_file():

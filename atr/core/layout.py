@@ -1,4 +1,4 @@
-"""The choices of how kept tokens are laid out for the language model; meaning in `atr.vlm.reduce.reduce`."""
+"""How kept tokens may be laid out for the language model; `atr.vlm.reduce.reduce` explains the choices."""
 
 from typing import Literal, get_args
 
@@ -13,4 +13,4 @@ LAYOUT: dict[str, tuple[str, ...]] = {
     "newline": get_args(Newline),
     "interpolation": get_args(Interpolation),
 }
-"""The choices by parameter."""
+"""The choices of each parameter."""

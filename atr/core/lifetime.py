@@ -1,6 +1,6 @@
 """A stage ends with the process that started it: `dvc`, or the first process of a distributed stage.
 
-A killed process cannot end its children: they would run on beside the next run.
+Without this, the children of a killed process would run on beside the next run.
 """
 
 import os
@@ -15,7 +15,7 @@ FIRST_PROCESS = "ATR_FIRST_PROCESS"
 """Environment variable with the process id of a stage's first process, inherited by the ranks it starts."""
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 10.0
-"""From SIGTERM to a forced exit: a collective operation that waits for a dead rank handles no signal."""
+"""Seconds from SIGTERM to a forced exit: a collective operation waiting for a dead rank handles no signal."""
 
 
 def end_with_parent() -> None:
@@ -37,7 +37,7 @@ def find_dvc() -> psutil.Process | None:
 
 
 def _is_dvc(process: psutil.Process) -> bool:
-    """Whether it is `dvc repro`, `dvc exp run` or a queue worker, run as a script or by `python -m`."""
+    """Whether a process is `dvc repro`, `dvc exp run` or a queue worker, as a script or by `python -m`."""
     try:
         command = process.cmdline()
     except psutil.Error:  # another user's process, or one that has just ended
@@ -60,7 +60,7 @@ def _end_after(parent: psutil.Process | None) -> None:
 
 
 def _is_running(process: psutil.Process) -> bool:
-    """Whether it still runs; a zombie, whose exit code nobody has read yet, does not."""
+    """Whether a process still runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,19 +1,19 @@
-"""The records that pass between the rooms: what is asked, under which setting, and what is answered."""
+"""Records shared by several packages: questions, the settings they are answered under, and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 ANSWERED, UNREADABLE, FAILED = STATUSES = ("answered", "unreadable", "failed")
-"""What became of a question: answered, not asked as its image is unreadable, or the generation failed."""
+"""Outcome of a question: answered, skipped because its image is unreadable, or generation failed."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question as a benchmark's file reads it from a row; the prompt has no chat template yet."""
+    """One question that a benchmark's file makes of a row; the prompt has no chat template yet."""
 
     id: str
-    """Distinct within the benchmark."""
+    """Unique within the benchmark."""
     question: str
     answers: list[str]
     images: list[Any]
@@ -36,13 +36,13 @@ class Question:
     """Ids of the prepared images, in the order of the prompt."""
     question: str
     answers: list[str]
-    """Every right answer, or one answer of each annotator; of a multiple choice, its letter."""
+    """Every right answer, or one answer per annotator; the letter of the right option if multiple choice."""
     choices: list[str] = field(default_factory=list)
-    """Texts of a multiple choice in the order of their letters; empty if the question is open."""
+    """Texts of the options in the order of their letters; empty if the question is not multiple choice."""
     unit: str = ""
     """Name shared by the questions that count as right only together; empty if the question counts alone."""
     unreadable: str = ""
-    """Why an image cannot be read; such a question is counted but not asked. Empty if all can be read."""
+    """Why an image cannot be read; such a question counts but is not asked. Empty if all can be read."""
 
     def __post_init__(self) -> None:
         """Raise ValueError naming the key that is not allowed."""
@@ -67,9 +67,10 @@ class Reply(NamedTuple):
 
     prediction: str
     tokens: int
-    """Visual tokens kept; if the language model drops them, the mean over its layers."""
+    """Visual tokens kept; if the language model drops tokens, the mean over its layers."""
     tokens_fed: int
-    """Kept tokens plus the newlines fed with them; if the language model drops them, the mean over layers."""
+    """Kept tokens plus the newlines fed with them; if the language model drops tokens, the mean over its
+    layers."""
     tokens_full: int
     """Visual tokens without reduction."""
 
@@ -78,8 +79,8 @@ class Reply(NamedTuple):
 class Row:
     """One question answered under one trial: a line of results.jsonl.
 
-    Numbers of tokens are those of `Reply`. Unless the status is `answered` there is no score, and `error`
-    says why.
+    Token counts are those of `Reply`. Unless the status is `answered`, the scores are None and `error` says
+    why.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Parses JSON into dataclasses; a value that does not match its field's type is refused in one line.
+"""Parses JSON into dataclasses; refuses, in one line, a value that does not match its field's type.
 
 Field types may be str, int, float (which accepts integers), bool, None, Any, other dataclasses, and lists,
 tuples, dicts and unions of these. NaN, infinity and text that is not valid Unicode match no type.
@@ -52,7 +52,7 @@ def read_records(kind: type[Record], path: Path, exact: bool = False) -> Iterato
         where = f"{path} line {number}"
         try:
             content = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or too deep
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deep
             raise ValueError(f"{where} is not valid JSON: {error}") from None
         yield parse_record(kind, content, where, exact)
 

@@ -1,4 +1,4 @@
-"""What is known of each prepared image: the prompts to ask about it, and where its text is."""
+"""Annotations of prepared images: the prompts to ask about each, and where its text is."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,15 +34,15 @@ _Line = TypeVar("_Line", _Prompts, _TextCentres)
 def load_prompts(folder: Path) -> dict[str, list[str]]:
     """The prompts that stage distill asks about each image of a prepared folder, by image id.
 
-    Raises ValueError naming the file, and the line and key in it, that is missing, changed or not allowed.
+    Raises ValueError naming a file that is missing or was changed, or the line and key that are invalid.
     """
     return {line.image: line.prompts for line in _read(Path(folder), _Prompts, PROMPT_ANNOTATION)}
 
 
 def load_text_centres(folder: Path) -> dict[str, list[tuple[float, float]]]:
-    """Centre (x, y) of each written character, as fractions of the sides, by image id; errors as above.
+    """Centre (x, y) of each written character, as fractions of the sides, by image id.
 
-    Only drawn images say where their text is; any other image has no centres.
+    Only drawn images have centres. Errors as in `load_prompts`.
     """
     return {line.image: line.text_centres for line in _read(Path(folder), _TextCentres, TEXT_ANNOTATION)}
 

@@ -1,9 +1,9 @@
-"""Images and questions that a Python module draws: the one way into the micro world, by the module's name.
+"""Images and questions drawn by a Python module that is looked up by name, such as the micro world.
 
 The module has `DRAW`, whose keys name its benchmarks, and `sample(benchmark, split, index, seed)`: an object
-with `image` (RGB), `turns` (pairs of a question and its answer) and `characters` (the written ones, each with
-its centre `x`, `y` in pixels). Nothing here imports such a module by an import statement, so that no stage
-but prepare depends on one.
+with `image` (RGB), `turns` (pairs of a question and its answer) and `characters` (of written text, each with
+its centre `x`, `y` in pixels). No import statement names such a module, so that only stage prepare depends on
+it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class DrawnImage:
     """An image of a drawing module, with the centres (x, y) of its characters as fractions of its sides."""
 
     name: str
-    """Distinct within its benchmark and split."""
+    """Unique within its benchmark and split."""
     image: Image.Image
     text_centres: list[tuple[float, float]]
 
@@ -40,7 +40,7 @@ def load_drawing_module(name: str) -> Any:
 
 
 def draw_rows(module: str, benchmark: str, split: str, seed: int) -> Iterator[dict[str, Any]]:
-    """Endless rows `id`, `question`, `answer`, `image`: the first question of sample 0, 1, and so on."""
+    """Endless rows with `id`, `question`, `answer` and `image`: the first question of samples 0, 1, ..."""
     drawing = load_drawing_module(module)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -61,9 +61,9 @@ def _text_centres(sample: Any) -> list[tuple[float, float]]:
 def draw_training_images(
     module: str, benchmarks: Sequence[str], count: int, seed: int
 ) -> Iterator[tuple[str, Image.Image, list[str]]]:
-    """`count` images of split `pretrain` with their ids and questions, of the benchmarks in turn.
+    """Ids, images and questions of `count` images of split `pretrain`, cycling through the benchmarks.
 
-    Benchmarks that the module does not draw are left out; if it draws none of them, all of its own are drawn.
+    Benchmarks that the module does not draw are left out; if none is left, all that it draws are used.
     """
     drawing = load_drawing_module(module)
     names = [name for name in benchmarks if name in drawing.DRAW] or list(drawing.DRAW)

@@ -21,7 +21,7 @@ class EvaluationImage(NamedTuple):
     id: str
     image: Image.Image
     text_centres: list[tuple[float, float]]
-    """Centre (x, y) of each written character, as fractions of the sides; known of drawn images alone."""
+    """Centre (x, y) of each written character, as fractions of the sides; known only of drawn images."""
 
 
 Pictured = tuple[Question, list[EvaluationImage]]
@@ -31,14 +31,14 @@ Pictured = tuple[Question, list[EvaluationImage]]
 def first_questions(
     benchmark: str, group: str, examples: Iterable[Example], count: int
 ) -> Iterator[Pictured]:
-    """The first `count` examples as questions with their images: for drawn examples, which never end."""
+    """The first `count` examples as questions with their images; for drawn examples, which are endless."""
     return (_with_images(benchmark, group, example) for example in islice(examples, count))
 
 
 def sample_questions(
     benchmark: str, group: str, examples: Iterable[Example], count: int, seed: int
 ) -> Iterator[Pictured]:
-    """A seeded sample of `count` units of a benchmark, in its order, or all if it has fewer.
+    """Questions of a seeded sample of `count` units, in the benchmark's order; all if there are fewer.
 
     Raises ValueError naming an example whose id comes twice, or whose texts are not allowed.
     """
@@ -52,7 +52,7 @@ def sample_questions(
 
 
 def _with_images(benchmark: str, group: str, example: Example) -> Pictured:
-    """A question with its images; one whose images cannot be read has none, and says why."""
+    """A question with its images; if one cannot be read, without images and with the reason."""
     images, unreadable = [], ""
     if wrong := [image for image in example.images if not isinstance(image, DrawnImage | ImageCell)]:
         where = f"{benchmark}: images of example {short(example.id)}"
@@ -76,7 +76,7 @@ def _with_images(benchmark: str, group: str, example: Example) -> Pictured:
 
 
 def _read(benchmark: str, image: DrawnImage | ImageCell) -> EvaluationImage:
-    """The image decoded; one of a dataset is named after its content, as many questions share one."""
+    """Decode an image; one of a dataset is named by its content hash, as questions may share it."""
     if isinstance(image, DrawnImage):
         return EvaluationImage(f"{benchmark}/{image.name}", image.image, image.text_centres)
     content = image.read()
@@ -87,7 +87,7 @@ def _read(benchmark: str, image: DrawnImage | ImageCell) -> EvaluationImage:
 def deduplicate(pictured: Iterable[Pictured], questions: list[Question]) -> Iterator[EvaluationImage]:
     """Yield each distinct image once; the questions are appended to `questions` on the way."""
     seen = set()
-    for question, images in pictured:  # one at a time, as memory does not hold the images of all
+    for question, images in pictured:  # one at a time, as the images do not all fit into memory
         questions.append(question)
         for image in images:
             if image.id not in seen:
@@ -96,7 +96,7 @@ def deduplicate(pictured: Iterable[Pictured], questions: list[Question]) -> Iter
 
 
 def unreadable_questions(questions: Iterable[Question]) -> list[Question]:
-    """The questions whose images cannot be read; raises ValueError if these are all of a benchmark."""
+    """The questions whose images cannot be read; raises ValueError if a benchmark has no other ones."""
     benchmarks: dict[str, list[Question]] = {}
     for question in questions:
         benchmarks.setdefault(question.benchmark, []).append(question)

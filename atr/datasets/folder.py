@@ -20,7 +20,7 @@ def sample_pictures(folder: Path, count: int, seed: int) -> Iterator[tuple[str, 
 
     Links to files and folders are followed, each folder once; hidden files and folders are skipped. Control
     characters and bytes that are not UTF-8 are escaped in the paths. Raises ValueError naming the folder if
-    it contains fewer images, the file that cannot be decoded, or the link to nothing.
+    it contains fewer images, a file that cannot be decoded, or a broken link.
     """
     folder = Path(folder)
     paths = sorted(_pictures(folder))
@@ -37,7 +37,7 @@ def _pictures(folder: Path) -> Iterator[Path]:
     """Every image file below the folder, by suffix; raises OSError for a folder that cannot be read."""
     seen: set[str] = set()
     roots = [folder]
-    for root in roots:  # grows by the links on the way, which are followed after all real folders
+    for root in roots:  # links found on the way are appended, and so followed after all real folders
         for at, folders, files in os.walk(root, onerror=_refuse):
             real = os.path.realpath(at)
             folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))

@@ -32,7 +32,7 @@ _BINARY = (
 
 @dataclass(frozen=True)
 class ImageCell:
-    """The image in one cell of a parquet file, read on demand."""
+    """The image in a cell of a parquet file, read on demand."""
 
     path: Path
     row: int
@@ -55,7 +55,7 @@ class ImageCell:
 class TableRow(dict[str, Any]):
     """The values of one row by column.
 
-    `row[column]` raises ValueError naming file and row if the column is missing, or null and not the hint.
+    `row[column]` raises ValueError naming file and row if the column is missing, or is null and not `hint`.
     """
 
     def __init__(self, path: Path, number: int, values: Mapping[str, Any]) -> None:

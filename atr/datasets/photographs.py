@@ -1,4 +1,4 @@
-"""Twelve photographs that scikit-image and scikit-learn bring along: the same images on every machine."""
+"""Twelve photographs that come with scikit-image and scikit-learn: the same on every machine."""
 
 from importlib.resources import files
 
@@ -22,7 +22,7 @@ PHOTOGRAPHS = {
 
 
 def photograph(name: str) -> Image.Image:
-    """One of PHOTOGRAPHS, whole, in RGB."""
+    """One of PHOTOGRAPHS, uncropped, in RGB."""
     package, path = PHOTOGRAPHS[name]
     with files(package).joinpath(path).open("rb") as file:
         return Image.open(file).convert("RGB")

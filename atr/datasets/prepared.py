@@ -27,7 +27,7 @@ _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 @dataclass(frozen=True)
 class _Prepare:
-    """The parameters of section `prepare` that are read again."""
+    """The parameters of section `prepare` that readers of a manifest use."""
 
     source: str = ""
     """Where pretraining images come from; empty for the images of questions."""
@@ -67,22 +67,21 @@ def save_images(
     """Write images, given as (id, image), as parquet files and, last, the manifest that lists them.
 
     With the name of an annotation, images are given as (id, image, value), and the values are written to
-    `<annotation>.jsonl`. `parameters` are those of stage prepare; seed, prepare.source, prepare.prompts and
-    prepare.split are required.
+    `<annotation>.jsonl`. `parameters` are those of stage prepare; seed and prepare are required.
     """
     folder, lines = Path(folder), list[str]()
     rows = _encode(images, annotation, lines)
     files: list[dict[str, str | int]] = []
-    while stretch := list(islice(rows, _FILE_IMAGES)):
+    while chunk := list(islice(rows, _FILE_IMAGES)):
         path = folder / f"images-{len(files):05d}.parquet"
         with whole_file(path) as temporary:
             pq.write_table(
-                pa.Table.from_pylist(stretch, _SCHEMA),
+                pa.Table.from_pylist(chunk, _SCHEMA),
                 temporary,
                 row_group_size=_GROUP_IMAGES,
                 compression="none",
             )
-        files.append(_listed(path, len(stretch)))
+        files.append(_listed(path, len(chunk)))
     manifest = {"format": _FORMAT, "parameters": parameters, "files": files}
     if lines:
         path = folder / f"{annotation}.jsonl"
@@ -96,7 +95,7 @@ def _encode(
     annotation: str,
     lines: list[str],
 ) -> Iterator[dict[str, str | bytes]]:
-    """Rows of _SCHEMA; the line of each image's annotation is appended to `lines` on the way."""
+    """Rows of _SCHEMA; appends the line of each image's annotation to `lines` on the way."""
     for name, image, *values in images:
         for value in values:
             lines.append(json.dumps({"image": name, annotation: value}, ensure_ascii=False) + "\n")
@@ -128,16 +127,16 @@ def check_listed(folder: Path, entry: ListedFile, verify: bool) -> None:
 
 
 def changed_file_error(path: Path, manifest: Path) -> ValueError:
-    """The error of a file that is not the one a manifest lists."""
+    """The error for a file that differs from the one its manifest lists."""
     return ValueError(f"{path} is not the file that {manifest} lists: it was changed or cut off")
 
 
 class PreparedImages(Sequence[tuple[str, Image.Image]]):
     """The images of a prepared folder, in order: `images[i]` is (id, RGB image).
 
-    Raises ValueError naming the file (and, for one image, row and id) if it is missing, corrupt, has another
-    number of images than listed or, with `verify`, another checksum. Verifying reads every file once; one of
-    several processes that share a folder is enough.
+    Raises ValueError naming the file (and, for one image, row and id) if it is missing or corrupt, has
+    another number of images than listed or, with `verify`, another checksum. Verifying reads every file once;
+    of several processes that share a folder, one is enough.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:

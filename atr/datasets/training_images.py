@@ -23,13 +23,13 @@ class TrainingImage(NamedTuple):
     id: str
     image: Image.Image
     prompts: list[str]
-    """What stage distill asks about it: the image's own questions if it was drawn, else `prepare.prompts`."""
+    """Prompts that stage distill asks about it: its own questions if it was drawn, else `prepare.prompts`."""
 
 
 def training_images(prepare: "Prepare", seed: int) -> Iterator[TrainingImage]:
     """`prepare.images` images of the micro world, of COCO or of the user's folder, drawn or sampled by seed.
 
-    Raises ValueError naming the folder that holds too few, or the picture that cannot be read.
+    Raises ValueError naming a folder with too few images, or an image that cannot be read.
     """
     if prepare.source == "micro":
         samples = drawn.draw_training_images(drawn.MICRO, prepare.benchmarks, prepare.images, seed)

@@ -1,4 +1,4 @@
-"""Attention and keys of a vision tower's layer, captured during its forward for the reducers that need them.
+"""Captures the attention and keys of a vision tower's layer during its forward, for reducers that need them.
 
 Shapes: see atr.core.tokens; T tokens of the tower, H heads, C channels of a head.
 """
@@ -27,7 +27,7 @@ CLASS_TOKENS = {
 
 
 def leading_tokens(config: Any) -> tuple[int, int]:
-    """Numbers of class tokens and of all tokens before the patches, for a tower of a type in CLASS_TOKENS.
+    """Numbers of class tokens and of all tokens before the patches, for a tower type in CLASS_TOKENS.
 
     The class token does not count if the configuration has `untrained_class_token`: no loss ever read it, as
     in a tower trained from scratch through a projector that reads only the patches.

@@ -91,8 +91,8 @@ class FeatureDataModule(LightningDataModule):
     whole store is shuffled: an image's features are contiguous (1.2 MB for CLIP-L), so random reads cost a
     disk little more than sequential ones, and nothing more once the store is in the page cache.
 
-    There are no worker processes, as the store is memory-mapped. A worker would also start to read before
-    Lightning has set the epoch of a resumed training, and so in the order of another epoch.
+    There are no worker processes, as the store is memory-mapped. In a resumed training, workers would also
+    start before Lightning has set the epoch, and read in the order of another epoch.
     """
 
     def __init__(self, store: FeatureStore, batch_size: int, validation: float, seed: int) -> None:
@@ -129,7 +129,7 @@ class FeatureDataModule(LightningDataModule):
         return DataLoader(dataset, sampler=sampler, **self._loading())
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
-        """Cast to float32 on the device, so that half the bytes are transferred."""
+        """Cast to float32 on the device: transferring bfloat16 halves the bytes."""
         return batch.float()
 
     def _loading(self) -> dict[str, Any]:

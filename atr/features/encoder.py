@@ -189,7 +189,7 @@ def _measure(
         pixel_values_BCHW = torch.empty(1, config.num_channels, height, width)
     try:
         states = tower(pixel_values_BCHW, output_hidden_states=True, **options).hidden_states
-    except (ValueError, RuntimeError) as error:  # what CLIP raises, and what SigLIP does
+    except (ValueError, RuntimeError) as error:  # raised by CLIP and by SigLIP
         raise ValueError(
             f"{path}: the tower refuses the {height} x {width} pixels that its image processor gives, "
             f"allowed: {config.image_size}: {first_line(error)}"
@@ -226,7 +226,7 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     weights = local if local.exists() else path
     try:
         with quiet():
-            # Weights of another shape are reported rather than raised, so that our message can name them.
+            # Let transformers report weights of another shape, so that our own error can name them.
             tower, report = AutoModel.from_pretrained(
                 **pretrained_arguments(path),
                 config=config,
@@ -276,7 +276,7 @@ def warn_of_substitute(path: str, processor: Any) -> None:
     settings, _ = type(processor).get_image_processor_dict(**pretrained_arguments(path))
     named = settings.get("image_processor_type", "")
     used = type(processor).__name__
-    # A name without `Fast` stands for either kind.
+    # A name without `Fast` may mean either class.
     if named.endswith("Fast") and used.endswith("Pil"):
         print(f"{path}: {named} needs torchvision, using {used} instead", file=sys.stderr)
 
@@ -303,5 +303,5 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error of transformers; the others are advice."""
+    """First line of an error of transformers; the other lines are advice."""
     return str(error).strip().split("\n", 1)[0]

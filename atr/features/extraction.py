@@ -1,4 +1,4 @@
-"""Extraction of features by Lightning's predict loop: module, callback that writes the store, and run.
+"""Extracts features by Lightning's predict loop: the module, and the callback that writes the store.
 
 Shapes: see atr.core.tokens.
 """
@@ -41,7 +41,7 @@ class StoreWriter(Callback):
         self.writer = ShardWriter(folder, images, shard_images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove a former store before any rank writes."""
+        """Remove an existing store before any rank writes."""
         if trainer.is_global_zero:
             clear_store(self.folder)
         trainer.strategy.barrier("former store removed")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COMPUTED_SIGNALS = frozenset({*CAPTURABLE, "pixels_BCHW", "encode"})
 ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
-"""Needs of reducers that are met without a language model."""
+"""Needs of reducers that can be met without a language model."""
 
 
 def load_store_encoder(
@@ -32,7 +32,7 @@ def load_store_encoder(
 
 
 def sample_evenly(store: FeatureStore, images: int, batch_size: int) -> Iterator[list[str]]:
-    """Batches of the ids of `images` images (at most all) at even steps through a store."""
+    """Ids of `images` evenly spaced images of a store (at most all), in batches."""
     count = min(images, len(store))
     ids = [store.ids[place * len(store) // count] for place in range(count)]
     yield from (ids[start : start + batch_size] for start in range(0, count, batch_size))
@@ -47,7 +47,7 @@ def observe_signals(
     needs: Collection[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Fields of EncoderOutput for these images: features, grid, and the ENCODER_SIGNALS that `needs` names.
+    """Fields of EncoderOutput for these images: features, grid, and the signals that `needs` names.
 
     Opens pictures and loads the encoder only if `needs` asks for more than features and grid.
     """

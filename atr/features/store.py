@@ -3,7 +3,7 @@
     shard-00000.safetensors   "features" (n, N, D) bfloat16; the image ids as JSON in the metadata
     manifest.json             written last: a folder without it is not a store
 
-Shard s holds the images [s * S, (s + 1) * S) on any number of devices, so the bytes do not depend on it.
+Shard s holds the images [s * S, (s + 1) * S), so the bytes do not depend on the number of devices.
 Shapes: see atr.core.tokens; S images of a shard.
 """
 
@@ -72,7 +72,7 @@ class _Manifest:
 
 
 def clear_store(folder: Path) -> None:
-    """Remove a former store from `folder`, the manifest first, so that an interrupted run leaves no store."""
+    """Remove the store in `folder`, the manifest first, so that an interrupted run leaves no store."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
     for shard in folder.glob("shard-*.safetensors"):

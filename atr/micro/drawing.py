@@ -1,4 +1,4 @@
-"""What the images of the micro world are drawn with: photographs, fonts, handwriting, plates and shapes."""
+"""Draws the parts of the micro world's images: photographs, text, handwriting, plates and shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ FONTS = (
 )
 HELD_OUT_FONT = "DejaVuSansMono-Bold"
 PHOTOGRAPH_SPLIT = 0.55
-"""The left fraction of every photograph is for training, the rest is held out; both are wider than a crop."""
+"""The left fraction of every photograph is for training, the rest held out; both are wider than a crop."""
 SMALLEST_CROP = 160
 HANDWRITING = {
     "train": (0, 1300),
@@ -36,14 +36,14 @@ HANDWRITING = {
     "validation": (1300, 1500),
     "evaluate": (1500, 1797),
 }
-"""The splits, and the handwriting samples of each: from the first number up to, not including, the second."""
+"""Range of handwriting samples of each split, the end excluded."""
 
 
 class Character(NamedTuple):
-    """A written character, its centre in pixels, and the question and the word that name it.
+    """A written character, its centre in pixels, and its names.
 
-    The question is the one that its line answers. A character of a number has no word: it bears the question
-    twice.
+    The names are the question that its line answers, and its word; a character of a number has no word and
+    is named by the question twice.
     """
 
     character: str
@@ -73,13 +73,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class SplitSampler:
-    """Makes the random choices of one image, from the photographs, fonts and handwriting of its split."""
+    """Makes the random choices for one image, among the photographs, fonts and handwriting of its split."""
 
     rng: np.random.Generator
     split: str
 
     def choose(self, items: Sequence[T]) -> T:
-        """One of the items."""
+        """A random item."""
         return items[int(self.rng.integers(len(items)))]
 
     def choose_distinct(self, items: Sequence[T], count: int) -> list[T]:
@@ -101,7 +101,7 @@ class SplitSampler:
         return str(self.integer(10 ** (digits - 1), 10**digits - 1))
 
     def word_or_number(self) -> str:
-        """Each half of the time."""
+        """A number or a word, each half of the time."""
         return self.number() if self.rng.random() < 0.5 else self.choose(WORDS)
 
     def photograph(self, name: str | None = None) -> tuple[Image.Image, Region]:
@@ -166,7 +166,7 @@ def _photograph_part(name: str, held_out: bool) -> Image.Image:
 
 @cache
 def _load_handwriting() -> tuple[np.ndarray, np.ndarray]:
-    """uint8 pixels (1797, 8, 8) of scikit-learn's digits, and which digit each is (1797)."""
+    """Pixels of scikit-learn's digits, uint8 (1797, 8, 8), and their labels (1797,)."""
     from sklearn.datasets import load_digits
 
     pixels, digits = load_digits(return_X_y=True)
@@ -181,7 +181,7 @@ def write_line(
     fill: tuple[int, ...],
     question: str,
 ) -> list[Character]:
-    """Write text, which answers `question`, with its top left at `at`; return its characters."""
+    """Write `text`, which answers `question`, with its top left at `at`; return its characters."""
     left, top = at
     draw.text((left, top), text, font=font, fill=fill)
     middle = top + font.size * 0.65

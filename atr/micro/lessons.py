@@ -1,4 +1,4 @@
-"""Images and questions that the micro models are trained on: more varied and fuller than the benchmarks."""
+"""Images and questions that train the micro models, more varied and with more content than the benchmarks."""
 
 import zlib
 from dataclasses import replace
@@ -30,7 +30,7 @@ READING_SHARES = {
     "shapes": 0.07,
     "scenes": 0.05,
 }
-"""Shares of the kinds in the reading phase, before the model learns to answer; most are full of text."""
+"""Shares of the kinds of lessons in the reading phase, before the model learns to answer."""
 ANSWERING_SHARES = {
     "docs": 0.24,
     "sheets": 0.06,
@@ -40,17 +40,18 @@ ANSWERING_SHARES = {
     "digits": 0.17,
     "scenes": 0.08,
 }
-"""Shares of the kinds in the answering phase."""
+"""Shares of the kinds of lessons in the answering phase."""
 
 
 def draw_lesson(
     index: int, seed: int, reading: bool, transcribe: float, again: int = 0, charts: float | None = None
 ) -> Sample:
-    """Lesson `index` of the reading or the answering phase.
+    """Draw lesson `index` of the reading or the answering phase.
 
-    The image is a function of index, seed, `reading` and `charts`. Each `again` above 0 puts its questions in
-    another order, and asks for other lines of a sheet. A fraction `transcribe` of the docs asks for the whole
-    page in place of single values. `charts` replaces the share of charts.
+    The image depends only on index, seed, `reading` and `charts`, which replaces the share of charts. The
+    number of earlier uses of the image, `again`, changes the order of its questions and, for a sheet, which
+    lines they ask for. A docs lesson asks for its whole page, rather than single values, with probability
+    `transcribe`.
     """
     rng = np.random.default_rng([seed, zlib.crc32(b"lesson"), index])
     shares = _set_chart_share(READING_SHARES if reading else ANSWERING_SHARES, charts)
@@ -67,7 +68,7 @@ def draw_lesson(
 
 
 def _set_chart_share(shares: dict[str, float], charts: float | None) -> dict[str, float]:
-    """Shares with another one of charts; the others keep their ratios."""
+    """Replace the share of charts; the other shares keep their ratios."""
     if charts is None:
         return shares
     rest = (1 - charts) / (1 - shares["charts"])
@@ -75,14 +76,14 @@ def _set_chart_share(shares: dict[str, float], charts: float | None) -> dict[str
 
 
 def _ask_for_page(lesson: Sample) -> Sample:
-    """The same page with one question, whose answer is all its lines from top to bottom."""
+    """The same page with a single question, whose answer is all lines from top to bottom."""
     page = "".join(written.character for written in lesson.characters)
     lines = sorted(lesson.turns, key=lambda turn: page.index(f"{turn[0]}:{turn[1]}"))
     return replace(lesson, turns=((TRANSCRIBE, " ".join(f"{key} {value}" for key, value in lines)),))
 
 
 class LessonImages:
-    """Images of lessons 0 to `count` - 1 with their names; the first `reading` are of the reading phase.
+    """Names and images of lessons 0 to `count` - 1; the first `reading` belong to the reading phase.
 
     `charts` is the share of charts in each phase.
     """
@@ -103,7 +104,7 @@ class VariedSampler(SplitSampler):
     """Distorts photographs, handwriting and bars further than any split of the benchmarks does."""
 
     def photograph(self, name: str | None = None) -> tuple[Image.Image, Region]:
-        """A crop of a photograph with other brightness, contrast and, half of the time, colours."""
+        """A crop of a photograph with changed brightness and contrast and, half of the time, colours."""
         crop, region = super().photograph(name)
         return self._change_light(crop), region
 
@@ -114,7 +115,7 @@ class VariedSampler(SplitSampler):
         return width, height
 
     def _change_light(self, image: Image.Image) -> Image.Image:
-        """Scale and shift all channels, half of the time each by itself: grey photographs take a colour."""
+        """Scale and shift all channels, half of the time each differently, which colours grey photographs."""
         channels = 3 if self.rng.random() < 0.5 else 1
         gains = np.broadcast_to(self.rng.uniform(0.7, 1.3, channels), 3)
         offsets = np.broadcast_to(self.rng.uniform(-25, 25, channels), 3)

@@ -1,4 +1,4 @@
-"""Losses of the micro models: answers, and what each image patch contains.
+"""Losses of the micro models, on answers and on the content of each image patch.
 
 Shapes: B images, N patches, D width, L text tokens, V vocabulary, C classes.
 """
@@ -12,13 +12,13 @@ from torch.nn import functional
 from atr.micro.targets import BLANK, CHARACTERS, DIGITS, IGNORE, LONGEST_NUMBER
 
 NO_TEXT_WEIGHT = 0.1
-"""Weight of a patch without text: such patches are many, and all those of one region have one target."""
+"""Weight of a patch without text; such patches are many, and all of a region have the same target."""
 
 
 def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
     """Cross-entropy averaged over each sample's answer tokens, then over samples.
 
-    So long answers weigh no more than short ones.
+    Thus long answers weigh no more than short ones.
     """
     losses_BL = functional.cross_entropy(
         logits_BLV.transpose(1, 2).float(), labels_BL, ignore_index=IGNORE, reduction="none"
@@ -30,8 +30,8 @@ def answer_loss(logits_BLV: Tensor, labels_BL: Tensor) -> Tensor:
 def name_loss(states_BND: Tensor, embedding_VD: Tensor, names_BN2: Tensor, has_text_BN: Tensor) -> Tensor:
     """Cross-entropy of each patch's state against the embeddings of the two names of its content.
 
-    A patch of text has the names of its line: the question that the line answers, and its word. Without this
-    loss the language model learns to read, but long confuses the lines of a page.
+    A patch of text has two names: the question that its line answers, and its word. Without this loss the
+    language model learns to read, but confuses the lines of a page for a long time.
     """
     logits_BNV = functional.linear(normalise_states(states_BND), embedding_VD)
     weights_BN2 = torch.where(has_text_BN, 1.0, NO_TEXT_WEIGHT).unsqueeze(-1).expand_as(names_BN2)
@@ -53,7 +53,7 @@ class CharacterHeads(nn.Module):
 
 
 class DigitHeads(nn.Module):
-    """A linear head for each place of a number: predicts the digits up to each patch of text."""
+    """One linear head per place of a number: a patch of text predicts the digits of its line up to itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

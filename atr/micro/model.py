@@ -37,7 +37,7 @@ def build_processor(
 ) -> LlavaProcessor:
     """A processor whose tokens are special tokens, digits and the words of `vocabulary`.
 
-    Without `image_processor`, that of a published tower, pixels are scaled to -1 .. 1.
+    `image_processor` is that of a published tower; without one, pixels are scaled to -1..1.
     """
     return LlavaProcessor(
         image_processor=image_processor
@@ -56,7 +56,7 @@ def build_processor(
 
 
 def _build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer; numbers are split into digits, and joined again when decoded."""
+    """A word-level tokenizer; numbers are split into digits, and joined when decoded."""
     tokens = [*SPECIAL_TOKENS, *"0123456789", *dict.fromkeys(vocabulary)]
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -82,8 +82,8 @@ def build_model(
 ) -> LlavaForConditionalGeneration:
     """A randomly initialised Llava: CLIP tower, two-layer projector and Llama, all `width` wide.
 
-    `vision_feature_layer` is -1, so that no tower layer is computed in vain. Patch positions start as a 2-D
-    sine, and the tower's attention by `_initialise_mimetic`, with which it learns to read in fewer steps.
+    `vision_feature_layer` is -1, so that every tower layer is used. Patch positions are initialised as a 2-D
+    sine and the tower's attention by `_initialise_mimetic`, so that it learns to read in fewer steps.
     """
     vision = CLIPVisionConfig(
         hidden_size=width,
@@ -106,7 +106,7 @@ def build_model(
 
 @torch.no_grad()
 def _initialise_mimetic(attention: CLIPAttention) -> None:
-    """Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, ICML 2023.
+    """Initialise as in Trockman and Kolter, Mimetic Initialization of Self-Attention Layers, ICML 2023.
 
     In each head the product of query and key weights is 0.7 (I + Z), truncated to the head's rank; the
     product of value and output weights is -0.4 (I + Z). Z is normal noise of variance 1 / width.
@@ -139,7 +139,7 @@ def build_model_on_tower(
     trained: LlavaForConditionalGeneration,
     new_layers: int,
 ) -> LlavaForConditionalGeneration:
-    """A Llava of the frozen DINOv2 `tower`, read at `layer`, and the language model of `trained`.
+    """A Llava with the frozen DINOv2 `tower`, read at `layer`, and the language model of `trained`.
 
     The projector and the first `new_layers` layers of the language model are new; these layers start as
     identities. `tower` is the hub id that the configuration records, `path` the folder of its weights. Raises

@@ -91,7 +91,7 @@ def render_card(params: MicroParams, scores: Mapping[str, float], minutes: float
 def render_dinov2_card(
     params: MicroParams, probe: Mapping[str, Any], scores: Mapping[str, float], minutes: float
 ) -> str:
-    """As `render_card`, with the probe's accuracies by which the layer was chosen."""
+    """Like `render_card`, with the accuracies of the probe that chose the layer."""
     recipe, features = params.micro_dinov2, params.micro_features
     encoder, accuracy = ENCODERS["dinov2-small"], probe["accuracy"]
     layers = [str(layer) for layer in range(1, 1 + max(map(len, accuracy.values())))]

@@ -1,4 +1,4 @@
-"""Writes a trained micro model as a folder of transformers, with its held-out scores in a model card."""
+"""Writes a trained micro model as a transformers folder, with its held-out scores in a model card."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ def write_model_folder(
 ) -> dict[str, float]:
     """Write the folder `home`, complete or not at all; return the saved model's scores by benchmark.
 
-    Scores are exact match in float32 on held-out questions; `render` makes the model card from them.
+    Scores are exact match in float32 on held-out questions; `render` makes the model card of them.
     """
     with whole_folder(home) as folder:
         save(folder)

@@ -1,4 +1,4 @@
-"""The trainings of the micro world: a dataclass for each section of data/micro/params.yaml."""
+"""The parameters of the micro world: a dataclass for each section of data/micro/params.yaml."""
 
 from dataclasses import field
 from pathlib import Path
@@ -53,19 +53,19 @@ class Recipe:
     reading: Share = 0.35
     """Fraction of the steps in which the model only learns to read; without them it learns nothing."""
     reading_weight: Share = 0.3
-    """Weight of the reading and naming losses afterwards, so that reading is not unlearned."""
+    """Weight of the patch losses after the reading phase, so that reading is not unlearned."""
     batch_size: Count = 8
     """Images per step; smaller batches learn more from the same images."""
     learning_rate: LearningRate = 5e-4
     """Peak learning rate of AdamW; training stalls at 1e-3."""
     weight_decay: Share = 0.05
-    """AdamW's."""
+    """Weight decay of AdamW."""
     warmup_steps: Count = 200
-    """Steps of the linear rise of the learning rate."""
+    """Steps of linear warm-up of the learning rate."""
     constant: Share = 0.6
     """Fraction of the steps before the learning rate falls linearly to 2 %."""
     epochs: Count = 20
-    """Parts of the training; each ends with a checkpoint and an evaluation on validation questions."""
+    """Equal parts of the training; each ends with a checkpoint and a score on validation questions."""
     workers: Workers = 1
     """Processes that draw images; 0 draws in the main process."""
     compile: bool = True
@@ -82,18 +82,16 @@ class Recipe:
 
 @dataclass(frozen=True, config=STRICT)
 class Micro(Recipe):
-    """Training of the first model, whose tower learns with it."""
+    """Training of the first model, tower included."""
 
     width: Annotated[int, AfterValidator(_check_width)] = 192
     """Channels of tower, projector and language model, 64 per attention head."""
     layers: LayerCount = 4
     """Transformer layers of the tower."""
     reading_layer: int = 2
-    """Layer of the tower after which patches are trained to read their characters, as again after the
-    last."""
+    """Tower layer whose patches learn to read their characters, as do those of the last layer."""
     naming_layer: int = 3
-    """Layer of the tower after which patches are trained to name what they show, as again after the
-    projector."""
+    """Tower layer whose patches learn to name what they show, as do those of the projector."""
     text_layers: LayerCount = 4
     """Layers of the language model."""
 
@@ -109,39 +107,39 @@ class Micro(Recipe):
 class MicroDinov2(Recipe):
     """Training of the second model, on stored features of the frozen encoder dinov2-small.
 
-    Its language model is the first model's, which can look up what a question asks for, on top of
-    `new_layers` new layers. These let each patch attend to earlier ones, as a frozen tower's features of a
-    value hold little about its key.
+    Its language model has `new_layers` new layers below those of the first model, which can already look up
+    what a question asks for. In the new layers each patch attends to earlier ones, because a frozen tower's
+    features of a value hold little information on its key.
     """
 
     new_layers: Annotated[int, Field(ge=0, le=LAYERS)] = 2
-    """New layers after which a patch is trained to name what it shows. Without the first model above them the
-    naming loss on held-out lessons, averaged over all patches, was 1.63 after 240 steps, against 1.87 at the
-    projector."""
+    """New layers; after the last of them patches learn to name what they show. In a test without the first
+    model's layers above, the held-out naming loss, averaged over all patches, was 1.63 after 240 steps, and
+    1.87 if applied at the projector."""
     compile: bool = False
     """Compile the language model; no faster on a CPU when a layer's hidden states are needed."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class MicroProbe:
-    """At which layer and image size characters can be read from the encoder dinov2-small."""
+    """The probe that finds the layer and image size at which dinov2-small encodes characters best."""
 
     images: Annotated[int, Field(ge=4, le=2**31 - 1)] = 400
-    """Lessons whose patches the probes learn from; a quarter as many more are held out."""
+    """Lessons that train the probes; another `images // 4` are held out."""
     sizes: Annotated[list[int], AfterValidator(_check_sizes)] = field(default_factory=lambda: [224, 252, 336])
     """Sides in pixels to which images are resized, multiples of the patch size 14."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class MicroFeatures:
-    """The lessons of the second model, whose images go through the frozen encoder once."""
+    """The lessons of the second model, whose images the frozen encoder encodes once."""
 
     images: Annotated[int, Field(ge=2, le=2**31 - 1)] = 24000
     """Lessons; each is used many times, with other questions or in another order."""
     reading: OpenFraction = 0.3
-    """Fraction of the lessons that is full of text, for the first phase; the others come with questions."""
+    """Fraction of the lessons that are for the reading phase; the others are for the answering phase."""
     charts: Share = 0.3
-    """Fraction of charts in both kinds of lessons: they take longest to learn, see `MicroTraining`."""
+    """Fraction of charts in both phases; they take longest to learn, see `MicroTraining`."""
     batch_size: Count = 16
     """Images per step on each device."""
     workers: Workers = 0
@@ -149,7 +147,7 @@ class MicroFeatures:
 
     @property
     def reading_images(self) -> int:
-        """Number of reading lessons, the first ones of the store."""
+        """Number of lessons of the reading phase, which come first in the store."""
         return round(self.images * self.reading)
 
     @model_validator(mode="after")
@@ -193,5 +191,5 @@ def load_micro(stage: str, path: str | Path = "") -> MicroParams:
 
 
 def load_micro_or_exit(stage: str, path: str | Path = "") -> MicroParams:
-    """Return what `load_micro` does; if it raises, print its one line to stderr and exit with 2."""
+    """Return what `load_micro` does; if it raises ConfigError, print its line to stderr and exit with 2."""
     return cast(MicroParams, loader.load_or_exit(stage, path, PARAMETERS))

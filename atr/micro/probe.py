@@ -25,7 +25,7 @@ class TextPatches:
     """The patches of some lessons that contain characters."""
 
     states_LPD: Tensor
-    """bfloat16, as in a feature store; starts with layer 1 of the tower."""
+    """bfloat16, as in a feature store; index 0 is layer 1 of the tower."""
     characters_P2: Tensor
     """Classes of the first and second character, BLANK if there is no second."""
 
@@ -53,7 +53,7 @@ def collect_text_patches(
 
 
 def measure_accuracies(training: TextPatches, held_out: TextPatches, seed: int) -> list[float]:
-    """For each layer, the fraction of held-out characters that a two-layer probe on it names correctly."""
+    """For each layer, the fraction of held-out characters that a two-layer probe predicts correctly."""
     layers = zip(training.states_LPD, held_out.states_LPD, strict=True)
     return [
         _measure_accuracy(_train(seen_PD, training.characters_P2, seed), unseen_PD, held_out.characters_P2)
@@ -83,7 +83,7 @@ def _train(states_PD: Tensor, characters_P2: Tensor, seed: int) -> nn.Module:
 
 @torch.inference_mode()
 def _measure_accuracy(probe: nn.Module, states_PD: Tensor, characters_P2: Tensor) -> float:
-    """Blank slots do not count: a patch with one character counts once."""
+    """Fraction of characters predicted correctly; blanks do not count."""
     predicted_P2 = probe(states_PD.float()).unflatten(-1, (-1, 2)).argmax(1)
     has_character_P2 = characters_P2 != BLANK
     accuracy: float = (predicted_P2 == characters_P2)[has_character_P2].float().mean().item()

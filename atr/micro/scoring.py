@@ -1,4 +1,4 @@
-"""Scores a micro model on a benchmark, all visual tokens kept."""
+"""Scores a micro model on a benchmark with all visual tokens."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def score_benchmark(
     count: int,
     seed: int,
 ) -> float:
-    """Exact match of greedy answers to one question of each of `count` images."""
+    """Exact match of greedy answers to one question on each of `count` images."""
     samples = [sample(benchmark, split, index, seed) for index in range(count)]
     questions, references = zip(*(item.turns[0] for item in samples), strict=True)
     answers = generate_answers(model, processor, [item.image for item in samples], questions)

@@ -1,4 +1,4 @@
-"""What a micro model learns from a lesson: the answers' tokens, and the content of each image patch.
+"""Training targets of a lesson: the answers' tokens, and the content of each image patch.
 
 Shapes: B lessons, L text tokens, N patches in raster order.
 """
@@ -15,14 +15,14 @@ from atr.micro.model import PATCH
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 BLANK, OTHER = 0, 1
-"""Classes of no character and of any other character; those of CHARACTERS follow from 2."""
+"""Classes of no character, and of a character not in CHARACTERS, whose classes start at 2."""
 DIGITS, LONGEST_NUMBER = "0123456789", 4
 IGNORE = -100
 TURN_TOKENS = 36
-"""Most text tokens of one lesson: six lines of a page with four digits each."""
+"""Maximum number of text tokens of a lesson: six lines of a page with four digits each."""
 
 LessonInput = tuple[Tensor, Sample]
-"""An image as uint8 (H, W, 3), or its stored features (N, D); and the lesson it belongs to."""
+"""An image as uint8 (H, W, 3) or its stored features (N, D), and its lesson."""
 
 
 class Collator:
@@ -76,7 +76,7 @@ class Collator:
     def label_names(self, lesson: Sample) -> Tensor:
         """Token ids (N, 2) of the two names of each patch's content.
 
-        Text comes before regions; a patch without either gets padding.
+        Text takes precedence over regions; a patch with neither gets padding.
         """
         names_N2 = torch.full((self.grid, self.grid, 2), self.tokenizer.pad_token_id)
         patch_size = self._patch_size(lesson)
@@ -91,7 +91,7 @@ class Collator:
         return names_N2
 
     def label_digits(self, lesson: Sample) -> Tensor:
-        """For each patch of text, the digits of the same question up to its end, in raster order: (N, 4).
+        """For each patch of text, the digits with its question up to the patch, in raster order: (N, 4).
 
         Digit d has class 1 + d and a missing digit class 0; patches without text are IGNORE.
         """

@@ -1,4 +1,4 @@
-"""Training of the micro models: a reading phase on what image patches contain, then answering as well."""
+"""Trains the micro models: first to read what image patches contain, then to answer questions as well."""
 
 import time
 from collections.abc import Callable
@@ -32,13 +32,14 @@ class TowerStates(NamedTuple):
 class MicroTraining(lightning.LightningModule):
     """Trains tower and projector to read in a first phase, and then the whole model to answer as well.
 
-    A trained tower also gets the patch losses after inner layers: first for characters, then for names. A
-    value must look up the key of its line, so keys have to be known before the last layer.
+    If the tower is trained, the patch losses also apply to inner layers: the character loss to an earlier
+    one, the name loss to a later one. A value must look up the key of its line, so keys have to be known
+    before the last layer.
 
-    With a frozen tower, projector and the first `new_layers` layers of the language model learn to read, and
-    inputs may be stored features. These layers are causal, so in a chart a value, which precedes its label,
-    cannot be named by it. Instead each patch of text predicts the digits of its question so far, so that a
-    label predicts its value.
+    If the tower is frozen, the projector and the first `new_layers` layers of the language model learn to
+    read, and inputs may be stored features. These layers are causal, and in a chart a value precedes its
+    label, so the value's patches cannot be named by the label. Instead each patch of text predicts the digits
+    of its question so far, so that a label predicts its value.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class MicroTraining(lightning.LightningModule):
             model.model.language_model.compile()
 
     def run_language_model(self, image_BND: Tensor, text_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, V) of every text token from `<s>`, the projected image, and the text before it.
+        """Logits (B, L, V) of every text token, given `<s>`, the projected image and the text before it.
 
-        Also the image patches' naming states (B, N, D): after `new_layers` layers.
+        Also returns the image patches' naming states (B, N, D), i.e. those after `new_layers` layers.
         """
         llava, tokens, layer = self.model.model, image_BND.shape[1], self.new_layers
         sequence = self._embed_sequence(image_BND, text_BL)
@@ -94,9 +95,9 @@ class MicroTraining(lightning.LightningModule):
     def patch_losses(
         self, tower: TowerStates, image_BND: Tensor, naming_BND: Tensor, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Character and name loss, each the mean over the states it is applied to.
+        """Character and name loss, each averaged over the states it applies to.
 
-        With a frozen tower the digit loss as well.
+        With a frozen tower also the digit loss.
         """
         characters_BN2, reading, naming = batch["characters"], [image_BND], [naming_BND]
         if self.trains_tower:
@@ -133,14 +134,14 @@ class MicroTraining(lightning.LightningModule):
     def validation_step(self, benchmark: str, batch_index: int) -> None:
         """Log the score on one benchmark, in the answering phase."""
         if self.global_step > count_reading_steps(self.recipe):
-            # Generation has a new shape at every step, and would be compiled again for each.
+            # Generation has a new shape at every step and would be recompiled each time.
             with torch.compiler.set_stance("force_eager"):
                 score = self.score(self.model, benchmark)
             self.log(f"validation/{benchmark}", score, prog_bar=True, batch_size=1)
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those before an interruption included."""
+        """Seconds of training so far, including those before an interruption."""
         return self._seconds_before + time.monotonic() - self._started
 
     def on_fit_start(self) -> None:
@@ -169,7 +170,7 @@ class MicroTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip gradients, which Lightning refuses to do for a fused optimizer; others are 5 % slower here."""
+        """Clip gradients here: Lightning refuses to for a fused optimizer, which makes steps 5 % faster."""
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def _rate(self, step: int) -> float:
@@ -195,14 +196,14 @@ def _share_first_layers(language: LlamaModel, count: int) -> LlamaModel:
 def encode_images(
     model: LlavaForConditionalGeneration, reading_layer: int, naming_layer: int, images_BHWC: Tensor
 ) -> TowerStates:
-    """States of the tower's patches after its last layer and two others, for uint8 images."""
+    """States of the patches of uint8 images after the tower's last layer and two inner ones."""
     pixels_BCHW = images_BHWC.permute(0, 3, 1, 2) / 127.5 - 1
     states = model.model.vision_tower(pixels_BCHW, output_hidden_states=True).hidden_states
     return TowerStates(*(states[layer][:, 1:] for layer in (-1, reading_layer, naming_layer)))
 
 
 def encode_stored(standardise: Callable[[Tensor], Tensor], features_BND: Tensor) -> TowerStates:
-    """Standardised features from a store, in place of a frozen tower's."""
+    """Standardise features of a store, in place of running the frozen tower."""
     return TowerStates(standardise(features_BND))
 
 
@@ -216,7 +217,8 @@ def train_micro_model(
 ) -> None:
     """Train, resuming from the last of `checkpoints` if there is one.
 
-    Always on one device: the model is too small to gain from more, and phases and lessons count its steps.
+    Always on one device: the model is too small to gain from more, and phases and lessons are counted in
+    steps of one device.
     """
     size = module.model.config.vision_config.image_size
     trainer = lightning.Trainer(

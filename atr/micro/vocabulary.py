@@ -1,4 +1,4 @@
-"""The words that the micro world writes, asks and answers with."""
+"""The words of the micro world's images, questions and answers."""
 
 from atr.datasets.photographs import PHOTOGRAPHS
 
@@ -27,7 +27,7 @@ COLOURS = {
     "purple": (140, 50, 180),
     "white": (250, 250, 250),
 }
-"""RGB of each colour of a shape; bars of charts take all but white."""
+"""RGB of each colour of shapes; bars of charts have any of them but white."""
 KINDS = ("circle", "square", "triangle")
 SIDES = ("left", "right")
 TRANSCRIBE = "transcribe"
@@ -35,6 +35,6 @@ TRANSCRIBE = "transcribe"
 
 QUESTION_WORDS = (*KEYS, *LABELS, "sign", "colour", "kind", "count", "side", "digit", "scene", TRANSCRIBE)
 ANSWER_WORDS = (*WORDS, *COLOURS, *KINDS, *SIDES, *PHOTOGRAPHS)
-"""All answers but numbers."""
+"""All words in answers; numbers are digits."""
 VOCABULARY = (*QUESTION_WORDS, *ANSWER_WORDS)
-"""The words of the tokenizer, in the order of their ids; digits and special tokens come before them."""
+"""The words of the tokenizer in the order of their ids, which follow special tokens and digits."""

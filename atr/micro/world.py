@@ -1,7 +1,7 @@
 """The micro world: six procedural benchmarks on real photographs, fonts and handwriting.
 
-Sample `index` of a split is a pure function of (seed, benchmark, split, index), so any part of the world can
-be drawn alone, in parallel, or again. The held-out split `evaluate` shares no photograph region and no
+A sample is a pure function of (seed, benchmark, split, index), so any part of the world can be drawn alone,
+in parallel, or again. The held-out split `evaluate` shares no photograph region and no
 handwriting sample with the other splits, and one font occurs only there.
 """
 
@@ -113,7 +113,7 @@ def _place_shapes(sampler: SplitSampler, number: int, radius: int, side: str) ->
     for attempt in count(1):
         if len(centres) == number:
             break
-        if attempt % 100 == 0:  # the first shapes can leave no room for the last
+        if attempt % 100 == 0:  # earlier shapes may leave no room for the last
             centres.clear()
         x = sampler.integer(radius + 2, SIZE // 2 - radius - 2)
         y = sampler.integer(radius + 2, SIZE - radius - 2)
@@ -146,4 +146,4 @@ DRAW: dict[str, Callable[[SplitSampler], Sample]] = {
     "digits": _draw_digits,
     "scenes": _draw_scenes,
 }
-"""The benchmarks, each with the function that draws an image of it."""
+"""The function that draws a sample of each benchmark."""

@@ -1,4 +1,4 @@
-"""One module per DVC stage: the only place that knows the disk layout, the parameters and tracking."""
+"""One module per DVC stage; only this package knows the disk layout, the parameters and tracking."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from atr.core.files import digest, folder_digest, sha256
 
 ENCODER_FOLDER = Path("data/encoders")
 BENCHMARK_FILES = Path("data/benchmarks")
-"""One small file for each benchmark that is evaluated: it changes when the code of the benchmark does."""
+"""One small file per evaluated benchmark; it changes when the benchmark's code does."""
 MODELS = Path("data/models")
-"""The presets of the encoder and of the model: they change when the chosen preset does."""
+"""The chosen presets of the encoder and of the vision-language model, as JSON."""
 PRETRAIN_IMAGES = Path("data/prepared/pretrain")
 EVALUATE_IMAGES = Path("data/prepared/evaluate")
 PRETRAIN_FEATURES = Path("data/features/pretrain")
@@ -29,7 +29,7 @@ SPLITS = {
 }
 STORE = PRETRAIN_FEATURES / "manifest.json"
 COMPONENTS = "components.png"
-"""Beside the features of each split: two photographs and the principal components of their features."""
+"""Picture beside the features of each split: two photographs, and a PCA of their features."""
 PRETRAIN = Path("experiments/pretrain")
 SELECTOR = PRETRAIN / "selector"
 AUTOENCODER = PRETRAIN / "autoencoder"
@@ -48,7 +48,7 @@ ROBUSTNESS = Path("experiments/robustness")
 REPORT = Path("experiments/report")
 
 STATISTICS = 1024
-"""Training images that measure the mean and deviation of the features."""
+"""Number of training images from which the features' mean and standard deviation are estimated."""
 
 
 def weights_of(reducer: str) -> Path:
@@ -59,8 +59,8 @@ def weights_of(reducer: str) -> Path:
 def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
     """Everything a stage's results depend on; it names unfinished work, so that stale work is never resumed.
 
-    Parameters, the files and folders it reads, libraries, and our code: DVC reruns a stage for uncommitted
-    changes too, and what the former code computed must not pass for the result of the new one.
+    These are its parameters, the files and folders that it `read`s, library versions and the package's code:
+    DVC reruns a stage for uncommitted changes too, and results of older code must not pass for new ones.
     """
     return {
         "params": params.raw(),
@@ -73,9 +73,9 @@ def depends_on(params: config.Params, *read: Path | str) -> dict[str, Any]:
 
 
 def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
-    """Path, without suffix, of the answers of a stopped evaluation; they stay until another one ends.
+    """Path, without suffix, of the answers of an interrupted evaluation; kept until another one ends.
 
-    The name is a hash of everything an answer depends on: `known` of commits and of the machine, and
+    Its name is a hash of everything an answer depends on: `known` (commits, hardware, the reducer's file) and
     `depends_on`.
     """
     manifests = [folder / "manifest.json" for folder in (EVALUATE_IMAGES, EVALUATE_FEATURES)]
@@ -86,11 +86,11 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
 
 
 NO_BUDGET = "takes no budget"
-"""Why a reducer is left out of what is measured at given budgets."""
+"""Recorded reason for leaving a reducer out of measurements at given budgets."""
 
 
 class Terminated(BaseException):
-    """SIGTERM reached the stage; passes through every `except Exception` on its way out."""
+    """The stage received SIGTERM; a BaseException, so that no `except Exception` catches it."""
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
@@ -102,10 +102,10 @@ def entry(
     main: Callable[[Any], None],
     load_or_exit: Callable[[str], config.Params] = config.load_or_exit,
 ) -> None:
-    """Run one stage as a process: validated parameters in, an exit code DVC can trust out.
+    """Run one stage as a process on validated parameters, and exit with a code that DVC can rely on.
 
-    2 wrong parameters, 1 wrong input or a failed write, 130 Ctrl-C, 143 SIGTERM or the end of the dvc that
-    started it. An unexpected exception keeps its traceback.
+    Exit codes: 2 for invalid parameters, 1 for invalid input or a failed write, 130 for Ctrl-C, 143 for
+    SIGTERM or the end of the dvc process that started the stage. An unexpected exception keeps its traceback.
     """
     params = load_or_exit(stage)
     signal.signal(signal.SIGTERM, _terminate)
@@ -121,9 +121,11 @@ def entry(
 
 
 def entry_of_reducer(stage: str, main: Callable[[config.Params, str], None]) -> None:
-    """As `entry`, of a stage with a cell for each reducer: its name is the argument of the process."""
+    """Like `entry`, for a stage with one cell per reducer; the reducer is the command-line argument."""
     parser = ArgumentParser(prog=f"atr.stages.{stage}")
-    parser.add_argument("reducer", type=_known, help="a reducer of ours, or your own file without .py")
+    parser.add_argument(
+        "reducer", type=_known, help="a built-in reducer, or your own file's path without .py"
+    )
     reducer = parser.parse_args().reducer
     entry(stage, lambda params: main(params, reducer))
 
@@ -136,9 +138,9 @@ def _known(reducer: str) -> str:
 
 
 def _leave(stage: str, stop: BaseException) -> Never:
-    """Exit as the shell would name the signal; Lightning turns Ctrl-C into an exit code of 1."""
+    """Exit with the shell's code for the signal; Lightning would turn Ctrl-C into 1."""
     if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
         raise stop
     name, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
-    print(f"atr {stage}: {name}, what was not finished is left out", file=sys.stderr)
+    print(f"atr {stage}: {name}; unfinished outputs were not written", file=sys.stderr)
     sys.exit(code)

@@ -1,7 +1,7 @@
-"""Stage benchmark: a small file for each benchmark, which changes when the benchmark's code does.
+"""Stage benchmark: writes a small file per benchmark that changes when the benchmark's code does.
 
-The stages that draw questions and score answers depend on these files, and not on the code of benchmarks that
-params.yaml does not name.
+The stages that draw questions and score answers depend on these files, so that a change to a benchmark that
+params.yaml does not name reruns nothing.
 """
 
 from argparse import ArgumentParser
@@ -15,7 +15,7 @@ from atr.stages import BENCHMARK_FILES, entry
 
 
 def main(params: config.Params, benchmark: str) -> None:
-    """Check one benchmark, ours or your own; write its group and the digest of its code."""
+    """Check one benchmark, built-in or your own; write its group and the digest of its code."""
     from atr.benchmarks import benchmark_file, load_benchmark
 
     group, file = load_benchmark(benchmark).group, benchmark_file(benchmark)
@@ -27,5 +27,5 @@ def main(params: config.Params, benchmark: str) -> None:
 
 if __name__ == "__main__":
     parser = ArgumentParser(prog="atr.stages.benchmark", description=__doc__)
-    parser.add_argument("benchmark", help="a benchmark of ours, or your own file without .py")
+    parser.add_argument("benchmark", help="a built-in benchmark, or the path of your own file without .py")
     entry("benchmark", partial(main, benchmark=parser.parse_args().benchmark))

@@ -1,4 +1,4 @@
-"""Stage distill: train a selector on what the answers of the frozen language model depend on."""
+"""Stage distill: train a selector to keep the tokens that the frozen language model's answers depend on."""
 
 import random
 from functools import partial
@@ -23,7 +23,7 @@ DISTILL_CHECKPOINTS = DISTILL / "checkpoints"
 
 
 def main(params: config.Params) -> None:
-    """Train, or resume a training of the same parameters and features; write selector and metrics."""
+    """Train, or resume a training with the same parameters and inputs; write selector and metrics."""
     from atr.core import tracking
 
     with tracking.run("distill", params) as run:
@@ -61,17 +61,17 @@ def main(params: config.Params) -> None:
 
 
 def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
-    """The frozen model, with the same inputs as in stage evaluate."""
+    """The frozen model, on the same inputs as in stage evaluate."""
     import torch
 
     from atr.core.hardware import precision_of
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
-    precision, most = precision_of(params.trainer), params.distill.max_new_tokens
-    device = torch.device("cpu")  # until the trainer has a device
+    precision, max_new_tokens = precision_of(params.trainer), params.distill.max_new_tokens
+    device = torch.device("cpu")  # until the trainer moves it
     tower = partial(resolve_weights, folder=ENCODER_FOLDER)
-    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=most)
+    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=max_new_tokens)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 

@@ -1,4 +1,4 @@
-"""Stage evaluate: answer every evaluation question with one reducer at every kept fraction, and score."""
+"""Stage evaluate: answer and score every evaluation question with one reducer at every kept fraction."""
 
 import sys
 from functools import partial
@@ -19,7 +19,7 @@ from atr.stages import (
 
 
 def main(params: config.Params, reducer: str) -> None:
-    """Write results.jsonl, summary.json and masks.json, all or none; an interrupted run is resumed."""
+    """Write results.jsonl, summary.json and masks.json together; an interrupted run is resumed."""
     from atr.core import tracking
 
     with tracking.run("evaluate", params, part=reducer) as run:
@@ -45,7 +45,7 @@ def main(params: config.Params, reducer: str) -> None:
         seeds, weights = {trial.seed for trial in trials}, weights_of(reducer)
         reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
         batches = generator.batches(questions, evaluate.batch_size)
-        # Commit and parameters do not cover the user's own file.
+        # The package's code and the parameters do not include a reducer file of the user's own.
         path = unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
         share, resumed = (fabric.global_rank, fabric.world_size), UnfinishedRows(path, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, resumed)
@@ -79,7 +79,7 @@ def _load_generator(params: config.Params, fabric: Any) -> Any:
 
 
 def _trials(params: config.Params, reducer: str, generator: Any, fabric: Any) -> list[Any]:
-    """The trials of a reducer at the kept fractions that it can reach; the others are named on stderr."""
+    """Trials of the reducer at the kept fractions that it can reach; prints the others to stderr."""
     from atr.benchmarks.runner import trials_of
 
     keep = generator.reachable(reducer, params.evaluate.keep)

@@ -9,11 +9,11 @@ from atr.core.files import write_bytes
 from atr.stages import COMPONENTS, ENCODER_FOLDER, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
-"""Photographs in the picture of the features, the same for all encoders, so that they can be compared."""
+"""Photographs in the PCA picture; the same for all encoders, so that they can be compared."""
 
 
 def main(params: config.Params, split: str) -> None:
-    """Encode the images of `split`, "pretrain" or "evaluate"; the store's manifest is written last."""
+    """Encode the images of `split`, "pretrain" or "evaluate"; write the store's manifest last."""
     from atr.core import tracking
 
     with tracking.run("extract", params, part=split) as run:
@@ -46,7 +46,7 @@ def main(params: config.Params, split: str) -> None:
 
 
 def _parameters(params: config.Params, layer: int) -> dict[str, object]:
-    """The parameters that the features depend on, which readers of the store check."""
+    """The parameters that the features depend on; readers of the store check them."""
     from atr.core.hardware import precision_of
 
     return {

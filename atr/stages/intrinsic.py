@@ -1,4 +1,4 @@
-"""Stage intrinsic: what one reducer keeps of held-out images, measured without a language model."""
+"""Stage intrinsic: measure one reducer on held-out images without a language model."""
 
 from collections.abc import Iterator, Set
 from functools import cache, partial
@@ -48,7 +48,7 @@ def main(params: config.Params, reducer: str) -> None:
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
-    """Lines, masks and stability, or why the reducer is left out."""
+    """Its lines, masks and stability, or the reason why the reducer is left out."""
     from lightning.fabric import Fabric
 
     from atr.core.hardware import resolved
@@ -60,22 +60,22 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
     with device:
-        drawn: Any = [build_reducer(reducer, seed, weights_of(reducer)) for seed in range(seeds)]
+        by_seed: Any = [build_reducer(reducer, seed, weights_of(reducer)) for seed in range(seeds)]
     computed = resolved("32-true", device)
-    if left_out := intrinsic.why_not_measurable(drawn[0], ENCODER_SIGNALS):
+    if left_out := intrinsic.why_not_measurable(by_seed[0], ENCODER_SIGNALS):
         return {**NOTHING, "left_out": left_out, "resolved": computed}
     nets = {
         name: FeatureAutoencoder.from_pretrained(folder).to(device)
         for name, folder in (("reconstruction", AUTOENCODER), ("reconstruction_random", RANDOM_MASKS))
     }
-    images, names, stored = _held_out(params, drawn[0].needs, device)
+    images, names, stored = _held_out(params, by_seed[0].needs, device)
     keep, overlap_keep = params.evaluate.keep, params.intrinsic.overlap_keep
-    kept = intrinsic.kept_indices(drawn, images, overlap_keep)
+    kept = intrinsic.kept_indices(by_seed, images, overlap_keep)
     stability = None
     if reducer == "selector" and (others := sorted(RANDOM_MASKS.parent.glob("selector-*"))):
         stability = intrinsic.selector_stability(_selectors(others, device), images, keep)
     return {
-        "lines": intrinsic.measure_lines(drawn, nets, images, keep),
+        "lines": intrinsic.measure_lines(by_seed, nets, images, keep),
         "masks": {"keep": overlap_keep, "images": names, "kept": kept} if kept else None,
         "stability": stability,
         "left_out": "",
@@ -84,7 +84,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
 
 
 def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
-    """The trained selector and those of other seeds."""
+    """The selector of stage pretrain, and those trained with other seeds."""
     from atr.reduction import FeatureSelector
     from atr.stages import SELECTOR
 
@@ -94,7 +94,7 @@ def _selectors(others: list[Any], device: "torch.device") -> list[Any]:
 def _held_out(
     params: config.Params, needs: Set[str], device: "torch.device"
 ) -> tuple[list["HeldOutBatch"], list[str], dict[str, Any]]:
-    """Images at even steps through all, their names, and how their features were computed."""
+    """Batches of evenly spaced held-out images, the image names, and how the features were computed."""
     from atr.datasets import PreparedImages, load_text_centres
     from atr.features.signals import load_store_encoder, observe_signals, sample_evenly
     from atr.features.store import FeatureStore

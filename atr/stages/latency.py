@@ -1,4 +1,4 @@
-"""Stage latency: the time that the selection of one reducer takes."""
+"""Stage latency: measure how long one reducer takes to select tokens."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from atr.stages.prefill import load_model
 
 
 def main(params: config.Params, reducer: str) -> None:
-    """Time one reducer at each of `latency.kept` and `latency.batches`; write its metrics.json."""
+    """Time one reducer at every `latency.kept` and `latency.batches`; write its metrics.json."""
     from atr.core import tracking
 
     with tracking.run("latency", params, part=reducer) as run:

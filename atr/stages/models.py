@@ -1,6 +1,6 @@
-"""Stage models: the encoder and the model that params.yaml names, as their presets describe them.
+"""Stage models: writes the presets of the encoder and the model that params.yaml names.
 
-The stages that use them depend on these two files, and not on presets that params.yaml does not name.
+The stages that use them depend on these two files, so that a change to another preset reruns nothing.
 """
 
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Stage prefill: the time of the language model's prefill, which fewer visual tokens shorten."""
+"""Stage prefill: measure the language model's prefill time, which fewer visual tokens shorten."""
 
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from atr.stages import ENCODER_FOLDER, PREFILL, entry
 
 
 def main(params: config.Params) -> None:
-    """Time the prefill of all tokens of an image and of each of `latency.kept`; write metrics.json."""
+    """Time the prefill of all tokens of an image and of every `latency.kept`; write metrics.json."""
     from atr.core import tracking
 
     with tracking.run("prefill", params) as run:
@@ -33,7 +33,7 @@ def main(params: config.Params) -> None:
 
 
 def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
-    """The model on the first device in the precision of the trainer, and what results record of both."""
+    """The model on the first device in the trainer's precision, and the record of device and model."""
     from lightning.fabric import Fabric
 
     from atr.core.hardware import precision_of, resolved

@@ -1,4 +1,4 @@
-"""DVC stage prepare: the images to pretrain on and the questions to evaluate with, on disk."""
+"""Stage prepare: write the images to pretrain on and the questions to evaluate with."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -57,7 +57,7 @@ def main(params: config.Params) -> None:
 
 
 def _questions(benchmark: "Benchmark", params: config.Params) -> "Iterator[Pictured]":
-    """Questions of a benchmark with their images; a missing dataset is found before any image is written."""
+    """Questions of a benchmark with their images; a missing dataset raises before any image is written."""
     from atr.benchmarks import DrawingModule
     from atr.datasets import drawn, evaluation, parquet
 
@@ -73,14 +73,17 @@ def _questions(benchmark: "Benchmark", params: config.Params) -> "Iterator[Pictu
 
 
 def _check_scores(benchmark: "Benchmark", pictured: "Iterable[Pictured]") -> "Iterator[Pictured]":
-    """Score each question's first answer, so that a broken score() is found before any model answers."""
+    """Score each question's first answer, so that a broken score() fails before any model answers."""
     for question, images in pictured:
         benchmark.score(question.answers[0], question)
         yield question, images
 
 
 def _parameters(params: config.Params) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the pretraining images and the questions depend on: another benchmark must not train again."""
+    """Parameters of the pretraining images and of the questions.
+
+    They are kept apart so that adding a benchmark does not retrain the selector.
+    """
     prepare = params.raw()["prepare"]
     drawn = {"benchmarks"} if prepare["source"] == "micro" else set()
     pretraining, questions = (
@@ -91,7 +94,7 @@ def _parameters(params: config.Params) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _commits(prepare: "Prepare", sources: "Iterable[object]") -> dict[str, str]:
-    """The commits of the hub's datasets among the sources."""
+    """The commits of those sources that are datasets of the hub."""
     from atr.benchmarks import HubDataset
     from atr.datasets import parquet
 

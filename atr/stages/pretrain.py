@@ -23,7 +23,7 @@ PRETRAIN_CHECKPOINTS = PRETRAIN / "checkpoints"
 
 
 def main(params: config.Params) -> None:
-    """Train, or resume a training of the same parameters and features; write selector and metrics."""
+    """Train, or resume a training with the same parameters and features; write selector and metrics."""
     from atr.core import tracking
 
     with tracking.run("pretrain", params) as run, TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Stage reconstructor: what all intrinsic measures share, a reconstructor that no selector has taught."""
+"""Stage reconstructor: train the reconstructor on random masks that all cells of stage intrinsic share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(params: config.Params) -> None:
-    """Train the reconstructor on random masks, and selectors of further seeds for the stability."""
+    """Train the reconstructor, and selectors with further seeds to measure the selector's stability."""
     from atr.core import tracking
 
     with tracking.run("reconstructor", params) as run:
@@ -43,7 +43,7 @@ def main(params: config.Params) -> None:
 
 
 def _train(params: config.Params, store: "FeatureStore", number: int, run: "Run") -> Any:
-    """The finished training: 0 of the reconstructor, each higher number of a selector of another seed."""
+    """The finished training of the reconstructor (number 0), or of a selector with another seed (from 1)."""
     from lightning.pytorch import seed_everything
 
     from atr.core.hardware import lightning_kwargs

@@ -1,4 +1,4 @@
-"""Stage report: draws the pages, figures and headline numbers from the results of the other stages."""
+"""Stage report: makes the pages, figures and headline numbers from the results of the other stages."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main(params: config.Params) -> None:
-    """Write the pages, numbers and figures together: a report that fails leaves the former one."""
+    """Write the pages, numbers and figures together; on failure the former report stays."""
     from atr.core import tracking
 
     with tracking.run("report", params) as run:
@@ -58,7 +58,7 @@ def _write(folder: Path, report: "ReportContent") -> None:
 
 
 def _log(run: "Run", numbers: dict[str, Any]) -> None:
-    """Log numbers by kept fraction as curves over the percentage kept, all others as single numbers."""
+    """Log numbers per kept fraction as curves over the kept percentage, and all others as single numbers."""
     single = dict(numbers)
     for section in ("differences", "intrinsic"):
         for keep, values in single.pop(section, {}).items():
@@ -67,7 +67,7 @@ def _log(run: "Run", numbers: dict[str, Any]) -> None:
 
 
 def _metrics(nested: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested numbers by one name each; MLflow allows no @ in the name of a metric."""
+    """Flatten nested numbers to metric names; MLflow allows no @ in them."""
     from atr.reporting.cells import flatten
 
     return {name.replace("@", " at "): value for name, value in flatten(nested, prefix, "/").items()}

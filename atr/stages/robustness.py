@@ -1,4 +1,4 @@
-"""Stage robustness: how a reducer's tokens and answers change where deployment differs from training."""
+"""Stage robustness: how a reducer's tokens and answers change in deployments unlike its training."""
 
 from dataclasses import replace
 from functools import partial
@@ -58,7 +58,7 @@ def _left_out(reason: str) -> dict[str, Any]:
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
-    """The changes of one reducer under each variant; those of `full` are not due to any selection."""
+    """The changes of one reducer under each variant; `full` shows the changes without any selection."""
     from atr.benchmarks import load_benchmark
     from atr.core.hardware import resolved
     from atr.datasets import load_questions, photographs
@@ -72,7 +72,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     built = generator.reducer(reducer, 0, weights_of(reducer))
     if isinstance(built, LayerReducer):
         return _left_out("chooses between the layers of a language model")
-    # Larger than the tower's images, these show what a resize changes.
+    # The photographs are larger than the tower's input, so a changed resize matters.
     pictures = SimpleNamespace(image=photographs.photograph)
     source = ImageInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)
     is_full = catalog.reducer_traits(reducer).budget == "all"
@@ -91,7 +91,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
 
 
 def _generator(params: config.Params) -> "Generator":
-    """The model in the reference deployment, which reads the held-out images themselves."""
+    """The model in the reference deployment; it reads the held-out images, not their stored features."""
     import torch
     from lightning.fabric import Fabric
 

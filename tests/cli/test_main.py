@@ -48,7 +48,7 @@ def test_plan_tells_the_costs_and_writes_nothing(project, capsys):
 def test_what_does_not_fit_is_a_warning_and_no_refusal(project, capsys):
     command.main(["overlay", str(NEXT), "--set", "prepare.images=20"])
     command.main(["plan"])
-    assert "warning: pretrain.batch_size: 19 images are not one batch" in capsys.readouterr().err
+    assert "warning: pretrain.batch_size: 19 images are fewer than one batch" in capsys.readouterr().err
 
 
 def test_overlay_tells_what_it_changed(project, capsys):

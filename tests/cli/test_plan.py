@@ -303,7 +303,7 @@ def test_an_unknown_encoder_is_said_to_be_unknown(planned):
     assert "some/model: unknown tokens an image" in text
     size, pair = plan.warnings(costs, ROOMY)
     assert size.startswith("encoder: tokens and width of some/tower are unknown")
-    assert pair.startswith("vlm: whether it reads the features of some/tower shows when it is loaded")
+    assert pair.startswith("vlm: only stage distill, which loads it, can tell")
 
 
 @pytest.mark.parametrize(

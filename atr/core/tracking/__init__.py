@@ -1,7 +1,7 @@
 """Logging to MLflow: every execution of a stage is one run, nested under the run of its pipeline.
 
-MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and a failing log costs no
-result. This package alone imports mlflow, and only when a run starts, as the import takes more than a second.
+MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and no result is lost if logging
+fails. Only this package imports mlflow, and only when a run starts, as the import takes over a second.
 """
 
 import os
@@ -106,7 +106,7 @@ class _Tracked:
             self._send_again()
 
     def _send(self, what: str, call: unlogged.LogCall) -> None:
-        """Log a call; after the first failure only save it, as waiting for a dead server would take hours."""
+        """Log a call; after a failure only save calls, as waiting for a dead server would take hours."""
         if not self._failed:
             try:
                 return unlogged.log_call(self._client, call)
@@ -172,7 +172,7 @@ def _start(stage: str, params: config.Params, part: str) -> _Tracked:
 def _find_or_create_parent(
     client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params
 ) -> str:
-    """Id of the pipeline's run: of an earlier stage's, or of a new one with all parameters."""
+    """Id of the pipeline's run: the one an earlier stage created, or a new one with all parameters."""
     pipeline = tags["pipeline"]
     parents = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
     if parents:
@@ -196,10 +196,9 @@ def _create_run(
 
 
 def _pipeline_id() -> str:
-    """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, or a hash of its dvc process."""
-    given = os.environ.get("ATR_PIPELINE")
-    if given:
-        return given
+    """Id shared by all stages of one `dvc repro`: ATR_PIPELINE, a hash of the dvc process, or random."""
+    if pipeline := os.environ.get("ATR_PIPELINE"):
+        return pipeline
     if process := lifetime.find_dvc():
         # In minutes: the reported start time moves by a second when the system clock is adjusted.
         start = int(process.create_time() // 60)

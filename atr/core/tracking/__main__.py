@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Send the saved calls of all runs; exits with 1 and one line for each run that stays unsent."""
+    """Send the saved calls of all runs; if any run fails, print a line for each and exit with 1."""
     failed = False
     try:
         with store.log_errors():

@@ -42,10 +42,8 @@ def project_folder() -> Path:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the project's database; with an absolute path if it is a database."""
-    given = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE}"
-    return (
-        f"{_SQLITE}{project_folder() / given.removeprefix(_SQLITE)}" if given.startswith(_SQLITE) else given
-    )
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE}"
+    return f"{_SQLITE}{project_folder() / uri.removeprefix(_SQLITE)}" if uri.startswith(_SQLITE) else uri
 
 
 def uri_without_password() -> str:

@@ -34,4 +34,4 @@ class TrainingLogger(Logger):
         self._log(metrics, step or 0)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the stage's parameters are logged when its run starts."""
+        """Do nothing, as the stage's parameters are logged when its run starts."""

@@ -1,4 +1,4 @@
-"""Log calls that failed: saved in the project, and sent later.
+"""Saves log calls that failed in the project, to be sent later.
 
 `experiments/unlogged/<run id>` holds `calls.jsonl`, one call per line, and numbered folders with copies of
 the artifacts, as the originals may be changed or gone when they are sent.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 UNLOGGED_FOLDER = Path("experiments/unlogged")
 _CALLS = "calls.jsonl"
 _BATCH = 1000
-"""Most metrics that MLflow accepts in one call."""
+"""Maximum number of metrics that MLflow accepts in one call."""
 
 LogCall = dict[str, Any]
 """The id `run`, with one of: `metrics`, a list of (key, value, milliseconds, step); `status` with the time
@@ -78,7 +78,7 @@ def send_calls(client: "MlflowClient", folder: Path) -> None:
 
 
 def _lock(folder: Path) -> FileLock:
-    """Lock against saving a call while its folder is being sent and removed."""
+    """A lock, so that no call is saved to a folder while it is sent and removed."""
     return FileLock(folder.parent / ".lock")
 
 

@@ -19,7 +19,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """A LLaVA, a selector, and the options of `atr.vlm.reduce.reduce`, with its meanings and defaults.
+    """A LLaVA, a selector, and the options of `atr.vlm.reduce.reduce`, which explains them.
 
     `pretrained` and `selector` are folders or hub ids. `keep` is a fraction if written as a float (1.0 keeps
     all tokens) and a count if written as an int (1 keeps one). `device` defaults to accelerate's choice;

@@ -24,10 +24,10 @@ MEDIA = ("text", "image")
 class AtrLlava(lmms):  # type: ignore[misc]
     """Llava, LlavaNext or LlavaOnevision with its visual tokens reduced by a trained selector.
 
-    Arguments and their errors: `atr.integrations.lmms_eval.arguments.Arguments`. With several processes each
-    holds a whole model. Of a task's generation_kwargs the fields of `Decoding` are used and the others
-    ignored, `until` included, as in lmms-eval's own `llava_hf`: an answer ends with the end token or at its
-    limit.
+    Arguments and their errors: `atr.integrations.lmms_eval.arguments.Arguments`. Each of several
+    processes holds a whole model. Of a task's generation_kwargs only the fields of `Decoding` are used; the
+    others, `until` included, are ignored as in lmms-eval's own `llava_hf`. An answer ends with the end token
+    or at max_new_tokens.
 
     A question that cannot be answered ends the evaluation with an error that names it, because lmms-eval has
     no missing answers and would score an empty one.

@@ -1,6 +1,6 @@
 """Digest of a selector among the model arguments, so that lmms-eval's cache never returns stale answers.
 
-lmms-eval looks up cached answers (`--use_cache`) by the model arguments alone. A selector trained again in
+lmms-eval looks up cached answers (`--use_cache`) by the model arguments alone. A selector retrained in
 the same folder would get the answers of the former one, so with a cache the arguments must contain its
 digest.
 """
@@ -39,6 +39,6 @@ def check_selector_digest(given: str | None, selector: FeatureSelector) -> None:
 
 
 def is_cache_enabled() -> bool:
-    """Whether lmms-eval caches answers; read from its caller's frame, as it does not tell the model."""
+    """Whether lmms-eval caches answers; read from its stack frame, as it does not tell the model."""
     callers = (frame.frame for frame in inspect.stack(context=0) if frame.function == "simple_evaluate")
     return any(caller.f_locals.get("use_cache") is not None for caller in callers)

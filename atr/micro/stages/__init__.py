@@ -1,1 +1,1 @@
-"""The steps that train the micro models, started by make; none of them is a stage of DVC."""
+"""The steps that train the micro models; run by make, not by DVC."""

@@ -1,4 +1,4 @@
-"""Stage micro_features, of `make micro-dinov2`: encodes the lessons' images once with dinov2-small."""
+"""Step micro_features of `make micro-dinov2`: encodes the lessons' images with dinov2-small."""
 
 import time
 from pathlib import Path
@@ -36,7 +36,7 @@ def main(params: MicroParams) -> None:
 
 
 def store_parameters(params: MicroParams) -> dict[str, object]:
-    """Parameters of the images and their features; the training refuses a store made with others."""
+    """Parameters of the images and their features; step micro_dinov2 refuses a store with other ones."""
     section = params.micro_features
     return {
         "encoder": ENCODER.name,

@@ -1,4 +1,4 @@
-"""Stage micro_probe, of `make micro-probe`: how well characters can be read at each layer of dinov2-small."""
+"""Step micro_probe, `make micro-probe`: how well characters can be read at each layer of dinov2-small."""
 
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ def main(params: MicroParams) -> None:
 def _probe_size(path: str, size: int, images: int, seed: int) -> dict[int, float]:
     """Accuracy by layer of the encoder at `path` on images of one size in pixels.
 
-    Probes are trained on the first `images` lessons and evaluated on the next quarter as many.
+    Probes are trained on the first `images` lessons and evaluated on the `images // 4` that follow.
     """
     from atr.features.encoder import Encoder
     from atr.micro.drawing import SIZE

@@ -1,4 +1,4 @@
-"""Stage micro, of `make micro`: trains the micro world's vision-language model from scratch."""
+"""Step micro, `make micro`: trains the micro world's vision-language model from scratch."""
 
 from functools import partial
 from pathlib import Path

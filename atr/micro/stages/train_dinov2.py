@@ -1,4 +1,4 @@
-"""Stage micro_dinov2, of `make micro-dinov2`: trains the model that reads the frozen dinov2-small."""
+"""Step micro_dinov2 of `make micro-dinov2`: trains the model that reads the frozen dinov2-small."""
 
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ MODEL, CHECKPOINTS = TRAINING / "llava-dinov2", TRAINING / "checkpoints" / "llav
 
 
 def main(params: MicroParams) -> None:
-    """Write data/micro/training/llava-dinov2, as stage micro does, without the tower's weights."""
+    """Write data/micro/training/llava-dinov2, as step micro does, without the tower's weights."""
     import torch
     from lightning.pytorch import seed_everything
 
@@ -58,7 +58,7 @@ def main(params: MicroParams) -> None:
 def _build(params: MicroParams, path: str, standardise: Any) -> tuple[Any, Any]:
     """The training module around a model on the encoder at `path`, and its processor.
 
-    The language model is that of the shipped micro model. Validation runs the model as it will be saved.
+    The language model is that of the shipped micro model. Validation scores the model as it will be saved.
     """
     import torch
 
