@@ -38,7 +38,7 @@ def apply(overlay: str | Path, settings: Sequence[str] = (), path: str | Path = 
     """Write the values of `overlay`, and of `settings` ("section.key=value", which win), into `path`.
 
     Returns the changed values. Raises ConfigError, one line with key, value and what is allowed, if the
-    result is no valid parameter file. After any failure `path` is unchanged.
+    result is not a valid parameter file. After any failure `path` is unchanged.
     """
     before = config.flat(path)
     changes = _merged(config.read(overlay), settings)

@@ -43,7 +43,7 @@ def _check_own(names: list[str]) -> list[str]:
         try:
             weights = catalog.reducer_traits(name).weights
         except ValueError as error:
-            problem, _, allowed = f"is no reducer: {error}".partition(", allowed: ")
+            problem, _, allowed = f"is not a reducer: {error}".partition(", allowed: ")
             raise refusal(name, allowed or "a Python file", problem=problem) from None
         if weights:
             raise refusal(name, f"a reducer without WEIGHTS; {name}.py has {weights!r}")

@@ -36,7 +36,9 @@ def check_fractions(values: list[float], info: ValidationInfo) -> list[float]:
     """Refuse kept fractions that are out of range, or that figures and tables would print alike."""
     distinguishable = are_distinct([f"{value:g}" for value in values]) and len(values) <= 100
     if not (distinguishable and all(0 < value <= 1 for value in values)):
-        raise refusal(values, f"1 to 100 distinct fractions, 0 < {info.field_name} <= 1, of six digits")
+        raise refusal(
+            values, f"1 to 100 distinct fractions, 0 < {info.field_name} <= 1, that differ in six digits"
+        )
     return values
 
 

@@ -204,7 +204,7 @@ def build(kind: type[Section], prefix: str, values: Any) -> Section:
     hints = get_type_hints(kind, include_extras=True)
     allowed = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix[:-1]}: {abridge(values)} is no section, allowed: {join(allowed)}")
+        raise ConfigError(f"{prefix[:-1]}: {abridge(values)} is not a section, allowed: {join(allowed)}")
     for name, value in values.items():
         if name not in allowed:
             raise failure(f"{prefix}{name}", value, "is an unknown key", join(allowed))

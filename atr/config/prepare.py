@@ -43,7 +43,7 @@ def _check_own(names: list[str]) -> list[str]:
         try:
             catalog.benchmark_group(name)
         except ValueError as error:
-            problem = f"is no benchmark: {str(error).partition(', allowed: ')[0]}"
+            problem = f"is not a benchmark: {str(error).partition(', allowed: ')[0]}"
             raise refusal(name, "a Python file with GROUP = 'text' or 'general'", problem=problem) from None
     return names
 

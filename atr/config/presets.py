@@ -68,7 +68,7 @@ def _read(kind: type[Preset], path: Path) -> Preset:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}, allowed: a preset in YAML") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: {abridge(values)} is no mapping, allowed: a preset in YAML")
+        raise ConfigError(f"{path}: {abridge(values)} is not a mapping, allowed: a preset in YAML")
     return build(kind, f"{path}: ", {"name": path.stem, **values})
 
 

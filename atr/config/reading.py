@@ -28,7 +28,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}, allowed: {_ALLOWED}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: {abridge(tree)} is no mapping, allowed: {_ALLOWED}")
+        raise ConfigError(f"{path}: {abridge(tree)} is not a mapping, allowed: {_ALLOWED}")
     return {str(key): value for key, value in tree.items()}
 
 

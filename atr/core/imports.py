@@ -1,7 +1,7 @@
 """Finds the files that run when a Python module does: its own, and those it imports from the same root.
 
 Imports inside functions count, those under `if TYPE_CHECKING` do not. A module that is loaded by name (a
-reducer, a benchmark, a model family) is no import and is not found.
+reducer, a benchmark, a model family) is not an import and is not found.
 """
 
 import ast

@@ -114,7 +114,7 @@ class ListedFile:
 def check_distinct(key: str, names: Sequence[str]) -> None:
     """Raise ValueError naming the key and the first name that occurs twice."""
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"{key}: {short(twice[0])} comes twice, allowed: distinct names")
+        raise ValueError(f"{key}: {short(twice[0])} occurs twice, allowed: distinct names")
 
 
 def _refused(hint: Any, value: Any, where: str) -> ValueError:

@@ -36,7 +36,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         if values.min() >= 0 and values.max() < 2**16:
             return _from_16_bits(values)
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} (32-bit grey) is not allowed, 8 and 16 bits a channel are")
+        raise ValueError(f"mode {image.mode} (32-bit grey) is not allowed, allowed: 8 or 16 bits per channel")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")

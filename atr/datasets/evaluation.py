@@ -40,7 +40,7 @@ def sample_questions(
 ) -> Iterator[Pictured]:
     """Questions of a seeded sample of `count` units, in the benchmark's order; all if there are fewer.
 
-    Raises ValueError naming an example whose id comes twice, or whose texts are not allowed.
+    Raises ValueError naming an example whose id occurs twice, or whose texts are not allowed.
     """
     everything = list(examples)
     check_distinct(f"{benchmark}: ids of examples", [example.id for example in everything])

@@ -51,9 +51,7 @@ def _in_folder(at: Path, files: Sequence[str]) -> Iterator[Path]:
     for path in (at / name for name in files if not name.startswith(".")):
         if path.suffix.lower() in _SUFFIXES:
             if path.is_symlink() and not path.exists():
-                raise ValueError(
-                    f"{_printable(path)} is a link to nothing, allowed: pictures or links to them"
-                )
+                raise ValueError(f"{_printable(path)} is a broken link, allowed: pictures or links to them")
             if path.is_file():  # reading a pipe would wait forever
                 yield path
 

@@ -89,7 +89,7 @@ def find_files(repository: str, dataset: str, pattern: str) -> list[Path]:
         # File names on the hub contain the number of files: validation-00000-of-00003.parquet.
         count = re.search(r"-of-(\d+)", path.name)
         if count and int(count[1]) != len(paths):
-            raise ValueError(f"{folder / pattern}: {len(paths)} of {int(count[1])} files are there")
+            raise ValueError(f"{folder / pattern}: {len(paths)} of {int(count[1])} files are present")
     return paths
 
 
@@ -151,7 +151,7 @@ def join_images(table: Iterable[TableRow], paths: Sequence[Path], key: str) -> I
     images = {row["id"]: row["image"] for row in read_rows(paths, ("id", "image"))}
     for row in table:
         if row[key] not in images:
-            raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, which a row's {key} names")
+            raise ValueError(f"{paths[0]}: no image has the id {row[key]!r}, the {key} of a row")
         row["image"] = images[row[key]]
         yield row
 

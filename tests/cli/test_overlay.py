@@ -122,7 +122,7 @@ def test_a_setting_wins_over_the_file_and_has_the_type_it_has_in_yaml(params):
         ("pretrain: {keep: 1.5}", [], "pretrain.keep: 1.5 is out of range"),
         ("pretrain: {epochs: many}", [], "pretrain.epochs: 'many' has a wrong type"),
         ("pretrain: {epochs: '${seed}'}", [], "pretrain.epochs: '${seed}' is not a value"),
-        ("trainer: 8", [], "trainer: 8 is no section"),
+        ("trainer: 8", [], "trainer: 8 is not a section"),
         ("seed: {value: 1}", [], "seed: {'value': 1} has a wrong type"),
         ("encoder: no-such-tower", [], "encoder: 'no-such-tower' is unknown"),
         ("- pretrain", [], "overlay.yaml: "),

@@ -11,7 +11,7 @@ from atr.config.evaluate import Evaluate
         ("evaluate.keep", [], "fractions"),
         ("evaluate.keep", [0.5, 0.5], "distinct"),
         ("evaluate.keep", [0.5, 0.0], "0 < keep <= 1"),
-        ("evaluate.keep", [0.5, 0.5000000001], "of six digits"),
+        ("evaluate.keep", [0.5, 0.5000000001], "that differ in six digits"),
         ("evaluate.keep", [step / 200 for step in range(1, 201)], "1 to 100"),
         ("evaluate.random_seeds", 0, "1 <= random_seeds"),
         ("evaluate.batch_size", 0, "1 <= batch_size"),

@@ -85,28 +85,28 @@ def test_names_are_taken_once(project, write, message):
         (
             "evaluate.own",
             "def (:",
-            "is no reducer: mine/new.py line 1: invalid syntax, allowed: a Python file",
+            "is not a reducer: mine/new.py line 1: invalid syntax, allowed: a Python file",
         ),
         (
             "evaluate.own",
             "BUDGET = 3",
-            "is no reducer: mine/new.py: BUDGET: 3 is unknown, allowed: 'asked', ",
+            "is not a reducer: mine/new.py: BUDGET: 3 is unknown, allowed: 'asked', ",
         ),
         (
             "evaluate.own",
             'WEIGHTS = "pretrain"',
             "allowed: a reducer without WEIGHTS; mine/new.py has 'pretrain'",
         ),
-        ("evaluate.own", "\0", "is no reducer: mine/new.py"),
+        ("evaluate.own", "\0", "is not a reducer: mine/new.py"),
         (
             "prepare.own",
             "",
-            "is no benchmark: mine/new.py: GROUP: None is unknown, allowed: a Python file with",
+            "is not a benchmark: mine/new.py: GROUP: None is unknown, allowed: a Python file with",
         ),
         (
             "prepare.own",
             "1 +",
-            "is no benchmark: mine/new.py line 1: invalid syntax, allowed: a Python file with",
+            "is not a benchmark: mine/new.py line 1: invalid syntax, allowed: a Python file with",
         ),
     ],
 )

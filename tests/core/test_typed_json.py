@@ -127,5 +127,5 @@ def test_a_listed_file_lies_beside_its_manifest(name):
 
 def test_distinct_names():
     check_distinct("ids", ["a", "b"])
-    with pytest.raises(ValueError, match=r"^ids: 'b' comes twice, allowed: distinct names$"):
+    with pytest.raises(ValueError, match=r"^ids: 'b' occurs twice, allowed: distinct names$"):
         check_distinct("ids", ["a", "b", "b"])

@@ -63,7 +63,7 @@ def test_a_missing_or_edited_file_is_refused(folder):
             r"prompts.jsonl line 1: prompts: 'a' is not allowed, allowed: list",
         ),
         (['{"image": "docs/0"}'], "prompts.jsonl line 1: prompts is missing"),
-        (['{"image": "docs/0", "prompts": []}'] * 2, "prompts.jsonl: image: 'docs/0' comes twice"),
+        (['{"image": "docs/0", "prompts": []}'] * 2, "prompts.jsonl: image: 'docs/0' occurs twice"),
         (['{"image": "docs/0", "prompts": []}'], "prompts.jsonl is not the file that .* lists"),
     ],
 )

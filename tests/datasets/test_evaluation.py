@@ -109,7 +109,7 @@ def test_nothing_is_known_of_the_text_of_other_images(cells):
 
 def test_a_question_that_comes_twice_is_refused_before_any_picture_is_read():
     with pytest.raises(
-        ValueError, match=r"^chartqa: ids of examples: 'a' comes twice, allowed: distinct names$"
+        ValueError, match=r"^chartqa: ids of examples: 'a' occurs twice, allowed: distinct names$"
     ):
         read([example("a", ["no cell"]), example("b", []), example("a", [])])
 

@@ -99,7 +99,7 @@ def test_links_that_go_round_and_links_to_what_is_there_add_nothing(pictures):
 
 def test_a_link_to_nothing_is_named(pictures):
     (pictures / "gone.png").symlink_to(pictures / "nowhere.png")
-    with pytest.raises(ValueError, match=r"gone\.png is a link to nothing, allowed"):
+    with pytest.raises(ValueError, match=r"gone\.png is a broken link, allowed"):
         names(pictures, 1)
 
 

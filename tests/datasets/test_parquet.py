@@ -40,7 +40,7 @@ def test_rows_are_joined_with_their_images(hub, repository):
     )
     rows = list(parquet.join_images(parquet.read_rows(questions), images, "imageId"))
     assert [row["image"].read() for row in rows] == [hub.png(60 + n % 2) for n in range(4)]
-    with pytest.raises(ValueError, match="no image has the id 'n9', which a row's imageId names"):
+    with pytest.raises(ValueError, match="no image has the id 'n9', the imageId of a row"):
         list(parquet.join_images(iter([{"imageId": "n9"}]), images, "imageId"))
 
 
@@ -58,7 +58,7 @@ def test_missing_files_are_named(hub, tmp_path):
     with pytest.raises(ValueError, match=r"lmms-lab/ai2d/data/test-\*.parquet: no such parquet files"):
         parquet.find_files(str(tmp_path), "lmms-lab/ai2d", "data/test-*.parquet")
     hub.write(tmp_path, "ai2d", files=3)[1].unlink()
-    with pytest.raises(ValueError, match=r"test-\*.parquet: 2 of 3 files are there"):
+    with pytest.raises(ValueError, match=r"test-\*.parquet: 2 of 3 files are present"):
         parquet.find_files(str(tmp_path), "lmms-lab/ai2d", "data/test-*.parquet")
 
 

@@ -105,7 +105,7 @@ def test_without_verifying_presence_and_number_of_images_of_every_file_are_check
         (("files", 1), [], r"files\[1\]: \[\] is not allowed, allowed: a JSON object"),
         (("files", 1, "file"), "../images-00001.parquet", r"files\[1\]: file: .* allowed: a plain file name"),
         (("files", 1, "file"), "/dev/null", r"files\[1\]: file: '/dev/null' is not allowed"),
-        (("files", 1, "file"), "images-00000.parquet", "files: 'images-00000.parquet' comes twice"),
+        (("files", 1, "file"), "images-00000.parquet", "files: 'images-00000.parquet' occurs twice"),
         (("files", 1, "images"), 40.0, r"files\[1\]: images: 40.0 is not allowed, allowed: int"),
         (("files", 1, "images"), 0, r"files\[1\]: images: 0 is not allowed, allowed: 1 and more"),
         (("files", 1, "sha256"), None, r"files\[1\]: sha256: None is not allowed, allowed: str"),
@@ -155,7 +155,7 @@ def test_a_table_of_other_columns_is_refused(folder, table):
 def test_an_id_that_comes_twice_is_refused(tmp_path):
     twice = [("a", image) for _, image in pictures(2)]
     prepared.save_images(tmp_path, twice, PARAMETERS)
-    with pytest.raises(ValueError, match=r"manifest\.json: image ids: 'a' comes twice"):
+    with pytest.raises(ValueError, match=r"manifest\.json: image ids: 'a' occurs twice"):
         PreparedImages(tmp_path)
 
 

@@ -55,8 +55,8 @@ class ReducedVlm:
     def load(cls, arguments: Arguments, device: torch.device) -> Self:
         """Load all three, the small files first, so that a selector that does not fit is refused at once.
 
-        Raises ValueError for a folder or hub id that is no checkpoint, a model family that is not supported,
-        positions that the model does not allow, and a selector that does not fit or has another digest.
+        Raises ValueError for a path that is not a checkpoint, an unsupported model family, positions that the
+        model does not allow, and a selector that does not fit or has another digest.
         """
         selector = FeatureSelector.from_pretrained(arguments.selector)
         check_selector_digest(arguments.selector_digest, selector)
