@@ -4,22 +4,11 @@ import random
 from functools import partial
 from typing import Any
 
-from atr import config
+from atr import config, stages
 from atr.config.evaluate import Evaluate
 from atr.core.files import sha256, whole_folder, write_json
-from atr.stages import (
-    DISTILL,
-    DISTILLED,
-    ENCODER_FOLDER,
-    PRETRAIN_FEATURES,
-    PRETRAIN_IMAGES,
-    STATISTICS,
-    STORE,
-    depends_on,
-    entry,
-)
 
-DISTILL_CHECKPOINTS = DISTILL / "checkpoints"
+DISTILL_CHECKPOINTS = stages.DISTILL / "checkpoints"
 
 
 def main(params: config.Params) -> None:
@@ -38,18 +27,22 @@ def main(params: config.Params) -> None:
 
         kwargs = lightning_kwargs(params.trainer)
         expected, first = {"encoder": params.encoder.name}, tracking.is_first_process()
-        store = FeatureStore.open(PRETRAIN_FEATURES, expected, verify=first)
-        images, recipe, seed = PreparedImages(PRETRAIN_IMAGES, verify=first), params.distill, params.seed
+        store = FeatureStore.open(stages.PRETRAIN_FEATURES, expected, verify=first)
+        images, recipe, seed = (
+            PreparedImages(stages.PRETRAIN_IMAGES, verify=first),
+            params.distill,
+            params.seed,
+        )
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
-        prompts = load_prompts(PRETRAIN_IMAGES)
+        prompts = load_prompts(stages.PRETRAIN_IMAGES)
         prompted = [(name, prompts[name]) for name in names]
         data = distillation.PromptedImageData(prompted, recipe.batch_size, recipe.validation, seed)
         seed_everything(seed, verbose=False)
-        sample = (store[store.index(names[place])] for place in data.training[:STATISTICS])
+        sample = (store[store.index(names[place])] for place in data.training[: stages.STATISTICS])
         tower = store.manifest["encoder"], store.manifest["layer"]
         selector = distillation.new_selector(recipe, store.width, store.grid, *tower, sample)
         module = distillation.Distillation(selector, _load_generator(params, images, store), recipe, seed)
-        read = depends_on(params, STORE, PRETRAIN_IMAGES / "manifest.json")
+        read = stages.depends_on(params, stages.STORE, stages.PRETRAIN_IMAGES / "manifest.json")
         checkpoints = Checkpoints(DISTILL_CHECKPOINTS, teacher=dict(module.generator.resolved), **read)
         if distillation.train_selector(module, data, checkpoints, run.logger(), **kwargs):
             manifest = store.manifest | {"images": len(names)}
@@ -57,7 +50,7 @@ def main(params: config.Params) -> None:
             selector.note(**record, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
             run.metrics(module.history[-1])
-            run.artifact(DISTILLED, folder="selector")
+            run.artifact(stages.DISTILLED, folder="selector")
 
 
 def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
@@ -70,7 +63,7 @@ def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
 
     precision, max_new_tokens = precision_of(params.trainer), params.distill.max_new_tokens
     device = torch.device("cpu")  # until the trainer moves it
-    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
+    tower = partial(resolve_weights, folder=stages.ENCODER_FOLDER)
     settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=max_new_tokens)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
@@ -80,13 +73,13 @@ def _write(params: config.Params, module: Any) -> None:
     from atr.core.hardware import resolved
 
     hardware = resolved(module.trainer.precision, module.trainer.strategy.root_device)
-    with whole_folder(DISTILLED) as folder:
+    with whole_folder(stages.DISTILLED) as folder:
         module.selector.save_pretrained(folder)
     results = {"final": module.history[-1], "history": module.history, "parameters": params.raw()}
-    results |= {"provenance": tracking.current_provenance(), "store": sha256(STORE)}
+    results |= {"provenance": tracking.current_provenance(), "store": sha256(stages.STORE)}
     results["resolved"] = hardware | dict(module.generator.resolved)
-    write_json(DISTILL / "metrics.json", results)
+    write_json(stages.DISTILL / "metrics.json", results)
 
 
 if __name__ == "__main__":
-    entry("distill", main)
+    stages.entry("distill", main)

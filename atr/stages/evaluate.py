@@ -4,18 +4,9 @@ import sys
 from functools import partial
 from typing import Any
 
-from atr import config
+from atr import config, stages
 from atr.core import catalog
 from atr.core.files import sha256, whole_folder, write_json
-from atr.stages import (
-    ENCODER_FOLDER,
-    EVALUATE,
-    EVALUATE_FEATURES,
-    EVALUATE_IMAGES,
-    entry_of_reducer,
-    unfinished,
-    weights_of,
-)
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -34,7 +25,7 @@ def main(params: config.Params, reducer: str) -> None:
 
         fabric = Fabric(**lightning_kwargs(params.trainer))
         fabric.launch()
-        questions, evaluate = load_questions(EVALUATE_IMAGES), params.evaluate
+        questions, evaluate = load_questions(stages.EVALUATE_IMAGES), params.evaluate
         generator = _load_generator(params, fabric)
         hardware = resolved(precision_of(params.trainer), fabric.device)
         computed = {
@@ -42,11 +33,11 @@ def main(params: config.Params, reducer: str) -> None:
             "resolved": hardware | dict(generator.resolved),
         }
         trials = _trials(params, reducer, generator, fabric)
-        seeds, weights = {trial.seed for trial in trials}, weights_of(reducer)
+        seeds, weights = {trial.seed for trial in trials}, stages.weights_of(reducer)
         reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
         batches = generator.batches(questions, evaluate.batch_size)
         # The package's code and the parameters do not include a reducer file of the user's own.
-        path = unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
+        path = stages.unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
         share, resumed = (fabric.global_rank, fabric.world_size), UnfinishedRows(path, fabric.global_rank)
         rows = answer_all(questions, batches, trials, reduced.prepare, reduced.answer, share, resumed)
         if not fabric.is_global_zero:
@@ -54,14 +45,14 @@ def main(params: config.Params, reducer: str) -> None:
         scores, full = summarise(rows, evaluate.bootstrap, params.seed), mean_tokens_full(rows)
         names = {"reducer": reducer, "encoder": params.encoder.name, "vlm": params.vlm.name}
         summary = {**names, **computed, "parameters": params.raw(), "tokens_full": full, "scores": scores}
-        with whole_folder(EVALUATE / reducer) as folder:
+        with whole_folder(stages.EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
             write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", reduced.masks(*choose_pictured(questions, trials, rows)))
         resumed.remove_others()
         for keep, name_scores, mean in score_curves(scores):
             run.metrics({name_scores: mean}, round(100 * keep))
-        run.artifact(EVALUATE / reducer)
+        run.artifact(stages.EVALUATE / reducer)
 
 
 def _load_generator(params: config.Params, fabric: Any) -> Any:
@@ -72,9 +63,9 @@ def _load_generator(params: config.Params, fabric: Any) -> Any:
     from atr.vlm.generation import Generator
 
     expected, verify = {"encoder": params.encoder.name}, fabric.is_global_zero
-    images = partial(PreparedImages, EVALUATE_IMAGES, verify=verify)
-    features = partial(FeatureStore.open, EVALUATE_FEATURES, expected, verify=verify)
-    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=ENCODER_FOLDER)
+    images = partial(PreparedImages, stages.EVALUATE_IMAGES, verify=verify)
+    features = partial(FeatureStore.open, stages.EVALUATE_FEATURES, expected, verify=verify)
+    precision, tower = precision_of(params.trainer), partial(resolve_weights, folder=stages.ENCODER_FOLDER)
     return Generator.load(params.vlm, precision, fabric.device, images, features, params.evaluate, tower)
 
 
@@ -89,4 +80,4 @@ def _trials(params: config.Params, reducer: str, generator: Any, fabric: Any) ->
 
 
 if __name__ == "__main__":
-    entry_of_reducer("evaluate", main)
+    stages.entry_of_reducer("evaluate", main)

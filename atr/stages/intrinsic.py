@@ -4,20 +4,9 @@ from collections.abc import Iterator, Set
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from atr import config
+from atr import config, stages
 from atr.core import catalog
 from atr.core.files import write_json
-from atr.stages import (
-    AUTOENCODER,
-    ENCODER_FOLDER,
-    EVALUATE_FEATURES,
-    EVALUATE_IMAGES,
-    INTRINSIC,
-    NO_BUDGET,
-    RANDOM_MASKS,
-    entry_of_reducer,
-    weights_of,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -35,16 +24,16 @@ def main(params: config.Params, reducer: str) -> None:
         if catalog.reducer_traits(reducer).budget == "asked":
             measured = _measure(params, reducer)
         else:
-            measured = {**NOTHING, "left_out": NO_BUDGET, "resolved": {}}
+            measured = {**NOTHING, "left_out": stages.NO_BUDGET, "resolved": {}}
         source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         results = {"reducer": reducer, "keep": params.evaluate.keep, **measured, **source}
-        write_json(INTRINSIC / reducer / "metrics.json", results)
+        write_json(stages.INTRINSIC / reducer / "metrics.json", results)
         if measured["lines"]:
             from atr.reduction.intrinsic import intrinsic_curves
 
             for keep, values in intrinsic_curves(results):
                 run.metrics({f"{reducer}/{name}": value for name, value in values.items()}, round(100 * keep))
-        run.artifact(INTRINSIC / reducer)
+        run.artifact(stages.INTRINSIC / reducer)
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
@@ -60,19 +49,22 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
     with device:
-        by_seed: Any = [build_reducer(reducer, seed, weights_of(reducer)) for seed in range(seeds)]
+        by_seed: Any = [build_reducer(reducer, seed, stages.weights_of(reducer)) for seed in range(seeds)]
     computed = resolved("32-true", device)
     if left_out := intrinsic.why_not_measurable(by_seed[0], ENCODER_SIGNALS):
         return {**NOTHING, "left_out": left_out, "resolved": computed}
     nets = {
         name: FeatureAutoencoder.from_pretrained(folder).to(device)
-        for name, folder in (("reconstruction", AUTOENCODER), ("reconstruction_random", RANDOM_MASKS))
+        for name, folder in (
+            ("reconstruction", stages.AUTOENCODER),
+            ("reconstruction_random", stages.RANDOM_MASKS),
+        )
     }
     images, names, stored = _held_out(params, by_seed[0].needs, device)
     keep, overlap_keep = params.evaluate.keep, params.intrinsic.overlap_keep
     kept = intrinsic.kept_indices(by_seed, images, overlap_keep)
     stability = None
-    if reducer == "selector" and (others := sorted(RANDOM_MASKS.parent.glob("selector-*"))):
+    if reducer == "selector" and (others := sorted(stages.RANDOM_MASKS.parent.glob("selector-*"))):
         stability = intrinsic.selector_stability(_selectors(others, device), images, keep)
     return {
         "lines": intrinsic.measure_lines(by_seed, nets, images, keep),
@@ -100,10 +92,10 @@ def _held_out(
     from atr.features.store import FeatureStore
     from atr.reduction.intrinsic import HeldOutBatch
 
-    store = FeatureStore.open(EVALUATE_FEATURES, {"encoder": params.encoder.name})
-    prepared, settings = PreparedImages(EVALUATE_IMAGES), params.intrinsic
-    text_centres = load_text_centres(EVALUATE_IMAGES)
-    encoder = cache(partial(load_store_encoder, store, params.encoder, ENCODER_FOLDER, device))
+    store = FeatureStore.open(stages.EVALUATE_FEATURES, {"encoder": params.encoder.name})
+    prepared, settings = PreparedImages(stages.EVALUATE_IMAGES), params.intrinsic
+    text_centres = load_text_centres(stages.EVALUATE_IMAGES)
+    encoder = cache(partial(load_store_encoder, store, params.encoder, stages.ENCODER_FOLDER, device))
 
     def batches() -> Iterator[HeldOutBatch]:
         for names in sample_evenly(store, settings.images, settings.batch_size):
@@ -117,4 +109,4 @@ def _held_out(
 
 
 if __name__ == "__main__":
-    entry_of_reducer("intrinsic", main)
+    stages.entry_of_reducer("intrinsic", main)

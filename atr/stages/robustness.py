@@ -5,17 +5,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from atr import config
+from atr import config, stages
 from atr.core import catalog
 from atr.core.files import write_json
-from atr.stages import (
-    ENCODER_FOLDER,
-    EVALUATE_IMAGES,
-    NO_BUDGET,
-    ROBUSTNESS,
-    entry_of_reducer,
-    weights_of,
-)
 
 if TYPE_CHECKING:
     from atr.vlm.generation import Generator
@@ -30,20 +22,20 @@ def main(params: config.Params, reducer: str) -> None:
         if not measured["left_out"]:
             measured = _measure(params, reducer)
         source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
-        write_json(ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
+        write_json(stages.ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
         if measured["variants"]:
             from atr.vlm.robustness import robustness_curves
 
             for fraction, overlaps in robustness_curves(measured):
                 run.metrics(overlaps, round(100 * fraction))
-        run.artifact(ROBUSTNESS / reducer)
+        run.artifact(stages.ROBUSTNESS / reducer)
 
 
 def _why_left_out(reducer: str) -> str:
     traits = catalog.reducer_traits(reducer)
     if traits.draws:
         return "draws its tokens at random"
-    return NO_BUDGET if traits.budget in ("nothing", "own") else ""
+    return stages.NO_BUDGET if traits.budget in ("nothing", "own") else ""
 
 
 def _left_out(reason: str) -> dict[str, Any]:
@@ -67,9 +59,9 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     from atr.vlm.robustness import RobustnessSettings, first_of_each, robustness
 
     settings = params.robustness
-    questions = first_of_each(load_questions(EVALUATE_IMAGES), settings.questions)
+    questions = first_of_each(load_questions(stages.EVALUATE_IMAGES), settings.questions)
     generator = _generator(params)
-    built = generator.reducer(reducer, 0, weights_of(reducer))
+    built = generator.reducer(reducer, 0, stages.weights_of(reducer))
     if isinstance(built, LayerReducer):
         return _left_out("chooses between the layers of a language model")
     # The photographs are larger than the tower's input, so a changed resize matters.
@@ -103,10 +95,10 @@ def _generator(params: config.Params) -> "Generator":
     from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
-    tower = partial(resolve_weights, folder=ENCODER_FOLDER)
+    tower = partial(resolve_weights, folder=stages.ENCODER_FOLDER)
     model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
     settings = Evaluate(**vars(params.evaluate), positions="original")
-    images = PreparedImages(EVALUATE_IMAGES)
+    images = PreparedImages(stages.EVALUATE_IMAGES)
     source = ImageInputs(model.to(device), processor, images, settings.interpolation)
     kernel = str(model.config.get_text_config()._attn_implementation)
     resolved = {"attention": kernel, "vlm": version_of(params.vlm.path, model, tower)}
@@ -114,4 +106,4 @@ def _generator(params: config.Params) -> "Generator":
 
 
 if __name__ == "__main__":
-    entry_of_reducer("robustness", main)
+    stages.entry_of_reducer("robustness", main)
