@@ -8,6 +8,7 @@ Shapes: see `atr.core.tokens`.
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
@@ -86,6 +87,26 @@ def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[st
     if missing := sorted(reducer.needs - set(available)):
         return f"needs {', '.join(missing)}, which a language model gives"
     return ""
+
+
+def measure(
+    by_seed: Sequence[Reducer],
+    nets: Mapping[str, Path],
+    selectors: Sequence[Path],
+    images: Sequence[HeldOutBatch],
+    keep: Sequence[float],
+    overlap_keep: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Lines and masks of a reducer, by the autoencoders saved in `nets`; stability of `selectors`, if any."""
+    loaded = {name: FeatureAutoencoder.from_pretrained(folder).to(device) for name, folder in nets.items()}
+    trained = [FeatureSelector.from_pretrained(folder).to(device) for folder in selectors]
+    kept = kept_indices(by_seed, images, overlap_keep)
+    return {
+        "lines": measure_lines(by_seed, loaded, images, keep),
+        "masks": {"keep": overlap_keep, "kept": kept} if kept else None,
+        "stability": selector_stability(trained, images, keep) if trained else None,
+    }
 
 
 @torch.inference_mode()

@@ -28,13 +28,9 @@ def main(params: config.Params) -> None:
         kwargs = lightning_kwargs(params.trainer)
         expected, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(stages.PRETRAIN_FEATURES, expected, verify=first)
-        images, recipe, seed = (
-            PreparedImages(stages.PRETRAIN_IMAGES, verify=first),
-            params.distill,
-            params.seed,
-        )
+        images = PreparedImages(stages.PRETRAIN_IMAGES, verify=first)
+        recipe, seed, prompts = params.distill, params.seed, load_prompts(stages.PRETRAIN_IMAGES)
         names = random.Random(seed).sample(images.ids, min(recipe.images, len(images)))
-        prompts = load_prompts(stages.PRETRAIN_IMAGES)
         prompted = [(name, prompts[name]) for name in names]
         data = distillation.PromptedImageData(prompted, recipe.batch_size, recipe.validation, seed)
         seed_everything(seed, verbose=False)
@@ -45,11 +41,11 @@ def main(params: config.Params) -> None:
         read = stages.depends_on(params, stages.STORE, stages.PRETRAIN_IMAGES / "manifest.json")
         checkpoints = Checkpoints(DISTILL_CHECKPOINTS, teacher=dict(module.generator.resolved), **read)
         if distillation.train_selector(module, data, checkpoints, run.logger(), **kwargs):
-            manifest = store.manifest | {"images": len(names)}
-            record = selector_card.record(manifest, images.parameters, seed, module.history[-1])
+            manifest, final = store.manifest | {"images": len(names)}, module.history[-1]
+            record = selector_card.record(manifest, images.parameters, seed, final)
             selector.note(**record, taught_by=params.vlm.name, positions=params.evaluate.positions)
             _write(params, module)
-            run.metrics(module.history[-1])
+            run.metrics(final)
             run.artifact(stages.DISTILLED, folder="selector")
 
 
@@ -61,10 +57,9 @@ def _load_generator(params: config.Params, images: Any, store: Any) -> Any:
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
-    precision, max_new_tokens = precision_of(params.trainer), params.distill.max_new_tokens
-    device = torch.device("cpu")  # until the trainer moves it
+    precision, device = precision_of(params.trainer), torch.device("cpu")  # until the trainer moves it
     tower = partial(resolve_weights, folder=stages.ENCODER_FOLDER)
-    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=max_new_tokens)
+    settings = Evaluate(positions=params.evaluate.positions, max_new_tokens=params.distill.max_new_tokens)
     return Generator.load(params.vlm, precision, device, lambda: images, lambda: store, settings, tower)
 
 

@@ -27,11 +27,8 @@ def main(params: config.Params, reducer: str) -> None:
         fabric.launch()
         questions, evaluate = load_questions(stages.EVALUATE_IMAGES), params.evaluate
         generator = _load_generator(params, fabric)
-        hardware = resolved(precision_of(params.trainer), fabric.device)
-        computed = {
-            "provenance": tracking.current_provenance(),
-            "resolved": hardware | dict(generator.resolved),
-        }
+        machine = resolved(precision_of(params.trainer), fabric.device) | dict(generator.resolved)
+        computed = {"provenance": tracking.current_provenance(), "resolved": machine}
         trials = _trials(params, reducer, generator, fabric)
         seeds, weights = {trial.seed for trial in trials}, stages.weights_of(reducer)
         reduced = ReducedGenerator.build(generator, reducer, seeds, weights)

@@ -3,14 +3,16 @@
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atr import config, stages
 from atr.core import catalog
 from atr.core.files import write_json
 
-if TYPE_CHECKING:
-    from atr.vlm.generation import Generator
+NOT_COMPARED = {
+    "keep": [], "questions": 0, "photographs": 0, "full": None, "reference": {}, "variants": [],
+    "resolved": {},
+}  # fmt: skip
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -18,8 +20,13 @@ def main(params: config.Params, reducer: str) -> None:
     from atr.core import tracking
 
     with tracking.run("robustness", params, part=reducer) as run:
-        measured = _left_out(_why_left_out(reducer))
-        if not measured["left_out"]:
+        traits = catalog.reducer_traits(reducer)
+        if traits.draws or traits.budget in ("nothing", "own"):
+            measured = {
+                **NOT_COMPARED,
+                "left_out": "draws its tokens at random" if traits.draws else stages.NO_BUDGET,
+            }
+        else:
             measured = _measure(params, reducer)
         source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
         write_json(stages.ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
@@ -29,24 +36,6 @@ def main(params: config.Params, reducer: str) -> None:
             for fraction, overlaps in robustness_curves(measured):
                 run.metrics(overlaps, round(100 * fraction))
         run.artifact(stages.ROBUSTNESS / reducer)
-
-
-def _why_left_out(reducer: str) -> str:
-    traits = catalog.reducer_traits(reducer)
-    if traits.draws:
-        return "draws its tokens at random"
-    return stages.NO_BUDGET if traits.budget in ("nothing", "own") else ""
-
-
-def _left_out(reason: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {
-        "questions": 0,
-        "photographs": 0,
-        "full": None,
-        "reference": {},
-        "variants": [],
-    }
-    return {"keep": [], **nothing, "left_out": reason, "resolved": {}}
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
@@ -60,10 +49,10 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
 
     settings = params.robustness
     questions = first_of_each(load_questions(stages.EVALUATE_IMAGES), settings.questions)
-    generator = _generator(params)
+    generator = _load_generator(params)
     built = generator.reducer(reducer, 0, stages.weights_of(reducer))
     if isinstance(built, LayerReducer):
-        return _left_out("chooses between the layers of a language model")
+        return {**NOT_COMPARED, "left_out": "chooses between the layers of a language model"}
     # The photographs are larger than the tower's input, so a changed resize matters.
     pictures = SimpleNamespace(image=photographs.photograph)
     source = ImageInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)
@@ -82,27 +71,21 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     return {**measured, "left_out": "", "resolved": computed}
 
 
-def _generator(params: config.Params) -> "Generator":
+def _load_generator(params: config.Params) -> Any:
     """The model in the reference deployment; it reads the held-out images, not their stored features."""
-    import torch
     from lightning.fabric import Fabric
 
     from atr.config.evaluate import Evaluate
     from atr.datasets import PreparedImages
     from atr.features.wheel_weights import resolve_weights
-    from atr.vlm.checkpoint import load_vlm, version_of
     from atr.vlm.generation import Generator
-    from atr.vlm.inputs import ImageInputs
 
     device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
     tower = partial(resolve_weights, folder=stages.ENCODER_FOLDER)
-    model, processor = load_vlm(params.vlm.path, torch.float32, resolve_weights=tower)
     settings = Evaluate(**vars(params.evaluate), positions="original")
-    images = PreparedImages(stages.EVALUATE_IMAGES)
-    source = ImageInputs(model.to(device), processor, images, settings.interpolation)
-    kernel = str(model.config.get_text_config()._attn_implementation)
-    resolved = {"attention": kernel, "vlm": version_of(params.vlm.path, model, tower)}
-    return Generator(model, processor, source, settings, resolved)
+    images: Any = partial(PreparedImages, stages.EVALUATE_IMAGES)
+    vlm = replace(params.vlm, stored=False)  # so that images are opened, and no features
+    return Generator.load(vlm, "32-true", device, images, images, settings, tower)
 
 
 if __name__ == "__main__":
