@@ -6,22 +6,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atr import config
+
 
 def rerun_lines(files: Sequence[str]) -> list[str]:
     """One line for each group of files that the same stages depend on: these, and the stages behind them.
 
-    Without files, all code of the repository and its parameter file. Raises ValueError for a file that does
-    not exist.
+    Without files, all code of the repository and its parameter file; of a folder, all that lies in it. Raises
+    ValueError for a file that does not exist or is outside the project, and where DVC reads no dvc.yaml; and
+    ConfigError for a params.yaml that cannot be used.
     """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     for file in files:
         if not Path(file).exists():
             raise ValueError(f"{file}: no such file, allowed: a file of the project")
-    with Repo() as repo:
-        root = Path(repo.root_dir)
-        direct = stages_of_files(repo.index.stages, root)
-        after = {stage.addressing: _behind(repo.index.graph, stage) for stage in repo.index.stages}
+    if Path("params.yaml").is_file():
+        config.flat()  # DVC does not say which list of cells is none
+    try:
+        with Repo() as repo:
+            root = Path(repo.root_dir)
+            direct = stages_of_files(repo.index.stages, root)
+            after = {stage.addressing: _behind(repo.index.graph, stage) for stage in repo.index.stages}
+    except DvcException as error:
+        raise ValueError(str(error)) from error
+    for file in files:
+        if not Path(file).resolve().is_relative_to(root):
+            raise ValueError(f"{file}: outside {root}, allowed: a file of the project")
     cells = _cells(after)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files or _code(root):
@@ -42,7 +54,8 @@ def stages_of_files(stages: Iterable[Any], root: Path) -> dict[str, set[str]]:
 
 
 def _covers(dep: str, path: str) -> bool:
-    return path == dep or path.startswith(f"{dep}/")
+    """Whether a change of a file or folder can change a dependency: one lies in the other."""
+    return Path(path).is_relative_to(dep) or Path(dep).is_relative_to(path)
 
 
 def _behind(graph: Any, stage: Any) -> set[str]:
