@@ -283,7 +283,7 @@ def _schedule_failure(reducer: LayerReducer) -> str:
     for layers, keep in product(DEPTHS, KEEPS):
         try:
             _check_schedule(reducer, layers, keep)
-        except Exception as error:  # a user's reducer may raise anything
+        except (Exception, SystemExit) as error:  # a user's reducer may raise anything
             return f"{layers} layers, keep {keep}: {_one_line(error)}"
     return ""
 
