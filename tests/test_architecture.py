@@ -14,6 +14,7 @@ from dvc.repo import Repo
 
 from atr import config
 from atr.cli.reruns import stages_of_files
+from atr.core import catalog
 from atr.core.imports import imported_names, reached_files
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +233,13 @@ def reached_by(module: str, given: frozenset[str]) -> frozenset[str]:
     return frozenset(files(found))
 
 
+@cache
+def benchmark_helpers() -> frozenset[Path]:
+    """Files that benchmarks run and that are no benchmarks."""
+    ours = {ROOT / f"atr/benchmarks/{name}.py" for name in catalog.benchmarks()}
+    return frozenset(file for path in ours for file in reached_files(path, ROOT) - ours)
+
+
 def looked_up_by(stage) -> set[str]:
     """Files that a stage may load by a name: presets, families, its reducer, drawn images, the page."""
     presets = (ROOT / "atr/config/presets").rglob("*.yaml")
@@ -241,6 +249,7 @@ def looked_up_by(stage) -> set[str]:
     folders = ("benchmarks", "reduction/peers", "reduction/trained")
     parts = {ROOT / f"atr/{folder}/{part.group()}.py" for folder in folders} if part else set()
     parts.add(ROOT / "atr/reduction/peers/__init__.py")
+    parts |= benchmark_helpers() if stage.name.startswith("benchmark@") else set()
     parts |= set((ROOT / "atr/reporting").glob("*.jinja")) if stage.name == "report" else set()
     return files(set(presets) | set().union(*families) | world | parts)
 
@@ -288,6 +297,17 @@ def test_a_stage_depends_on_no_code_that_it_does_not_run(pipeline):
         if file not in run_by(stage) | looked_up_by(stage)
     }
     assert superfluous == set()
+
+
+def test_a_benchmark_depends_on_all_that_any_of_ours_runs(pipeline):
+    """So that its digest is computed again, on which the stages that score by it depend."""
+    (cell,) = [stage for stage in pipeline if stage.name == "benchmark@docs"]
+    assert files(benchmark_helpers()) <= code_deps(cell)
+
+
+def test_every_preset_is_a_dependency_of_stage_models(pipeline):
+    (models,) = [stage for stage in pipeline if stage.name == "models"]
+    assert files((ROOT / "atr/config/presets").rglob("*.yaml")) <= code_deps(models)
 
 
 PARTS = {

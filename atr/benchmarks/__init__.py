@@ -49,13 +49,13 @@ def benchmark_file(name: str) -> Path:
 def _import_file(name: str, path: Path) -> ModuleType:
     if path.parent == catalog.BENCHMARKS:
         return import_module(f"{__name__}.{name}")
-    spec = spec_from_file_location(".".join(Path(name).parts), path)
+    spec = spec_from_file_location(f"own_benchmark.{'.'.join(Path(name).parts)}", path)
     assert spec and spec.loader, "a path that ends in .py has a loader"
     module = module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -6,30 +6,47 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atr import config
+
 
 def rerun_lines(files: Sequence[str]) -> list[str]:
-    """One line for each group of files with the same dependent stages: these, and the stages downstream.
+    """One line per group of files that the same stages depend on: these stages, and the ones downstream.
 
-    Without `files`, all files of the package and params.yaml. Raises ValueError for a file that does not
-    exist.
+    Without `files`, all files of the package and params.yaml; for a folder, all that lies in it. Raises
+    ValueError for a file that does not exist or is outside the project and for a dvc.yaml that DVC cannot
+    read, and ConfigError for an invalid params.yaml.
     """
-    from dvc.repo import Repo
-
     for file in files:
         if not Path(file).exists():
             raise ValueError(f"{file}: no such file, allowed: a file of the project")
-    with Repo() as repo:
-        root = Path(repo.root_dir)
-        direct = stages_of_files(repo.index.stages, root)
-        downstream = {stage.addressing: _downstream(repo.index.graph, stage) for stage in repo.index.stages}
+    root, users, downstream = _pipeline()
+    for file in files:
+        if not Path(file).resolve().is_relative_to(root):
+            raise ValueError(f"{file}: outside {root}, allowed: a file of the project")
     cells = _cells(downstream)
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in files or _code(root):
         path = Path(file).resolve().relative_to(root).as_posix()
-        stages = {stage for dep, users in direct.items() if _covers(dep, path) for stage in users}
+        stages = {stage for dep, names in users.items() if _covers(dep, path) for stage in names}
         later = {stage for name in stages for stage in downstream[name]} - stages
         groups[", ".join(_merge_cells(stages, cells)), ", ".join(_merge_cells(later, cells))].append(path)
     return [_line(paths, stages, later) for (stages, later), paths in groups.items()]
+
+
+def _pipeline() -> tuple[Path, dict[str, set[str]], dict[str, set[str]]]:
+    """The project's folder, the stages of each dependency, and the stages downstream of each stage."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    if Path("params.yaml").is_file():
+        config.flat()  # because DVC does not name the list that is invalid
+    try:
+        with Repo() as repo:
+            root, stages, graph = Path(repo.root_dir), repo.index.stages, repo.index.graph
+            downstream = {stage.addressing: _downstream(graph, stage) for stage in stages}
+            return root, stages_of_files(stages, root), downstream
+    except DvcException as error:
+        raise ValueError(str(error)) from error
 
 
 def stages_of_files(stages: Iterable[Any], root: Path) -> dict[str, set[str]]:
@@ -42,7 +59,8 @@ def stages_of_files(stages: Iterable[Any], root: Path) -> dict[str, set[str]]:
 
 
 def _covers(dep: str, path: str) -> bool:
-    return path == dep or path.startswith(f"{dep}/")
+    """Whether a change of a file or folder can change a dependency: one lies in the other."""
+    return Path(path).is_relative_to(dep) or Path(dep).is_relative_to(path)
 
 
 def _downstream(graph: Any, stage: Any) -> set[str]:

@@ -78,12 +78,12 @@ class Property:
             for budget in subject.budgets(batch):
                 try:
                     self.check(subject, batch, budget)
-                except Exception as error:  # a user's reducer may raise anything
+                except (Exception, SystemExit) as error:  # a user's reducer may raise anything
                     return f"{batch}, budget {budget}: {_one_line(error)}"
         return ""
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
@@ -282,7 +282,7 @@ def _schedule_failure(reducer: LayerReducer) -> str:
     for layers, keep in product(DEPTHS, KEEPS):
         try:
             _check_schedule(reducer, layers, keep)
-        except Exception as error:  # a user's reducer may raise anything
+        except (Exception, SystemExit) as error:  # a user's reducer may raise anything
             return f"{layers} layers, keep {keep}: {_one_line(error)}"
     return ""
 
@@ -299,11 +299,14 @@ def _check_schedule(reducer: LayerReducer, layers: int, keep: float) -> None:
 
 
 def check(names: Sequence[str]) -> int:
-    """Print each property of each reducer, `ok` or its smallest failing example; 1 if any fails, else 0."""
-    failed = False
+    """Print each property of each reducer, `ok` or its smallest failing example.
+
+    Returns 2 if a reducer has no file, 1 if a property fails, else 0.
+    """
+    codes = {0}
     for name in names:
         print(name)
         for title, failure in results(name):
-            failed |= bool(failure)
+            codes.add((1 if _subject(name).file.is_file() else 2) if failure else 0)
             print(f"  FAILS  {title}: {failure}" if failure else f"  ok     {title}")
-    return int(failed)
+    return max(codes)

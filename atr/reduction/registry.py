@@ -50,10 +50,10 @@ def build_from(
             f"without .py, or one of {', '.join(built_in_names())}"
         )
     build = _builder(_module(file.resolve(), file), file, class_name)
-    constants = catalog.constants(file)
-    if constants.get("WEIGHTS"):
+    traits = catalog.reducer_traits(str(file.with_suffix("")))
+    if traits.weights:
         return _built(build, file, _loaded(selector, name))
-    takes_seed = not isinstance(build, type) or constants.get("DRAWS")
+    takes_seed = not isinstance(build, type) or traits.draws
     return _built(build, file, *([seed] if takes_seed else []))
 
 
@@ -90,7 +90,7 @@ def _module(path: Path, file: Path) -> ModuleType:
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(dotted)
-    except Exception as error:  # a user's file may raise anything
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise ValueError(f"{file}: it cannot be imported: {_one_line(error)}") from error
     if Path(str(module.__file__)).resolve() != path:
         raise ValueError(f"{file}: another module has the name {dotted}, {module.__file__}: rename the file")
@@ -138,7 +138,7 @@ def _built(build: Callable[..., Any], file: Path, *arguments: Any) -> Reducer | 
     try:
         reducer = build(*arguments)
         needs = getattr(reducer, "needs", None)
-    except Exception as error:  # a user's code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         raise ValueError(f"{file}: {build.__name__} raised {_one_line(error)}") from error
     if not isinstance(needs, frozenset) or not (callable(reducer) or isinstance(reducer, LayerReducer)):
         raise ValueError(
@@ -152,5 +152,5 @@ def _built(build: Callable[..., Any], file: Path, *arguments: Any) -> Reducer | 
     return reducer  # type: ignore[no-any-return]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -21,11 +21,10 @@ def main(params: config.Params, reducer: str) -> None:
 
     with tracking.run("robustness", params, part=reducer) as run:
         traits = catalog.reducer_traits(reducer)
-        if traits.draws or traits.budget in ("nothing", "own"):
-            measured = {
-                **NOT_COMPARED,
-                "left_out": "draws its tokens at random" if traits.draws else stages.NO_BUDGET,
-            }
+        if traits.draws:
+            measured = {**NOT_COMPARED, "left_out": "draws its tokens at random"}
+        elif traits.budget in ("nothing", "own"):
+            measured = {**NOT_COMPARED, "left_out": stages.NO_BUDGET}
         else:
             measured = _measure(params, reducer)
         source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}

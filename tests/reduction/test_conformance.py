@@ -98,6 +98,7 @@ def test_a_sound_user_reducer_fails_nothing(failing):
         ),
         ("assert encoded.grid\n" + FIRST, "packed tokens", "AssertionError"),
         ("encoded.features_BND.numpy()\n" + FIRST, "bfloat16", "TypeError"),
+        ("raise SystemExit(0)", "exact counts", "SystemExit: 0"),
     ],
 )
 def test_a_reducer_that_lacks_a_property_fails_it_with_an_example(failing, body, title, message):
@@ -112,6 +113,9 @@ def test_a_reducer_that_lacks_a_property_fails_it_with_an_example(failing, body,
     [
         ("DRAWS = True", "another selection", "seeds 0 to 7 have the same selection"),
         ('BUDGET = "own"', "a budget of its own", "neither `counts` nor a `threshold`"),
+        ('BUDGET = "most"', "builds", "BUDGET: 'most' is unknown, allowed: 'asked', 'all', 'nothing', 'own'"),
+        ("DRAWS = 1", "builds", "DRAWS: 1 is unknown, allowed: False, True"),
+        ("raise SystemExit(0)", "builds", "it cannot be imported: SystemExit: 0"),
     ],
 )
 def test_the_constants_of_the_file_are_checked(failing, constant, title, message):
@@ -181,9 +185,16 @@ def test_check_prints_a_line_for_each_property_and_returns_whether_any_fails(tmp
     monkeypatch.chdir(tmp_path)
     assert check(["fastv", "none"]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == ["fastv", "  ok     builds", "  ok     schedule"]
-    assert check(["none", "no_such"]) == 1
+    assert check(["none", "no_such"]) == 2
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("  FAILS  builds: reducer 'no_such': there is no file no_such.py, allowed: ")
+
+
+def test_check_returns_1_for_a_file_without_a_reducer(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "no_reducer.py").write_text("")
+    assert check(["no_reducer.py", "none"]) == 1
+    assert "it has 0 reducers (none)" in capsys.readouterr().out
 
 
 def test_a_class_is_chosen_by_its_name(tmp_path, monkeypatch):
