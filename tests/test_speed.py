@@ -38,7 +38,7 @@ def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
     _, *lines = [line for line in printed("pipeline", capsys, *small, "--device", "cpu") if line]
     rows = [match for line in lines if (match := re.match(r"(.+?) +([\d.]+) ms / +([\d.]+) ms = (.+)", line))]
     assert [row[1] for row in rows] == [
-        "store over a plain file", "step over a bare loop's", "generate from 0.5 over all",
+        "store / plain file", "step / plain loop", "generate from 0.5 / from all",
     ]  # fmt: skip
     for row in rows:
         assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.05)

@@ -143,7 +143,7 @@ def test_every_deployment_is_compared_and_the_report_shows_it(project):
 
 def test_the_distilled_selector_says_who_taught_it(project):
     card = (project / "experiments/distill/selector/README.md").read_text()
-    assert "| taught by the answers of | micro |" in card
+    assert "| distilled from the answers of | micro |" in card
     assert "| positions of the kept tokens | original |" in card
     assert "| training images | 40 |" in card
     results = read_json(project / "experiments/distill/metrics.json")

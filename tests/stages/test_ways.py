@@ -132,8 +132,8 @@ def project(prepared, tmp_path, monkeypatch):
         torch.distributed.destroy_process_group()
 
 
-def check_results():
-    for file in RESULTS:
+def check_results(results=RESULTS):
+    for file in results:
         assert read_json(file)
     for folder in (SELECTOR, DISTILLED):
         assert (folder / "model.safetensors").is_file()
@@ -162,17 +162,16 @@ def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, 
 @pytest.mark.timeout(900)  # as many times the imports, on a machine that may be busy
 @pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "auto"])
 def test_every_stage_runs_in_two_processes_under_every_strategy(project, strategy):
-    """The others run under auto above, which two devices make ddp."""
+    """Auto runs above. Of the later stages `reconstructor` alone uses several processes: see its own test."""
     write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for stage in (
-        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector", "reconstructor",
-        "intrinsic selector", "prefill", "latency selector", "robustness selector",
+        "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector",
     ):  # fmt: skip
         name, *arguments = stage.split()
         command = [sys.executable, "-m", f"atr.stages.{name}", *arguments]
         subprocess.run(command, check=True, env=environment)
-    check_results()
+    check_results(RESULTS[:5])
 
 
 @pytest.mark.parametrize(

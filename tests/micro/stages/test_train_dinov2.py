@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
-from atr.config.presets import ENCODER_FOLDER as PRESETS
+from atr.config.presets import ENCODERS as PRESETS
 from atr.core.files import read_json, write_json
 from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
