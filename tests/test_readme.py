@@ -31,15 +31,16 @@ def test_the_first_screen_has_picture_number_code_and_commands_in_order():
     assert README[: places[-1]].count("\n") < 45
 
 
+def committed(path):
+    """A committed result: the working copy may hold a reader's own."""
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        pytest.skip(f"git shows no {path}")
+    return json.loads(shown.stdout)
+
+
 def test_its_numbers_are_those_of_the_committed_report():
-    """`experiments/report` may hold a reader's own results: the numbers are those of the commit."""
-    scores = {}
-    for group in ("text", "general"):
-        path = f"experiments/report/{group}.json"
-        shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
-        if shown.returncode:
-            pytest.skip(f"git shows no {path}")
-        scores[group] = json.loads(shown.stdout)
+    scores = {group: committed(f"experiments/report/{group}.json") for group in ("text", "general")}
     keys = ("full", "distilled@.5", "selector@.5", "random@.5")
     for group, score in scores.items():
         row = " | ".join(f"{score[key]:.3f}".lstrip("0") for key in keys)
@@ -47,6 +48,17 @@ def test_its_numbers_are_those_of_the_committed_report():
     bold = re.search(r"\*\*With half.*?\*\*", README, flags=re.DOTALL)[0]
     expected = [f"{100 * scores['text'][key]:.1f}" for key in ("distilled@.5", "full", "random@.5")]
     assert re.findall(r"([\d.]+) %", bold) == expected
+
+
+def test_its_cost_is_that_of_the_committed_latencies():
+    timed = committed("experiments/latency/distilled/metrics.json")["entries"]
+    prefill = committed("experiments/latency/prefill/metrics.json")["prefill"]
+    (spent,) = [one["milliseconds"] for one in timed if (one["batch"], one["kept"]) == (32, 72)]
+    whole, half = (
+        one["milliseconds"] for tokens in (144, 72) for one in prefill
+        if (one["batch"], one["tokens"]) == (32, tokens)
+    )  # fmt: skip
+    assert f"takes {spent:.1f} ms per image and saves {whole - half:.1f} ms" in README
 
 
 def test_the_library_example_runs_as_printed(tmp_path, monkeypatch):
