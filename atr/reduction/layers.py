@@ -26,8 +26,8 @@ _MOST_TOKENS = 2**16
 class Block(nn.Module):
     """Pre-norm Transformer layer, as in CLIP; (B, N, D) to (B, N, D).
 
-    The same function as `torch.nn.TransformerEncoderLayer`, which rounds differently and trains more slowly in
-    bfloat16 on a CPU. Raises ValueError unless the heads divide the width.
+    The same function as `torch.nn.TransformerEncoderLayer`, which rounds differently and trains more slowly
+    in bfloat16 on a CPU. Raises ValueError unless the heads divide the width.
     """
 
     def __init__(self, width: int, heads: int, ffn_ratio: float) -> None:
