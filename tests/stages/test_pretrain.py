@@ -22,7 +22,7 @@ from atr import config
 from atr.features.store import ShardWriter, clear_store, write_manifest
 from atr.reduction import FeatureSelector
 from atr.reduction.autoencoder import FeatureAutoencoder
-from atr.stages import PRETRAIN_FEATURES, SELECTOR, pretrain
+from atr.stages import AUTOENCODER, PRETRAIN_FEATURES, SELECTOR, pretrain
 
 ROOT = Path(__file__).parents[2]
 METRICS = Path("experiments/pretrain/metrics.json")
@@ -122,7 +122,7 @@ def test_writes_selector_autoencoder_metrics_and_a_picture_each_epoch(log):
     metrics = json.loads(run())
     selector = FeatureSelector.from_pretrained(SELECTOR)
     assert (selector.encoder, selector.layer, selector.keep, selector.grid) == ("micro", -2, 0.4, (3, 2))
-    whole = FeatureAutoencoder.from_pretrained(pretrain.AUTOENCODER)
+    whole = FeatureAutoencoder.from_pretrained(AUTOENCODER)
     features = torch.randn(2, 6, 8)
     assert torch.equal(whole.selector(features), selector(features))
     assert log.pictures == ["epoch-000.png", "epoch-001.png", "epoch-002.png"]
@@ -209,7 +209,7 @@ def test_the_checkpoint_of_another_training_is_not_resumed(log, change, monkeypa
 
 def remove_outputs():
     """As DVC does before it runs the stage again."""
-    for folder in (SELECTOR, pretrain.AUTOENCODER):
+    for folder in (SELECTOR, AUTOENCODER):
         shutil.rmtree(folder, ignore_errors=True)
     METRICS.unlink(missing_ok=True)
 
