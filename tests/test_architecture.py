@@ -308,6 +308,12 @@ def test_every_preset_is_a_dependency_of_stage_models(pipeline):
     assert files((ROOT / "atr/config/presets").rglob("*.yaml")) <= code_deps(models)
 
 
+def test_times_of_a_machine_are_not_in_git(pipeline):
+    """A clone would take those of another machine for cells that did not change, beside its own."""
+    timed = [out for stage in pipeline if re.match("latency|prefill", stage.name) for out in stage.outs]
+    assert timed and all(out.use_cache for out in timed)
+
+
 PARTS = {
     "atr/reduction/peers/random.py": {
         "evaluate@random", "intrinsic@random", "latency@random", "robustness@random",
