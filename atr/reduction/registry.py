@@ -57,11 +57,6 @@ def build_from(
     return _built(build, file, *([seed] if takes_seed else []))
 
 
-def needs_of(name: str) -> frozenset[str]:
-    """Fields of EncoderOutput that a reducer reads; no weights are loaded. Errors as in `build_reducer`."""
-    return build_reducer(name, 0, placeholder()).needs
-
-
 def built_in_names() -> list[str]:
     """Names of all reducers in `peers` and `trained`."""
     return catalog.names(catalog.PEERS) + catalog.names(catalog.TRAINED)

@@ -12,7 +12,7 @@ from atr.core import catalog
 from atr.reduction import EncoderOutput, FeatureSelector
 from atr.reduction.layer_schedule import LayerReducer
 from atr.reduction.peers.random import Random
-from atr.reduction.registry import OPTIONAL_FIELDS, build_reducer, built_in_names, needs_of
+from atr.reduction.registry import OPTIONAL_FIELDS, build_reducer, built_in_names
 
 REDUCER = """
 class {name}:
@@ -53,7 +53,7 @@ def test_names_are_those_of_the_files():
 def test_a_built_in_reducer_is_built_by_its_name(name, selector):
     weights = catalog.reducer_traits(name).weights
     reducer = build_reducer(name, 0, selector if weights else None)
-    assert reducer.needs == needs_of(name) <= OPTIONAL_FIELDS
+    assert reducer.needs <= OPTIONAL_FIELDS
     assert isinstance(reducer, LayerReducer) == (name in ("fastv", "pyramiddrop"))
 
 
@@ -81,7 +81,7 @@ def test_building_one_reducer_imports_no_other():
 def test_the_one_class_of_a_users_file_is_its_reducer(write):
     name = write("own_a/one", "from atr.reduction.base import EncoderOutput", REDUCER.format(name="Mine"))
     reducer = build_reducer(name, 5)
-    assert type(reducer).__name__ == "Mine" and needs_of(name) == frozenset()
+    assert type(reducer).__name__ == "Mine" and reducer.needs == frozenset()
     assert reducer(EncoderOutput(torch.zeros(2, 4, 3), None), 2).tolist() == [[0, 1]] * 2
 
 
@@ -105,8 +105,8 @@ def test_a_users_reducer_may_be_made_of_a_selector(write, selector):
     imported = "from atr.reduction import SelectorReducer"
     build = "def build(selector):\n    return SelectorReducer(selector)"
     name = write("own_d", 'WEIGHTS = "pretrain"', imported, build)
-    assert build_reducer(name, 0, selector).selector.grid == (2, 2)
-    assert needs_of(name) == {"grid"}
+    reducer = build_reducer(name, 0, selector)
+    assert reducer.selector.grid == (2, 2) and reducer.needs == {"grid"}
 
 
 def test_a_users_module_may_import_its_neighbours(write):
