@@ -14,7 +14,7 @@ from atr.reduction.peers.pixel_variance import PixelVariance
 from atr.reduction.peers.random import Random
 from atr.reduction.peers.tome import ToMe
 from atr.reduction.peers.uniform import Uniform
-from atr.reduction.registry import built_in_names, needs_of
+from atr.reduction.registry import build_reducer, built_in_names, placeholder
 
 
 class Given:
@@ -57,7 +57,7 @@ def test_a_grid_of_one_token():
 def test_a_missing_field_is_named_with_the_reducers_that_do_not_need_it(batch):
     for absent, there in (("attention_BN", {"grid", "keys_BND"}), ("attention_BN, grid", {"keys_BND"})):
         before = [name for name in built_in_names() if name not in ("fastv", "pyramiddrop")]
-        names = [name for name in before if needs_of(name) <= there]
+        names = [name for name in before if build_reducer(name, 0, placeholder()).needs <= there]
         assert "random" in names and ("selector" in names) == ("grid" in there)
         message = f"reducer Given needs {absent}, which was not encoded, allowed: {', '.join(names)}"
         without = replace(batch, **dict.fromkeys(absent.split(", ")))
