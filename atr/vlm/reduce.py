@@ -44,11 +44,13 @@ class Kept:
 class Reduced(Mapping[str, Any]):
     """A shortened input for `model(**reduced)` and `model.generate(**reduced)`, which may be used repeatedly.
 
-    `kept` describes each image, in the order of the placeholders.
+    `kept` describes each image, in the order of the placeholders. Equal items of `image_of` are one image with
+    the same kept tokens.
     """
 
     inputs: dict[str, Any]
     kept: tuple[Kept, ...] = ()
+    image_of: tuple[int, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         # A new object each time: beam search repeats the features in place.
@@ -158,7 +160,7 @@ class Prepared:
             [with_newlines[image] for image in self.image_of],
             policy.positions,
         )
-        return Reduced(shorter, tuple(report[image] for image in self.image_of))
+        return Reduced(shorter, tuple(report[image] for image in self.image_of), tuple(self.image_of))
 
     def with_text(self) -> Self:
         """The same with `text_BD`, and with a separate image for each run of placeholders.
@@ -186,11 +188,11 @@ class Prepared:
 
         One for each of the R runs of placeholders.
         """
-        placeholder_BL = _placeholders(self.model, self.inputs)
+        placeholder_BL = placeholders(self.model, self.inputs)
         real_BL = self.inputs["attention_mask"].bool() & ~placeholder_BL
         after_BL = real_BL & (placeholder_BL.flip(1).cumsum(1).flip(1) == 0)
         text_BL1 = after_BL.where(after_BL.any(1, keepdim=True), real_BL)[..., None]
-        bounds = _image_bounds(placeholder_BL, [self.layout.lengths[image] for image in self.image_of])
+        bounds = image_bounds(placeholder_BL, [self.layout.lengths[image] for image in self.image_of])
         row_R = placeholder_BL.nonzero()[bounds[:-1], 0]
         if not text_BL1.any(1)[row_R].all():
             raise ValueError("inputs: a row has an image and no text, which the reducer needs")
@@ -229,7 +231,7 @@ def prepare(
         raise ValueError("inputs: pixel_values is missing, there is no image to encode")
     tiling = family_of(model).tiling(model, inputs)
     layout = TileLayout(model, tiling)
-    _image_bounds(_placeholders(model, inputs), layout.lengths)  # before the tower runs
+    image_bounds(placeholders(model, inputs), layout.lengths)  # before the tower runs
     if interpolation == "off":
         unresampled = TileLayout(model, tiling, resample=False)
         inputs = _widen(model, inputs, layout.lengths, unresampled.lengths)
@@ -255,15 +257,15 @@ def shorten(
     _check_keys(model, inputs)
     input_ids_BL = inputs["input_ids"]
     real_BL = inputs["attention_mask"].bool()
-    stay_BL = _mark_kept(_placeholders(model, inputs), real_BL, image_features, keep)
+    stay_BL = _mark_kept(placeholders(model, inputs), real_BL, image_features, keep)
     shorter: dict[str, Any] = {
-        "input_ids": _pack_left(input_ids_BL, stay_BL, fill=_pad_id(model)),
-        "attention_mask": _pack_left(inputs["attention_mask"], stay_BL, fill=0),
+        "input_ids": pack_left(input_ids_BL, stay_BL, fill=pad_id(model)),
+        "attention_mask": pack_left(inputs["attention_mask"], stay_BL, fill=0),
     }
     # If nothing is dropped, the model's own positions are the original ones.
     if positions == "original" and not torch.equal(stay_BL, real_BL):
         position_ids_BL = (real_BL.long().cumsum(1) - 1).clamp(min=0)
-        shorter |= {"position_ids": _pack_left(position_ids_BL, stay_BL, fill=0), "use_cache": True}
+        shorter |= {"position_ids": pack_left(position_ids_BL, stay_BL, fill=0), "use_cache": True}
     if image_features:
         kept = [
             features_PD[keep_K.to(features_PD.device)]
@@ -285,12 +287,13 @@ def _check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
         raise ValueError(f"inputs: {missing[0]} is missing, needed: {', '.join(sorted(TEXT_KEYS))}")
 
 
-def _placeholders(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+def placeholders(model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """Mask (B, L) of the tokens that stand for visual tokens."""
     placeholder_BL: Tensor = inputs["input_ids"] == model.config.image_token_id
     return placeholder_BL
 
 
-def _image_bounds(placeholder_BL: Tensor, sizes: Sequence[int]) -> Tensor:
+def image_bounds(placeholder_BL: Tensor, sizes: Sequence[int]) -> Tensor:
     """First placeholder of each image and the end, as indices into all placeholders; int64 (images + 1,)."""
     row_P = placeholder_BL.nonzero()[:, 0]
     if len(row_P) != sum(sizes):
@@ -308,7 +311,7 @@ def _mark_kept(
     placeholder_BL: Tensor, real_BL: Tensor, image_features: Sequence[Tensor], keep: Sequence[Tensor]
 ) -> Tensor:
     """Mask (B, L) of the tokens to keep: all text, the kept tokens of each image, no padding."""
-    bounds = _image_bounds(placeholder_BL, [len(features_PD) for features_PD in image_features])
+    bounds = image_bounds(placeholder_BL, [len(features_PD) for features_PD in image_features])
     stay_P = torch.zeros(int(bounds[-1]), dtype=torch.bool, device=placeholder_BL.device)
     for start, keep_K in zip(bounds[:-1], keep, strict=True):
         stay_P[start + keep_K.to(stay_P.device)] = True
@@ -319,8 +322,8 @@ def _widen(
     model: Any, inputs: Mapping[str, Any], sizes: Sequence[int], new_sizes: Sequence[int]
 ) -> dict[str, Any]:
     """The inputs with `new_sizes` placeholders for the images, at least `sizes`; rows left-padded."""
-    placeholder_BL = _placeholders(model, inputs)
-    starts = _image_bounds(placeholder_BL, sizes)[:-1]
+    placeholder_BL = placeholders(model, inputs)
+    starts = image_bounds(placeholder_BL, sizes)[:-1]
     more_I = torch.tensor(new_sizes) - torch.tensor(sizes)
     real_BL = inputs["attention_mask"].bool()
     copies_BL = real_BL.long()  # removes the padding; rows are padded anew below
@@ -330,12 +333,12 @@ def _widen(
         for ids_L, copies_L in zip(inputs["input_ids"], copies_BL, strict=True)
     ]
     longest = max(map(len, rows))
-    input_ids = [F.pad(row_L, (longest - len(row_L), 0), value=_pad_id(model)) for row_L in rows]
+    input_ids = [F.pad(row_L, (longest - len(row_L), 0), value=pad_id(model)) for row_L in rows]
     mask = [F.pad(torch.ones_like(row_L), (longest - len(row_L), 0)) for row_L in rows]
     return {**inputs, "input_ids": torch.stack(input_ids), "attention_mask": torch.stack(mask)}
 
 
-def _pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:
+def pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:
     """The values of `stay_BL`, each row right-aligned and left-padded with `fill` to the longest row."""
     lengths_B1 = stay_BL.sum(dim=1, keepdim=True)
     longest = int(lengths_B1.max())
@@ -345,7 +348,7 @@ def _pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:
     return packed_BL
 
 
-def _pad_id(model: Any) -> int:
+def pad_id(model: Any) -> int:
     """The padding token's id; 0 if the model has none, because the mask hides padding."""
     configs = (model.generation_config, model.config, model.config.get_text_config())
     return next((config.pad_token_id for config in configs if config.pad_token_id is not None), 0)
