@@ -136,19 +136,20 @@ def test_projection_is_shared_and_features_are_read_once_an_image(generator, mon
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once(generator):
     questions = ["a", "a b", "c", "d e f", "g h", "i", "j"]
-    batches = generator.batches(pose(*questions), size=2)
+    posed = [SimpleNamespace(images=[f"docs/{n}"], question=text) for n, text in enumerate(questions)]
+    batches = generator.batches(posed, tokens=2 * (16 + 3))
     assert batches == [[0, 2], [5, 6], [1, 4], [3]]
     for batch in batches:
         made = generator.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
         assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
-    assert generator.batches(pose(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
+    assert generator.batches(posed, tokens=3 * (16 + 2)) == [[0, 2, 5], [6], [1, 4], [3]]
     mixed = [
         *pose("a", images=2),
         *pose("b"),
         *pose("c", images=0),
         *pose("d", images=2),
     ]
-    assert generator.batches(mixed, size=2) == [[2], [1], [0, 3]]
+    assert generator.batches(mixed, tokens=50) == [[2], [1], [0, 3]]
 
 
 def test_an_answer_does_not_depend_on_its_batch(generator):
@@ -513,7 +514,10 @@ def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
         *pose("h", images=0),
         *pose("i", images=2),
     ]
-    assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
+    generator, unshared = make_seeing(), make_seeing(share_prefix=False)
+    one_image = generator.source.tokens
+    assert unshared.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 2, 1], [3, 5]]
+    assert generator.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 1, 2], [3, 5]]
 
 
 @pytest.fixture
