@@ -94,6 +94,10 @@ class Evaluate:
     that full is the model as published), or off (select among all features, as in the paper)."""
     batch_size: Count = 128
     """Questions per batch."""
+    share_prefix: bool = True
+    """Whether the questions about an image are answered from one reading of its tokens. Answers are the same
+    in float32, and may differ by rounding in bfloat16. A model whose cache cannot be shared, as with sliding
+    windows, reads each prompt by itself."""
     max_new_tokens: Count = 8
     """Maximum number of tokens of an answer."""
     # All resamples are held in memory.

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property, partial
 from itertools import groupby, starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,9 +26,11 @@ from atr.vlm.compatibility import (
     other_images,
     warn_of_positions,
 )
+from atr.vlm.decoding import decode
 from atr.vlm.in_llm import LayerPruning, prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
+from atr.vlm.prefix import split_prompts, why_not_shared
 from atr.vlm.reduce import Prepared, shorten
 
 if TYPE_CHECKING:
@@ -169,11 +171,11 @@ class Generator:
         are means over the layers; raises ValueError for a `keep` that cannot be reached.
         """
         if batch.whole is None:
-            return [Reply(text, 0, 0, 0) for text in self._generate(batch.blind)]
+            return [Reply(text, 0, 0, 0) for text in self._decode(batch.blind)]
         sizes = [batch.whole.layout.sizes[image] for image in batch.whole.image_of]
         full = _sum_by_question(sizes, batch.images)
         if keep == 0:
-            answers = self._generate(batch.blind)
+            answers = self._decode(batch.blind)
             return [Reply(text, 0, 0, size) for text, size in zip(answers, full, strict=True)]
         if isinstance(reducer, LayerReducer):
             answers, kept, fed = self._answer_pruned(batch.whole, reducer, keep)
@@ -231,7 +233,7 @@ class Generator:
         placeholders_B = (reduced["input_ids"] == self.model.config.image_token_id).sum(1).tolist()
         fed_B = _sum_by_question(fed, len(fed) // len(placeholders_B))
         assert fed_B == placeholders_B, "the model is fed the kept tokens and newlines"
-        return self._generate(reduced), kept, fed
+        return self._decode(reduced, reduced.image_of), kept, fed
 
     def _select(self, whole: Prepared, reducer: Reducer | LayerReducer, keep: float | None) -> list[Tensor]:
         """Indices kept of the packed tokens of each image, each shown once."""
@@ -264,13 +266,26 @@ class Generator:
         layout = settings.positions, settings.budget, settings.newline
         return Policy(ADAPTIVE, *layout, bounds=(1, 1.0)) if keep is None else Policy(keep, *layout)
 
-    def _generate(self, inputs: Mapping[str, Any]) -> list[str]:
-        ids_BL = self.model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=self.settings.max_new_tokens
+    def _decode(self, inputs: Mapping[str, Any], image_of: Sequence[int] = ()) -> list[str]:
+        """Answers to prompts whose runs of placeholders show the images `image_of`; each prefix is read once."""
+        if self._unshared:
+            return self._generate(inputs)
+        share = self.settings.share_prefix and len(set(image_of)) < len(image_of)
+        split = split_prompts(self.model, inputs, image_of) if share else None
+        return self._generate(inputs, custom_generate=partial(decode, split=split))
+
+    def _generate(self, inputs: Mapping[str, Any], **options: Any) -> list[str]:
+        sequences = self.model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=self.settings.max_new_tokens, **options
         )
-        answers_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(answers_BL, skip_special_tokens=True)
+        answers = [sequence[inputs["input_ids"].shape[1] :] for sequence in sequences]
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @cached_property
+    def _unshared(self) -> str:
+        """Why the model's cache cannot be shared, so that prompts are answered by its own `generate`."""
+        return why_not_shared(self.model)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Prompts that begin with the same images: their prefix is read once, and each prompt branches off from it.
 
-A prefix ends with the last visual token of a prompt. Its keys and values lie in the cache once; the texts that
-follow it, its branches, stand behind it side by side under a mask that keeps them apart. Shapes: B prompts, L
-tokens of a prompt, U distinct prefixes, S tokens of a prefix, T tokens behind it, C columns of the cache, V
-words of the vocabulary.
+A prefix ends with the last visual token of a prompt. Its keys and values lie in the cache once; the texts
+behind it, its branches, stand side by side under a mask that keeps them apart. Shapes: B prompts, L tokens of
+a prompt, U distinct prefixes, Q branches of a prefix, S tokens of a prefix, T tokens behind it, C columns of
+the cache, V words of the vocabulary.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -67,10 +67,11 @@ class SplitPrompts:
         ids_BT, positions_BT = self.suffixes["input_ids"], self.suffixes["position_ids"]
         branch_BT = self.branch_B[:, None].where(self.suffixes["attention_mask"].bool(), PADDING)
         parts = ((ids_BT, 0), (positions_BT, 0), (branch_BT, PADDING))
-        last = [self.spread(values_BT[:, -1], fill) for values_BT, fill in parts]
+        at = self.prefix_B, self.branch_B
+        last = [place(values_BT[:, -1], at, fill) for values_BT, fill in parts]
         if ids_BT.shape[1] == 1:
             return last[0], last[1], last[2]
-        bodies = [self.spread(values_BT[:, :-1], fill).flatten(1) for values_BT, fill in parts]
+        bodies = [place(values_BT[:, :-1], at, fill).flatten(1) for values_BT, fill in parts]
         stay = bodies[2] != PADDING
         packed = [
             torch.cat([pack_left(body, stay, fill), end], dim=1)
@@ -78,10 +79,11 @@ class SplitPrompts:
         ]
         return packed[0], packed[1], packed[2]
 
-    def spread(self, values_BX: Tensor, fill: int) -> Tensor:
-        """Values of each prompt at the place of its branch, (U, branches, ...), and `fill` elsewhere."""
-        shape = len(self.prefixes["input_ids"]), int(self.branch_B.max()) + 1, *values_BX.shape[1:]
-        return values_BX.new_full(shape, fill).index_put((self.prefix_B, self.branch_B), values_BX)
+
+def place(values_BX: Tensor, at: tuple[Tensor, Tensor], fill: int) -> Tensor:
+    """Values of each prompt at its (row, place), int64 (B,) each, of a block filled with `fill`; (U, Q, X)."""
+    shape = (int(index_B.max()) + 1 for index_B in at)
+    return values_BX.new_full((*shape, *values_BX.shape[1:]), fill).index_put(at, values_BX)
 
 
 def split_prompts(model: Any, inputs: Mapping[str, Any], images: Sequence[Hashable]) -> SplitPrompts | None:
@@ -130,7 +132,7 @@ def _keys(
 
 
 def _number(keys: Sequence[Hashable]) -> tuple[list[int], list[int], list[int]]:
-    """First row of each distinct key; and of each row, the number of its key and how often that came before."""
+    """First row of each distinct key; and of each row, the key's number and how often it came before."""
     first: dict[Hashable, int] = {}
     seen: dict[Hashable, int] = {}
     repeats = []
@@ -155,9 +157,12 @@ class PrefixCache:
     def prefill(cls, model: Any, inputs: Mapping[str, Any]) -> tuple[Self, Tensor]:
         """Read the inputs; the cache and the logits_U1V behind the last token."""
         cache = DynamicCache(config=model.config.get_text_config())
-        given = {**inputs, "past_key_values": cache, "use_cache": True}
-        logits_U1V = model(**given, logits_to_keep=1).logits
-        owner_US = torch.where(inputs["attention_mask"].bool(), PREFIX, PADDING)
+        given = {**inputs, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        logits_U1V = model(**given).logits
+        mask_US = inputs.get("attention_mask")
+        if mask_US is None:  # as generate leaves it out where nothing is padded
+            mask_US = torch.ones_like(inputs["input_ids"])
+        owner_US = torch.where(mask_US.bool(), PREFIX, PADDING)
         return cls(model, cache, owner_US), logits_U1V
 
     def extend(self, ids_UT: Tensor, positions_UT: Tensor, branch_UT: Tensor, keep: int = 0) -> Tensor:
@@ -179,7 +184,7 @@ class PrefixCache:
         self.owner_UC = self.owner_UC[rows]
 
     def _mask(self, branch_UT: Tensor) -> Tensor:
-        """The additive mask (U, 1, T, C): the prefix, and the earlier tokens of the same branch and itself."""
+        """The additive mask (U, 1, T, C): a token sees the prefix and its branch up to itself."""
         owner_U1C, branch_UT1 = self.owner_UC[:, None], branch_UT[..., None]
         columns, tokens = owner_U1C.shape[-1], branch_UT.shape[1]
         later_TC = torch.ones(tokens, columns, dtype=torch.bool, device=branch_UT.device)

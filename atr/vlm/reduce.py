@@ -44,8 +44,8 @@ class Kept:
 class Reduced(Mapping[str, Any]):
     """A shortened input for `model(**reduced)` and `model.generate(**reduced)`, which may be used repeatedly.
 
-    `kept` describes each image, in the order of the placeholders. Equal items of `image_of` are one image with
-    the same kept tokens.
+    `kept` describes each image, in the order of the placeholders. Equal items of `image_of` are one image
+    with the same kept tokens.
     """
 
     inputs: dict[str, Any]

@@ -50,12 +50,12 @@ class TileLayout:
         packed = self._pack(mark_BT[:, None].repeat(1, tokens, 1), newline_T)
         return [mark_PT.argmax(-1).where(mark_PT[:, -1] == 0, ROW_END) for mark_PT in packed]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Packed tokens of each image, newlines included."""
         return [len(tile_P) for tile_P in self.tile_of]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """Visual tokens of each image: packed tokens without newlines."""
         return [int((tile_P != ROW_END).sum()) for tile_P in self.tile_of]

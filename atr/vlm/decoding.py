@@ -1,0 +1,103 @@
+"""Greedy decoding for `generate(custom_generate=decode)`: a prompt leaves the batch when its answer ends.
+
+Shapes: B prompts that are still answered, L tokens of a prompt with its answer so far, U distinct prefixes, Q
+branches of a prefix, V words of the vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from atr.vlm.prefix import PADDING, PrefixCache, SplitPrompts, place
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts that are still answered: their numbers in the batch, and where each is in the cache."""
+
+    number_B: Tensor
+    ids_BL: Tensor
+    position_B: Tensor
+    """Position id of the last token."""
+    prefix_B: Tensor
+    branch_B: Tensor
+
+    def select(self, rows: Tensor) -> Self:
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def add(self, token_B: Tensor) -> Self:
+        return replace(
+            self, ids_BL=torch.cat([self.ids_BL, token_B[:, None]], 1), position_B=self.position_B + 1
+        )
+
+
+@torch.no_grad()
+def decode(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Callable[[Tensor, Tensor], Tensor],
+    stopping_criteria: Callable[[Tensor, None], Tensor],
+    generation_config: Any,
+    split: SplitPrompts | None = None,
+    **inputs: Any,
+) -> list[list[int]]:
+    """The token ids of each prompt and its answer, without padding behind; `generate` gives the arguments.
+
+    `split` are the same prompts split behind their images, to read each prefix once. With logits processors
+    no prompt leaves, because one may count on the same rows in every step.
+    """
+    cache, prompts, logits_BV = _read(model, input_ids, split, inputs)
+    sequences: list[list[int]] = input_ids.tolist()
+    ended_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    while True:
+        prompts = prompts.add(logits_processor(prompts.ids_BL, logits_BV.float()).argmax(1))
+        for number, token, ended in zip(
+            prompts.number_B.tolist(), prompts.ids_BL[:, -1].tolist(), ended_B.tolist(), strict=True
+        ):
+            if not ended:
+                sequences[number].append(token)
+        ended_B = ended_B | stopping_criteria(prompts.ids_BL, None)
+        if ended_B.all():
+            return sequences
+        if ended_B.any() and not logits_processor:
+            prompts, ended_B = _drop(cache, prompts, ended_B), ended_B[~ended_B]
+        logits_BV = _read_last(cache, prompts)
+
+
+def _read(
+    model: Any, input_ids: Tensor, split: SplitPrompts | None, inputs: Mapping[str, Any]
+) -> tuple[PrefixCache, _Prompts, Tensor]:
+    """Read the prompts; the logits_BV behind them."""
+    number_B = torch.arange(len(input_ids), device=input_ids.device)
+    if split is None:
+        cache, logits_B1V = PrefixCache.prefill(model, {"input_ids": input_ids, **inputs})
+        position_B, branch_B = inputs["position_ids"][:, -1], torch.zeros_like(number_B)
+        return cache, _Prompts(number_B, input_ids, position_B, number_B, branch_B), logits_B1V[:, -1]
+    cache, _ = PrefixCache.prefill(model, split.prefixes)
+    logits_UQV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
+    position_B = split.suffixes["position_ids"][:, -1]
+    prompts = _Prompts(number_B, input_ids, position_B, split.prefix_B, split.branch_B)
+    return cache, prompts, logits_UQV[split.prefix_B, split.branch_B]
+
+
+def _drop(cache: PrefixCache, prompts: _Prompts, ended_B: Tensor) -> _Prompts:
+    """The prompts that have not ended; the cache keeps the prefixes that they have."""
+    left = prompts.select(~ended_B)
+    prefixes_U, prefix_B = left.prefix_B.unique(return_inverse=True)
+    if len(prefixes_U) < len(cache.owner_UC):
+        cache.select(prefixes_U)
+    return replace(left, prefix_B=prefix_B)
+
+
+def _read_last(cache: PrefixCache, prompts: _Prompts) -> Tensor:
+    """Read the last token of each prompt; the logits_BV behind it."""
+    same_BB = prompts.prefix_B[:, None] == prompts.prefix_B
+    at = prompts.prefix_B, same_BB.tril(-1).sum(1)
+    token_UQ, position_UQ = (
+        place(values_B, at, fill=0) for values_B in (prompts.ids_BL[:, -1], prompts.position_B)
+    )
+    branch_UQ = place(prompts.branch_B, at, fill=PADDING)
+    return cache.extend(token_UQ, position_UQ, branch_UQ)[at]
