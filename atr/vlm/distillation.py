@@ -8,13 +8,16 @@ Shapes: B images, N tokens of a tile, P packed tokens of an image, L tokens of a
 a batch, V words of the vocabulary.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +30,7 @@ from atr.reduction.pretraining import DivergedError, RecordedTraining, fit, opti
 from atr.vlm.generation import Generator
 from atr.vlm.prefix import why_not_shared
 from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
-from atr.vlm.teacher import AskTeacher, PromptedImages, StoredAnswers
+from atr.vlm.teacher import PromptedImages, StoredAnswers, answer
 from atr.vlm.tiling import ROW_END
 from atr.vlm.weighted_attention import WeightedSequence, log_probabilities
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
 COMPARED_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation compares the answers."""
+
+_SUFFIX = ".answers"
 
 Selection = tuple[Tensor, Tensor]
 """The weights of an image's tokens, 1 kept and 0 dropped, and a mask of those that the model reads."""
@@ -49,7 +54,7 @@ class Distillation(RecordedTraining):
     """
 
     def __init__(self, selector: FeatureSelector, generator: Generator, recipe: "Distill", seed: int) -> None:
-        """Raise ValueError for an attention kernel without an additive mask."""
+        """Raise ValueError for a model whose cache several prompts cannot share."""
         super().__init__()
         if reason := why_not_shared(generator.model):
             raise ValueError(f"the language model cannot teach: {reason}")
@@ -117,27 +122,66 @@ class Distillation(RecordedTraining):
         return compared
 
     def _scores(self, prompted: PromptedBatch) -> list[Tensor]:
-        """Scores of the visual tokens of each image, without newlines."""
+        """Scores of the visual tokens of each row's image, without newlines."""
         encoded, layout = prompted.prepared.encoded, prompted.prepared.layout
         scores_BN = self.selector(encoded.features_BND.float(), encoded.grid)
-        packed = zip(layout.values(scores_BN.unsqueeze(-1)), layout.tile_of, strict=True)
-        return [scores_P1[(tile_P != ROW_END).to(scores_P1.device), 0] for scores_P1, tile_P in packed]
+        packed = layout.values(scores_BN.unsqueeze(-1))
+        return [
+            packed[image][(layout.tile_of[image] != ROW_END).to(scores_BN.device), 0]
+            for image in prompted.prepared.image_of
+        ]
 
     def _sequences(
         self, prompted: PromptedBatch, answers: Sequence[Answers], selected: Sequence[Selection]
     ) -> list[WeightedSequence]:
         """What the model reads of each image and its answered prompts; newlines are always kept."""
         sequences, positions = [], self.generator.settings.positions
-        for image, (weight_N, read_N) in enumerate(selected):
-            visual_P = (prompted.prepared.layout.tile_of[image] != ROW_END).to(weight_N.device)
+        prepared = prompted.prepared
+        for row, (weight_N, read_N) in enumerate(selected):
+            visual_P = (prepared.layout.tile_of[prepared.image_of[row]] != ROW_END).to(weight_N.device)
             weight_P = torch.ones_like(visual_P, dtype=weight_N.dtype).masked_scatter(visual_P, weight_N)
             read_P = torch.ones_like(visual_P).masked_scatter(visual_P, read_N)
-            sequences.append(prompted.sequence(image, answers[image], weight_P, read_P, positions))
+            sequences.append(prompted.sequence(row, answers[row], weight_P, read_P, positions))
         return sequences
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.recipe)
+
+
+class AskTeacher(Callback):
+    """Before the first step has the teacher answer all prompts, and removes the answers after the last one.
+
+    The images of a file are the same in every run, so that an interrupted training goes on with the same
+    answers. Ranks answer a share each and read those of all.
+    """
+
+    def __init__(self, reader: PromptReader, images: PromptedImages, checkpoints: Checkpoints) -> None:
+        self.reader, self.images, self.checkpoints = reader, images, checkpoints
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the answers that are missing, and hand all of them to the module.
+
+        Raises SIGTERMException, as Lightning does between two steps.
+        """
+        folder = self.checkpoints.path(trainer).with_suffix(_SUFFIX)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = StoredAnswers(folder, self.images)
+        for number in range(trainer.global_rank, stored.files, trainer.world_size):
+            if trainer.received_sigterm:
+                raise SIGTERMException
+            if not stored.has(number):
+                batch = [self.images[index] for index in stored.images_of(number)]
+                with trainer.precision_plugin.forward_context():
+                    stored.write(number, answer(self.reader, batch))
+        trainer.strategy.barrier("answers")
+        assert isinstance(module, Distillation)
+        module.answers = stored
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the answers, and those of trainings that were given up."""
+        for folder in self.checkpoints.folder.glob(f"*{_SUFFIX}") if trainer.is_global_zero else ():
+            shutil.rmtree(folder)
 
 
 def _mean_of_images(values_A: Tensor, counts: Sequence[int]) -> Tensor:

@@ -38,27 +38,30 @@ class Answers:
 
 @dataclass(frozen=True)
 class PromptedBatch:
-    """Images with all visual tokens, the ids (L,) of their prefixes, and those (T,) of their prompts."""
+    """Images with all visual tokens, the ids (L,) of their prefixes, and those (T,) of their prompts.
+
+    A row of `prefixes` and `prompts` is about the image of its place in `prepared.image_of`.
+    """
 
     prepared: Prepared
     prefixes: list[Tensor]
     prompts: list[list[Tensor]]
 
     def sequence(
-        self, image: int, answers: Answers, weight_P: Tensor, read_P: Tensor, positions: str
+        self, row: int, answers: Answers, weight_P: Tensor, read_P: Tensor, positions: str
     ) -> WeightedSequence:
-        """An image's packed tokens `read_P` with their weights, and each prompt with its answer.
+        """The packed tokens `read_P` of a row's image with their weights, and each prompt with its answer.
 
         With contiguous positions, tokens of weight 0 take none.
         """
-        ids_L, device = self.prefixes[image], weight_P.device
+        ids_L, device = self.prefixes[row], weight_P.device
         visual_L = ids_L == self.prepared.model.config.image_token_id
         weight_L = torch.ones(len(ids_L), device=device).masked_scatter(visual_L, weight_P)
         read_L = torch.ones_like(visual_L).masked_scatter(visual_L, read_P)
         counted_L = weight_L > 0.5 if positions == "contiguous" else torch.ones_like(visual_L)
         ids, places, predicts = [ids_L[read_L]], [(counted_L.cumsum(0) - 1).clamp(min=0)[read_L]], []
         branches, start, length = [torch.full_like(ids[0], PREFIX)], int(counted_L.sum()), len(ids[0])
-        for branch, (prompt_T, answer_A) in enumerate(zip(self.prompts[image], answers.ids, strict=True)):
+        for branch, (prompt_T, answer_A) in enumerate(zip(self.prompts[row], answers.ids, strict=True)):
             # A token is predicted at the place before it, so that the last one is not read.
             ids_T = torch.cat([prompt_T, answer_A[:-1]])
             place_T = torch.arange(len(ids_T), device=device)
@@ -68,9 +71,9 @@ class PromptedBatch:
             predicts.append(length + place_T[len(prompt_T) - 1 :])
             length += len(ids_T)
         weight_T = torch.cat([weight_L[read_L], weight_L.new_ones(length - len(ids[0]))])
-        tokens_KD = self.prepared.tokens[image][read_P]
-        layout = (torch.cat(parts) for parts in (ids, places, branches))
-        return WeightedSequence(*layout, weight_T, tokens_KD, torch.cat(predicts))
+        tokens_KD = self.prepared.tokens[self.prepared.image_of[row]][read_P]
+        ids_T, positions_T, branch_T = (torch.cat(parts) for parts in (ids, places, branches))
+        return WeightedSequence(ids_T, positions_T, branch_T, weight_T, tokens_KD, torch.cat(predicts))
 
 
 @dataclass(frozen=True)

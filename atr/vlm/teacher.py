@@ -1,17 +1,16 @@
 """The teacher of a distillation: the frozen model's greedy answers with all visual tokens, asked for once.
 
 Answers and their log probabilities lie in files of a few images each, because with a large vocabulary they
-would not fit in memory. Shapes: U images of a batch, B prompts of all of them, V words of the vocabulary.
+would not fit in memory. Shapes: U images of a batch, Q prompts of an image, B prompts of all images, A answer
+tokens, V words of the vocabulary.
 """
 
-import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,15 +18,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.core.files import whole_file
-from atr.reduction.checkpoints import Checkpoints
-from atr.vlm.prefix import PADDING, PrefixCache, SplitPrompts
+from atr.vlm.prefix import PADDING, PrefixCache, SplitPrompts, place
 from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
 from atr.vlm.reduce import pad_id
 
 IMAGES_PER_FILE = 32
 """Images that are answered together and lie in one file."""
 _KEYS = "ids", "lengths", "log_probabilities"
-_SUFFIX = ".answers"
 
 
 class PromptedImages(Protocol):
@@ -46,34 +43,59 @@ def answer(reader: PromptReader, batch: Sequence[PromptedImage]) -> list[Answers
 
     Images are read once, and their prompts follow over one cache.
     """
-    model, settings = reader.generator.model, reader.generator.settings
+    model = reader.generator.model
     prompted = reader.read(batch)
     split = _split(model, prompted)
-    rows = split.prefix_B, split.branch_B
     cache, _ = PrefixCache.prefill(model, split.prefixes)
-    logits_UXV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
-    place_B = split.suffixes["position_ids"][:, -1]
-    running_B = torch.ones_like(place_B, dtype=torch.bool)
-    ids, log_probabilities, lengths_B = [], [], torch.zeros_like(place_B)
-    for step in range(settings.max_new_tokens):
-        log_probabilities_BV = logits_UXV[rows].float().log_softmax(-1)
+    logits_UQV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
+    prompts = _Unfinished(cache, split.prefix_B, split.branch_B, split.suffixes["position_ids"][:, -1])
+    log_probabilities_BV = logits_UQV[prompts.row_B, prompts.branch_B].float().log_softmax(-1)
+    number_B = torch.arange(len(log_probabilities_BV), device=log_probabilities_BV.device)
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in number_B]
+    for left in reversed(range(reader.generator.settings.max_new_tokens)):
         ids_B = log_probabilities_BV.argmax(-1)
-        ids.append(ids_B)
-        log_probabilities.append(log_probabilities_BV)
-        lengths_B += running_B
-        running_B = running_B & ~torch.isin(ids_B, _end_ids(model))
-        if step == settings.max_new_tokens - 1 or not running_B.any():
+        for number, pair in zip(
+            number_B.tolist(), zip(ids_B, log_probabilities_BV, strict=True), strict=True
+        ):
+            found[number].append(pair)
+        goes_on_B = ~torch.isin(ids_B, _end_ids(model))
+        if not left or not goes_on_B.any():
             break
-        place_B = place_B + 1
-        branch_B = split.branch_B.where(running_B, PADDING)
-        given = ((ids_B, 0), (place_B, 0), (branch_B, PADDING))
-        logits_UXV = cache.extend(*(split.spread(values_B, fill) for values_B, fill in given))
-    found = zip(torch.stack(ids, 1), torch.stack(log_probabilities, 1), lengths_B.tolist(), strict=True)
-    cut = iter([(ids_A[:length], values_AV[:length]) for ids_A, values_AV, length in found])
-    parts = ([next(cut) for _ in prompts] for prompts in prompted.prompts)
-    return [
-        Answers([ids_A for ids_A, _ in part], torch.cat([values for _, values in part])) for part in parts
-    ]
+        number_B = number_B[goes_on_B]
+        prompts = prompts.select(goes_on_B)
+        log_probabilities_BV = prompts.read(ids_B[goes_on_B]).float().log_softmax(-1)
+    parts = iter(found)
+    return [_joined([next(parts) for _ in prompts]) for prompts in prompted.prompts]
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """Prompts whose answers have not ended: rows and branches in the cache, positions of the last tokens."""
+
+    cache: PrefixCache
+    row_B: Tensor
+    branch_B: Tensor
+    position_B: Tensor
+
+    def select(self, stay_B: Tensor) -> Self:
+        """Those that stay; the cache keeps the rows that they need."""
+        rows_U, row_B = self.row_B[stay_B].unique(return_inverse=True)
+        self.cache.select(rows_U)
+        return replace(
+            self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[stay_B] + 1
+        )
+
+    def read(self, ids_B: Tensor) -> Tensor:
+        """The logits_BV behind one more token of each."""
+        at = self.row_B, (self.row_B[:, None] == self.row_B).tril(-1).sum(1)
+        given = (ids_B, 0), (self.position_B, 0), (self.branch_B, PADDING)
+        return self.cache.extend(*(place(values_B, at, fill=fill) for values_B, fill in given))[at]
+
+
+def _joined(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Answers:
+    """Answers from the ids and log probabilities of each token of each."""
+    ids = [torch.stack([id_ for id_, _ in tokens]) for tokens in found]
+    return Answers(ids, torch.stack([values_V for tokens in found for _, values_V in tokens]))
 
 
 def _split(model: Any, prompted: PromptedBatch) -> SplitPrompts:
@@ -117,64 +139,38 @@ class StoredAnswers:
     """Answers by the name of their image, read from the files of a folder."""
 
     def __init__(self, folder: Path, images: PromptedImages) -> None:
-        self.folder = folder
+        self.folder, self._images = folder, len(images)
         self._places = {images[index][0]: divmod(index, IMAGES_PER_FILE) for index in range(len(images))}
-        self._count = -(-len(images) // IMAGES_PER_FILE)
+
+    @property
+    def files(self) -> int:
+        """Number of files."""
+        return -(-self._images // IMAGES_PER_FILE)
+
+    def images_of(self, number: int) -> range:
+        """Indices of the images of a file."""
+        return range(self._images)[number * IMAGES_PER_FILE : (number + 1) * IMAGES_PER_FILE]
+
+    def has(self, number: int) -> bool:
+        """Whether a file is written."""
+        return self._path(number).is_file()
 
     def __getitem__(self, name: str) -> Answers:
         """The answers to the prompts of an image, on the CPU."""
-        number, place = self._places[name]
+        number, index = self._places[name]
         with safe_open(self._path(number), framework="pt") as file:
-            ids_A, counts_B, log_probabilities_AV = (file.get_tensor(f"{key}.{place}") for key in _KEYS)
+            ids_A, counts_B, log_probabilities_AV = (file.get_tensor(f"{key}.{index}") for key in _KEYS)
         return Answers(list(ids_A.split(counts_B.tolist())), log_probabilities_AV)
-
-    def missing(self) -> list[int]:
-        """Numbers of the files that are not written yet."""
-        return [number for number in range(self._count) if not self._path(number).is_file()]
 
     def write(self, number: int, answers: Sequence[Answers]) -> None:
         """Write the answers of a file's images, whole or not at all."""
-        tensors = {}
-        for place, of_image in enumerate(answers):
+        tensors: dict[str, Tensor] = {}
+        for index, of_image in enumerate(answers):
             counts_B = torch.tensor([len(ids_A) for ids_A in of_image.ids])
             values = torch.cat(of_image.ids), counts_B, of_image.log_probabilities_AV
-            tensors |= {f"{key}.{place}": value.cpu() for key, value in zip(_KEYS, values, strict=True)}
+            tensors |= {f"{key}.{index}": value.cpu() for key, value in zip(_KEYS, values, strict=True)}
         with whole_file(self._path(number)) as temporary:
             save_file(tensors, temporary)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
-
-
-class AskTeacher(Callback):
-    """Before the first step has the teacher answer all prompts, and removes the answers after the last one.
-
-    The images of a file are the same in every run, so that an interrupted training goes on with the same
-    answers. Ranks answer a share each and read those of all.
-    """
-
-    def __init__(self, reader: PromptReader, images: PromptedImages, checkpoints: Checkpoints) -> None:
-        self.reader, self.images, self.checkpoints = reader, images, checkpoints
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the answers that are missing, and hand all of them to the module.
-
-        Raises SIGTERMException, as Lightning does between two steps.
-        """
-        folder = self.checkpoints.path(trainer).with_suffix(_SUFFIX)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = StoredAnswers(folder, self.images)
-        for number in stored.missing()[trainer.global_rank :: trainer.world_size]:
-            if trainer.received_sigterm:
-                raise SIGTERMException
-            first = number * IMAGES_PER_FILE
-            batch = [self.images[i] for i in range(first, min(first + IMAGES_PER_FILE, len(self.images)))]
-            with trainer.precision_plugin.forward_context():
-                stored.write(number, answer(self.reader, batch))
-        trainer.strategy.barrier("answers")
-        module.answers = stored
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Remove the answers, and those of trainings that were given up."""
-        for folder in self.checkpoints.folder.glob(f"*{_SUFFIX}") if trainer.is_global_zero else ():
-            shutil.rmtree(folder)

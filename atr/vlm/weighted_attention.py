@@ -1,8 +1,8 @@
-"""Language model passes over packed prompts whose tokens have weights in attention, with gradients to these.
+"""Passes over packed sequences whose tokens have weights in attention, with gradients to the weights.
 
-The sequences of a batch stand one after another in a single row, without padding, and attention takes them one
-by one. Shapes: T tokens of a sequence, S tokens of all sequences, A predicted tokens of all, V words of the
-vocabulary, H heads, d channels of a head.
+The sequences of a batch stand one after another in a single row, without padding, and attention takes them
+one by one. Shapes: T tokens of a sequence, S tokens of all sequences, A predicted tokens of all, V words of
+the vocabulary, H heads, d channels of a head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -20,6 +21,8 @@ from atr.vlm.prefix import PREFIX
 DROPPED_WEIGHT = 1e-3
 """Attention weight left to a dropped token; at zero it would get no gradient."""
 _NAME = "atr_weighted"
+_MULTIPLE = 64
+"""Rows of the packed tokens: oneDNN compiles a kernel for each new number, and keeps about a thousand."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,23 @@ class WeightedSequence:
 
 def log_probabilities(model: Any, sequences: Sequence[WeightedSequence]) -> Tensor:
     """Log probabilities (A, V) of the predicted tokens of all sequences, one sequence after another."""
-    starts = torch.tensor([0, *(len(sequence.ids_T) for sequence in sequences)]).cumsum(0).tolist()
+    starts = torch.tensor([0, *(len(part.ids_T) for part in sequences)]).cumsum(0).tolist()
     predicts = [part.predicts_A + start for part, start in zip(sequences, starts[:-1], strict=True)]
+    ids_S, positions_S, predicts_A = (
+        torch.cat(parts)
+        for parts in ([x.ids_T for x in sequences], [x.positions_T for x in sequences], predicts)
+    )
+    padding = -len(ids_S) % _MULTIPLE
+    biases = [*(part.bias() for part in sequences), torch.zeros(padding, padding, device=ids_S.device)]
     images = BaseModelOutputWithPooling(pooler_output=[part.tokens_KD for part in sequences])
-    with _weighted(model):
+    with _weighted(model), _only(predicts_A, len(ids_S) + padding, model):
         logits_1AV = model(
-            input_ids=torch.cat([part.ids_T for part in sequences])[None],
-            position_ids=torch.cat([part.positions_T for part in sequences])[None],
+            input_ids=torch.cat([ids_S, ids_S[-1:].expand(padding)])[None],
+            position_ids=functional.pad(positions_S, (0, padding))[None],
             mm_encoder_outputs={"image": images},
             use_cache=False,
-            logits_to_keep=torch.cat(predicts),
-            segment_biases=[part.bias() for part in sequences],
+            logits_to_keep=predicts_A,
+            segment_biases=biases,
         ).logits
     log_probabilities_AV: Tensor = logits_1AV[0].float().log_softmax(-1)
     return log_probabilities_AV
@@ -79,6 +88,25 @@ def _weighted(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+@contextmanager
+def _only(places_A: Tensor, length: int, model: Any) -> Iterator[None]:
+    """The context in which the last feed-forward net computes these places alone, as no others are read."""
+    last = model.get_decoder().layers[-1].mlp
+
+    def spread(_: Any, __: Any, output_1AD: Tensor) -> Tensor:
+        return output_1AD.new_zeros(1, length, output_1AD.shape[-1]).index_copy(1, places_A, output_1AD)
+
+    hooks = [
+        last.register_forward_pre_hook(lambda _, given: (given[0][:, places_A],)),
+        last.register_forward_hook(spread),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _attend(

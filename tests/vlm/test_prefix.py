@@ -1,22 +1,10 @@
 import pytest
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    BloomConfig,
-    CLIPVisionConfig,
-    Gemma3Config,
-    LlamaConfig,
-    LlavaConfig,
-    MistralConfig,
-    PaliGemmaConfig,
-    Qwen3_5TextConfig,
-    SiglipVisionConfig,
-)
 
 from atr.reduction.peers.random import Random
 from atr.vlm.policy import Policy
-from atr.vlm.prefix import PADDING, PREFIX, PrefixCache, split_prompts, why_not_shared
-from atr.vlm.reduce import prepare, reduce
+from atr.vlm.prefix import PrefixCache, split_prompts
+from atr.vlm.reduce import prepare
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 PROMPTS = ["<image> a", "<image> b c d", "k <image> e", "<image> f g"]
