@@ -187,32 +187,29 @@ def test_a_new_selector_prefers_no_number_of_tokens_and_says_what_it_is_for():
 
 class OneImage:
     def __len__(self):
-        return 2
+        return 45
 
     def __getitem__(self, index):
         return "one", ["a", "b c"]
 
 
 @torch.no_grad()
-def divergence(module, scores_P):
-    """Divergence of the answers about the one image with the best quarter of its tokens."""
-    [(actual, _)] = module._compare([OneImage()[0]], [lambda _: module._best(scores_P, 0.25)])
-    return actual.item()
+def mean_divergence(module, scores_P):
+    """Over sixty drawn sets of tokens of the one image."""
+    noise = torch.Generator().manual_seed(0)
+    drawn = [lambda _: module._sample(scores_P, noise)] * 60
+    return torch.stack([value for value, _ in module._compare([OneImage()[0]], drawn)]).mean().item()
 
 
-def test_the_trained_selector_keeps_the_tokens_that_answers_depend_on(generator, tmp_path):
-    """Among the sets of four tokens, of which a hundred are drawn, one of the better quarter."""
+def test_a_trained_selector_changes_answers_less_than_an_untrained_one(generator, tmp_path):
     generator.model.requires_grad_(False)
-    quarter = {"lowest": 0.25, "highest": 0.25}
-    module = fit(generator, tmp_path, OneImage(), epochs=80, batch_size=1, **quarter)
+    module = fit(generator, tmp_path, OneImage(), epochs=4, batch_size=1)
     module.answers = {"one": answer(module.reader, [OneImage()[0]])[0]}
-    [scores] = module._scores(module.reader.read([OneImage()[0]]))
-    learned = divergence(module, scores.detach())
-    drawn = torch.rand(100, 16, generator=torch.Generator().manual_seed(0))
-    assert learned < sorted(divergence(module, scores_P) for scores_P in drawn)[25]
+    [scores_P] = module._scores(module.reader.read([OneImage()[0]]))
+    assert mean_divergence(module, scores_P) < 0.9 * mean_divergence(module, torch.zeros(16))
     last = {name.removesuffix("_epoch") for name in module.history[-1]}
     assert {"train/divergence", "validation/divergence_0.3", "validation/agreement_0.5"} <= last
-    assert len(module.history) == 80
+    assert len(module.history) == 4
 
 
 def interrupt(monkeypatch, moment):
