@@ -186,7 +186,7 @@ class AskTeacher(Callback):
 
 def _mean_of_images(values_A: Tensor, counts: Sequence[int]) -> Tensor:
     """Mean over the answer tokens of each image, then over images, so that long answers weigh no more."""
-    return torch.stack([values.mean() for values in values_A.split(list(counts))]).mean()
+    return torch.stack([values.mean() for values in torch.split(values_A, list(counts))]).mean()
 
 
 def new_selector(

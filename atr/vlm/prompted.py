@@ -56,7 +56,9 @@ class PromptedBatch:
         """
         ids_L, device = self.prefixes[row], weight_P.device
         visual_L = ids_L == self.prepared.model.config.image_token_id
-        weight_L = torch.ones(len(ids_L), dtype=weight_P.dtype, device=device).masked_scatter(visual_L, weight_P)
+        weight_L = torch.ones(len(ids_L), dtype=weight_P.dtype, device=device).masked_scatter(
+            visual_L, weight_P
+        )
         read_L = torch.ones_like(visual_L).masked_scatter(visual_L, read_P)
         counted_L = weight_L > 0.5 if positions == "contiguous" else torch.ones_like(visual_L)
         ids, places, predicts = [ids_L[read_L]], [(counted_L.cumsum(0) - 1).clamp(min=0)[read_L]], []

