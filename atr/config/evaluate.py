@@ -92,8 +92,9 @@ class Evaluate:
     interpolation: Interpolation = "model"
     """For large images, whose features LLaVA-OneVision shrinks: model (select among the shrunk features, so
     that full is the model as published), or off (select among all features, as in the paper)."""
-    batch_size: Count = 128
-    """Questions per batch."""
+    batch_tokens: Count = 20_000
+    """Tokens per batch: those of the text and, before the reduction, of the images, which count once for all
+    questions about them if `share_prefix` is true. A batch has at least one question."""
     share_prefix: bool = True
     """Whether the questions about an image are answered from one reading of its tokens. Answers are the same
     in float32, and may differ by rounding in bfloat16. A model whose cache cannot be shared, as with sliding

@@ -32,7 +32,7 @@ def main(params: config.Params, reducer: str) -> None:
         trials = _trials(params, reducer, generator, fabric)
         seeds, weights = {trial.seed for trial in trials}, stages.weights_of(reducer)
         reduced = ReducedGenerator.build(generator, reducer, seeds, weights)
-        batches = generator.batches(questions, evaluate.batch_size)
+        batches = generator.batches(questions, evaluate.batch_tokens)
         # The package's code and the parameters do not include a reducer file of the user's own.
         path = stages.unfinished(params, reducer, file=sha256(catalog.reducer_file(reducer)), **computed)
         share, resumed = (fabric.global_rank, fabric.world_size), UnfinishedRows(path, fabric.global_rank)

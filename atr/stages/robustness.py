@@ -63,7 +63,9 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
         lambda question, prediction: load_benchmark(question.benchmark).score(prediction, question),
         replace(generator, source=source),
         list(photographs.PHOTOGRAPHS),
-        RobustnessSettings(settings.keep, params.evaluate.batch_size, params.evaluate.bootstrap, params.seed),
+        RobustnessSettings(
+            settings.keep, params.evaluate.batch_tokens, params.evaluate.bootstrap, params.seed
+        ),
         with_full=is_full,
     )
     computed = {**resolved("32-true", generator.model.device), **generator.resolved}

@@ -4,12 +4,13 @@ Shapes: B prompts that are still answered, L tokens of a prompt with its answer 
 branches of a prefix, V words of the vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from atr.vlm.prefix import PADDING, PrefixCache, SplitPrompts, place
 
@@ -38,8 +39,8 @@ class _Prompts:
 def decode(
     model: Any,
     input_ids: Tensor,
-    logits_processor: Callable[[Tensor, Tensor], Tensor],
-    stopping_criteria: Callable[[Tensor, None], Tensor],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
     generation_config: Any,
     split: SplitPrompts | None = None,
     **inputs: Any,
@@ -86,7 +87,7 @@ def _read(
 def _drop(cache: PrefixCache, prompts: _Prompts, ended_B: Tensor) -> _Prompts:
     """The prompts that have not ended; the cache keeps the prefixes that they have."""
     left = prompts.select(~ended_B)
-    prefixes_U, prefix_B = left.prefix_B.unique(return_inverse=True)
+    prefixes_U, prefix_B = torch.unique(left.prefix_B, return_inverse=True)
     if len(prefixes_U) < len(cache.owner_UC):
         cache.select(prefixes_U)
     return replace(left, prefix_B=prefix_B)

@@ -42,7 +42,7 @@ COMPARED_KEEP = (0.1, 0.3, 0.5)
 
 _SUFFIX = ".answers"
 
-Selection = tuple[Tensor, Tensor]
+TokenWeights = tuple[Tensor, Tensor]
 """The weights of an image's tokens, 1 kept and 0 dropped, and a mask of those that the model reads."""
 
 
@@ -87,7 +87,7 @@ class Distillation(RecordedTraining):
             metrics = {f"validation/divergence_{keep}": divergence, f"validation/agreement_{keep}": agreement}
             self.log_dict(metrics, sync_dist=True, batch_size=len(batch))
 
-    def _sample(self, scores_P: Tensor, noise: torch.Generator) -> Selection:
+    def _sample(self, scores_P: Tensor, noise: torch.Generator) -> TokenWeights:
         """A drawn number of the best tokens under noise; beside them the best of the others are read.
 
         Those farther below the lowest kept score would get next to no gradient.
@@ -98,13 +98,13 @@ class Distillation(RecordedTraining):
         read = min(int(k_1) + budget(self.recipe.candidates, len(scores_P)), len(scores_P))
         return top_k_mask_BN(noisy_P[None], k_1)[0], mask_of(top_k_BK(noisy_P, read), len(scores_P)).bool()
 
-    def _best(self, scores_P: Tensor, keep: float) -> Selection:
+    def _best(self, scores_P: Tensor, keep: float) -> TokenWeights:
         """The best tokens alone, as in evaluation."""
         mask_P = mask_of(top_k_BK(scores_P, budget(keep, len(scores_P))), len(scores_P))
         return mask_P, mask_P.bool()
 
     def _compare(
-        self, batch: Sequence[PromptedImage], selections: Sequence[Callable[[Tensor], Selection]]
+        self, batch: Sequence[PromptedImage], selections: Sequence[Callable[[Tensor], TokenWeights]]
     ) -> list[tuple[Tensor, Tensor]]:
         """Divergence and agreement under each of `selections`, functions of an image's scores (P,)."""
         answers = [self.answers[name].to(self.device) for name, _ in batch]
@@ -132,7 +132,7 @@ class Distillation(RecordedTraining):
         ]
 
     def _sequences(
-        self, prompted: PromptedBatch, answers: Sequence[Answers], selected: Sequence[Selection]
+        self, prompted: PromptedBatch, answers: Sequence[Answers], selected: Sequence[TokenWeights]
     ) -> list[WeightedSequence]:
         """What the model reads of each image and its answered prompts; newlines are always kept."""
         sequences, positions = [], self.generator.settings.positions

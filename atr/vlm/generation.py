@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from itertools import groupby, starmap
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +17,7 @@ from atr.core.records import Question, Reply, Trial
 from atr.reduction import Reducer, SelectorReducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
+from atr.vlm.batching import batch_by_tokens
 from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 from atr.vlm.compatibility import (
     check_features,
@@ -95,7 +96,10 @@ class Generator:
             "vlm": version_of(vlm.path, model, resolve_weights),
             "features": computed,
         }
-        return cls(model, processor, source, settings, resolved)
+        generator = cls(model, processor, source, settings, resolved)
+        if settings.share_prefix and generator._obstacle:
+            print(f"{vlm.path}: each prompt reads its images anew: {generator._obstacle}", file=sys.stderr)
+        return generator
 
     def reducer(self, name: str, seed: int, selector: str | Path) -> Reducer | LayerReducer:
         """Build a reducer for this model, its weights on the model's device.
@@ -133,18 +137,15 @@ class Generator:
             raise self._unreachable(reducer, max(keeps))
         return reached
 
-    def batches(self, questions: Sequence[Question], size: int) -> list[list[int]]:
-        """Indices of the questions in batches of at most `size`, with equally many images in a batch.
+    def batches(self, questions: Sequence[Question], tokens: int) -> list[list[int]]:
+        """Indices of the questions in batches of at most `tokens` tokens, as in `batch_by_tokens`.
 
-        If the source does not pad, the prompts of a batch have the same length too, so that an answer does
-        not depend on its batch; otherwise padding changes answers by rounding alone.
+        If the source does not pad, an answer does not depend on its batch; otherwise padding changes answers
+        by rounding alone.
         """
-        prompts = Prompts(self.processor)
-        keys = [(len(question.images), prompts.length(question.question)) for question in questions]
-        order = sorted(range(len(questions)), key=keys.__getitem__)
-        alike = [key[:1] if self.source.pads else key for key in keys]
-        groups = [list(group) for _, group in groupby(order, key=alike.__getitem__)]
-        return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+        lengths = Prompts(self.processor).lengths([question.question for question in questions])
+        images = [question.images for question in questions]
+        return batch_by_tokens(images, lengths, self.source.tokens, tokens, self._shares, self.source.pads)
 
     @torch.inference_mode()
     def prepare(
@@ -267,10 +268,10 @@ class Generator:
         return Policy(ADAPTIVE, *layout, bounds=(1, 1.0)) if keep is None else Policy(keep, *layout)
 
     def _decode(self, inputs: Mapping[str, Any], image_of: Sequence[int] = ()) -> list[str]:
-        """Answers to prompts whose runs of placeholders show the images `image_of`; each prefix is read once."""
-        if self._unshared:
+        """Answers to prompts whose runs of placeholders show `image_of`; a shared prefix is read once."""
+        if self._obstacle:
             return self._generate(inputs)
-        share = self.settings.share_prefix and len(set(image_of)) < len(image_of)
+        share = self._shares and len(set(image_of)) < len(image_of)
         split = split_prompts(self.model, inputs, image_of) if share else None
         return self._generate(inputs, custom_generate=partial(decode, split=split))
 
@@ -283,9 +284,13 @@ class Generator:
         return [text.strip() for text in texts]
 
     @cached_property
-    def _unshared(self) -> str:
+    def _obstacle(self) -> str:
         """Why the model's cache cannot be shared, so that prompts are answered by its own `generate`."""
         return why_not_shared(self.model)
+
+    @property
+    def _shares(self) -> bool:
+        return self.settings.share_prefix and not self._obstacle
 
 
 @dataclass(frozen=True)

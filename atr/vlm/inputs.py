@@ -7,6 +7,7 @@ counts are the same for both.
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -47,6 +48,10 @@ class VisualInputs(Protocol):
 
     pads: ClassVar[bool]
     """Whether prompts of different lengths may share a batch, left-padded to the longest."""
+
+    @property
+    def tokens(self) -> int:
+        """Most visual tokens that an image can have, without reduction."""
 
     def prepare(
         self,
@@ -91,8 +96,27 @@ class Prompts:
 
     def length(self, question: str | Sequence[str]) -> int:
         """Number of tokens of the prompt without images."""
-        text = self.text(question, 0)
-        return int(self.tokenize([text], torch.device("cpu"))["input_ids"].shape[1])
+        return self.lengths([question])[0]
+
+    def lengths(self, questions: Sequence[str | Sequence[str]]) -> list[int]:
+        """Number of tokens of each prompt without images."""
+        if not questions:
+            return []
+        texts = [self.text(question, 0) for question in questions]
+        options = self.options(texts) | {"padding": False, "return_tensors": None}
+        return [len(ids) for ids in self.processor.tokenizer(texts, **options)["input_ids"]]
+
+    def expand(self, question: str | Sequence[str], tokens: Sequence[int]) -> str:
+        """The prompt of a question with as many placeholders for each image as it has `tokens`.
+
+        Raises ValueError for a question that contains a placeholder.
+        """
+        placeholder = self.processor.image_token
+        parts = self.text(question, len(tokens)).split(placeholder)
+        if len(parts) != len(tokens) + 1:
+            raise ValueError(f"question: {question!r} contains the placeholder {placeholder} of an image")
+        runs = [placeholder * count for count in tokens]
+        return "".join(itertools.chain.from_iterable(zip(parts, [*runs, ""], strict=True)))
 
     def tokenize(self, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
         """Token ids and attention mask of prompts that hold one placeholder per visual token."""
@@ -125,15 +149,21 @@ class FeatureInputs:
         shown = [name for names in images for name in names]
         place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
         encoded = self._encode(list(place), needs)
-        prompts, placeholder = Prompts(self.processor), self.processor.image_token
+        prompts = Prompts(self.processor)
         texts = [
-            prompts.text(question, len(names)).replace(placeholder, placeholder * encoded.tokens)
+            prompts.expand(question, [self.tokens] * len(names))
             for names, question in zip(images, questions, strict=True)
         ]
         layout = TileLayout(self.model, Tiling((1,) * len(place), self.features.grid))
         inputs = prompts.tokenize(texts, self.model.device)
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, layout, encoded, layout.tokens(encoded), image_of)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image."""
+        rows, columns = self.features.grid
+        return rows * columns
 
     def _encode(self, names: Sequence[str], needs: Collection[str]) -> EncoderOutput:
         """The stored features; the tower computes the other needed fields from the images."""
@@ -169,9 +199,45 @@ class ImageInputs:
         needs: Collection[str] = frozenset(),
     ) -> Prepared:
         """As `VisualInputs.prepare`; raises ValueError for a question that contains a placeholder."""
-        prompts = Prompts(self.processor)
-        texts = [prompts.text(text, len(names)) for names, text in zip(images, questions, strict=True)]
+        prompts, samples = Prompts(self.processor), list(dict.fromkeys(map(tuple, images)))
         # Nested, so that OneVision's processor does not cut the images of a question with several.
-        pictures = [[self.images.image(name) for name in names] for names in images]
+        pictures = [[self.images.image(name) for name in names] for names in samples]
+        texts = [self.processor.image_token * len(names) for names in samples]
         inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
-        return prepare(self.model, inputs.to(self.model.device), self.interpolation, needs)
+        needed = set(needs) - {"text_BD"}
+        encoded = prepare(self.model, inputs.to(self.model.device), self.interpolation, needed)
+        bounds = itertools.pairwise(itertools.accumulate(map(len, samples), initial=0))
+        shown = {names: range(first, after) for names, (first, after) in zip(samples, bounds, strict=True)}
+        rows = [shown[tuple(names)] for names in images]
+        lengths = encoded.layout.lengths
+        texts = [
+            prompts.expand(question, [lengths[image] for image in row])
+            for question, row in zip(questions, rows, strict=True)
+        ]
+        prepared = replace(
+            encoded,
+            inputs=prompts.tokenize(texts, self.model.device),
+            image_of=list(itertools.chain.from_iterable(rows)),
+        )
+        return prepared.with_text() if "text_BD" in needs else prepared
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image with as many tiles as the model allows, newlines included."""
+        return _most_tokens(self.model.config, self.interpolation)
+
+
+def _most_tokens(config: Any, interpolation: str) -> int:
+    """Visual tokens of an image that is cut into the most tiles; an upper bound."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    pinpoints = getattr(config, "image_grid_pinpoints", None) or [(0, 0)]
+    rows, columns = zip(
+        *([length // vision.image_size for length in sizes] for sizes in pinpoints), strict=True
+    )
+    tiles = max(height * width for height, width in zip(rows, columns, strict=True))
+    limit = str(getattr(config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
+    if limit.isdecimal() and interpolation == "model":
+        tiles = min(tiles, ceil(1.1**2 * int(limit)))  # OneVision shrinks images only above that
+    most: int = side**2 * (1 + tiles) + side * max(rows)
+    return most

@@ -81,7 +81,7 @@ class SplitPrompts:
 
 
 def place(values_BX: Tensor, at: tuple[Tensor, Tensor], fill: int) -> Tensor:
-    """Values of each prompt at its (row, place), int64 (B,) each, of a block filled with `fill`; (U, Q, X)."""
+    """A block (U, Q, X) of `fill` with the values of each prompt `at` its row and place, int64 (B,) each."""
     shape = (int(index_B.max()) + 1 for index_B in at)
     return values_BX.new_full((*shape, *values_BX.shape[1:]), fill).index_put(at, values_BX)
 

@@ -30,10 +30,10 @@ ScoreAnswer = Callable[[Question, str], float]
 
 @dataclass(frozen=True)
 class RobustnessSettings:
-    """Kept fractions, questions per batch, and the settings of the bootstrap (`atr.core.bootstrap`)."""
+    """Kept fractions, tokens per batch, and the settings of the bootstrap (`atr.core.bootstrap`)."""
 
     keep: Sequence[float]
-    batch_size: int
+    batch_tokens: int
     resamples: int
     seed: int
 
@@ -98,11 +98,11 @@ def robustness(
     described = [Described([name]) for name in pictured]
 
     def see(variant: Variant) -> tuple[Observation, Observation]:
-        size = variant.batch or settings.batch_size
+        tokens = variant.batch_tokens or settings.batch_tokens
         with deploy(generator, variant) as changed:
-            answered = observe(changed, everything, scored, questions, size, score)
+            answered = observe(changed, everything, scored, questions, tokens, score)
         with deploy(photographs, variant) as changed:
-            return answered, observe(changed, reducers, cells, described, size)
+            return answered, observe(changed, reducers, cells, described, tokens)
 
     reference = see(Variant())
     changes = []
@@ -128,13 +128,13 @@ def observe(
     reducers: Mapping[str, Reducer],
     cells: Sequence[Cell],
     questions: Sequence[Any],
-    size: int,
+    tokens: int,
     score: ScoreAnswer | None = None,
 ) -> Observation:
-    """The kept tokens and the scores of the answers in each cell, `size` questions at a time."""
+    """The kept tokens and the scores of the answers in each cell, `tokens` at a time."""
     needs = frozenset().union(*(reducer.needs for reducer in reducers.values()))
     seen = Observation(kept={cell: [] for cell in cells}, scores={cell: {} for cell in cells})
-    for indices in generator.batches(questions, size):
+    for indices in generator.batches(questions, tokens):
         together = [questions[index] for index in indices]
         batch = generator.prepare([one.images for one in together], [one.question for one in together], needs)
         assert batch.whole is not None and batch.whole.encoded.image_key_BX is not None, "all have images"
@@ -155,7 +155,7 @@ def _kept(
     assert whole is not None
     whole = whole.with_text() if "text_BD" in reducer.needs else whole
     kept = whole.choose(reducer, Policy(keep, settings.positions, settings.budget, settings.newline))
-    return list(zip(kept, whole.layout.sizes, strict=True))
+    return [(kept[image], whole.layout.sizes[image]) for image in whole.image_of]
 
 
 def compare(

@@ -35,8 +35,8 @@ class Variant:
     """Changes a copy of the image processor in place."""
     tower: Callable[[Any], None] | None = None
     """Changes a copy of the vision tower in place."""
-    batch: int | None = None
-    """Questions per batch."""
+    batch_tokens: int | None = None
+    """Tokens per batch, which has at least one question."""
     positions: Positions | None = None
     """As in `atr.vlm.reduce.reduce`."""
 
@@ -161,7 +161,7 @@ def q4_0(blocks: Tensor) -> Tensor:
 
 
 VARIANTS = {
-    "batch of one": Variant(batch=1),
+    "batch of one": Variant(batch_tokens=1),
     "eager attention": Variant(tower=_use_eager),
     "autocast bfloat16": Variant(tower=_autocast),
     "bfloat16 weights": Variant(tower=partial(_cast, torch.bfloat16)),

@@ -14,7 +14,7 @@ from atr.config.evaluate import Evaluate
         ("evaluate.keep", [0.5, 0.5000000001], "that differ in six digits"),
         ("evaluate.keep", [step / 200 for step in range(1, 201)], "1 to 100"),
         ("evaluate.random_seeds", 0, "1 <= random_seeds"),
-        ("evaluate.batch_size", 0, "1 <= batch_size"),
+        ("evaluate.batch_tokens", 0, "1 <= batch_tokens"),
         ("evaluate.max_new_tokens", 0, "1 <= max_new_tokens"),
         ("evaluate.bootstrap", 0, "1 <= bootstrap"),
         ("evaluate.distilled", ["selector"], "distilled, distilled_ranking"),
@@ -35,7 +35,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(check_refused, key, value, al
 @pytest.mark.parametrize(
     "values",
     [
-        {"keep": [1.0], "random_seeds": 1, "batch_size": 1, "bootstrap": 1},
+        {"keep": [1.0], "random_seeds": 1, "batch_tokens": 1, "bootstrap": 1},
     ],
 )
 def test_the_ends_of_a_range_are_allowed(check_allowed, values):

@@ -51,7 +51,7 @@ def test_parameters_are_read_only_and_raw_is_a_copy():
     with pytest.raises(AttributeError):
         params.evaluate = None
     with pytest.raises(FrozenInstanceError):
-        params.evaluate.batch_size = 1
+        params.evaluate.batch_tokens = 1
     params.raw()["evaluate"]["keep"].clear()
     assert params.evaluate.keep == params.raw()["evaluate"]["keep"] != []
     assert not hasattr(params, "no_such_parameter")

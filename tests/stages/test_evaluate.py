@@ -266,7 +266,7 @@ class Watched:
 
 
 def test_a_resumed_evaluation_gives_the_bytes_of_an_uninterrupted_one(project, monkeypatch):
-    write_params(batch_size=2)
+    write_params(batch_tokens=40)
     watched = Watched(monkeypatch)
     every = watched.run()
     whole = {file.name: file.read_bytes() for file in (EVALUATE / "random").iterdir()}
@@ -294,11 +294,11 @@ def test_answers_stay_until_their_results_cannot_be_lost_any_more(project, monke
 
 
 def test_a_finished_evaluation_removes_unfinished_rows_of_its_reducer(project, monkeypatch):
-    write_params(batch_size=2)
+    write_params(batch_tokens=40)
     watched = Watched(monkeypatch)
     watched.run(most=1)
     (former,) = (UNFINISHED / "random").iterdir()
-    write_params(batch_size=2, max_new_tokens=2)
+    write_params(batch_tokens=40, max_new_tokens=2)
     watched.run(most=1)
     assert former.exists()
     watched.run()
@@ -306,10 +306,10 @@ def test_a_finished_evaluation_removes_unfinished_rows_of_its_reducer(project, m
 
 
 def test_an_interrupted_evaluation_of_other_parameters_is_not_resumed(project, monkeypatch):
-    write_params(batch_size=2)
+    write_params(batch_tokens=40)
     watched = Watched(monkeypatch)
     first = watched.run(most=2)
-    write_params(batch_size=2, max_new_tokens=2)
+    write_params(batch_tokens=40, max_new_tokens=2)
     assert watched.run()[:2] == first
 
 
@@ -329,7 +329,7 @@ def test_answers_of_another_model_are_not_resumed(project, monkeypatch):
     AutoModelForImageTextToText.from_pretrained(model).save_pretrained(model, **shard)
     (model / "model.safetensors").unlink(missing_ok=True)
     assert len(list(model.glob("*.safetensors"))) > 1
-    write_params(batch_size=2)
+    write_params(batch_tokens=40)
     params = OmegaConf.load("params.yaml")
     params.vlm = "./model"
     OmegaConf.save(params, "params.yaml")
@@ -603,7 +603,7 @@ class Mine:
 )
 def test_a_wrong_reducer_of_the_user_is_named_in_one_line_and_leaves_no_results(write_own, source, message):
     write_own(source)
-    write_params(own=[OWN], keep=[0.25], batch_size=2)
+    write_params(own=[OWN], keep=[0.25], batch_tokens=40)
     line = f"no answer to docs/0#0, .*: ValueError: reducer Mine: {message}"
     with pytest.raises(ValueError, match=line) as error:
         run(OWN)

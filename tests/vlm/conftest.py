@@ -181,3 +181,9 @@ def process(processor, family):
         return processor(text=list(prompts), images=images, padding=True, return_tensors="pt", **options)
 
     return process
+
+
+@pytest.fixture
+def make_pictures(family):
+    """As many random images as asked for, of any shape where a family cuts tiles."""
+    return lambda count: random_images("<image>" * count, family)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from transformers import BloomConfig, CLIPImageProcessorPil, LlavaImageProcessorPil
+from transformers import BloomConfig, CLIPImageProcessorPil, LlavaImageProcessorPil, MistralConfig
 
 import atr.vlm.reduce as reduce_module
 from atr.config import Evaluate, VlmPreset
@@ -17,11 +17,13 @@ from atr.reduction import EncoderOutput, FeatureSelector, Full, NoImage, Selecto
 from atr.reduction.peers.fastv import FastV
 from atr.reduction.peers.pyramiddrop import PyramidDrop
 from atr.reduction.peers.random import Random
+from atr.reduction.registry import build_reducer
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.families import Tiling, encode, project
 from atr.vlm.generation import Generator
 from atr.vlm.in_llm import prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs
+from atr.vlm.prefix import split_prompts
 from atr.vlm.reduce import prepare, reduce
 
 IMAGES = [["docs/0"], ["docs/1"], ["docs/0"], ["signs/0"]]
@@ -136,19 +138,20 @@ def test_projection_is_shared_and_features_are_read_once_an_image(generator, mon
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once(generator):
     questions = ["a", "a b", "c", "d e f", "g h", "i", "j"]
-    batches = generator.batches(pose(*questions), size=2)
+    posed = [SimpleNamespace(images=[f"docs/{n}"], question=text) for n, text in enumerate(questions)]
+    batches = generator.batches(posed, tokens=2 * (16 + 3))
     assert batches == [[0, 2], [5, 6], [1, 4], [3]]
     for batch in batches:
         made = generator.prepare([["docs/0"]] * len(batch), [questions[index] for index in batch])
         assert made.whole.inputs["attention_mask"].all() and made.blind["attention_mask"].all()
-    assert generator.batches(pose(*questions), size=3) == [[0, 2, 5], [6], [1, 4], [3]]
+    assert generator.batches(posed, tokens=3 * (16 + 2)) == [[0, 2, 5], [6], [1, 4], [3]]
     mixed = [
         *pose("a", images=2),
         *pose("b"),
         *pose("c", images=0),
         *pose("d", images=2),
     ]
-    assert generator.batches(mixed, size=2) == [[2], [1], [0, 3]]
+    assert generator.batches(mixed, tokens=50) == [[2], [1], [0, 3]]
 
 
 def test_an_answer_does_not_depend_on_its_batch(generator):
@@ -497,6 +500,65 @@ def test_stored_features_are_dropped_between_layers_image_by_image(generator, in
     assert {reply[1:] for reply in together} == {(tokens, tokens, 16)}
 
 
+MANY = {
+    "one image": [["wide"], ["tall"], ["wide"], ["wide"], ["large"], ["tall"]],
+    "two images": [["wide", "small"], ["tall", "tall"], ["wide", "small"], ["small", "wide"]] * 2,
+}
+
+
+@FAMILIES
+@pytest.mark.parametrize("images", MANY.values(), ids=MANY)
+@pytest.mark.parametrize("policy", [{}, {"positions": "contiguous", "newline": "follow", "budget": "tile"}])
+def test_questions_that_share_an_image_are_answered_as_alone(make_seeing, images, policy, monkeypatch):
+    shared, separate = make_seeing(**policy), make_seeing(share_prefix=False, **policy)
+    texts, splits = ["a", "b c d", "e", "f g", "a h", "i", "j k", "l"][: len(images)], []
+    monkeypatch.setattr(
+        "atr.vlm.generation.split_prompts", lambda *given: splits.append(split_prompts(*given)) or splits[-1]
+    )
+    for reducer, keep in ((Full(), 1.0), (Random(0), 0.3), (build_reducer("cdpruner_text"), 0.3)):
+        batch = shared.prepare(images, texts, reducer.needs)
+        together = shared.answer(batch, reducer, keep)
+        assert separate.answer(batch, reducer, keep) == together
+        assert together == [
+            separate.answer(separate.prepare([names], [text], reducer.needs), reducer, keep)[0]
+            for names, text in zip(images, texts, strict=True)
+        ]
+    # A reducer that reads the question keeps other tokens for each, so that nothing is shared.
+    assert [len(split.prefixes["input_ids"]) for split in splits] == [3, 3]
+
+
+@FAMILIES
+def test_an_image_is_read_and_encoded_once_for_all_questions_of_a_batch(make_seeing, monkeypatch):
+    generator, encoded = make_seeing(), []
+    encode = reduce_module.encode
+    monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given[2]) or encode(*given))
+    batch = generator.prepare([["wide"], ["tall"], ["wide"]], ["a", "b c", "d"])
+    assert generator.source.images.reads == ["wide", "tall"]
+    assert [len(tiling.tiles) for tiling in encoded] == [2] and batch.whole.image_of == [0, 1, 0]
+
+
+def test_a_model_whose_cache_cannot_be_shared_answers_by_its_own_generate(
+    make_model, processor, monkeypatch, capsys
+):
+    text = MistralConfig(
+        vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=8, initializer_range=0.3,
+    )  # fmt: skip
+    loaded = make_model(text_config=text), processor
+    monkeypatch.setattr("atr.vlm.generation.load_vlm", lambda *args, **kwargs: loaded)
+    monkeypatch.setattr("atr.vlm.generation.version_of", lambda *args: {})
+    vlm, inputs = VlmPreset("tiny", "tiny/mistral", None), (lambda: Pictures("llava"), lambda: 1 / 0)
+    generator = Generator.load(vlm, 32, torch.device("cpu"), *inputs, Evaluate(max_new_tokens=4))
+    assert capsys.readouterr().err == (
+        "tiny/mistral: each prompt reads its images anew: the cache of mistral has layers of type "
+        "DynamicSlidingWindowLayer\n"
+    )
+    texts = ["a", "b c d", "e"]
+    replies = generator.answer(generator.prepare([["x"]] * 3, texts), Full(), 1.0)
+    assert [reply[0] for reply in replies] == [untouched(generator, ["x"], text)[0] for text in texts]
+    assert generator.batches(pose(*texts), tokens=50) == [[0, 2], [1]]
+
+
 @FAMILIES
 def test_a_placeholder_in_a_question_is_refused(make_seeing):
     generator = make_seeing()
@@ -513,7 +575,10 @@ def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
         *pose("h", images=0),
         *pose("i", images=2),
     ]
-    assert make_seeing().batches(mixed, size=2) == [[4], [0, 2], [1], [3, 5]]
+    generator, unshared = make_seeing(), make_seeing(share_prefix=False)
+    one_image = generator.source.tokens
+    assert unshared.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 2, 1], [3, 5]]
+    assert generator.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 1, 2], [3, 5]]
 
 
 @pytest.fixture

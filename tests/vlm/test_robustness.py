@@ -18,7 +18,7 @@ from atr.vlm.inputs import ImageInputs
 from atr.vlm.robustness import Observation, RobustnessSettings, change, first_of_each, overlaps
 from atr.vlm.variants import VARIANTS, Variant
 
-SETTINGS = RobustnessSettings(keep=[0.25, 0.5], batch_size=4, resamples=200, seed=3)
+SETTINGS = RobustnessSettings(keep=[0.25, 0.5], batch_tokens=80, resamples=200, seed=3)
 NAMES = ("docs/0", "docs/1", "docs/2", "shapes/0", "shapes/1", "shapes/2")
 
 
@@ -116,7 +116,7 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, generator, 
     """The fake model answers with its positions, so that the score is known."""
     used = []
 
-    def generate(self, inputs):
+    def generate(self, inputs, **options):
         used.append(self.settings.positions)
         return [self.settings.positions] * len(inputs["input_ids"])
 

@@ -86,7 +86,7 @@ def test_kernel_batch_and_positions_are_those_of_the_variant(generator):
     with deploy(generator, VARIANTS["contiguous positions"]) as changed:
         assert changed.settings.positions == "contiguous"
     assert generator.settings.positions == "original"
-    assert VARIANTS["batch of one"].batch == 1
+    assert VARIANTS["batch of one"].batch_tokens == 1
 
 
 def test_more_compression_and_a_poorer_kernel_change_more(generator):
