@@ -23,6 +23,9 @@ class Distill(SelectorTraining):
     every budget."""
     highest: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Largest kept fraction of a training step; above 0.6 nearly every ranking gives the same answers."""
+    candidates: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Fraction of the tokens that the model reads beside the kept ones, the best of the dropped ones, with
+    almost no weight in attention, so that they receive a gradient; 1 reads all."""
     images: Count = 5120
     """Pretraining images to learn from, a seeded sample; all if there are fewer."""
     max_new_tokens: Count = 8

@@ -51,23 +51,27 @@ def gumbel_mask_BN(logits_BN: Tensor, temperature: float, generator: torch.Gener
     return hard_BN + (soft_BN - soft_BN.detach())
 
 
-def top_k_mask_BN(
-    scores_BN: Tensor, k_B: Tensor, temperature: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Sample exactly k tokens per image, 1 <= k <= N, with a straight-through gradient; float32 (B, N).
+def perturb_BN(scores_BN: Tensor, temperature: float, generator: torch.Generator | None = None) -> Tensor:
+    """Scores with Gumbel noise of scale `temperature`; float32 (B, N).
 
-    The top k under Gumbel noise of scale `temperature` are a sample without replacement (Kool et al., ICML
-    2019). The forward value is exactly 0 or 1; the gradient is that of a sigmoid of the distance to the
-    lowest kept score.
+    Their top k are a sample without replacement (Kool et al., ICML 2019).
     """
     scores_BN = scores_BN.float()
     tiny = torch.finfo(torch.float32).tiny
     uniform_BN = torch.rand(scores_BN.shape, generator=generator, device=scores_BN.device).clamp_min(tiny)
-    noisy_BN = scores_BN - temperature * (-uniform_BN.log()).log()
-    order_BN = noisy_BN.sort(dim=1, descending=True, stable=True).indices
-    lowest_B1 = noisy_BN.take_along_dim(order_BN, dim=1).take_along_dim(k_B.unsqueeze(1) - 1, dim=1)
-    hard_BN = (order_BN.argsort(dim=1) < k_B.unsqueeze(1)).float()
-    soft_BN = torch.sigmoid(noisy_BN - lowest_B1)
+    return scores_BN - temperature * (-uniform_BN.log()).log()
+
+
+def top_k_mask_BN(scores_BN: Tensor, k_B: Tensor) -> Tensor:
+    """Mask of the k highest scores of each image, 1 <= k <= N, with a straight-through gradient; (B, N).
+
+    The forward value is exactly 0 or 1; the gradient is that of a sigmoid of the distance to the lowest kept
+    score.
+    """
+    order_BN = scores_BN.sort(dim=1, descending=True, stable=True).indices
+    lowest_B1 = scores_BN.take_along_dim(order_BN, dim=1).take_along_dim(k_B.unsqueeze(1) - 1, dim=1)
+    hard_BN = (order_BN.argsort(dim=1) < k_B.unsqueeze(1)).to(scores_BN.dtype)
+    soft_BN = torch.sigmoid(scores_BN - lowest_B1)
     return hard_BN + (soft_BN - soft_BN.detach())
 
 

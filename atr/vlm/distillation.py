@@ -8,48 +8,42 @@ Shapes: B images, N tokens of a tile, P packed tokens of an image, L tokens of a
 a batch, V words of the vocabulary.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from atr.core.tokens import budget, mask_of, top_k_BK, top_k_mask_BN
-from atr.reduction import FeatureSelector, Full
+from atr.core.tokens import budget, mask_of, perturb_BN, top_k_BK, top_k_mask_BN
+from atr.reduction import FeatureSelector
 from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.pretraining import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.vlm.generation import Generator
-from atr.vlm.inputs import Prompts
-from atr.vlm.policy import Policy
-from atr.vlm.reduce import Prepared
+from atr.vlm.prefix import why_not_shared
+from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
+from atr.vlm.teacher import PromptedImages, StoredAnswers, answer
 from atr.vlm.tiling import ROW_END
+from atr.vlm.weighted_attention import WeightedSequence, log_probabilities
 
 if TYPE_CHECKING:
     from atr.config.distill import Distill
 
 COMPARED_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation compares the answers."""
-DROPPED_WEIGHT = 1e-3
-"""Attention weight left to a dropped token; at zero it would get no gradient."""
 
-PromptedImage = tuple[str, list[str]]
-"""The name of an image and its prompts."""
+_SUFFIX = ".answers"
 
-
-class PromptedImages(Protocol):
-    """A sequence of images with their prompts, such as a list."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def __getitem__(self, index: int, /) -> PromptedImage:
-        """One image with its prompts."""
+TokenWeights = tuple[Tensor, Tensor]
+"""The weights of an image's tokens, 1 kept and 0 dropped, and a mask of those that the model reads."""
 
 
 class Distillation(RecordedTraining):
@@ -60,13 +54,13 @@ class Distillation(RecordedTraining):
     """
 
     def __init__(self, selector: FeatureSelector, generator: Generator, recipe: "Distill", seed: int) -> None:
-        """Raise ValueError for an attention kernel without an additive mask."""
+        """Raise ValueError for a model whose cache several prompts cannot share."""
         super().__init__()
-        attention = str(generator.model.config.get_text_config()._attn_implementation)
-        if attention not in ("eager", "sdpa"):
-            raise ValueError(f"attention: {attention} takes no additive mask, allowed: eager, sdpa")
+        if reason := why_not_shared(generator.model):
+            raise ValueError(f"the language model cannot teach: {reason}")
         self.selector, self.generator, self.recipe, self.seed = selector, generator, recipe, seed
-        self._answered: dict[str, list[str]] = {}
+        self.reader = PromptReader(generator)
+        self.answers: StoredAnswers | Mapping[str, Answers] = {}
 
     def on_fit_start(self) -> None:
         """Move the language model to the selector's device."""
@@ -75,8 +69,7 @@ class Distillation(RecordedTraining):
     def training_step(self, batch: Sequence[PromptedImage], batch_idx: int) -> Tensor:
         """The divergence under a sampled set of tokens of each image; raises DivergedError if not finite."""
         noise = step_noise(self, self.seed)
-        sample = partial(self._sample_mask, noise=noise)
-        divergence, _ = self._compare(batch, [sample])[0]
+        divergence, _ = self._compare(batch, [partial(self._sample, noise=noise)])[0]
         if not bool(divergence.isfinite()):
             raise DivergedError(
                 f"the divergence is {divergence.item()} at step {self.global_step}: lower "
@@ -89,132 +82,111 @@ class Distillation(RecordedTraining):
 
     def validation_step(self, batch: Sequence[PromptedImage], batch_idx: int) -> None:
         """Log the divergence and the fraction of unchanged answer tokens with only the best tokens."""
-        best = [partial(self._best_mask, keep=keep) for keep in COMPARED_KEEP]
+        best = [partial(self._best, keep=keep) for keep in COMPARED_KEEP]
         for keep, (divergence, agreement) in zip(COMPARED_KEEP, self._compare(batch, best), strict=True):
             metrics = {f"validation/divergence_{keep}": divergence, f"validation/agreement_{keep}": agreement}
             self.log_dict(metrics, sync_dist=True, batch_size=len(batch))
 
-    def _sample_mask(self, scores_P: Tensor, noise: torch.Generator) -> Tensor:
+    def _sample(self, scores_P: Tensor, noise: torch.Generator) -> TokenWeights:
+        """A drawn number of the best tokens under noise; beside them the best of the others are read.
+
+        Those farther below the lowest kept score would get next to no gradient.
+        """
         low, high = (budget(keep, len(scores_P)) for keep in (self.recipe.lowest, self.recipe.highest))
         k_1 = torch.randint(low, high + 1, (1,), generator=noise, device=scores_P.device)
-        return top_k_mask_BN(scores_P[None], k_1, self.recipe.temperature, noise)[0]
+        noisy_P = perturb_BN(scores_P[None], self.recipe.temperature, noise)[0]
+        read = min(int(k_1) + budget(self.recipe.candidates, len(scores_P)), len(scores_P))
+        return top_k_mask_BN(noisy_P[None], k_1)[0], mask_of(top_k_BK(noisy_P, read), len(scores_P)).bool()
 
-    def _best_mask(self, scores_P: Tensor, keep: float) -> Tensor:
-        return mask_of(top_k_BK(scores_P, budget(keep, len(scores_P))), len(scores_P))
+    def _best(self, scores_P: Tensor, keep: float) -> TokenWeights:
+        """The best tokens alone, as in evaluation."""
+        mask_P = mask_of(top_k_BK(scores_P, budget(keep, len(scores_P))), len(scores_P))
+        return mask_P, mask_P.bool()
 
     def _compare(
-        self, batch: Sequence[PromptedImage], masks: Sequence[Callable[[Tensor], Tensor]]
+        self, batch: Sequence[PromptedImage], selections: Sequence[Callable[[Tensor], TokenWeights]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Divergence and agreement under each of `masks`, functions from an image's scores to a mask (P,)."""
-        prepared, answers_BL = self._conversations(batch)
-        whole = prepared.reduce(Full(), Policy(1.0))
-        with torch.no_grad():
-            expected_AV = self._log_probabilities(whole, answers_BL, None)
+        """Divergence and agreement under each of `selections`, functions of an image's scores (P,)."""
+        answers = [self.answers[name].to(self.device) for name, _ in batch]
+        prompted = self.reader.read(batch)
+        expected_AV = torch.cat([of_image.log_probabilities_AV for of_image in answers])
+        scores = self._scores(prompted)
         compared = []
-        for mask in masks:
-            weights = self._weights(prepared, mask)
-            actual_AV = self._log_probabilities(whole, answers_BL, weights)
+        for select in selections:
+            sequences = self._sequences(prompted, answers, [select(scores_P) for scores_P in scores])
+            actual_AV = log_probabilities(self.generator.model, sequences)
             divergence_A = functional.kl_div(actual_AV, expected_AV, reduction="none", log_target=True).sum(1)
             same_A = actual_AV.argmax(1) == expected_AV.argmax(1)
-            agreement = same_A.sum() / max(1, len(same_A))
-            compared.append((_mean_of_rows(divergence_A, answers_BL), agreement))
+            counts = [len(of_image.log_probabilities_AV) for of_image in answers]
+            compared.append((_mean_of_images(divergence_A, counts), same_A.float().mean()))
         return compared
 
-    def _conversations(self, batch: Sequence[PromptedImage]) -> tuple[Prepared, Tensor]:
-        """Each image's prompts with the model's own answers to them; bool (B, L) marks the answers."""
-        self._answer([image for image in batch if image[0] not in self._answered])
-        turns = [
-            [turn for pair in zip(prompts, self._answered[name], strict=True) for turn in pair]
-            for name, prompts in batch
-        ]
-        with torch.no_grad():
-            prepared = self.generator.source.prepare([[name] for name, _ in batch], turns)
-        prompts = Prompts(self.generator.processor)
-        length = prepared.inputs["input_ids"].shape[1]
-        rows = [_mark_answers(prompts, conversation, length) for conversation in turns]
-        return prepared, torch.stack(rows).to(self.device)
-
-    def _answer(self, batch: Sequence[PromptedImage]) -> None:
-        """Answer the prompts of new images with all tokens, and remember the answers."""
-        pairs = [(name, prompt) for name, prompts in batch for prompt in prompts]
-        if not pairs:
-            return
-        images, questions = [[name] for name, _ in pairs], [prompt for _, prompt in pairs]
-        replies = self.generator.answer(self.generator.prepare(images, questions), Full(), 1.0)
-        # A placeholder spelled out in an answer would stand for one more image.
-        placeholder = self.generator.processor.image_token
-        for (name, _), (answer, *_) in zip(pairs, replies, strict=True):
-            self._answered.setdefault(name, []).append(answer.replace(placeholder, ""))
-
-    def _weights(self, prepared: Prepared, mask: Callable[[Tensor], Tensor]) -> Tensor:
-        """The mask of all packed tokens of the batch, 1 for newlines; its gradient reaches the selector."""
-        encoded = prepared.encoded
+    def _scores(self, prompted: PromptedBatch) -> list[Tensor]:
+        """Scores of the visual tokens of each row's image, without newlines."""
+        encoded, layout = prompted.prepared.encoded, prompted.prepared.layout
         scores_BN = self.selector(encoded.features_BND.float(), encoded.grid)
-        weights = []
-        for scores_P1, tile_P in zip(
-            prepared.layout.values(scores_BN.unsqueeze(-1)), prepared.layout.tile_of, strict=True
-        ):
-            visual_P = (tile_P != ROW_END).to(scores_P1.device)
-            ones_P = torch.ones_like(scores_P1[:, 0])
-            weights.append(ones_P.masked_scatter(visual_P, mask(scores_P1[visual_P, 0]).to(ones_P.dtype)))
-        return torch.cat([weights[image] for image in prepared.image_of])
+        packed = layout.values(scores_BN.unsqueeze(-1))
+        return [
+            packed[image][(layout.tile_of[image] != ROW_END).to(scores_BN.device), 0]
+            for image in prompted.prepared.image_of
+        ]
 
-    def _log_probabilities(
-        self, whole: Mapping[str, Any], answers_BL: Tensor, weights: Tensor | None
-    ) -> Tensor:
-        """Log probabilities (A, V) at the answer tokens, with visual tokens weighted in attention."""
-        model, inputs = self.generator.model, dict(whole)
-        real_BL = counted_BL = inputs["attention_mask"]
-        if weights is not None:
-            image_BL = inputs["input_ids"] == model.config.image_token_id
-            weights_BL = torch.ones_like(real_BL, dtype=torch.float32).masked_scatter(image_BL, weights)
-            inputs["attention_mask"] = _attention_mask(weights_BL, real_BL).to(model.dtype)
-            if self.generator.settings.positions == "contiguous":
-                counted_BL = real_BL * (weights_BL > 0.5)  # masks are 0 or 1; dropped tokens take no position
-        inputs["position_ids"] = (counted_BL.long().cumsum(1) - 1).clamp(min=0)
-        # A token is predicted at the position before it.
-        first = int((answers_BL.cumsum(1).amax(0) == 0).sum())
-        kept = answers_BL.shape[1] - first + 1
-        logits_BLV = model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, :-1]
-        log_probabilities_AV: Tensor = logits_BLV[answers_BL[:, first:]].float().log_softmax(-1)
-        return log_probabilities_AV
+    def _sequences(
+        self, prompted: PromptedBatch, answers: Sequence[Answers], selected: Sequence[TokenWeights]
+    ) -> list[WeightedSequence]:
+        """What the model reads of each image and its answered prompts; newlines are always kept."""
+        sequences, positions = [], self.generator.settings.positions
+        prepared = prompted.prepared
+        for row, (weight_N, read_N) in enumerate(selected):
+            visual_P = (prepared.layout.tile_of[prepared.image_of[row]] != ROW_END).to(weight_N.device)
+            weight_P = torch.ones_like(visual_P, dtype=weight_N.dtype).masked_scatter(visual_P, weight_N)
+            read_P = torch.ones_like(visual_P).masked_scatter(visual_P, read_N)
+            sequences.append(prompted.sequence(row, answers[row], weight_P, read_P, positions))
+        return sequences
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.recipe)
 
 
-def _mark_answers(prompts: Prompts, turns: Sequence[str], length: int) -> Tensor:
-    """Mark the answers of a left-padded conversation, with their end-of-turn tokens; bool (L,)."""
-    is_answer_L = torch.zeros(length, dtype=torch.bool)
-    # Counted from the end, as padding and image tokens stand before the text.
-    whole = prompts.length(turns)
-    for turn in range(1, len(turns), 2):
-        before, after = prompts.length(turns[:turn]), prompts.length(turns[: turn + 1])
-        is_answer_L[length - whole + before : length - whole + after] = True
-    return is_answer_L
+class AskTeacher(Callback):
+    """Before the first step has the teacher answer all prompts, and removes the answers after the last one.
 
-
-def _attention_mask(weights_BL: Tensor, real_BL: Tensor) -> Tensor:
-    """The causal additive mask (B, 1, L, L) with the logarithm of each token's weight.
-
-    A token always attends to itself, which changes nothing if no other token attends to it.
+    The images of a file are the same in every run, so that an interrupted training goes on with the same
+    answers. Ranks answer a share each and read those of all.
     """
-    length = weights_BL.shape[1]
-    itself_LL = torch.eye(length, dtype=torch.bool, device=weights_BL.device)
-    ahead_LL = torch.ones_like(itself_LL).triu(1)
-    bias_BL = (DROPPED_WEIGHT + (1 - DROPPED_WEIGHT) * weights_BL).log()
-    hidden_BLL = ahead_LL | ~real_BL.bool()[:, None, :]
-    lowest = torch.finfo(bias_BL.dtype).min
-    bias_BLL = bias_BL[:, None, :].expand(-1, length, -1).masked_fill(hidden_BLL, lowest)
-    return bias_BLL.masked_fill(itself_LL, 0.0)[:, None]
+
+    def __init__(self, reader: PromptReader, images: PromptedImages, checkpoints: Checkpoints) -> None:
+        self.reader, self.images, self.checkpoints = reader, images, checkpoints
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the answers that are missing, and hand all of them to the module.
+
+        Raises SIGTERMException, as Lightning does between two steps.
+        """
+        folder = self.checkpoints.path(trainer).with_suffix(_SUFFIX)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = StoredAnswers(folder, self.images)
+        for number in range(trainer.global_rank, stored.files, trainer.world_size):
+            if trainer.received_sigterm:
+                raise SIGTERMException
+            if not stored.has(number):
+                batch = [self.images[index] for index in stored.images_of(number)]
+                with trainer.precision_plugin.forward_context():
+                    stored.write(number, answer(self.reader, batch))
+        trainer.strategy.barrier("answers")
+        assert isinstance(module, Distillation)
+        module.answers = stored
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove the answers, and those of trainings that were given up."""
+        for folder in self.checkpoints.folder.glob(f"*{_SUFFIX}") if trainer.is_global_zero else ():
+            shutil.rmtree(folder)
 
 
-def _mean_of_rows(values_A: Tensor, answers_BL: Tensor) -> Tensor:
+def _mean_of_images(values_A: Tensor, counts: Sequence[int]) -> Tensor:
     """Mean over the answer tokens of each image, then over images, so that long answers weigh no more."""
-    counts_B = answers_BL.sum(1)
-    weights_A = (1 / counts_B).repeat_interleave(counts_B)
-    return (values_A * weights_A).sum() / len(counts_B)
+    return torch.stack([values.mean() for values in torch.split(values_A, list(counts))]).mean()
 
 
 def new_selector(
@@ -289,4 +261,5 @@ def train_selector(
     """
     # An answer may depend on a single token, whose gradient is then large.
     kwargs = trainer_kwargs | {"gradient_clip_val": 1.0}
-    return fit(module, data, module.recipe.epochs, checkpoints, (), logger, **kwargs)
+    teacher = AskTeacher(module.reader, data.images, checkpoints)
+    return fit(module, data, module.recipe.epochs, checkpoints, (teacher,), logger, **kwargs)

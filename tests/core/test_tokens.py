@@ -16,6 +16,7 @@ from atr.core.tokens import (
     gather,
     gumbel_mask_BN,
     mask_of,
+    perturb_BN,
     random_mask_BN,
     replace_dropped,
     shares,
@@ -63,7 +64,8 @@ def test_mask_is_finite_under_extreme_noise(monkeypatch):
 
 def test_a_sampled_set_has_k_tokens_for_any_scores():
     for scores in (torch.zeros(41, 40), torch.randn(41, 40), torch.full((41, 40), -1e4)):
-        mask = top_k_mask_BN(scores, torch.arange(41).clamp(min=1), 1.0, torch.Generator().manual_seed(0))
+        noisy = perturb_BN(scores, 1.0, torch.Generator().manual_seed(0))
+        mask = top_k_mask_BN(noisy, torch.arange(41).clamp(min=1))
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         assert mask.sum(1).tolist() == [1, *range(1, 41)]
 
@@ -71,7 +73,7 @@ def test_a_sampled_set_has_k_tokens_for_any_scores():
 def test_a_sampled_set_is_drawn_without_replacement_by_score():
     """Frequencies of all pairs of four tokens, against sequential sampling without replacement."""
     weights = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    mask = top_k_mask_BN(weights.log().expand(40_000, 4), torch.full((40_000,), 2), 1.0)
+    mask = top_k_mask_BN(perturb_BN(weights.log().expand(40_000, 4), 1.0), torch.full((40_000,), 2))
     for first in range(4):
         for second in range(first + 1, 4):
             one, other = weights[first].item(), weights[second].item()
@@ -82,14 +84,14 @@ def test_a_sampled_set_is_drawn_without_replacement_by_score():
 
 def test_without_noise_a_sampled_set_is_the_top_k():
     scores = torch.randn(6, 20)
-    mask = top_k_mask_BN(scores, torch.full((6,), 7), 0.0)
+    mask = top_k_mask_BN(perturb_BN(scores, 0.0), torch.full((6,), 7))
     assert torch.equal(mask, mask_of(top_k_BK(scores, 7), 20))
 
 
 def test_the_gradient_of_a_sampled_set_is_that_of_the_distance_to_the_lowest_score():
     scores = torch.randn(2, 6).requires_grad_()
     weights = torch.arange(12.0).reshape(2, 6)
-    (top_k_mask_BN(scores, torch.tensor([2, 5]), 0.0) * weights).sum().backward()
+    (top_k_mask_BN(scores, torch.tensor([2, 5])) * weights).sum().backward()
     lowest = scores.detach().sort(1, descending=True).values.gather(1, torch.tensor([[1], [4]]))
     soft = torch.sigmoid(scores.detach() - lowest)
     slope = weights * soft * (1 - soft)

@@ -1,25 +1,24 @@
 """Training a selector on the answers of tiny models: weighted attention, and what is learned."""
 
 import zlib
-from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from atr.config import Distill, Evaluate
-from atr.core.tokens import mask_of
-from atr.reduction import FeatureSelector, Full
+from atr.reduction import FeatureSelector
 from atr.reduction.checkpoints import Checkpoints
-from atr.vlm import distillation
+from atr.vlm import distillation, teacher
 from atr.vlm.distillation import Distillation, PromptedImageData, train_selector
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import ImageInputs, Prompts
-from atr.vlm.policy import Policy
-from atr.vlm.reduce import shorten
+from atr.vlm.teacher import answer
 from atr.vlm.tiling import ROW_END
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
@@ -52,7 +51,13 @@ def generator(model, processor, family):
 def make_training(generator, **changes):
     torch.manual_seed(1)
     selector = FeatureSelector(24, (4, 4), layers=1, heads=2, initial_bias=0.0)
-    return Distillation(selector, generator, Distill(**{"batch_size": 3} | changes), seed=0)
+    module = Distillation(selector, generator, Distill(**{"batch_size": 3} | changes), seed=0)
+    module.answers = dict(zip([name for name, _ in BATCH], answer(module.reader, BATCH), strict=True))
+    return module
+
+
+def every(scores_N):
+    return torch.ones_like(scores_N), torch.ones_like(scores_N).bool()
 
 
 @pytest.fixture
@@ -63,50 +68,15 @@ def module(generator):
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_every_token_the_model_answers_as_it_is(module):
-    [(divergence, agreement)] = module._compare(BATCH, [torch.ones_like])
+    [(divergence, agreement)] = module._compare(BATCH, [every])
     assert divergence.item() == pytest.approx(0, abs=1e-5) and agreement == 1
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("positions", ["original", "contiguous"])
-def test_tokens_of_zero_weight_act_as_removed_tokens(
-    generator, make_model, attention, positions, monkeypatch
-):
-    """Compared with the log probabilities on the shorter sequence, at the same positions."""
-    monkeypatch.setattr(distillation, "DROPPED_WEIGHT", 1e-12)
-    module = make_training(replace(generator, settings=Evaluate(positions=positions, max_new_tokens=3)))
-    module.generator.model.set_attn_implementation(attention)
-    prepared, answers = module._conversations(BATCH)
-    whole, sizes = prepared.reduce(Full(), Policy(1.0)), prepared.layout.lengths
-    stay = [(tile_P == ROW_END) | (torch.arange(size) % 3 == 1)
-            for tile_P, size in zip(prepared.layout.tile_of, sizes, strict=True)]  # fmt: skip
-    actual = module._log_probabilities(whole, answers, torch.cat(stay).float())
-
-    keep = [stay_P.nonzero()[:, 0] for stay_P in stay]
-    shorter = shorten(module.generator.model, prepared.inputs, prepared.tokens, keep, positions)
-    logits = module.generator.model(**shorter).logits
-    expected = []
-    for row, answers_L in enumerate(answers):
-        ahead = len(answers_L) - answers_L.nonzero()[:, 0]  # the same from the end, whatever was dropped
-        expected.append(logits[row, -1 - ahead].log_softmax(-1))
-    torch.testing.assert_close(actual, torch.cat(expected), atol=2e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_placeholder_that_the_model_spells_out_stands_for_no_image(module, monkeypatch):
-    monkeypatch.setattr(Generator, "answer", lambda *_: [("b <image> c", 16, 16, 16)] * 6)
-    prepared, _ = module._conversations(BATCH)
-    assert [len(kept) for kept in prepared.layout.values(prepared.encoded.features_BND)] == [16, 16, 16]
-    assert (prepared.inputs["input_ids"] == module.generator.model.config.image_token_id).sum() == 3 * 16
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_the_selector_and_leave_the_model_unchanged(module):
     before = {name: value.clone() for name, value in module.generator.model.state_dict().items()}
     module.generator.model.requires_grad_(False)
-    [(divergence, _)] = module._compare(BATCH, [lambda scores_P: scores_P.sigmoid()])
+    [(divergence, _)] = module._compare(BATCH, [lambda scores: (scores.sigmoid(), every(scores)[1])])
     divergence.backward()
     assert all(parameter.grad.isfinite().all() for parameter in module.selector.parameters())
     assert any(parameter.grad.abs().max() > 1e-8 for parameter in module.selector.parameters())
@@ -115,76 +85,45 @@ def test_gradients_reach_the_selector_and_leave_the_model_unchanged(module):
     assert not any(name.startswith("generator") for name in module.state_dict())
 
 
-def test_the_gradient_of_a_weight_agrees_with_finite_differences(module):
-    """Of a token that is not there as of one that is: by finite differences, in float64."""
-    module.generator.model.double()
-    prepared, answers = module._conversations(BATCH[:1])
-    whole = prepared.reduce(Full(), Policy(1.0))
-    weights = mask_of(torch.tensor([1, 2, 5, 11]), 16).requires_grad_()
-    expected = module._log_probabilities(whole, answers, None).detach()
-
-    def loss(values):
-        return (expected.exp() * (expected - module._log_probabilities(whole, answers, values))).sum()
-
-    loss(weights).backward()
-    for token in (0, 2, 9, 11):
-        step = torch.zeros(16).index_fill_(0, torch.tensor(token), 2**-14)
-        with torch.no_grad():
-            slope = (loss(weights + step) - loss(weights - step)) / 2**-13
-        assert weights.grad[token] == pytest.approx(slope.item(), rel=0.05, abs=1e-3), token
-    assert (weights.grad != 0).all()  # what is gone can come back
-
-
-def test_answers_are_marked_and_nothing_else(module):
-    prepared, answers = module._conversations(BATCH)
-    tokenizer = module.generator.processor.tokenizer
-    for (name, _), ids_L, answers_L in zip(BATCH, prepared.inputs["input_ids"], answers, strict=True):
-        marked = tokenizer.convert_ids_to_tokens(ids_L[answers_L])
-        assert marked == " ".join(module._answered[name]).split()
-
-
-def test_each_prompt_is_answered_once(module, monkeypatch):
-    calls = []
-    answer = Generator.answer
-    monkeypatch.setattr(Generator, "answer", lambda self, *given: calls.append(1) or answer(self, *given))
-    module._conversations(BATCH)
-    module._conversations(BATCH[::-1])
-    assert len(calls) == 1
-    batch = module.generator.prepare([["three"]], ["h"])
-    [(alone, *_)] = answer(module.generator, batch, Full(), 1.0)
-    assert module._answered["three"][2] == alone
-
-
 def test_images_weigh_the_same_whatever_the_length_of_their_answers():
-    answers = torch.tensor([[True, True, True], [False, False, True]])
-    values = torch.tensor([3.0, 3.0, 3.0, 5.0])
-    assert distillation._mean_of_rows(values, answers) == 4
+    assert distillation._mean_of_images(torch.tensor([3.0, 3.0, 3.0, 5.0]), [3, 1]) == 4
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_newlines_are_never_dropped(module):
-    prepared, _ = module._conversations(BATCH)
-    scored = []
-    weights = module._weights(prepared, lambda scores_P: scored.append(len(scores_P)) or scores_P * 0)
-    ends = torch.cat([tile_P == ROW_END for tile_P in prepared.layout.tile_of])
-    assert torch.equal(weights, ends.float())
-    assert scored == prepared.layout.sizes
+    prompted = module.reader.read(BATCH)
+    scores = module._scores(prompted)
+    nothing = [(scores_N * 0, scores_N.isnan()) for scores_N in scores]
+    sequences = module._sequences(prompted, list(module.answers.values()), nothing)
+    layout = prompted.prepared.layout
+    newlines = [int((tile_P == ROW_END).sum()) for tile_P in layout.tile_of]
+    assert [len(sequence.tokens_KD) for sequence in sequences] == newlines
+    assert all((sequence.weight_T == 1).all() for sequence in sequences)
+    assert [len(scores_N) for scores_N in scores] == layout.sizes
+
+
+@torch.no_grad()
+def test_an_image_that_comes_twice_in_a_batch_is_compared_twice(module):
+    [(once, _)] = module._compare(BATCH[:1], [partial(module._best, keep=0.25)])
+    [(twice, _)] = module._compare([BATCH[0], BATCH[0]], [partial(module._best, keep=0.25)])
+    torch.testing.assert_close(once, twice)
 
 
 @torch.no_grad()
 def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_without_some(module):
     """KL(all || some), the sum over words, by `torch.distributions`, a mean over answers and then images."""
-    prepared, answers = module._conversations(BATCH)
-    whole = prepared.reduce(Full(), Policy(1.0))
+    prompted, answers = module.reader.read(BATCH), list(module.answers.values())
     half = (torch.arange(16) % 2).float()
-    every, some = (module._log_probabilities(whole, answers, weights) for weights in (None, half.repeat(3)))
+    sequences = module._sequences(prompted, answers, [(half, half.bool())] * 3)
+    some = distillation.log_probabilities(module.generator.model, sequences)
+    every_AV = torch.cat([of_image.log_probabilities_AV for of_image in answers])
     categorical = torch.distributions.Categorical
-    kl_A = torch.distributions.kl_divergence(categorical(logits=every), categorical(logits=some))
-    counts = answers.sum(1).tolist()
+    kl_A = torch.distributions.kl_divergence(categorical(logits=every_AV), categorical(logits=some))
+    counts = [len(of_image.log_probabilities_AV) for of_image in answers]
     expected = sum(part.mean() for part in kl_A.split(counts)) / len(counts)
-    same = (every.argmax(1) == some.argmax(1)).float().mean()
-    [(actual, agreement)] = module._compare(BATCH, [lambda _: half])
+    same = (every_AV.argmax(1) == some.argmax(1)).float().mean()
+    [(actual, agreement)] = module._compare(BATCH, [lambda _: (half, half.bool())])
     torch.testing.assert_close(actual, expected)
     assert agreement == same
 
@@ -192,23 +131,34 @@ def test_the_divergence_is_that_of_the_answers_with_all_tokens_from_those_withou
 def test_every_count_from_the_lowest_to_the_highest_is_sampled_as_often(generator):
     module = make_training(generator, lowest=0.25, highest=0.5)
     draws = torch.Generator().manual_seed(0)
-    masks = [module._sample_mask(torch.zeros(16), draws) for _ in range(1000)]
+    masks = [module._sample(torch.zeros(16), draws)[0] for _ in range(1000)]
     counts = [int(mask_P.sum()) for mask_P in masks]
     assert set(counts) == {4, 5, 6, 7, 8}
     assert all(150 < counts.count(count) < 250 for count in range(4, 9))
 
 
-def test_empty_answers_give_no_divergence(module, monkeypatch):
-    monkeypatch.setattr(Generator, "answer", lambda self, batch, *_: [("", 0, 0, 0)])
-    [(divergence, agreement)] = module._compare([("one", ["a"])], [torch.zeros_like])
-    assert (divergence, agreement) == (0, 0)
+@pytest.mark.parametrize(("candidates", "read"), [(0.25, 8), (0.5, 12), (1.0, 16)])
+def test_the_best_dropped_tokens_are_read_beside_the_kept_ones(generator, candidates, read):
+    quarter = {"lowest": 0.25, "highest": 0.25, "temperature": 0.0}
+    module = make_training(generator, candidates=candidates, **quarter)
+    weight, is_read = module._sample(torch.arange(16.0), torch.Generator())
+    assert weight.nonzero()[:, 0].tolist() == [12, 13, 14, 15]
+    assert is_read.nonzero()[:, 0].tolist() == list(range(16 - read, 16))
+
+
+def test_what_is_read_and_dropped_gets_a_gradient(module):
+    scores = torch.arange(16.0, requires_grad=True)
+    weight, is_read = module._sample(scores, torch.Generator().manual_seed(0))
+    module._compare(BATCH[:1], [lambda _: (weight, is_read)])[0][0].backward()
+    assert (scores.grad[is_read] != 0).all() and (weight[is_read] == 0).any()
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
-def test_attention_without_weights_is_refused(generator, attention):
+def test_attention_without_a_mask_of_its_own_is_refused(generator, attention):
+    module = make_training(generator)
     generator.model.config.get_text_config()._attn_implementation = attention
-    with pytest.raises(ValueError, match=f"attention: {attention} takes no additive mask"):
-        make_training(generator)
+    with pytest.raises(ValueError, match=f"cannot teach: attention kernel {attention} takes no mask"):
+        Distillation(module.selector, generator, Distill(), seed=0)
 
 
 class TenImages:
@@ -220,7 +170,7 @@ class TenImages:
 
 
 def fit(generator, folder, images, **recipe):
-    module = make_training(generator, learning_rate=0.001, warmup=0.0, **recipe)
+    module = make_training(generator, **{"learning_rate": 0.001, "warmup": 0.0} | recipe)
     data = PromptedImageData(images, module.recipe.batch_size, validation=0.1, seed=0)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
     assert train_selector(module, data, Checkpoints(folder), DummyLogger(), **quiet)
@@ -237,53 +187,103 @@ def test_a_new_selector_prefers_no_number_of_tokens_and_says_what_it_is_for():
 
 class OneImage:
     def __len__(self):
-        return 2
+        return 45
 
     def __getitem__(self, index):
         return "one", ["a", "b c"]
 
 
 @torch.no_grad()
-def divergence(module, scores_P):
-    """Divergence of the answers about the one image with the best quarter of its tokens."""
-    [(actual, _)] = module._compare([OneImage()[0]], [lambda _: module._best_mask(scores_P, 0.25)])
-    return actual.item()
+def mean_divergence(module, scores_P):
+    """Over sixty drawn sets of tokens of the one image."""
+    noise = torch.Generator().manual_seed(0)
+    drawn = [lambda _: module._sample(scores_P, noise)] * 60
+    return torch.stack([value for value, _ in module._compare([OneImage()[0]], drawn)]).mean().item()
 
 
-def test_the_trained_selector_keeps_the_tokens_that_answers_depend_on(generator, tmp_path):
-    """Among the sets of four tokens, of which a hundred are drawn, one of the better quarter."""
+def test_a_trained_selector_changes_answers_less_than_an_untrained_one(generator, tmp_path):
     generator.model.requires_grad_(False)
     quarter = {"lowest": 0.25, "highest": 0.25}
-    module = fit(generator, tmp_path, OneImage(), epochs=80, batch_size=1, **quarter)
-    prepared, _ = module._conversations([OneImage()[0]])
-    learned = divergence(module, module.selector.rank(prepared.encoded.features_BND)[0])
-    drawn = torch.rand(100, 16, generator=torch.Generator().manual_seed(0))
-    assert learned < sorted(divergence(module, scores_P) for scores_P in drawn)[25]
+    module = fit(generator, tmp_path, OneImage(), epochs=4, batch_size=1, learning_rate=0.01, **quarter)
+    module.answers = {"one": answer(module.reader, [OneImage()[0]])[0]}
+    [scores_P] = module._scores(module.reader.read([OneImage()[0]]))
+    assert mean_divergence(module, scores_P) < mean_divergence(module, torch.zeros(16))
     last = {name.removesuffix("_epoch") for name in module.history[-1]}
     assert {"train/divergence", "validation/divergence_0.3", "validation/agreement_0.5"} <= last
-    assert len(module.history) == 80
+    assert len(module.history) == 4
 
 
-def test_a_resumed_training_is_the_unbroken_one(generator, tmp_path):
+def interrupt(monkeypatch, moment):
+    """Has every training stopped at a moment, from which it should resume."""
+    original = lightning.Trainer.__init__
+    monkeypatch.setattr(
+        lightning.Trainer,
+        "__init__",
+        lambda self, callbacks, **kwargs: original(self, callbacks=[*callbacks, moment()], **kwargs),
+    )
+
+
+class SecondEpoch(lightning.Callback):
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+class SecondFile(lightning.Callback):
+    """Stops the teacher after its first file."""
+
+    def on_train_start(self, trainer, module):
+        raise AssertionError("the teacher was not stopped")
+
+    def on_fit_start(self, trainer, module):
+        write = teacher.StoredAnswers.write
+
+        def stop(stored, number, answers):
+            if number == 1:
+                raise KeyboardInterrupt
+            write(stored, number, answers)
+
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(teacher.StoredAnswers, "write", stop)
+
+    def on_exception(self, trainer, module, exception):
+        self.patch.undo()
+
+
+@pytest.mark.parametrize(("moment", "left"), [(SecondEpoch, 3), (SecondFile, 1)])
+def test_a_resumed_training_is_the_unbroken_one(generator, tmp_path, monkeypatch, moment, left):
+    monkeypatch.setattr(teacher, "IMAGES_PER_FILE", 4)
     generator.model.requires_grad_(False)
     whole = fit(generator, tmp_path / "whole", TenImages(), epochs=2)
-
-    class Stop(lightning.Callback):
-        def on_train_epoch_start(self, trainer, module):
-            if trainer.current_epoch == 1:
-                raise KeyboardInterrupt
-
-    original = lightning.Trainer.__init__
-
-    def stopped(self, callbacks, **kwargs):
-        original(self, callbacks=[*callbacks, Stop()], **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(lightning.Trainer, "__init__", stopped)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt(patch, moment)
         fit(generator, tmp_path / "broken", TenImages(), epochs=2)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "broken").glob("*.answers/*")}
+    assert len(kept) == left
+    asked = []
+    monkeypatch.setattr(distillation, "answer", lambda *given: asked.append(1) or answer(*given))
     resumed = fit(generator, tmp_path / "broken", TenImages(), epochs=2)
+    assert len(asked) == 3 - left
     assert resumed.history == whole.history
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
+    assert not list(tmp_path.glob("*/*.answers"))
+
+
+def test_a_finished_training_asks_nothing_again(generator, tmp_path, monkeypatch):
+    generator.model.requires_grad_(False)
+    fit(generator, tmp_path, TenImages(), epochs=1)
+    monkeypatch.setattr(distillation, "answer", None)
+    fit(generator, tmp_path, TenImages(), epochs=1)
+
+
+def test_a_training_that_is_told_to_stop_asks_no_further(generator, tmp_path, monkeypatch):
+    monkeypatch.setattr(lightning.Trainer, "received_sigterm", True)
+    monkeypatch.setattr(distillation, "answer", None)
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    checkpoints = Checkpoints(tmp_path)
+    module = make_training(generator)
+    with pytest.raises(SIGTERMException):
+        distillation.AskTeacher(module.reader, TenImages(), checkpoints).on_train_start(trainer, module)
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def step(module, monkeypatch):
         monkeypatch.setattr(Distillation, "log", lambda self, name, value, **how: logged.update({name: how}))
         compared = [(torch.zeros(()), torch.zeros(()))]
         monkeypatch.setattr(
-            module, "_compare", lambda batch, mask: masks.append(mask[0](torch.zeros(16))) or compared
+            module, "_compare", lambda batch, masked: masks.append(masked[0](torch.zeros(16))[0]) or compared
         )
         module.training_step(BATCH, 0)
         return logged, masks[0].tolist()
