@@ -37,9 +37,10 @@ compare: $(STAMP)
 	dvc exp run -S "evaluate.reducers=[$$reducers]" -S "evaluate.selectors=[$$selectors]" \
 		-S "evaluate.distilled=[$$distilled]"
 
-# One thread per process, because there is one process per core.
+# One thread per process, because there is one process per core. Files in their own order: by default those of many
+# tests come first, and the longest, which have few, would keep one process busy at the end.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # lmms-eval needs an environment of its own; the tests compare its command and its scores with ours.
 test-lmms-eval: $(STAMP)
@@ -52,9 +53,10 @@ lint: $(STAMP)
 	ruff format --check
 	mypy
 
-# First creates the log, or repairs it after the project was moved, under the lock that stages use as well.
+# First creates the log, or repairs it after the project was moved, under the lock that stages use as well, and sends
+# what is saved for it.
 ui: $(STAMP)
-	env -u MLFLOW_TRACKING_URI python -c 'from atr.core.tracking import store; store.connect()'
+	-env -u MLFLOW_TRACKING_URI python -m atr.core.tracking
 	mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///$(CURDIR)/experiments/mlflow.db
 
 # The micro models are not DVC stages: their intermediate outputs are missing from every clone, so that DVC would

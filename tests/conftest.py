@@ -1,3 +1,5 @@
+import atexit
+import gc
 import os
 import runpy
 import signal
@@ -9,6 +11,9 @@ import pytest
 # Before any test imports what reads them. A stray call to the hub retries for minutes.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# As in stages: a walk over all objects of torch and transformers, after every few tests, takes its time.
+gc.set_threshold(100_000, 20, 20)
+atexit.register(gc.freeze)
 # A shell's background jobs ignore Ctrl-C, and so would the stages that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

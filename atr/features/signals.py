@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 
 from atr.features.attention_hooks import CAPTURABLE
-from atr.features.encoder import Encoder
 from atr.features.store import FeatureStore
-from atr.features.wheel_weights import resolve_weights
 
 if TYPE_CHECKING:
     from atr.config.presets import EncoderPreset
+    from atr.features.encoder import Encoder
 
 COMPUTED_SIGNALS = frozenset({*CAPTURABLE, "pixels_BCHW", "encode"})
 ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
@@ -25,8 +24,12 @@ ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
 
 def load_store_encoder(
     store: FeatureStore, preset: "EncoderPreset", folder: Path, device: torch.device
-) -> Encoder:
+) -> "Encoder":
     """The encoder of a store's features, on `device`; `folder` and errors as in `resolve_weights`."""
+    # Most reducers need no encoder, and transformers takes seconds to import.
+    from atr.features.encoder import Encoder
+    from atr.features.wheel_weights import resolve_weights
+
     path, layer = resolve_weights(preset.path, folder), store.manifest["layer"]
     return Encoder.load(path, layer, preset.name, preset.size).to(device)
 
@@ -43,7 +46,7 @@ def observe_signals(
     store: FeatureStore,
     ids: Sequence[str],
     picture: Callable[[str], Image.Image],
-    encoder: Callable[[], Encoder],
+    encoder: Callable[[], "Encoder"],
     needs: Collection[str],
     device: torch.device,
 ) -> dict[str, Any]:

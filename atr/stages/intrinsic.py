@@ -32,14 +32,12 @@ def main(params: config.Params, reducer: str) -> None:
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     """Its lines, masks and stability, or the reason why the reducer is left out."""
-    from lightning.fabric import Fabric
-
-    from atr.core.hardware import resolved
+    from atr.core.hardware import first_device, resolved
     from atr.features.signals import ENCODER_SIGNALS
     from atr.reduction import intrinsic
     from atr.reduction.registry import build_reducer
 
-    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    device = first_device(params.trainer.accelerator)
     seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
     with device:
         by_seed: Any = [build_reducer(reducer, seed, stages.weights_of(reducer)) for seed in range(seeds)]

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from atr.config.trainer import Trainer
-from atr.core.hardware import lightning_kwargs, precision_of, resolved
+from atr.core.hardware import first_device, lightning_kwargs, precision_of, resolved
 
 
 def machine(monkeypatch, cuda=None, mps=False, **instructions):
@@ -32,6 +33,34 @@ def test_an_auto_precision_is_what_the_hardware_has_instructions_for(
 ):
     machine(monkeypatch, **parts)
     assert precision_of(Trainer(accelerator=accelerator)) == precision
+
+
+@pytest.mark.parametrize(
+    ("parts", "accelerator", "device"),
+    [
+        ({}, "auto", "cpu"),
+        ({"cuda": True}, "cpu", "cpu"),
+        ({"cuda": True}, "auto", "cuda:0"),
+        ({"cuda": True}, "gpu", "cuda:0"),
+        ({"cuda": True}, "cuda", "cuda:0"),
+        ({"mps": True}, "auto", "mps:0"),
+        ({"mps": True}, "gpu", "mps:0"),
+    ],
+)
+def test_the_first_device_is_the_one_that_lightning_would_take(monkeypatch, parts, accelerator, device):
+    machine(monkeypatch, **parts)
+    assert str(first_device(accelerator)) == device
+
+
+def test_the_first_device_is_lightnings_own():
+    assert first_device("auto") == Fabric(accelerator="auto", devices=1).device
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_missing_is_refused(monkeypatch, accelerator):
+    machine(monkeypatch)
+    with pytest.raises(ValueError, match=rf"^trainer.accelerator: {accelerator} is missing .*: auto, cpu$"):
+        first_device(accelerator)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true", 64])

@@ -1,7 +1,7 @@
 """Logging to MLflow: every execution of a stage is one run, nested under the run of its pipeline.
 
 MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and no result is lost if logging
-fails. Only this package imports mlflow, and only when a run starts, as the import takes over a second.
+fails. Only this package imports mlflow, and only when it connects, as import and connection take two seconds.
 """
 
 import os
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from mlflow import MlflowClient
 
+LONG_SECONDS = 60
+"""A cell that takes longer sends its log at its end; connecting to MLflow takes two or three seconds."""
+
 
 class Run(Protocol):
     """Log of one execution of a stage."""
@@ -43,6 +46,10 @@ class Run(Protocol):
 @contextmanager
 def run(stage: str, params: config.Params, part: str = "") -> Iterator[Run]:
     """Log one execution of a stage; `part` names its cell if the stage is a DVC matrix.
+
+    A pipeline has dozens of cells, and most are short beside the import of MLflow: unless a cell fails or
+    takes over a minute, its calls are only saved, and the next execution that is no cell sends them at its
+    end.
 
     The run ends as FINISHED, as FAILED after an exception, or as KILLED after Ctrl-C or SIGTERM. Only the
     first process of a distributed stage logs. Raises ValueError if the log cannot be written at the start. If
@@ -100,6 +107,8 @@ class _Tracked:
         return TrainingLogger(self._run_id, self.metrics)
 
     def end(self, status: str) -> None:
+        if not self._failed:
+            _send_saved(self._client)
         for run_id in (self._run_id, self._parent_id):
             self._send("the end of the run", {"run": run_id, "status": status, "ended": _now()})
         if self._failed and status == "FINISHED":
@@ -132,6 +141,58 @@ class _Tracked:
         print(f"atr {self._name}: {text}", file=sys.stderr)
 
 
+class _Later:
+    """Saves the calls of a cell when it ends, to be sent together with those of others."""
+
+    def __init__(self, begun: dict[str, Any]) -> None:
+        self._id = begun["id"]
+        self._name = begun["name"]
+        self._started = begun["started"]
+        self._calls: list[unlogged.LogCall] = [{"run": self._id, "begin": begun}]
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        now, named = _now(), {f"{self._name}/{key}": value for key, value in values.items()}
+        runs = {self._id: values} | ({unlogged.pipeline_of(self._id): named} if step is None else {})
+        for run_id, metrics in runs.items():
+            points = [(key, float(value), now, step or 0) for key, value in metrics.items()]
+            self._calls.append({"run": run_id, "metrics": points})
+
+    def artifact(self, path: Path | str, folder: str | None = None) -> None:
+        self._calls.append({"run": self._id, "artifact": str(path), "folder": folder})
+
+    def logger(self) -> "Logger":
+        from atr.core.tracking.training_logger import TrainingLogger
+
+        return TrainingLogger(self._id, self.metrics)
+
+    def end(self, status: str) -> None:
+        ended = _now()
+        for run_id in (self._id, unlogged.pipeline_of(self._id)):
+            self._calls.append({"run": run_id, "status": status, "ended": ended})
+        try:
+            unlogged.save_run(unlogged.run_folder(self._id), self._calls)
+        except OSError as error:
+            print(f"atr {self._name}: its log is not saved: {error}", file=sys.stderr)
+        if status != "FINISHED" or ended - self._started > 1000 * LONG_SECONDS:
+            try:
+                with store.log_errors():
+                    client, _ = store.connect()
+                _send_saved(client)
+            except ValueError as error:
+                print(
+                    f"atr {self._name}: {error}; `python -m atr.core.tracking` sends the log", file=sys.stderr
+                )
+
+
+def _send_saved(client: "MlflowClient") -> None:
+    """Send the saved calls of all runs of the project; what fails stays saved, and a line says so."""
+    for folder in unlogged.pending_folders():
+        try:
+            unlogged.send_calls(client, folder)
+        except Exception as error:  # raised by MLflow or by a library of its stores
+            print(f"atr: {folder} could not be logged: {store.one_line(error)}", file=sys.stderr)
+
+
 class _Silent:
     """Logs nothing, for all but the first process of a distributed stage."""
 
@@ -158,41 +219,19 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _start(stage: str, params: config.Params, part: str) -> _Tracked:
-    name = f"{stage}/{part}" if part else stage
-    tags = {"pipeline": _pipeline_id(), **params.labels(), **_git_tags()}
+def _start(stage: str, params: config.Params, part: str) -> "_Tracked | _Later":
+    tags = {"pipeline": _pipeline_id(), "stage": stage, **params.labels(), **_git_tags()}
+    begun: dict[str, Any] = {"name": f"{stage}/{part}" if part else stage, "tags": tags, "started": _now()}
+    begun |= {"params": _texts(params.flat()), "whole_file": _texts(params.whole_file())}
+    if part:
+        return _Later(begun | {"id": uuid4().hex})
     with store.log_errors():
         client, experiment = store.connect()
-        parent = _find_or_create_parent(client, experiment, tags, params)
-        tags |= {"stage": stage, "mlflow.parentRunId": parent}
-        run_id = _create_run(client, experiment, name, tags, params.flat())
-    return _Tracked(client, run_id, parent, name)
+        return _Tracked(client, *store.begin_run(client, experiment, begun), begun["name"])
 
 
-def _find_or_create_parent(
-    client: "MlflowClient", experiment: str, tags: dict[str, str], params: config.Params
-) -> str:
-    """Id of the pipeline's run: the one an earlier stage created, or a new one with all parameters."""
-    pipeline = tags["pipeline"]
-    parents = client.search_runs([experiment], f"tags.pipeline = '{pipeline}' and tags.stage = 'pipeline'")
-    if parents:
-        run_id = str(parents[0].info.run_id)
-        client.update_run(run_id, status="RUNNING")
-        return run_id
-    return _create_run(
-        client, experiment, f"pipeline-{pipeline}", tags | {"stage": "pipeline"}, params.whole_file()
-    )
-
-
-def _create_run(
-    client: "MlflowClient", experiment: str, name: str, tags: dict[str, str], params: dict[str, Any]
-) -> str:
-    from mlflow.entities import Param
-
-    # An explicit name: under Lightning's seed_everything MLflow's random names are all the same.
-    run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
-    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    return run_id
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
 
 
 def _pipeline_id() -> str:

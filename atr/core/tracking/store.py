@@ -5,15 +5,16 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 EXPERIMENT = "atr"
 DATABASE = Path("experiments/mlflow.db")
@@ -115,6 +116,48 @@ def _open_experiment(location: str | None) -> tuple["MlflowClient", str]:
             file=sys.stderr,
         )
     return client, experiment.experiment_id
+
+
+def begin_run(client: "MlflowClient", experiment: str, begun: Mapping[str, Any]) -> tuple[str, str]:
+    """Create the run of a stage that began, in the run of its pipeline; ids of both.
+
+    `begun` has the `name` of the run, its `tags`, its `params`, those of the `whole_file`, and the
+    milliseconds when it `started`. With an `id`, as runs that are sent later have it, a run is created once.
+    """
+    if begun.get("id") and (known := _with_tags(client, experiment, id=begun["id"])):
+        return str(known.info.run_id), str(known.data.tags["mlflow.parentRunId"])
+    tags, pipeline = begun["tags"], begun["tags"]["pipeline"]
+    if parent := _with_tags(client, experiment, pipeline=pipeline, stage="pipeline"):
+        parent_id = str(parent.info.run_id)
+        client.update_run(parent_id, status="RUNNING")
+    else:
+        whole = {"name": f"pipeline-{pipeline}", "params": begun["whole_file"], "started": begun["started"]}
+        parent_id = _create_run(client, experiment, tags | {"stage": "pipeline"}, **whole)
+    own = {"mlflow.parentRunId": parent_id} | ({"id": begun["id"]} if begun.get("id") else {})
+    run = {key: begun[key] for key in ("name", "params", "started")}
+    return _create_run(client, experiment, tags | own, **run), parent_id
+
+
+def _with_tags(client: "MlflowClient", experiment: str, **tags: str) -> "Run | None":
+    """The latest run with these tags."""
+    where = " and ".join(f"tags.{key} = '{value}'" for key, value in tags.items())
+    return next(iter(client.search_runs([experiment], where, max_results=1)), None)
+
+
+def _create_run(
+    client: "MlflowClient",
+    experiment: str,
+    tags: dict[str, str],
+    name: str,
+    params: dict[str, str],
+    started: int,
+) -> str:
+    from mlflow.entities import Param
+
+    # An explicit name: under Lightning's seed_everything MLflow's random names are all the same.
+    run_id = str(client.create_run(experiment, started, tags, name).info.run_id)
+    client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+    return run_id
 
 
 def check_server() -> None:

@@ -100,13 +100,12 @@ def test_the_project_of_a_copy_made_by_dvc_is_the_original(tmp_path, monkeypatch
 
 
 STAGE = """
-import sys
 from atr import config
 from atr.core import tracking
 from atr.stages import entry
 
 def main(params):
-    with tracking.run("report", params, part=sys.argv[1]) as run:
+    with tracking.run("report", params) as run:
         open("result.json", "w").write("{}")
         run.artifact("result.json")
         if params.report.examples == 1:
@@ -122,7 +121,7 @@ def repository(tmp_path, monkeypatch, environment):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
-        f"stages:\n  report:\n    cmd: {sys.executable} stage.py only\n    deps: [stage.py]\n"
+        f"stages:\n  report:\n    cmd: {sys.executable} stage.py\n    deps: [stage.py]\n"
         "    params: [evaluate, report]\n    outs: [{result.json: {cache: false}}]\n"
     )
     shutil.copy(ROOT / ".gitignore", tmp_path)
@@ -161,12 +160,12 @@ def runs():
 @pytest.mark.slow
 def test_an_experiment_in_a_copy_logs_into_the_users_own_database(repository):
     repository(*DVC, "exp", "run", "--temp", "-S", "report.examples=5")
-    assert runs() == [("pipeline", "FINISHED"), ("report/only", "FINISHED", "result.json")]
+    assert runs() == [("pipeline", "FINISHED"), ("report", "FINISHED", "result.json")]
     repository(*DVC, "exp", "run", "--temp", "-S", "report.examples=1", code=255)
     assert runs()[:2] == [("pipeline", "FAILED"), ("pipeline", "FINISHED")]
     assert runs()[2:] == [
-        ("report/only", "FAILED", "result.json"),
-        ("report/only", "FINISHED", "result.json"),
+        ("report", "FAILED", "result.json"),
+        ("report", "FINISHED", "result.json"),
     ]
     assert len(list(Path("experiments/mlartifacts").glob("*/artifacts/result.json"))) == 2
 
@@ -182,7 +181,7 @@ def test_two_queue_workers_create_one_database(repository):
         assert status.count("Success") == 2, repository(*DVC, "queue", "logs", status.split()[5])
     finally:
         repository(*DVC, "queue", "stop", "--kill")
-    finished = ("report/only", "FINISHED", "result.json")
+    finished = ("report", "FINISHED", "result.json")
     assert runs() == [("pipeline", "FINISHED")] * 2 + [finished] * 2
 
 
@@ -192,12 +191,12 @@ def test_concurrent_processes_create_one_complete_database(tmp_path, monkeypatch
     (tmp_path / "stage.py").write_text(STAGE)
     monkeypatch.chdir(tmp_path)
     begun = [
-        subprocess.Popen([sys.executable, "stage.py", part], env=environment, stderr=subprocess.PIPE)
-        for part in "abc"
+        subprocess.Popen([sys.executable, "stage.py"], env=environment, stderr=subprocess.PIPE)
+        for _ in range(3)
     ]
     said = [process.communicate()[1].decode() for process in begun]
     assert ([process.returncode for process in begun], said) == ([0] * 3, [""] * 3)
-    assert [run[0] for run in runs()] == ["pipeline"] * 3 + ["report/a", "report/b", "report/c"]
+    assert [run[0] for run in runs()] == ["pipeline"] * 3 + ["report"] * 3
 
 
 @pytest.fixture

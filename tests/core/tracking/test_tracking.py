@@ -9,13 +9,14 @@ from mlflow import MlflowClient
 
 from atr import config
 from atr.core import tracking
+from atr.core.tracking import unlogged
 
 ROOT = Path(__file__).parents[3]
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def test_the_stages_of_a_pipeline_share_a_parent_with_all_parameters(find, request):
-    for stage, part in (("prepare", ""), ("extract", "pretrain"), ("extract", "evaluate")):
+    for stage, part in (("extract", "pretrain"), ("extract", "evaluate"), ("prepare", "")):
         with tracking.run(stage, config.load(stage), part):
             pass
     parent = find(f"pipeline-{request.node.name}")
@@ -95,6 +96,75 @@ entry("report", main)
     done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment)
     assert done.returncode == 128 + signal.SIGTERM
     assert find("report").info.status == "KILLED"
+
+
+def log_cell(values=()):
+    """A short cell: a result, a curve and an artifact that is changed later."""
+    Path("summary.json").write_text("of the cell")
+    with tracking.run("intrinsic", config.load("intrinsic"), "random") as run:
+        run.metrics({"kept": 0.3})
+        run.metrics({"overlap": 0.5}, step=40)
+        run.artifact("summary.json")
+        for error in values:
+            raise error
+    Path("summary.json").write_text("of another run")
+
+
+def check_cell(find, pipeline, status="FINISHED"):
+    run = find("intrinsic/random", pipeline)
+    assert run.data.metrics == {"kept": 0.3, "overlap": 0.5}
+    assert run.data.params == {key: str(value) for key, value in config.load("intrinsic").flat().items()}
+    assert run.info.status == status and run.info.start_time <= run.info.end_time
+    parent = find(f"pipeline-{pipeline}", pipeline)
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.metrics == {"intrinsic/random/kept": 0.3}
+    stored = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert (stored / "summary.json").read_text() == "of the cell"
+
+
+def test_a_short_cell_is_sent_by_the_next_stage_that_is_none(find, request, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.store, "connect", lambda: pytest.fail("a short cell connects to MLflow"))
+        log_cell()
+    assert len(unlogged.pending_folders()) == 1
+    with tracking.run("report", config.load("report")):
+        assert len(unlogged.pending_folders()) == 1
+    assert unlogged.pending_folders() == []
+    check_cell(find, request.node.name)
+
+
+def test_a_cell_that_takes_long_or_fails_is_sent_at_its_end(find, request, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        log_cell([ZeroDivisionError()])
+    check_cell(find, request.node.name, "FAILED")
+    monkeypatch.setenv("ATR_PIPELINE", "long")
+    monkeypatch.setattr(tracking, "LONG_SECONDS", -1)
+    log_cell()
+    check_cell(find, "long")
+    assert unlogged.pending_folders() == []
+
+
+def test_a_cell_whose_sending_breaks_off_is_one_run_in_the_end(find, request, monkeypatch, capsys):
+    log_cell()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifacts", lambda *_: 1 / 0)
+        with tracking.run("report", config.load("report")):
+            pass
+    (folder,) = unlogged.pending_folders()
+    assert capsys.readouterr().err == f"atr: {folder} could not be logged: division by zero\n"
+    with tracking.run("report", config.load("report")):
+        pass
+    check_cell(find, request.node.name)
+
+
+def test_a_cell_does_not_fail_with_its_log(monkeypatch, tmp_path, capsys):
+    (tmp_path / "params.yaml").write_text(Path("params.yaml").read_text())
+    (tmp_path / "experiments").write_text("a file in its place")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "LONG_SECONDS", -1)
+    log_cell()
+    lines = capsys.readouterr().err.splitlines()
+    assert "its log is not saved" in lines[0] and "cannot be written" in lines[1] and len(lines) == 2
 
 
 @pytest.mark.parametrize("rank", RANKS)
