@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from atr.config import Evaluate
-from atr.vlm.generation import Generator
+from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs
-from atr.vlm.variants import BLOCK, VARIANTS, Variant, deploy, q4_0, q8_0
+from atr.vlm.variants import BLOCK, VARIANTS, Variant, after_encoding, deploy, pixel_digest, q4_0, q8_0
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def generator(model, processor, photograph):
 def seen(generator, variant, needs=()):
     """What reducers are given in a deployment."""
     with deploy(generator, variant) as changed:
-        return changed.prepare([["p"]], ["a b c"], needs).whole.encoded
+        batch = changed.prepare([["p"]], ["a b c"], needs)
+        return after_encoding(changed, batch, variant)[1].whole.encoded
 
 
 @torch.no_grad()
@@ -83,8 +84,8 @@ def test_features_come_in_the_precision_that_is_named(generator):
 def test_kernel_batch_and_positions_are_those_of_the_variant(generator):
     with deploy(generator, VARIANTS["eager attention"]) as changed:
         assert changed.model.model.vision_tower.config._attn_implementation == "eager"
-    with deploy(generator, VARIANTS["contiguous positions"]) as changed:
-        assert changed.settings.positions == "contiguous"
+    changed, batch = after_encoding(generator, QuestionBatch(1, {}, None), VARIANTS["contiguous positions"])
+    assert (changed.settings.positions, batch.whole) == ("contiguous", None)
     assert generator.settings.positions == "original"
     assert VARIANTS["batch of one"].batch == 1
 
