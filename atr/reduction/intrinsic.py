@@ -19,7 +19,7 @@ from atr.core.tokens import budget, mask_of
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.base import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
-from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.layer_schedule import LEFT_OUT, LayerReducer
 from atr.reduction.losses import unexplained_variance
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
@@ -83,7 +83,7 @@ def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[st
     `available` names the optional fields of EncoderOutput that can be computed.
     """
     if isinstance(reducer, LayerReducer):
-        return "chooses between the layers of a language model"
+        return LEFT_OUT
     if missing := sorted(reducer.needs - set(available)):
         return f"needs {', '.join(missing)}, which a language model gives"
     return ""

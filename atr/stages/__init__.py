@@ -12,7 +12,7 @@ from typing import Any, Never
 
 from atr import config
 from atr.core import catalog, lifetime
-from atr.core.files import digest, folder_digest, sha256
+from atr.core.files import digest, folder_digest, sha256, write_json
 
 ENCODER_FOLDER = Path("data/encoders")
 BENCHMARK_FILES = Path("data/benchmarks")
@@ -87,6 +87,16 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
 
 NO_BUDGET = "takes no budget"
 """Recorded reason for leaving a reducer out of measurements at given budgets."""
+
+
+def write_metrics(folder: Path, params: config.Params, reducer: str, **measured: Any) -> dict[str, Any]:
+    """Write a reducer's metrics.json, with the parameters and the provenance; returns its content."""
+    from atr.core import tracking
+
+    source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
+    results = {"reducer": reducer, **measured, **source}
+    write_json(folder / reducer / "metrics.json", results)
+    return results
 
 
 class Terminated(BaseException):
