@@ -51,6 +51,7 @@ HOMES = {
         "atr.reduction.pretraining",
         "atr.vlm.distillation",
         "atr.micro.*",
+        "atr.core.hardware",
         "atr.core.tracking",
         "atr.core.tracking.training_logger",
         "atr.stages.*",

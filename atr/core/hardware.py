@@ -1,6 +1,7 @@
 """Resolves an `auto` precision, and describes the hardware for the records of results."""
 
 import platform
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,25 @@ def precision_of(trainer: "Trainer") -> int | str:
 def _is_cpu(accelerator: str) -> bool:
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     return accelerator == "cpu" or (accelerator == "auto" and not has_gpu)
+
+
+def first_device(accelerator: str) -> torch.device:
+    """The device of a stage that runs in one process, the one that Lightning would take.
+
+    Lightning, whose import takes seconds, is asked for TPUs alone. Raises ValueError for an accelerator that
+    this machine lacks.
+    """
+    if accelerator == "tpu" or (accelerator == "auto" and find_spec("torch_xla")):
+        from lightning.fabric import Fabric
+
+        return Fabric(accelerator=accelerator, devices=1).device
+    present = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    allowed = {"auto": ("mps", "cuda", "cpu"), "gpu": ("mps", "cuda")}.get(accelerator, (accelerator,))
+    for kind in allowed:
+        if present[kind]:
+            return torch.device(kind) if kind == "cpu" else torch.device(kind, 0)
+    here = ", ".join(["auto", *(kind for kind in present if present[kind])])
+    raise ValueError(f"trainer.accelerator: {accelerator} is missing from this machine, allowed: {here}")
 
 
 def lightning_kwargs(trainer: "Trainer") -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from atr import config, stages
 from atr.core import catalog
 
-NOT_MEASURED = {"lines": None, "masks": None, "stability": None, "resolved": {}}
+NOT_MEASURED: dict[str, Any] = {"lines": None, "masks": None, "stability": None, "resolved": {}}
 
 
 def main(params: config.Params, reducer: str) -> None:
@@ -40,13 +40,11 @@ def _why_left_out(reducer: str) -> str:
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     """Its lines, masks and stability."""
-    from lightning.fabric import Fabric
-
-    from atr.core.hardware import resolved
+    from atr.core.hardware import first_device, resolved
     from atr.reduction import intrinsic
     from atr.reduction.registry import build_reducer
 
-    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    device = first_device(params.trainer.accelerator)
     seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
     with device:
         by_seed: Any = [build_reducer(reducer, seed, stages.weights_of(reducer)) for seed in range(seeds)]

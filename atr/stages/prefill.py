@@ -34,15 +34,13 @@ def main(params: config.Params) -> None:
 
 def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
     """The model on the first device in the trainer's precision, and the record of device and model."""
-    from lightning.fabric import Fabric
-
-    from atr.core.hardware import precision_of, resolved
+    from atr.core.hardware import first_device, precision_of, resolved
     from atr.core.timing import device_name
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 
     precision = precision_of(params.trainer)
-    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    device = first_device(params.trainer.accelerator)
     tower = partial(resolve_weights, folder=ENCODER_FOLDER)
     model, _ = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
     computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}

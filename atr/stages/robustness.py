@@ -76,14 +76,13 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
 
 def _load_generator(params: config.Params) -> Any:
     """The model in the reference deployment; it reads the held-out images, not their stored features."""
-    from lightning.fabric import Fabric
-
     from atr.config.evaluate import Evaluate
+    from atr.core.hardware import first_device
     from atr.datasets import PreparedImages
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.generation import Generator
 
-    device = Fabric(accelerator=params.trainer.accelerator, devices=1).device
+    device = first_device(params.trainer.accelerator)
     tower = partial(resolve_weights, folder=stages.ENCODER_FOLDER)
     settings = Evaluate(**vars(params.evaluate), positions="original")
     images: Any = partial(PreparedImages, stages.EVALUATE_IMAGES)
