@@ -91,12 +91,11 @@ NO_BUDGET = "takes no budget"
 """Recorded reason for leaving a reducer out of measurements at given budgets."""
 
 
-def write_metrics(folder: Path, params: config.Params, reducer: str, **measured: Any) -> dict[str, Any]:
-    """Write a reducer's metrics.json, with the parameters and the provenance; returns its content."""
-    from atr.core import tracking
-
-    source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
-    results = {"reducer": reducer, **measured, **source}
+def write_results(
+    folder: Path, params: config.Params, provenance: dict[str, Any], reducer: str, **measured: Any
+) -> dict[str, Any]:
+    """Write the metrics.json of a reducer, with the parameters and the provenance; returns its content."""
+    results = {"reducer": reducer, **measured, "parameters": params.raw(), "provenance": provenance}
     write_json(folder / reducer / "metrics.json", results)
     return results
 

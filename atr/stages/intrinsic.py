@@ -11,12 +11,13 @@ NOT_MEASURED: dict[str, Any] = {"lines": None, "masks": None, "stability": None,
 
 def main(params: config.Params, reducer: str) -> None:
     """Measure one reducer, in one process on the first device; write its metrics.json."""
-    write = partial(stages.write_metrics, stages.INTRINSIC, params, reducer, keep=params.evaluate.keep)
+    from atr.core import tracking
+
+    source = params, tracking.current_provenance()
+    write = partial(stages.write_results, stages.INTRINSIC, *source, reducer, keep=params.evaluate.keep)
     if left_out := _why_left_out(reducer):
         write(**NOT_MEASURED, left_out=left_out)
         return
-
-    from atr.core import tracking
 
     with tracking.run("intrinsic", params, part=reducer) as run:
         from atr.reduction.intrinsic import intrinsic_curves

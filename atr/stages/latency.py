@@ -5,7 +5,7 @@ from typing import Any
 
 from atr import config
 from atr.core import catalog
-from atr.stages import LATENCY, NO_BUDGET, entry_of_reducer, weights_of, write_metrics
+from atr.stages import LATENCY, NO_BUDGET, entry_of_reducer, weights_of, write_results
 from atr.stages.prefill import load_model
 
 NOT_TIMED = {"device": "", "entries": [], "resolved": {}}
@@ -13,12 +13,13 @@ NOT_TIMED = {"device": "", "entries": [], "resolved": {}}
 
 def main(params: config.Params, reducer: str) -> None:
     """Time one reducer at every `latency.kept` and `latency.batches`; write its metrics.json."""
-    write = partial(write_metrics, LATENCY, params, reducer)
+    from atr.core import tracking
+
+    source = params, tracking.current_provenance()
+    write = partial(write_results, LATENCY, *source, reducer)
     if left_out := _why_left_out(reducer):
         write(**NOT_TIMED, left_out=left_out)
         return
-
-    from atr.core import tracking
 
     with tracking.run("latency", params, part=reducer) as run:
         for entry in write(**_time(params, reducer))["entries"]:

@@ -16,12 +16,13 @@ NOT_COMPARED = {
 
 def main(params: config.Params, reducer: str) -> None:
     """Compare one reducer with itself under each variant, in one process; write its metrics.json."""
-    write = partial(stages.write_metrics, stages.ROBUSTNESS, params, reducer)
+    from atr.core import tracking
+
+    source = params, tracking.current_provenance()
+    write = partial(stages.write_results, stages.ROBUSTNESS, *source, reducer)
     if left_out := _why_left_out(reducer):
         write(**NOT_COMPARED, left_out=left_out)
         return
-
-    from atr.core import tracking
 
     with tracking.run("robustness", params, part=reducer) as run:
         from atr.vlm.robustness import robustness_curves

@@ -9,7 +9,7 @@ from PIL import Image
 from atr.config import Evaluate
 from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs
-from atr.vlm.variants import BLOCK, VARIANTS, Variant, after_encoding, deploy, pixel_digest, q4_0, q8_0
+from atr.vlm.variants import BLOCK, VARIANTS, Variant, after_encoding, deploy, q4_0, q8_0
 
 
 @pytest.fixture
