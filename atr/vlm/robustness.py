@@ -49,7 +49,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ObservedQuestions:
     """What is observed of which reducers: `questions`, `size` at a time, in the cells of the `reducers`.
 
     `generator` reads images in the reference deployment; without `score` nothing is answered.
@@ -110,12 +110,12 @@ def robustness(
     """
     cells = [(name, keep) for name in reducers for keep in settings.keep]
     scored = [FULL, *cells] if with_full else cells
-    answering = Subject(
+    answering = ObservedQuestions(
         generator, {FULL[0]: Full(), **reducers}, scored, questions, settings.batch_size, score
     )
     # Without a reducer there is no selection to look at on the photographs.
     described = [Described([name]) for name in pictured] if cells else []
-    showing = Subject(photographs, reducers, cells, described, settings.batch_size)
+    showing = ObservedQuestions(photographs, reducers, cells, described, settings.batch_size)
     (answered, same_pixels), (shown, _) = (observe_each(each, variants) for each in (answering, showing))
     own = answered[REFERENCE], shown[REFERENCE]
     changes = [
@@ -135,23 +135,23 @@ def robustness(
 
 
 def observe_each(
-    subject: Subject, variants: Mapping[str, Variant]
+    observed: ObservedQuestions, variants: Mapping[str, Variant]
 ) -> tuple[dict[str, Observation], Collection[str]]:
     """Observations in the reference deployment and in each variant, and the variants that change no pixel.
 
     Images are encoded once for all variants that change nothing before the encoder's output, and not again
     where no pixel changes.
     """
-    same_pixels = variants_without_change(subject.generator, subject.questions, variants)
+    same_pixels = variants_without_change(observed.generator, observed.questions, variants)
     together = {name: variant for name, variant in variants.items() if not variant.encodes}
-    seen = observe(subject, {REFERENCE: Variant(), **together})
+    seen = observe(observed, {REFERENCE: Variant(), **together})
     for name, variant in tqdm(variants.items(), "robustness"):
         if name in same_pixels and replace(variant, image=None, processor=None) == Variant():
             seen[name] = seen[REFERENCE]
         elif variant.encodes:
-            with deploy(subject.generator, variant) as changed:
-                size = variant.batch or subject.size
-                seen |= observe(replace(subject, generator=changed, size=size), {name: variant})
+            with deploy(observed.generator, variant) as changed:
+                size = variant.batch or observed.size
+                seen |= observe(replace(observed, generator=changed, size=size), {name: variant})
     return seen, same_pixels
 
 
@@ -170,32 +170,34 @@ def variants_without_change(
 
 
 @torch.inference_mode()
-def observe(subject: Subject, variants: Mapping[str, Variant]) -> dict[str, Observation]:
-    """Kept tokens and scores in variants that share the encodings of the subject's generator."""
-    generator, cells, questions = subject.generator, subject.cells, subject.questions
-    needs = frozenset().union(*(reducer.needs for reducer in subject.reducers.values()))
+def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dict[str, Observation]:
+    """Kept tokens and scores in variants that share the encodings of the generator."""
+    generator, cells, questions = observed.generator, observed.cells, observed.questions
+    needs = frozenset().union(*(reducer.needs for reducer in observed.reducers.values()))
     seen = {
         name: Observation({cell: [] for cell in cells}, {cell: {} for cell in cells}) for name in variants
     }
     # Those with the encoder's own features first, as reducers reuse the scores of the last features.
     in_turn = sorted(variants.items(), key=lambda item: item[1].features is not None)
-    for indices in generator.batches(questions, subject.size):
+    for indices in generator.batches(questions, observed.size):
         together = [questions[index] for index in indices]
         batch = generator.prepare([one.images for one in together], [one.question for one in together], needs)
         for name, variant in in_turn:
             changed, changed_batch = after_encoding(generator, batch, variant)
-            _observe_batch(seen[name], replace(subject, generator=changed, questions=together), changed_batch)
+            _observe_batch(
+                seen[name], replace(observed, generator=changed, questions=together), changed_batch
+            )
     return seen
 
 
-def _observe_batch(seen: Observation, subject: Subject, batch: QuestionBatch) -> None:
-    for name, keep in subject.cells:
-        reducer = subject.reducers[name]
-        seen.kept[name, keep] += _kept(subject.generator, batch, reducer, keep)
-        if subject.score:
-            replies = subject.generator.answer(batch, reducer, keep)
-            pairs = zip(subject.questions, replies, strict=True)
-            seen.scores[name, keep] |= {one.id: subject.score(one, reply[0]) for one, reply in pairs}
+def _observe_batch(seen: Observation, observed: ObservedQuestions, batch: QuestionBatch) -> None:
+    for name, keep in observed.cells:
+        reducer = observed.reducers[name]
+        seen.kept[name, keep] += _kept(observed.generator, batch, reducer, keep)
+        if observed.score:
+            replies = observed.generator.answer(batch, reducer, keep)
+            pairs = zip(observed.questions, replies, strict=True)
+            seen.scores[name, keep] |= {one.id: observed.score(one, reply[0]) for one, reply in pairs}
 
 
 def _kept(
