@@ -1,8 +1,7 @@
 """Logging to MLflow: every execution of a stage is one run, nested under the run of its pipeline.
 
-A cell of a stage that has nothing to measure has no run. MLflow is only a log: no stage reads it, DVC owns
-the outputs of the stages, and no result is lost if logging fails. Only this package imports mlflow, and only
-when a run starts, as the import takes over a second.
+MLflow is only a log: no stage reads it, DVC owns the outputs of the stages, and no result is lost if logging
+fails. Only this package imports mlflow, and only when a run starts, as the import takes over a second.
 """
 
 import os
