@@ -7,7 +7,7 @@ Shapes: see `atr.core.tokens`.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -19,7 +19,7 @@ from atr.core.tokens import budget, mask_of
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.base import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
-from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.layer_schedule import LEFT_OUT, LayerReducer
 from atr.reduction.losses import unexplained_variance
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
@@ -83,7 +83,7 @@ def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[st
     `available` names the optional fields of EncoderOutput that can be computed.
     """
     if isinstance(reducer, LayerReducer):
-        return "chooses between the layers of a language model"
+        return LEFT_OUT
     if missing := sorted(reducer.needs - set(available)):
         return f"needs {', '.join(missing)}, which a language model gives"
     return ""
@@ -122,46 +122,47 @@ def measure_lines(
     "text_coverage" is None where the images show no text, and for mergers.
     """
     covers = any(batch.text_BN.any() for batch in images) and not isinstance(drawn[0], Merger)
-    points = [_point(fraction, drawn, nets, images, covers) for fraction in keep]
-    lines: dict[str, list[float] | None] = {name: [point[name] for point in points] for name in nets}
-    return lines | {"text_coverage": [point["text_coverage"] for point in points] if covers else None}
+    wholes = {name: sum(len(batch.text_BN) for batch in images) for name in nets}
+    if covers:
+        wholes["text_coverage"] = sum(int(batch.text_BN.sum()) for batch in images)
+    sums = {name: [[0.0] * len(drawn) for _ in keep] for name in wholes}
+    # All fractions of a batch before the next one, because reducers reuse the scores of the last batch.
+    for batch, (seed, reducer), (place, fraction) in product(images, enumerate(drawn), enumerate(keep)):
+        for name, value in _measure_batch(batch, reducer, fraction, nets, covers).items():
+            sums[name][place][seed] += value
+    lines: dict[str, list[float] | None] = {
+        name: [fmean(total / whole for total in sums[name][place]) for place in range(len(keep))]
+        for name, whole in wholes.items()
+    }
+    return {"text_coverage": None, **lines}
 
 
-def _point(
+def _measure_batch(
+    batch: HeldOutBatch,
+    reducer: Reducer,
     fraction: float,
-    drawn: Sequence[Reducer],
     nets: Mapping[str, FeatureAutoencoder],
-    images: Sequence[HeldOutBatch],
     covers: bool,
 ) -> dict[str, float]:
     # One selection serves all measures, because reducers that choose token by token are slow.
-    selections = [_select(reducer, images, fraction) for reducer in drawn]
-    point = {
-        name: fmean(unexplained(net, images, selected) for selected in selections)
-        for name, net in nets.items()
-    }
+    selection = Selection.of(reducer, batch.encoded, fraction)
+    sums = {name: unexplained(net, batch, selection) for name, net in nets.items()}
     if covers:
-        point["text_coverage"] = fmean(text_coverage(images, selected) for selected in selections)
-    return point
+        sums["text_coverage"] = covered_characters(batch, selection)
+    return sums
 
 
-def unexplained(
-    net: FeatureAutoencoder, images: Sequence[HeldOutBatch], selections: Sequence[Selection]
-) -> float:
-    """Fraction of the variance of all features that `net` does not reconstruct from the kept ones."""
-    variance, total = net.selector.standardise.variance, 0.0
-    for batch, selection in zip(images, selections, strict=True):
-        restored_BND = net.restore(selection.features_BND(batch.encoded), selection.mask_BN)
-        error = unexplained_variance(restored_BND, batch.encoded.features_BND.float(), variance)
-        total += len(restored_BND) * error.item()
-    return total / sum(len(batch.text_BN) for batch in images)
+def unexplained(net: FeatureAutoencoder, batch: HeldOutBatch, selection: Selection) -> float:
+    """Fraction of the variance that `net` does not reconstruct from the kept features, summed over images."""
+    restored_BND = net.restore(selection.features_BND(batch.encoded), selection.mask_BN)
+    variance = net.selector.standardise.variance
+    error = unexplained_variance(restored_BND, batch.encoded.features_BND.float(), variance)
+    return len(restored_BND) * error.item()
 
 
-def text_coverage(images: Sequence[HeldOutBatch], selections: Sequence[Selection]) -> float:
-    """Fraction of all characters on the images whose token is kept."""
-    pairs = zip(images, selections, strict=True)
-    covered = sum((batch.text_BN * selection.mask_BN).sum().item() for batch, selection in pairs)
-    return covered / sum(batch.text_BN.sum().item() for batch in images)
+def covered_characters(batch: HeldOutBatch, selection: Selection) -> float:
+    """Number of the characters on the images whose token is kept."""
+    return (batch.text_BN * selection.mask_BN).sum().item()
 
 
 @torch.inference_mode()
@@ -201,9 +202,5 @@ def intrinsic_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict[
         yield keep, {name: line[place] for name, line in lines.items() if line is not None}
 
 
-def _select(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> list[Selection]:
-    return [Selection.of(reducer, batch.encoded, keep) for batch in images]
-
-
 def _mask_IN(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> Tensor:
-    return torch.cat([selection.mask_BN.bool() for selection in _select(reducer, images, keep)])
+    return torch.cat([Selection.of(reducer, batch.encoded, keep).mask_BN.bool() for batch in images])

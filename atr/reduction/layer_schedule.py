@@ -9,6 +9,8 @@ from atr.core import tokens
 
 STEPS = 2**30
 """Resolution at which `keep_for` searches the fractions from 0 to 1; finer than one token of any image."""
+LEFT_OUT = "chooses between the layers of a language model"
+"""Why a LayerReducer is left out of measurements of the tokens that a language model is given."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from atr.core import catalog
 from atr.reduction.base import EncoderOutput, Reducer
-from atr.reduction.layer_schedule import LayerReducer
+from atr.reduction.layer_schedule import LEFT_OUT, LayerReducer
 from atr.reduction.selector import FeatureSelector
 
 OPTIONAL_FIELDS = frozenset(field.name for field in fields(EncoderOutput)) - {"features_BND"}
@@ -65,6 +65,11 @@ def built_in_names() -> list[str]:
 def placeholder() -> FeatureSelector:
     """The smallest selector, in place of a trained one, to read what a reducer built from one needs."""
     return FeatureSelector(width=4, grid=(1, 1), layers=0, heads=1)
+
+
+def why_not_selecting(name: str) -> str:
+    """Why a reducer selects no tokens before the language model; empty if it does. Loads no weights."""
+    return LEFT_OUT if isinstance(build_reducer(name, 0, placeholder()), LayerReducer) else ""
 
 
 def _loaded(selector: str | Path | FeatureSelector | None, name: str) -> FeatureSelector:

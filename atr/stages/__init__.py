@@ -14,7 +14,7 @@ from typing import Any, Never
 
 from atr import config
 from atr.core import catalog, lifetime
-from atr.core.files import digest, folder_digest, sha256
+from atr.core.files import digest, folder_digest, sha256, write_json
 
 ENCODER_FOLDER = Path("data/encoders")
 BENCHMARK_FILES = Path("data/benchmarks")
@@ -89,6 +89,15 @@ def unfinished(params: config.Params, reducer: str, **known: Any) -> Path:
 
 NO_BUDGET = "takes no budget"
 """Recorded reason for leaving a reducer out of measurements at given budgets."""
+
+
+def write_results(
+    folder: Path, params: config.Params, provenance: dict[str, Any], reducer: str, **measured: Any
+) -> dict[str, Any]:
+    """Write the metrics.json of a reducer, with the parameters and the provenance; returns its content."""
+    results = {"reducer": reducer, **measured, "parameters": params.raw(), "provenance": provenance}
+    write_json(folder / reducer / "metrics.json", results)
+    return results
 
 
 class Terminated(BaseException):

@@ -5,35 +5,43 @@ from typing import Any
 
 from atr import config, stages
 from atr.core import catalog
-from atr.core.files import write_json
 
-NOT_MEASURED = {"lines": None, "masks": None, "stability": None}
+NOT_MEASURED: dict[str, Any] = {"lines": None, "masks": None, "stability": None, "resolved": {}}
 
 
 def main(params: config.Params, reducer: str) -> None:
     """Measure one reducer, in one process on the first device; write its metrics.json."""
     from atr.core import tracking
 
-    with tracking.run("intrinsic", params, part=reducer) as run:
-        if catalog.reducer_traits(reducer).budget == "asked":
-            measured = _measure(params, reducer)
-        else:
-            measured = {**NOT_MEASURED, "left_out": stages.NO_BUDGET, "resolved": {}}
-        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
-        results = {"reducer": reducer, "keep": params.evaluate.keep, **measured, **source}
-        write_json(stages.INTRINSIC / reducer / "metrics.json", results)
-        if measured["lines"]:
-            from atr.reduction.intrinsic import intrinsic_curves
+    source = params, tracking.current_provenance()
+    write = partial(stages.write_results, stages.INTRINSIC, *source, reducer, keep=params.evaluate.keep)
+    if left_out := _why_left_out(reducer):
+        write(**NOT_MEASURED, left_out=left_out)
+        return
 
-            for keep, values in intrinsic_curves(results):
-                run.metrics({f"{reducer}/{name}": value for name, value in values.items()}, round(100 * keep))
+    with tracking.run("intrinsic", params, part=reducer) as run:
+        from atr.reduction.intrinsic import intrinsic_curves
+
+        for keep, values in intrinsic_curves(write(**_measure(params, reducer))):
+            run.metrics({f"{reducer}/{name}": value for name, value in values.items()}, round(100 * keep))
         run.artifact(stages.INTRINSIC / reducer)
 
 
-def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
-    """Its lines, masks and stability, or the reason why the reducer is left out."""
-    from atr.core.hardware import first_device, resolved
+def _why_left_out(reducer: str) -> str:
+    """Why there is nothing to measure, found without loading a model; empty if there is."""
+    if catalog.reducer_traits(reducer).budget != "asked":
+        return stages.NO_BUDGET
+
     from atr.features.signals import ENCODER_SIGNALS
+    from atr.reduction.intrinsic import why_not_measurable
+    from atr.reduction.registry import build_reducer, placeholder
+
+    return why_not_measurable(build_reducer(reducer, 0, placeholder()), ENCODER_SIGNALS)
+
+
+def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
+    """Its lines, masks and stability."""
+    from atr.core.hardware import first_device, resolved
     from atr.reduction import intrinsic
     from atr.reduction.registry import build_reducer
 
@@ -42,8 +50,6 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     with device:
         by_seed: Any = [build_reducer(reducer, seed, stages.weights_of(reducer)) for seed in range(seeds)]
     computed = resolved("32-true", device)
-    if left_out := intrinsic.why_not_measurable(by_seed[0], ENCODER_SIGNALS):
-        return {**NOT_MEASURED, "left_out": left_out, "resolved": computed}
     batches, images, computed["features"] = _held_out(params, by_seed[0].needs, device)
     nets = {"reconstruction": stages.AUTOENCODER, "reconstruction_random": stages.RANDOM_MASKS}
     others = sorted(stages.RANDOM_MASKS.parent.glob("selector-*")) if reducer == "selector" else []

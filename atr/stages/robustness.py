@@ -7,7 +7,6 @@ from typing import Any
 
 from atr import config, stages
 from atr.core import catalog
-from atr.core.files import write_json
 
 NOT_COMPARED = {
     "keep": [], "questions": 0, "photographs": 0, "full": None, "reference": {}, "variants": [],
@@ -19,22 +18,31 @@ def main(params: config.Params, reducer: str) -> None:
     """Compare one reducer with itself under each variant, in one process; write its metrics.json."""
     from atr.core import tracking
 
-    with tracking.run("robustness", params, part=reducer) as run:
-        traits = catalog.reducer_traits(reducer)
-        if traits.draws:
-            measured = {**NOT_COMPARED, "left_out": "draws its tokens at random"}
-        elif traits.budget in ("nothing", "own"):
-            measured = {**NOT_COMPARED, "left_out": stages.NO_BUDGET}
-        else:
-            measured = _measure(params, reducer)
-        source = {"parameters": params.raw(), "provenance": tracking.current_provenance()}
-        write_json(stages.ROBUSTNESS / reducer / "metrics.json", {"reducer": reducer, **measured, **source})
-        if measured["variants"]:
-            from atr.vlm.robustness import robustness_curves
+    source = params, tracking.current_provenance()
+    write = partial(stages.write_results, stages.ROBUSTNESS, *source, reducer)
+    if left_out := _why_left_out(reducer):
+        write(**NOT_COMPARED, left_out=left_out)
+        return
 
-            for fraction, overlaps in robustness_curves(measured):
-                run.metrics(overlaps, round(100 * fraction))
+    with tracking.run("robustness", params, part=reducer) as run:
+        from atr.vlm.robustness import robustness_curves
+
+        for fraction, overlaps in robustness_curves(write(**_measure(params, reducer))):
+            run.metrics(overlaps, round(100 * fraction))
         run.artifact(stages.ROBUSTNESS / reducer)
+
+
+def _why_left_out(reducer: str) -> str:
+    """Why there is nothing to compare, found without loading a model; empty if there is."""
+    traits = catalog.reducer_traits(reducer)
+    if traits.draws:
+        return "draws its tokens at random"
+    if traits.budget in ("nothing", "own"):
+        return stages.NO_BUDGET
+
+    from atr.reduction.registry import why_not_selecting
+
+    return why_not_selecting(reducer)
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
@@ -42,7 +50,6 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     from atr.benchmarks import load_benchmark
     from atr.core.hardware import resolved
     from atr.datasets import load_questions, photographs
-    from atr.reduction.layer_schedule import LayerReducer
     from atr.vlm.inputs import ImageInputs
     from atr.vlm.robustness import RobustnessSettings, first_of_each, robustness
 
@@ -50,8 +57,6 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     questions = first_of_each(load_questions(stages.EVALUATE_IMAGES), settings.questions)
     generator = _load_generator(params)
     built = generator.reducer(reducer, 0, stages.weights_of(reducer))
-    if isinstance(built, LayerReducer):
-        return {**NOT_COMPARED, "left_out": "chooses between the layers of a language model"}
     # The photographs are larger than the tower's input, so a changed resize matters.
     pictures = SimpleNamespace(image=photographs.photograph)
     source = ImageInputs(generator.model, generator.processor, pictures, params.evaluate.interpolation)

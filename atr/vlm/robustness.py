@@ -1,8 +1,8 @@
 """How much kept tokens and answers change if deployment differs from training."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +16,7 @@ from atr.core.records import Question
 from atr.reduction import Full, Reducer
 from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.policy import Policy
-from atr.vlm.variants import VARIANTS, Variant, deploy
+from atr.vlm.variants import VARIANTS, Variant, after_encoding, deploy, pixel_digest
 
 Cell = tuple[str, float]
 """A reducer by its name, and a kept fraction."""
@@ -24,6 +24,8 @@ FULL: Cell = ("full", 1.0)
 """All tokens: a change of this score is not due to the selection."""
 
 
+REFERENCE = ""
+"""Name of the deployment that the variants are compared with."""
 ScoreAnswer = Callable[[Question, str], float]
 """Score of a prediction for a question."""
 
@@ -46,11 +48,25 @@ class Described:
     question: str = "Describe the image in detail."
 
 
+@dataclass(frozen=True)
+class ObservedQuestions:
+    """What is observed of which reducers: `questions`, `tokens` tokens at a time, in the cells of the `reducers`.
+
+    `generator` reads images in the reference deployment; without `score` nothing is answered.
+    """
+
+    generator: Generator
+    reducers: Mapping[str, Reducer]
+    cells: Sequence[Cell]
+    questions: Sequence[Any]
+    tokens: int
+    score: ScoreAnswer | None = None
+
+
 @dataclass
 class Observation:
-    """Pixels, kept tokens and scores under one deployment; all deployments have the images in one order."""
+    """Kept tokens and scores under one deployment; all deployments have the images in one order."""
 
-    pixels: Any = field(default_factory=hashlib.sha256)
     kept: dict[Cell, list[tuple[Tensor, int]]] = field(default_factory=dict)
     """Kept indices of each image, and its number of tokens."""
     scores: dict[Cell, dict[str, float]] = field(default_factory=dict)
@@ -94,24 +110,20 @@ def robustness(
     """
     cells = [(name, keep) for name in reducers for keep in settings.keep]
     scored = [FULL, *cells] if with_full else cells
-    everything = {FULL[0]: Full(), **reducers}
-    described = [Described([name]) for name in pictured]
-
-    def see(variant: Variant) -> tuple[Observation, Observation]:
-        tokens = variant.batch_tokens or settings.batch_tokens
-        with deploy(generator, variant) as changed:
-            answered = observe(changed, everything, scored, questions, tokens, score)
-        with deploy(photographs, variant) as changed:
-            return answered, observe(changed, reducers, cells, described, tokens)
-
-    reference = see(Variant())
-    changes = []
-    for name, variant in tqdm(variants.items(), "robustness"):
-        seen = see(variant)
-        same = variant.is_of_images and seen[0].pixels.digest() == reference[0].pixels.digest()
-        changed = compare(seen, reference, scored, questions, settings)
-        changes.append({"name": name, "no_pixel_changed": same, **changed})
-    scores = {cell: mean_score(reference[0].scores[cell], questions) for cell in scored}
+    answering = ObservedQuestions(
+        generator, {FULL[0]: Full(), **reducers}, scored, questions, settings.batch_tokens, score
+    )
+    # Without a reducer there is no selection to look at on the photographs.
+    described = [Described([name]) for name in pictured] if cells else []
+    showing = ObservedQuestions(photographs, reducers, cells, described, settings.batch_tokens)
+    (answered, same_pixels), (shown, _) = (observe_each(each, variants) for each in (answering, showing))
+    own = answered[REFERENCE], shown[REFERENCE]
+    changes = [
+        {"name": name, "no_pixel_changed": name in same_pixels}
+        | compare((answered[name], shown[name]), own, scored, questions, settings)
+        for name in variants
+    ]
+    scores = {cell: mean_score(own[0].scores[cell], questions) for cell in scored}
     return {
         "keep": list(settings.keep),
         "questions": len(questions),
@@ -122,30 +134,70 @@ def robustness(
     }
 
 
+def observe_each(
+    observed: ObservedQuestions, variants: Mapping[str, Variant]
+) -> tuple[dict[str, Observation], Collection[str]]:
+    """Observations in the reference deployment and in each variant, and the variants that change no pixel.
+
+    Images are encoded once for all variants that change nothing before the encoder's output, and not again
+    where no pixel changes.
+    """
+    same_pixels = variants_without_change(observed.generator, observed.questions, variants)
+    together = {name: variant for name, variant in variants.items() if not variant.encodes}
+    seen = observe(observed, {REFERENCE: Variant(), **together})
+    for name, variant in tqdm(variants.items(), "robustness"):
+        if name in same_pixels and replace(variant, image=None, processor=None) == Variant():
+            seen[name] = seen[REFERENCE]
+        elif variant.encodes:
+            with deploy(observed.generator, variant) as changed:
+                tokens = variant.batch_tokens or observed.tokens
+                seen |= observe(replace(observed, generator=changed, tokens=tokens), {name: variant})
+    return seen, same_pixels
+
+
+def variants_without_change(
+    generator: Generator, questions: Sequence[Any], variants: Mapping[str, Variant]
+) -> set[str]:
+    """Names of those variants of images that change no pixel which the tower reads for the questions."""
+    own, names = cache(partial(pixel_digest, generator)), set()
+    images = dict.fromkeys(name for question in questions for name in question.images)
+    for name, variant in variants.items():
+        if variant.is_of_images:
+            with deploy(generator, variant) as changed:
+                if all(pixel_digest(changed, image) == own(image) for image in images):
+                    names.add(name)
+    return names
+
+
 @torch.inference_mode()
-def observe(
-    generator: Generator,
-    reducers: Mapping[str, Reducer],
-    cells: Sequence[Cell],
-    questions: Sequence[Any],
-    tokens: int,
-    score: ScoreAnswer | None = None,
-) -> Observation:
-    """The kept tokens and the scores of the answers in each cell, `tokens` at a time."""
-    needs = frozenset().union(*(reducer.needs for reducer in reducers.values()))
-    seen = Observation(kept={cell: [] for cell in cells}, scores={cell: {} for cell in cells})
-    for indices in generator.batches(questions, tokens):
+def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dict[str, Observation]:
+    """Kept tokens and scores in variants that share the encodings of the generator."""
+    generator, cells, questions = observed.generator, observed.cells, observed.questions
+    needs = frozenset().union(*(reducer.needs for reducer in observed.reducers.values()))
+    seen = {
+        name: Observation({cell: [] for cell in cells}, {cell: {} for cell in cells}) for name in variants
+    }
+    # Those with the encoder's own features first, as reducers reuse the scores of the last features.
+    in_turn = sorted(variants.items(), key=lambda item: item[1].features is not None)
+    for indices in generator.batches(questions, observed.tokens):
         together = [questions[index] for index in indices]
         batch = generator.prepare([one.images for one in together], [one.question for one in together], needs)
-        assert batch.whole is not None and batch.whole.encoded.image_key_BX is not None, "all have images"
-        seen.pixels.update(batch.whole.encoded.image_key_BX.cpu().numpy().tobytes())
-        for name, keep in cells:
-            seen.kept[name, keep] += _kept(generator, batch, reducers[name], keep)
-            if score:
-                replies = generator.answer(batch, reducers[name], keep)
-                pairs = zip(together, replies, strict=True)
-                seen.scores[name, keep] |= {one.id: score(one, reply[0]) for one, reply in pairs}
+        for name, variant in in_turn:
+            changed, changed_batch = after_encoding(generator, batch, variant)
+            _observe_batch(
+                seen[name], replace(observed, generator=changed, questions=together), changed_batch
+            )
     return seen
+
+
+def _observe_batch(seen: Observation, observed: ObservedQuestions, batch: QuestionBatch) -> None:
+    for name, keep in observed.cells:
+        reducer = observed.reducers[name]
+        seen.kept[name, keep] += _kept(observed.generator, batch, reducer, keep)
+        if observed.score:
+            replies = observed.generator.answer(batch, reducer, keep)
+            pairs = zip(observed.questions, replies, strict=True)
+            seen.scores[name, keep] |= {one.id: observed.score(one, reply[0]) for one, reply in pairs}
 
 
 def _kept(

@@ -4,6 +4,7 @@ The reference has the model's own processor (Pillow), the vision tower in float3
 positions.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +13,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from atr.core.layout import Positions
-from atr.vlm.generation import Generator
+from atr.vlm.families import project
+from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs, ImagesByName
 
 BLOCK = 32
@@ -37,6 +40,8 @@ class Variant:
     """Changes a copy of the vision tower in place."""
     batch_tokens: int | None = None
     """Tokens per batch, which has at least one question."""
+    features: Callable[[Tensor], Tensor] | None = None
+    """Changes the tower's features_BND."""
     positions: Positions | None = None
     """As in `atr.vlm.reduce.reduce`."""
 
@@ -44,6 +49,11 @@ class Variant:
     def is_of_images(self) -> bool:
         """Whether it changes the pixels that the tower reads."""
         return self.image is not None or self.processor is not None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether its images must be encoded anew, because pixels, tower or batches differ."""
+        return self.is_of_images or self.tower is not None or self.batch_tokens is not None
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,8 @@ class _ChangedImages:
 def deploy(generator: Generator, variant: Variant) -> Iterator[Generator]:
     """A generator in the variant's deployment; on exit the model has its own tower again.
 
-    The generator must read images, not stored features.
+    The generator must read images, not stored features. A change of `features` or `positions` is left to
+    `after_encoding`.
     """
     source, model, processor = generator.source, generator.model, copy(generator.processor)
     assert isinstance(source, ImageInputs), "a variant applies to images, not to stored features"
@@ -69,16 +80,47 @@ def deploy(generator: Generator, variant: Variant) -> Iterator[Generator]:
     if variant.processor:
         variant.processor(processor.image_processor)
     images = _ChangedImages(source.images, variant.image) if variant.image else source.images
-    settings = replace(generator.settings, positions=variant.positions or generator.settings.positions)
     own = model.model.vision_tower
     if variant.tower:
         model.model.vision_tower = deepcopy(own)
         variant.tower(model.model.vision_tower)
     try:
         source = replace(source, processor=processor, images=images)
-        yield replace(generator, processor=processor, source=source, settings=settings)
+        yield replace(generator, processor=processor, source=source)
     finally:
         model.model.vision_tower = own
+
+
+def after_encoding(
+    generator: Generator, batch: QuestionBatch, variant: Variant
+) -> tuple[Generator, QuestionBatch]:
+    """Generator and encoded batch with the variant's `positions` and `features`; the tower does not run."""
+    if variant.positions:
+        generator = replace(generator, settings=replace(generator.settings, positions=variant.positions))
+    if variant.features and (whole := batch.whole):
+        change, encoded = variant.features, whole.encoded
+        features_BND = change(encoded.features_BND)
+        encoded = replace(
+            encoded,
+            features_BND=features_BND,
+            projected_BND=project(whole.model, features_BND),
+            encode=_then(change, encoded.encode),
+        )
+        batch = replace(batch, whole=replace(whole, encoded=encoded, tokens=whole.layout.tokens(encoded)))
+    return generator, batch
+
+
+def _then(change: Callable[[Tensor], Tensor], encode: Callable[[Tensor], Tensor] | None) -> Any:
+    """The encoder that a reducer may be given, with its features changed; None if there is none."""
+    return encode and (lambda pixels_BCHW: change(encode(pixels_BCHW)))
+
+
+def pixel_digest(generator: Generator, image: str) -> bytes:
+    """SHA-256 of the values that the generator's processor makes of one image."""
+    assert isinstance(generator.source, ImageInputs)
+    picture = generator.source.images.image(image)
+    values = generator.processor.image_processor([picture], return_tensors="np")["pixel_values"]
+    return hashlib.sha256(np.asarray(values).tobytes()).digest()
 
 
 def compress_jpeg(quality: int, image: Image.Image) -> Image.Image:
@@ -116,22 +158,34 @@ def _interpolate(image_CHW: Tensor, size: tuple[int, int], antialias: bool) -> T
     return resized_1CHW[0].round().clamp(0, 255).to(image_CHW.dtype)
 
 
-def _cast(dtype: torch.dtype, tower: Any) -> None:
-    tower.to(dtype)
+def _use_bfloat16(tower: Any) -> None:
+    tower.bfloat16()
+
+
+def _use_float16(tower: Any) -> None:
+    """Round weights and results to float16; on a CPU products are summed in float32, as a GPU sums them.
+
+    Most CPUs have no instructions for float16, and torch's own products take six times as long there.
+    """
+    tower.half()
+    if tower.device.type == "cpu":
+        for module in tower.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                _sum_in_float32(module)
+
+
+def _sum_in_float32(module: nn.Module) -> None:
+    wide = deepcopy(module).float()
+    module.forward = lambda values: wide(values.float()).half()
 
 
 def _autocast(tower: Any) -> None:
     tower.forward = torch.autocast(tower.device.type, torch.bfloat16)(tower.forward)
 
 
-def _round_features(tower: Any) -> None:
-    """Round the features of every layer to bfloat16, as a feature store does."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        output.hidden_states = tuple(state_BTD.bfloat16() for state_BTD in output.hidden_states)
-        return output
-
-    tower.register_forward_hook(hook)
+def _round(features_BND: Tensor) -> Tensor:
+    """Round features to bfloat16, as a feature store does."""
+    return features_BND.bfloat16()
 
 
 def _use_eager(tower: Any) -> None:
@@ -164,9 +218,9 @@ VARIANTS = {
     "batch of one": Variant(batch_tokens=1),
     "eager attention": Variant(tower=_use_eager),
     "autocast bfloat16": Variant(tower=_autocast),
-    "bfloat16 weights": Variant(tower=partial(_cast, torch.bfloat16)),
-    "float16 weights": Variant(tower=partial(_cast, torch.float16)),
-    "features stored in bfloat16": Variant(tower=_round_features),
+    "bfloat16 weights": Variant(tower=_use_bfloat16),
+    "float16 weights": Variant(tower=_use_float16),
+    "features stored in bfloat16": Variant(features=_round),
     "linear weights Q8_0": Variant(tower=partial(_quantise, q8_0)),
     "linear weights Q4_0": Variant(tower=partial(_quantise, q4_0)),
     "JPEG 95": Variant(image=partial(compress_jpeg, 95)),

@@ -59,8 +59,8 @@ def test_what_is_not_restored_is_the_energy_of_what_was_dropped_over_the_varianc
     (batch,) = images(5)
     for count in range(1, TOKENS + 1):
         dropped = batch.encoded.features_BND[:, count:].float().square().sum() / (5 * TOKENS * WIDTH)
-        kept = [Selection.of(First(), batch.encoded, count / TOKENS)]
-        assert intrinsic.unexplained(Echo(), [batch], kept) == pytest.approx(dropped.item() / 2, rel=1e-5)
+        kept = Selection.of(First(), batch.encoded, count / TOKENS)
+        assert intrinsic.unexplained(Echo(), batch, kept) / 5 == pytest.approx(dropped.item() / 2, rel=1e-5)
 
 
 def test_a_merger_is_judged_by_its_own_tokens_and_has_no_coverage_and_no_masks():
@@ -190,18 +190,28 @@ def test_the_features_of_one_batch_alone_are_held_whatever_the_budgets_and_seeds
     )
 
 
-def test_what_merges_is_held_for_one_budget_at_a_time():
+def test_what_merges_is_held_for_one_batch_and_budget_at_a_time():
     made = []
 
     class Counted(Doubling):
         def merge(self, encoded, budget):
             keep_BK, merged_BKD = super().merge(encoded, budget)
-            assert all(reference() is None for asked, reference in made if asked != budget)
+            assert all(reference() is None for _, reference in made)
             made.append((budget, weakref.ref(merged_BKD)))
             return keep_BK, merged_BKD
 
     intrinsic.measure_lines([Counted()], {"echo": Echo()}, images(3, 4), [0.25, 0.5, 1.0])
-    assert [budget for budget, _ in made] == [3, 3, 6, 6, 12, 12]
+    assert [budget for budget, _ in made] == [3, 6, 12, 3, 6, 12]
+
+
+def test_a_batch_is_scored_once_for_all_fractions(monkeypatch):
+    scored = []
+    monkeypatch.setattr(
+        FeatureSelector, "rank", lambda self, features_BND, grid: scored.append(1) or features_BND[..., 0]
+    )
+    (selector,) = selectors(1)
+    intrinsic.measure_lines([SelectorReducer(selector)], {"echo": Echo()}, images(3, 4), [0.25, 0.5, 1.0])
+    assert len(scored) == 2
 
 
 def test_what_is_measured_becomes_curves():

@@ -133,6 +133,27 @@ def test_the_score_is_that_of_the_answers_in_the_deployment(measure, generator, 
     assert set(used) == {"original", "contiguous"}
 
 
+UNCHANGED = ("contiguous positions", "features stored in bfloat16", "resize by Pillow bilinear")
+
+
+def test_together_the_variants_change_what_each_changes_alone(measure):
+    names = [*UNCHANGED, "JPEG 75", "batch of one"]
+    together = measure({"place": Place()}, names)
+    alone = [measure({"place": Place()}, [name]) for name in names]
+    assert together["variants"] == [results["variants"][0] for results in alone]
+    assert all(results["reference"] == together["reference"] for results in alone)
+
+
+def test_the_tower_runs_once_for_all_that_read_its_output_alike(measure, model):
+    shapes = []
+    model.model.vision_tower.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
+    measure({}, UNCHANGED)
+    once = list(shapes)
+    assert sum(once) == len(NAMES), "of the questions alone: without a reducer no photograph is looked at"
+    measure({"place": Place()}, UNCHANGED[:2])
+    assert shapes == [*once, *once, 2], "and of the two photographs"
+
+
 def test_a_reducer_that_needs_text_gets_the_question(measure):
     results = measure({"cdpruner_text": build_reducer("cdpruner_text")}, ["batch of one"])
     assert results["variants"][0]["reducers"]["cdpruner_text"]["iou"] == [{"mean": 1.0, "lowest": 1.0}] * 2

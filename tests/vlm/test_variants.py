@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from atr.config import Evaluate
-from atr.vlm.generation import Generator
+from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs
-from atr.vlm.variants import BLOCK, VARIANTS, Variant, deploy, q4_0, q8_0
+from atr.vlm.variants import BLOCK, VARIANTS, Variant, after_encoding, deploy, pixel_digest, q4_0, q8_0
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def generator(model, processor, photograph):
 def seen(generator, variant, needs=()):
     """What reducers are given in a deployment."""
     with deploy(generator, variant) as changed:
-        return changed.prepare([["p"]], ["a b c"], needs).whole.encoded
+        batch = changed.prepare([["p"]], ["a b c"], needs)
+        return after_encoding(changed, batch, variant)[1].whole.encoded
 
 
 @torch.no_grad()
@@ -80,11 +81,38 @@ def test_features_come_in_the_precision_that_is_named(generator):
     assert torch.equal(stored, seen(generator, Variant()).features_BND.bfloat16())
 
 
+@torch.inference_mode()
+def test_features_rounded_after_the_encoding_are_rounded_for_a_reducer_that_encodes_too(generator):
+    encoded = seen(generator, VARIANTS["features stored in bfloat16"], ["pixels_BCHW", "encode"])
+    assert torch.equal(encoded.encode(encoded.pixels_BCHW), encoded.features_BND)
+
+
+@torch.no_grad()
+def test_float16_on_a_cpu_rounds_as_torch_does():
+    tower = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 2), torch.nn.Flatten(), torch.nn.Linear(32, 6))
+    tower.device = torch.device("cpu")
+    plain, pixels = copy.deepcopy(tower).half(), torch.randn(4, 3, 3, 3).half()
+    VARIANTS["float16 weights"].tower(tower)
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.float16}
+    assert tower(pixels).dtype == torch.float16
+    torch.testing.assert_close(tower(pixels), plain(pixels), atol=2e-3, rtol=2e-3)
+
+
+def test_the_digest_of_an_image_tells_whether_its_pixels_change(generator, photograph):
+    pictures = SimpleNamespace(image={"small": photograph.crop((0, 0, 28, 28)), "large": photograph}.get)
+    source = ImageInputs(generator.model, generator.processor, pictures)
+    generator = Generator(generator.model, generator.processor, source, generator.settings)
+    with deploy(generator, VARIANTS["resize by Pillow bilinear"]) as changed:
+        same = [pixel_digest(changed, name) == pixel_digest(generator, name) for name in ("small", "large")]
+    assert same == [True, False]
+    assert pixel_digest(generator, "small") != pixel_digest(generator, "large")
+
+
 def test_kernel_batch_and_positions_are_those_of_the_variant(generator):
     with deploy(generator, VARIANTS["eager attention"]) as changed:
         assert changed.model.model.vision_tower.config._attn_implementation == "eager"
-    with deploy(generator, VARIANTS["contiguous positions"]) as changed:
-        assert changed.settings.positions == "contiguous"
+    changed, batch = after_encoding(generator, QuestionBatch(1, {}, None), VARIANTS["contiguous positions"])
+    assert (changed.settings.positions, batch.whole) == ("contiguous", None)
     assert generator.settings.positions == "original"
     assert VARIANTS["batch of one"].batch_tokens == 1
 
