@@ -40,6 +40,7 @@ FLOORS = {
 HOMES = {
     "transformers": (
         "atr.features.encoder",
+        "atr.features.pixel_values",
         "atr.vlm.*",
         "atr.micro.*",
         "atr.integrations.lmms_eval.*",

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from atr.core.files import read_json, sha256, whole_file, write_json, write_text
+from atr.core.threads import map_ahead
 from atr.core.typed_json import ListedFile, check_distinct, parse_record
 from atr.datasets.decoding import decode
 
@@ -22,6 +23,8 @@ _FORMAT = 1
 _FILE_IMAGES = 1024
 # Small row groups: reading one image reads its whole group.
 _GROUP_IMAGES = 32
+# Compressing an image takes about as long as drawing the next one.
+_THREADS = 2
 _SCHEMA = pa.schema([("id", pa.string()), ("image", pa.binary())])
 
 
@@ -95,13 +98,25 @@ def _encode(
     annotation: str,
     lines: list[str],
 ) -> Iterator[dict[str, str | bytes]]:
-    """Rows of _SCHEMA; appends the line of each image's annotation to `lines` on the way."""
-    for name, image, *values in images:
-        for value in values:
-            lines.append(json.dumps({"image": name, annotation: value}, ensure_ascii=False) + "\n")
-        buffer = io.BytesIO()
-        image.save(buffer, format="png", compress_level=1)
-        yield {"id": name, "image": buffer.getvalue()}
+    """Rows of _SCHEMA, compressed in threads while the next images are made.
+
+    Appends the line of each image's annotation to `lines` on the way.
+    """
+
+    def named() -> Iterator[tuple[str, Image.Image]]:
+        for name, image, *values in images:
+            for value in values:
+                lines.append(json.dumps({"image": name, annotation: value}, ensure_ascii=False) + "\n")
+            yield name, image
+
+    return map_ahead(_row, named(), _THREADS)
+
+
+def _row(named: tuple[str, Image.Image]) -> dict[str, str | bytes]:
+    name, image = named
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", compress_level=1)
+    return {"id": name, "image": buffer.getvalue()}
 
 
 def _listed(path: Path, images: int) -> dict[str, str | int]:

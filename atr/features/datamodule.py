@@ -3,18 +3,20 @@
 Shapes: see atr.core.tokens.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from atr.features.encoder import Preprocess
+from atr.core.threads import map_ahead
 from atr.features.store import FeatureStore
 
 ImageBatch = tuple[int, list[str], Tensor]  # index of the first image, ids, pixel_values_BCHW
+Preprocess = Callable[[Sequence[Image.Image]], Tensor]
 
 
 class NamedImages(Protocol):
@@ -27,7 +29,7 @@ class NamedImages(Protocol):
         """Id and picture of image `index`."""
 
 
-class ShardBatches(Dataset[ImageBatch]):
+class ShardBatches:
     """Each item is a whole batch of consecutive images; no batch spans two shards."""
 
     def __init__(
@@ -61,6 +63,27 @@ class ShardBatches(Dataset[ImageBatch]):
         ]
 
 
+class ImageLoader:
+    """Some of the batches in order, read and preprocessed by threads while the encoder works on earlier ones.
+
+    Threads suffice, as decoding, resizing and table look-ups release the interpreter's lock; processes would
+    take a second to start, and copy every batch.
+    """
+
+    def __init__(self, batches: ShardBatches, numbers: Sequence[int], threads: int) -> None:
+        self.batches = batches
+        self.numbers = numbers
+        self.threads = threads
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        """The batches; at most `threads` wait in memory."""
+        return map_ahead(self.batches.__getitem__, self.numbers, self.threads)
+
+
 class ImageDataModule(LightningDataModule):
     """Images for the predict loop; needs a Trainer with `use_distributed_sampler=False`."""
 
@@ -78,10 +101,9 @@ class ImageDataModule(LightningDataModule):
         self.batches = ShardBatches(images, preprocess, batch_size, shard_images)
         self.workers = workers
 
-    def predict_dataloader(self) -> DataLoader[ImageBatch]:
+    def predict_dataloader(self) -> ImageLoader:
         """The batches of this rank, in order."""
-        own = self.batches.of_rank(*_rank(self))
-        return DataLoader(self.batches, batch_size=None, sampler=own, num_workers=self.workers)
+        return ImageLoader(self.batches, self.batches.of_rank(*_rank(self)), self.workers)
 
 
 class FeatureDataModule(LightningDataModule):

@@ -4,11 +4,10 @@ Shapes: see atr.core.tokens; N patches, T tokens of the tower.
 """
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -30,8 +29,7 @@ from transformers.utils import logging
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments, split_revision
 from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, leading_tokens
-
-Preprocess = Callable[[Sequence[Image.Image]], Tensor]
+from atr.features.pixel_values import Preprocessor
 
 # Prefix of the tower's weights in checkpoints that hold more (LLaVA, CLIP, SigLIP), in old and new layouts.
 _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
@@ -58,14 +56,13 @@ class Encoder(nn.Module):
     """A frozen vision tower, truncated after the layer whose output is read.
 
     `layer` is an index into `hidden_states`, like LLaVA's `vision_feature_layer`. `preprocess` turns PIL
-    images into pixel_values_BCHW; it is pickled without the tower, so that loader workers stay small.
-    `options` are passed to every forward of the tower.
+    images into pixel_values_BCHW. `options` are passed to every forward of the tower.
     """
 
     def __init__(
         self,
         tower: PreTrainedModel,
-        image_processor: Any,
+        preprocess: Preprocessor,
         layout: TokenLayout,
         name: str,
         layer: int,
@@ -74,8 +71,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.eval()
-        self.image_processor = image_processor
-        self.preprocess: Preprocess = partial(_pixel_values, image_processor)
+        self.image_processor = preprocess.processor
+        self.preprocess = preprocess
         self.layout = layout
         self.name = name
         self.layer = layer
@@ -98,12 +95,12 @@ class Encoder(nn.Module):
         config, prefix = _vision_config(path)
         _check_type(path, config)
         config.num_hidden_layers = layers_to_run(path, layer, config.num_hidden_layers)
-        processor = load_image_processor(path, size)
+        preprocess = Preprocessor(load_image_processor(path, size))
         resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
         options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        layout = _measure(path, config, partial(_pixel_values, processor), options)
+        layout = _measure(path, config, preprocess, options)
         tower = _load_tower(path, config, prefix)
-        return cls(tower, processor, layout, name or path, layer, options)
+        return cls(tower, preprocess, layout, name or path, layer, options)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -175,7 +172,7 @@ def _interpolates(config: PretrainedConfig) -> bool:
 
 @torch.inference_mode()
 def _measure(
-    path: str, config: PretrainedConfig, preprocess: Preprocess, options: dict[str, Any]
+    path: str, config: PretrainedConfig, preprocess: Preprocessor, options: dict[str, Any]
 ) -> TokenLayout:
     """Measure the token layout by running one layer on torch's meta device, without reading weights.
 
@@ -205,7 +202,7 @@ def _measure(
     return TokenLayout((rows, columns), class_tokens, extra_tokens, states[-1].shape[-1])
 
 
-def _processed_size(path: str, preprocess: Preprocess) -> tuple[int, int]:
+def _processed_size(path: str, preprocess: Preprocessor) -> tuple[int, int]:
     """(height, width) of every image after the processor; raises ValueError if it depends on the image."""
     wide, tall = (preprocess([Image.new("RGB", sides)]).shape[-2:] for sides in ((96, 64), (64, 96)))
     if wide != tall:
@@ -279,13 +276,6 @@ def warn_of_substitute(path: str, processor: Any) -> None:
     # A name without `Fast` may mean either class.
     if named.endswith("Fast") and used.endswith("Pil"):
         print(f"{path}: {named} needs torchvision, using {used} instead", file=sys.stderr)
-
-
-def _pixel_values(processor: Any, images: Sequence[Image.Image]) -> Tensor:
-    pixel_values_BCHW: Tensor = processor(list(images), return_tensors="pt")["pixel_values"]
-    if pixel_values_BCHW.ndim != 4:
-        raise ValueError(f"{type(processor).__name__} cuts images into tiles, allowed: a vision tower's own")
-    return pixel_values_BCHW
 
 
 @contextmanager

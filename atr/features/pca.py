@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from sklearn.decomposition import PCA
 
 from atr.features.encoder import Encoder
 
@@ -51,15 +50,20 @@ def pca_colours(features_RCD: _Floats) -> _Floats:
     exist, as there are too few patches or channels, is 0.
     """
     rows, columns, width = features_RCD.shape
-    features_ND = features_RCD.reshape(-1, width).astype(np.float64)
-    pca = PCA(min(3, *features_ND.shape), svd_solver="full")
-    with np.errstate(divide="ignore", invalid="ignore"):  # explained variance of constant features
-        components_NK = pca.fit_transform(features_ND)
-    # A smaller singular value is rounding error, which the scaling would amplify.
-    smallest = np.finfo(np.float64).eps * max(features_ND.shape) * np.linalg.norm(features_ND)
-    components_N3 = np.zeros((len(features_ND), 3))
-    components_N3[:, : pca.n_components_] = np.where(pca.singular_values_ > smallest, components_NK, 0)
+    components_N3 = _principal_components(features_RCD.reshape(-1, width).astype(np.float64))
     low, high = np.percentile(components_N3, [1, 99], axis=0)
     span = np.where(high > low, high - low, 1.0)
     colours_N3: _Floats = ((components_N3 - low) / span).clip(0, 1)
     return colours_N3.reshape(rows, columns, 3)
+
+
+def _principal_components(features_ND: _Floats) -> _Floats:
+    """Projections (N, 3) on the first three principal axes; the largest entry of each axis is positive."""
+    centred_ND = features_ND - features_ND.mean(axis=0)
+    left_NK, singular_K, axes_KD = np.linalg.svd(centred_ND, full_matrices=False)
+    largest_K = np.abs(axes_KD).argmax(axis=1)
+    signs_K = np.sign(np.take_along_axis(axes_KD, largest_K[:, None], axis=1)[:, 0])
+    # A smaller singular value is rounding error, which the scaling would amplify.
+    smallest = np.finfo(np.float64).eps * max(features_ND.shape) * np.linalg.norm(features_ND)
+    projected_NK = np.where(singular_K > smallest, left_NK * (signs_K * singular_K), 0)[:, :3]
+    return np.pad(projected_NK, ((0, 0), (0, 3 - projected_NK.shape[1])))

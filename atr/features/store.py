@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from atr.core.files import read_json, sha256, whole_file, write_json
 from atr.core.fingerprint import check_fingerprint
+from atr.core.finite import are_finite
 from atr.core.typed_json import ListedFile, check_distinct, parse_record, short, value_of
 
 STORE_FORMAT = "atr-features-1"
@@ -104,9 +105,8 @@ class ShardWriter:
         assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
         # Cast before the check: rounding a large float32 to bfloat16 may give infinity.
         features_BND = features_BND.to(STORE_DTYPE)
-        finite_B = features_BND.isfinite().flatten(1).all(1)
-        if not finite_B.all():
-            broken = ids[int(finite_B.int().argmin())]
+        if not are_finite(features_BND):
+            broken = ids[int(features_BND.isfinite().flatten(1).all(1).int().argmin())]
             raise ValueError(f"image {broken}: the encoder's features are not finite")
         if self._buffer_SND is None:
             self._buffer_SND = torch.empty(self.shard_images, *features_BND.shape[1:], dtype=STORE_DTYPE)

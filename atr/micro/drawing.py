@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from atr.datasets.photographs import PHOTOGRAPHS, photograph
+from atr.datasets.photographs import PHOTOGRAPHS, package_file, photograph
 from atr.micro.vocabulary import WORDS
 
 T = TypeVar("T")
@@ -152,9 +151,7 @@ class SplitSampler:
 
 @cache
 def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
+    return ImageFont.truetype(package_file("matplotlib", f"mpl-data/fonts/ttf/{name}.ttf"), size)
 
 
 @cache
@@ -167,9 +164,8 @@ def _photograph_part(name: str, held_out: bool) -> Image.Image:
 @cache
 def _load_handwriting() -> tuple[np.ndarray, np.ndarray]:
     """Pixels of scikit-learn's digits, uint8 (1797, 8, 8), and their labels (1797,)."""
-    from sklearn.datasets import load_digits
-
-    pixels, digits = load_digits(return_X_y=True)
+    rows = np.loadtxt(package_file("sklearn", "datasets/data/digits.csv.gz"), delimiter=",")
+    pixels, digits = rows[:, :-1], rows[:, -1].astype(int)
     return (pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), digits
 
 

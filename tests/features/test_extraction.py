@@ -1,4 +1,4 @@
-"""Extraction end to end: the store holds the encoder's features, for any number of devices and workers."""
+"""Extraction end to end: the store holds the encoder's features, for any number of devices and threads."""
 
 import os
 import signal
@@ -104,8 +104,9 @@ def test_a_second_run_gives_the_same_bytes_and_removes_a_longer_former_store(sto
     assert content(tmp_path) == content(store.folder)
 
 
-def test_workers_give_the_same_bytes(store, checkpoint, tmp_path):
-    extract(checkpoint, tmp_path, workers=1)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_give_the_same_bytes(workers, store, checkpoint, tmp_path):
+    extract(checkpoint, tmp_path, workers=workers)
     assert content(tmp_path) == content(store.folder)
 
 
@@ -133,13 +134,14 @@ class Cut:
         return pictures()[index]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     "error", [ValueError("part-00000.parquet, row 9 (image/9): not an image"), SystemExit(143)]
 )
-def test_an_interrupted_run_leaves_no_store(error, checkpoint, tmp_path):
+def test_an_interrupted_run_leaves_no_store(error, workers, checkpoint, tmp_path):
     extract(checkpoint, tmp_path)  # the complete store of an earlier run must not remain
     with pytest.raises(type(error)) as raised:
-        extract(checkpoint, tmp_path, Cut(error))
+        extract(checkpoint, tmp_path, Cut(error), workers=workers)
     assert str(raised.value) == str(error)
     assert sorted(content(tmp_path)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     with pytest.raises(ValueError, match=r"manifest\.json is missing"):

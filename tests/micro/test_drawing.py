@@ -1,4 +1,5 @@
 import numpy as np
+from sklearn.datasets import load_digits
 
 from atr.datasets.photographs import PHOTOGRAPHS, photograph
 from atr.micro import drawing
@@ -17,6 +18,13 @@ def test_the_parts_of_a_photograph_are_cut_from_it_pixel_by_pixel():
 def test_the_handwriting_holds_no_sample_twice():
     pixels, digits = drawing._load_handwriting()
     assert len({sample.tobytes() for sample in pixels}) == len(pixels) == len(digits) == 1797
+
+
+def test_the_handwriting_is_that_of_scikit_learn():
+    pixels, digits = drawing._load_handwriting()
+    expected, labels = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(pixels, (expected.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))
+    np.testing.assert_array_equal(digits, labels)
 
 
 def test_characters_lie_where_the_text_is_drawn():
