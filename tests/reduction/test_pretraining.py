@@ -20,7 +20,6 @@ from atr.reduction.pretraining import (
     DivergedError,
     ReconstructorTraining,
     new_autoencoder,
-    optimizers,
     step_noise,
     train_beside,
     warmup_cosine,
@@ -209,29 +208,6 @@ def test_the_logger_gets_the_loss_of_every_tenth_step(kind, name):
     train_beside(module, Pages(page(23 * 32, seed=0)[0]), 1, written, **QUIET)
     steps = {step: value for (metric, step), value in written.steps.items() if metric == name}
     assert steps == {step: losses.values[step].item() for step in (9, 19)}
-
-
-def test_the_optimizer_gives_the_same_bits_with_any_number_of_threads():
-    def updated(threads):
-        torch.set_num_threads(threads)
-        module = torch.nn.Linear(301, 401)  # neither is a multiple of a vector's length
-        for seed, weight in enumerate(module.parameters()):
-            generator = torch.Generator().manual_seed(seed)
-            weight.data.normal_(generator=generator)
-            weight.grad = torch.randn(weight.shape, generator=generator)
-        module.device = torch.device("cpu")
-        module.trainer = SimpleNamespace(estimated_stepping_batches=100)
-        optimizer = optimizers(module, SHORT)["optimizer"]
-        assert optimizer.defaults["fused"]
-        optimizer.step()
-        return module.state_dict()
-
-    before = torch.get_num_threads()
-    try:
-        one, three = updated(1), updated(3)
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(one[name], weight) for name, weight in three.items())
 
 
 def test_loss_that_is_not_finite_stops_the_run():
