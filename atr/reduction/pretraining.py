@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 VALIDATION_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as selected at inference."""
 
-
 Trained = TypeVar("Trained", "AutoencoderTraining", "ReconstructorTraining")
 
 
@@ -66,25 +65,39 @@ class AutoencoderTraining(RecordedTraining):
         self.pretrain = pretrain
         self.seed = seed
         self.explained_variance = ExplainedVariance()
+        self._steps: list[dict[str, Tensor]] = []
 
     def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Loss and kept fraction of one batch with a sampled mask."""
         noise = step_noise(self, self.seed)
         restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
         terms = self._terms(restored_BND, features_BND, mask_BN)
-        self._log("train", terms, features_BND, on_step=True)
-        learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log("train/learning_rate", learning_rate, on_step=True, on_epoch=False)
+        self._steps.append({name: value.detach() for name, value in terms.items()})
+        if is_logged_step(self.trainer):
+            self.log_dict({f"train/{name}_step": value for name, value in terms.items()}, sync_dist=True)
+            self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         return terms
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the epoch's steps, and append all metrics to the history.
+
+        Keeping the means costs Lightning 0.7 ms a step for each of them, in all 2 % of a step of micro.
+        """
+        for name in self._steps[0]:
+            mean = torch.stack([step[name] for step in self._steps]).mean()
+            self.log(f"train/{name}", mean, sync_dist=True)
+        self._steps = []
+        super().on_train_epoch_end()
 
     def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
         """Loss and kept fraction with the hard mask, and reconstruction from the top K at VALIDATION_KEEP."""
         logits_BN = self.autoencoder.selector(features_BND)
         mask_BN = (logits_BN > 0).float()
         restored_BND = self.autoencoder.restore(features_BND, mask_BN)
-        self._log("validation", self._terms(restored_BND, features_BND, mask_BN), features_BND)
+        terms = self._terms(restored_BND, features_BND, mask_BN) | self._top_k(logits_BN, features_BND)
+        named = {f"validation/{name}": value for name, value in terms.items()}
+        self.log_dict(named, sync_dist=True, batch_size=len(features_BND))
         self._explain(restored_BND, features_BND)
-        self._log("validation", self._top_k(logits_BN, features_BND), features_BND)
 
     def _top_k(self, logits_BN: Tensor, features_BND: Tensor) -> dict[str, Tensor]:
         terms = {}
@@ -117,10 +130,6 @@ class AutoencoderTraining(RecordedTraining):
         )
         self.log("validation/explained_variance", self.explained_variance)
 
-    def _log(self, split: str, terms: dict[str, Tensor], batch: Tensor, on_step: bool = False) -> None:
-        named = {f"{split}/{name}": value for name, value in terms.items()}
-        self.log_dict(named, on_step=on_step, on_epoch=True, sync_dist=True, batch_size=len(batch))
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.pretrain)
@@ -140,7 +149,8 @@ class ReconstructorTraining(LightningModule):
     def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
         """Loss of one batch with random masks."""
         loss = self._loss(features_BND)
-        self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
+        if is_logged_step(self.trainer):
+            self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
         return loss
 
     def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
@@ -164,6 +174,12 @@ def _reconstruction_loss(
 ) -> Tensor:
     distance = losses.RECONSTRUCTION[pretrain.normalise]
     return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
+
+
+def is_logged_step(trainer: Trainer) -> bool:
+    """Whether Lightning logs the values of this step, or it is an epoch's last, which the history shows."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
+    return (trainer.global_step + 1) % every == 0 or trainer.is_last_batch
 
 
 def step_noise(module: LightningModule, seed: int) -> torch.Generator:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
@@ -162,6 +163,51 @@ def test_same_seed_gives_the_same_history():
     features = page(4 * 32, seed=0)[0]
     pretrain = replace(SHORT, epochs=2)
     assert train(pretrain, features).history == train(pretrain, features).history
+
+
+def test_history_has_the_means_of_all_steps_of_each_epoch():
+    losses, kept = Losses(), Kept()
+    module = train(replace(SHORT, epochs=2), page(13 * 32, seed=0)[0], losses, kept)
+    for number, epoch in enumerate(module.history):
+        steps = slice(13 * number, 13 * (number + 1))
+        assert epoch["train/loss"] == pytest.approx(sum(losses.values[steps]) / 13, rel=1e-5)
+        assert epoch["train/kept"] == pytest.approx(sum(kept.values[steps]) / 13, rel=1e-5)
+    # The history has the rate of an epoch's last step, not of the last that is a multiple of ten.
+    rates = [SHORT.learning_rate * warmup_cosine(step, 26, SHORT.warmup) for step in (12, 25)]
+    assert [epoch["train/learning_rate"] for epoch in module.history] == pytest.approx(rates)
+
+
+class Written(DummyLogger):
+    def __init__(self):
+        super().__init__()
+        self.steps = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.steps |= {(name, step): value for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (AutoencoderTraining, "train/loss_step"),
+        (ReconstructorTraining, "random_masks/train/loss_reconstruction"),
+    ],
+)
+def test_the_logger_gets_the_loss_of_every_tenth_step(kind, name):
+    written, losses = Written(), Losses()
+    autoencoder = FeatureAutoencoder(16, (3, 3), 1, 2, 2.0, "none")
+    module = kind(autoencoder, replace(SHORT, collapse_after=1.0), 0)
+    step = kind.training_step
+
+    def watched(features, batch_idx):
+        outputs = step(module, features, batch_idx)
+        losses.values.append(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        return outputs
+
+    module.training_step = watched
+    train_beside(module, Pages(page(23 * 32, seed=0)[0]), 1, written, **QUIET)
+    steps = {step: value for (metric, step), value in written.steps.items() if metric == name}
+    assert steps == {step: losses.values[step].item() for step in (9, 19)}
 
 
 def test_loss_that_is_not_finite_stops_the_run():
