@@ -101,8 +101,8 @@ class Row:
     status: str = ANSWERED
     """One of STATUSES."""
     error: str = ""
-    images: Sequence[str] = ()
-    choices: Sequence[str] = ()
+    images: Sequence[str] = field(default_factory=list)
+    choices: Sequence[str] = field(default_factory=list)
     unit: str = ""
 
     @property

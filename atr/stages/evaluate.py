@@ -16,9 +16,9 @@ def main(params: config.Params, reducer: str) -> None:
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.answer_files import UnfinishedRows, save_rows
         from atr.benchmarks.runner import answer_all, choose_pictured
         from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
+        from atr.core.answer_files import UnfinishedRows, save_rows
         from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import ReducedGenerator

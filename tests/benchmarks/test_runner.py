@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from atr.benchmarks import load_benchmark
-from atr.benchmarks.answer_files import UnfinishedRows
 from atr.benchmarks.runner import MAX_CONSECUTIVE_FAILURES, answer_all, choose_pictured, trials_of
+from atr.core.answer_files import UnfinishedRows
 from atr.core.records import Question, Reply, Trial
 
 

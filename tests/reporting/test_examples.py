@@ -17,7 +17,9 @@ def case(benchmark, number, selector, random):
 
 def answer(name, benchmark="docs", score=1.0):
     prediction = "a" if score else "b"
-    return Row(name, benchmark, "text", name, "?", "a", 0.5, None, 5, 5, 10, prediction, score, score)
+    return Row(
+        name, benchmark, "text", "?", ["a"], 0.5, None, 5, 5, 10, prediction, score, score, images=[name]
+    )  # fmt: skip
 
 
 WON, LOST = (True, False), (False, True)
