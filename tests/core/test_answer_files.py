@@ -95,11 +95,11 @@ def test_rows_of_all_processes_are_loaded_by_trial_and_question(tmp_path):
 
 def test_a_line_that_was_cut_off_is_left_out_and_spoils_none_behind_it(tmp_path):
     unfinished = UnfinishedRows(tmp_path / "abc")
-    unfinished.append(ROWS[:2])
+    unfinished.append(ROWS[:4])
     file = tmp_path / "abc.0.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
-    unfinished.append(ROWS[2:4])
-    assert list(unfinished.load({row.id for row in ROWS}).values()) == [ROWS[0], *ROWS[2:4]]
+    unfinished.append(ROWS[4:])
+    assert list(unfinished.load({row.id for row in ROWS}).values()) == [*ROWS[:2], *ROWS[4:]]
 
 
 @pytest.mark.parametrize(
