@@ -36,7 +36,8 @@ def lead_widths(results: Results, best: str, seeds: int) -> dict[str, Widths]:
     shortened = replace(results, evaluations=results.evaluations | {"random": drawn})
     return {
         line.comparison.name: {
-            keep: 100 * (difference.high - difference.low) for keep, difference in line.others["random"].items()
+            keep: 100 * (difference.high - difference.low)
+            for keep, difference in line.others["random"].items()
         }
         for line in paired_differences(shortened, best)
     }

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from atr.core.files import write_text
 from atr.core.records import ANSWERED, Row, Trial
@@ -41,7 +42,7 @@ class AnswerLine:
     error: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a question without right answer, a column of another length, or equal trials."""
+        """Raise ValueError for a question without answers, a column of another length, or equal trials."""
         if not self.answers:
             raise ValueError("answers: [] is not allowed, allowed: one text or more")
         for name in _COLUMNS:
@@ -53,11 +54,11 @@ class AnswerLine:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "AnswerLine":
         """The line of one question's rows."""
-        columns = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
+        content: dict[str, Any] = {name: getattr(rows[0], name) for name in _QUESTION}
+        content |= {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
         if all(row.status == ANSWERED for row in rows):
-            columns |= {name: [] for name in _OPTIONAL}
-        question = {name: getattr(rows[0], name) for name in _QUESTION}
-        return cls(**question, **columns)
+            content |= {name: [] for name in _OPTIONAL}
+        return cls(**content)
 
     @property
     def rows(self) -> list[Row]:
@@ -87,7 +88,7 @@ def save_rows(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, "".join(f"{line}\n" for line in _lines(rows)))
 
 
-def read_rows(path: Path) -> list[Row]:
+def load_rows(path: Path) -> list[Row]:
     """The rows of a file by question, then by trial; raises ValueError as `read_lines`."""
     return [row for _, line in read_lines(path) for row in line.rows]
 

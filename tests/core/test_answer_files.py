@@ -3,10 +3,25 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from atr.core.answer_files import AnswerLine, UnfinishedRows, read_rows, save_rows
+from atr.core.answer_files import AnswerLine, UnfinishedRows, load_rows, save_rows
 from atr.core.records import Row, Trial
 
-ROW = Row("docs/0#0", "docs", "text", "total", ["17"], 0.2, None, 3, 5, 10, '\u2028\n"é', 1.0, 0.5, images=["a", "b"])
+ROW = Row(
+    "docs/0#0",
+    "docs",
+    "text",
+    "total",
+    ["17"],
+    0.2,
+    None,
+    3,
+    5,
+    10,
+    '\u2028\n"é',
+    1.0,
+    0.5,
+    images=["a", "b"],
+)
 ROWS = [replace(ROW, id=f"docs/{number}#0", keep=keep) for number in range(3) for keep in (0.2, None)]
 
 
@@ -36,12 +51,12 @@ def test_a_question_is_stored_once_with_its_answers_as_columns(tmp_path):
 )
 def test_saved_rows_are_read_again(tmp_path, rows):
     save_rows(tmp_path / "results.jsonl", rows)
-    assert read_rows(tmp_path / "results.jsonl") == rows
+    assert load_rows(tmp_path / "results.jsonl") == rows
 
 
 def test_rows_are_read_by_question_and_then_by_trial(tmp_path):
     save_rows(tmp_path / "results.jsonl", sorted(ROWS, key=lambda row: row.keep is None))
-    assert [(row.id, row.keep) for row in read_rows(tmp_path / "results.jsonl")] == [
+    assert [(row.id, row.keep) for row in load_rows(tmp_path / "results.jsonl")] == [
         (row.id, row.keep) for row in ROWS
     ]
 
@@ -74,12 +89,12 @@ def test_a_broken_line_is_named(tmp_path, spoil, message):
     spoil(lines[1])
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(ValueError, match=rf"results\.jsonl line 2: {message}"):
-        read_rows(path)
+        load_rows(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"results\.jsonl is missing"):
-        read_rows(tmp_path / "results.jsonl")
+        load_rows(tmp_path / "results.jsonl")
 
 
 def test_rows_of_all_processes_are_loaded_by_trial_and_question(tmp_path):

@@ -286,9 +286,7 @@ def test_an_invalid_name_is_refused_in_every_file(world, load, change, synthetic
     original = {"benchmark": "docs", "group": "text"}[kind]
     path = world / "evaluate/selector/results.jsonl"
     lines = synthetic.read_lines(path)
-    synthetic.write_lines(
-        path, [line | {kind: name} if line[kind] == original else line for line in lines]
-    )
+    synthetic.write_lines(path, [line | {kind: name} if line[kind] == original else line for line in lines])
     with pytest.raises(
         ValueError, match=r"results.jsonl line \d+: .* (is no name|is not allowed), allowed: "
     ):

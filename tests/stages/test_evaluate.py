@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 from atr import config
 from atr.config import presets
 from atr.core import catalog
-from atr.core.answer_files import read_rows
+from atr.core.answer_files import load_rows
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
@@ -125,7 +125,7 @@ def run(reducer, anew=True):
 
 def stored_rows(reducer):
     """The rows of an evaluation as dictionaries, by question and then by trial."""
-    rows = read_rows(EVALUATE / reducer / "results.jsonl")
+    rows = load_rows(EVALUATE / reducer / "results.jsonl")
     return [asdict(row) | {"image": row.image} for row in rows]
 
 
@@ -165,6 +165,16 @@ def test_every_question_is_answered_once_at_every_budget(project, reducer, trial
     assert (masks["grid"], masks["keep"]) == (list(GRID), shown[0])
     assert list(masks["masks"]) == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1", "signs/2"]
     assert {len(kept) for kept in masks["masks"].values()} == {shown[2]}
+
+
+def test_the_log_has_the_summary_alone_which_refers_to_the_answers(project, monkeypatch):
+    logged = []
+    log = SimpleNamespace(metrics=lambda *_: None, artifact=logged.append)
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
+    _, summary, _ = run("full")
+    folder = EVALUATE / "full"
+    assert logged == [folder / "summary.json"]
+    assert summary["files"] == {name: sha256(folder / name) for name in ("masks.json", "results.jsonl")}
 
 
 def test_the_same_run_gives_the_same_bytes(project):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atr import config
-from atr.core.answer_files import read_rows
+from atr.core.answer_files import load_rows
 from atr.core.files import read_json
 from atr.stages import (
     benchmark,
@@ -103,7 +103,7 @@ def test_each_benchmark_is_answered_by_each_reducer(project):
         summary = read_json(project / "experiments/evaluate" / reducer / "summary.json")
         assert {score.get("benchmark") for score in summary["scores"]} >= set(BENCHMARKS)
         assert summary["parameters"]["seed"] == 0 and summary["provenance"]["versions"]
-        rows = read_rows(project / "experiments/evaluate" / reducer / "results.jsonl")
+        rows = load_rows(project / "experiments/evaluate" / reducer / "results.jsonl")
         assert {row.tokens for row in rows} == {"full": {144}, "none": {0}}.get(reducer, {29, 58, 72})
 
 

@@ -31,7 +31,7 @@ from transformers import (
 
 from atr import config
 from atr.cli import overlay
-from atr.core.answer_files import read_rows
+from atr.core.answer_files import load_rows
 from atr.core.files import read_json
 from atr.stages import (
     SPLITS,
@@ -202,7 +202,7 @@ def onevision_model(words):
 
 def results(project, reducer):
     folder = project / "experiments/evaluate" / reducer
-    rows = [asdict(row) for row in read_rows(folder / "results.jsonl")]
+    rows = [asdict(row) for row in load_rows(folder / "results.jsonl")]
     return rows, read_json(folder / "summary.json"), read_json(folder / "masks.json")
 
 
