@@ -34,14 +34,14 @@ def test_selection_prints_a_row_for_every_reducer_and_budget(capsys):
 
 def test_seeds_prints_the_widths_by_number_of_seeds(capsys, tmp_path):
     synthetic = runpy.run_path(str(ROOT / "tests/reporting/synthetic.py"))
-    synthetic["write"](tmp_path, questions=40, reducers=("full", "random", "selector", "other"))
-    header, *lines = printed("seeds", capsys, "--experiments", str(tmp_path), "--best", "other")
+    synthetic["write"](tmp_path, questions=40, reducers=("full", "random", "selector", "l2_norm"))
+    header, *lines = printed("seeds", capsys, "--experiments", str(tmp_path), "--best", "l2_norm")
     assert header.split()[2:] == [*map(str, synthetic["KEEPS"]), "widest"]
     rows = [re.split(r" {2,}", line) for line in lines if line.startswith("docs")]
     assert [row[1] for row in rows] == [
-        "selector", "other",
+        "selector", "l2_norm",
         *(f"random, {seeds} seed(s)" for seeds in (1, 2, 3)),
-        *(f"other - random, {seeds} seed(s)" for seeds in (1, 2, 3)),
+        *(f"l2_norm - random, {seeds} seed(s)" for seeds in (1, 2, 3)),
     ]  # fmt: skip
     widths = {row[1]: [float(number) for number in row[2:]] for row in rows}
     assert all(max(values[:-1]) == values[-1] > 0 for values in widths.values())
