@@ -9,11 +9,13 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
+
+from atr.core.answer_files import load_rows
+from atr.core.records import Row
 
 PREPARED, EVALUATE = Path("data/prepared/evaluate"), Path("experiments/evaluate")
 IMAGES = ("docs/000000", "signs/000000")
@@ -47,19 +49,18 @@ def main(output: str = "docs/kept-tokens.png") -> None:
             kept = _grey_out(image, stored["grid"], set(stored["masks"][name]))
             picture.paste(kept.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * (SIDE + GAP), top))
             answer = answers[name]
-            colour = "darkgreen" if answer["score"] == 1 else "firebrick"
-            _write(picture, column, top + SIDE, f"{answer['question']}?  {answer['prediction']}", colour)
+            colour = "darkgreen" if answer.score == 1 else "firebrick"
+            _write(picture, column, top + SIDE, f"{answer.question}?  {answer.prediction}", colour)
     picture.save(output, optimize=True)
     print(output)
 
 
-def _answers(path: Path, keep: float) -> dict[str, Any]:
+def _answers(path: Path, keep: float) -> dict[str, Row]:
     """The first answer about each image at that kept fraction."""
-    answers: dict[str, Any] = {}
-    for line in path.read_text().splitlines():
-        answer = json.loads(line)
-        if answer["keep"] == keep:
-            answers.setdefault(answer["image"], answer)
+    answers: dict[str, Row] = {}
+    for row in load_rows(path):
+        if row.keep == keep:
+            answers.setdefault(row.image, row)
     return answers
 
 

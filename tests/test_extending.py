@@ -13,6 +13,9 @@ import pytest
 import torch
 import yaml
 
+from atr.core.answer_files import load_rows, save_rows
+from atr.core.records import Row
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"^```\w+\n# ([^\n,]+)(?:, ([^\n]+))?\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -124,8 +127,8 @@ def test_a_reducer_is_evaluated(project, monkeypatch):
     prepare.main(config.load("prepare"))
     extract.main(config.load("extract"), "evaluate")
     evaluate.main(config.load("evaluate"), "my_package/far_from_mean")
-    lines = (project / "experiments/evaluate/my_package/far_from_mean/results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["tokens"] for line in lines] == [58] * 4
+    rows = load_rows(project / "experiments/evaluate/my_package/far_from_mean/results.jsonl")
+    assert [row.tokens for row in rows] == [58] * 4
 
 
 def test_a_benchmark_is_prepared_and_scored(project, hub, monkeypatch):
@@ -199,10 +202,11 @@ def test_a_stage_runs(package):
     write(package, "atr/stages/mistakes.py", "atr/config/mistakes.py", "atr/config/stages.py")
     write(package, "params.yaml", "dvc.yaml")
     for reducer, keep, scores in (("full", 1.0, [1, 1, 0]), ("distilled", 0.3, [1, 0, 0])):
-        folder = package / "experiments" / "evaluate" / reducer
-        folder.mkdir(parents=True)
-        rows = [{"id": f"q{n}", "keep": keep, "score": score} for n, score in enumerate(scores)]
-        (folder / "results.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        rows = [
+            Row(f"q{n}", "docs", "text", "which", ["7"], keep, None, 1, 1, 2, "7", score, score)
+            for n, score in enumerate(scores)
+        ]
+        save_rows(package / "experiments" / "evaluate" / reducer / "results.jsonl", rows)
     stage = yaml.safe_load((package / "dvc.yaml").read_text())["stages"]["mistakes"]
     _, *arguments = stage["cmd"].split()
     done = python(package, *arguments)

@@ -32,6 +32,22 @@ def test_selection_prints_a_row_for_every_reducer_and_budget(capsys):
     assert all(float(time) >= 0 for row in rows for time in row[3:])
 
 
+def test_seeds_prints_the_widths_by_number_of_seeds(capsys, tmp_path):
+    synthetic = runpy.run_path(str(ROOT / "tests/reporting/synthetic.py"))
+    synthetic["write"](tmp_path, questions=40, reducers=("full", "random", "selector", "l2_norm"))
+    header, *lines = printed("seeds", capsys, "--experiments", str(tmp_path), "--best", "l2_norm")
+    assert header.split()[2:] == [*map(str, synthetic["KEEPS"]), "widest"]
+    rows = [re.split(r" {2,}", line) for line in lines if line.startswith("docs")]
+    assert [row[1] for row in rows] == [
+        "selector", "l2_norm",
+        *(f"random, {seeds} seed(s)" for seeds in (1, 2, 3)),
+        *(f"l2_norm - random, {seeds} seed(s)" for seeds in (1, 2, 3)),
+    ]  # fmt: skip
+    widths = {row[1]: [float(number) for number in row[2:]] for row in rows}
+    assert all(max(values[:-1]) == values[-1] > 0 for values in widths.values())
+    assert sum(widths["random, 3 seed(s)"]) < sum(widths["random, 1 seed(s)"])
+
+
 @pytest.mark.slow
 def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
     small = ("--images", "8", "--steps", "8", "--keep", "0.5", "--batch", "2", "--seconds", "0.001")

@@ -1,7 +1,7 @@
 """Benchmarks: each is a file with GROUP, SOURCE, examples() and score(), found by its name.
 
-The other modules of this folder have no GROUP: base, metrics and vqa serve the benchmarks; runner,
-answer_files and summary evaluate with them.
+The other modules of this folder have no GROUP: base, metrics and vqa serve the benchmarks; runner and
+summary evaluate with them.
 """
 
 import sys

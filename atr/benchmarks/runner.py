@@ -9,8 +9,8 @@ import torch
 from tqdm import tqdm
 
 from atr.benchmarks import load_benchmark
-from atr.benchmarks.answer_files import UnfinishedRows
 from atr.benchmarks.metrics import anls
+from atr.core.answer_files import UnfinishedRows
 from atr.core.catalog import reducer_traits
 from atr.core.records import ANSWERED, FAILED, UNREADABLE, Question, Reply, Row, Trial
 
@@ -222,9 +222,8 @@ def _row(
         id=question.id,
         benchmark=question.benchmark,
         group=question.group,
-        image=next(iter(question.images), ""),
         question=question.question,
-        answer=question.answers[0],
+        answers=question.answers,
         keep=trial.keep,
         seed=trial.seed,
         tokens=tokens[0],
@@ -235,8 +234,7 @@ def _row(
         anls=anls,
         status=status,
         error=error,
-        images=list(question.images),
-        answers=list(question.answers),
-        choices=list(question.choices),
+        images=question.images,
+        choices=question.choices,
         unit=question.unit,
     )

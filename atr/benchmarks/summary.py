@@ -99,7 +99,8 @@ def _lowest(units: list[list[list[Row]]], key: str) -> Floats:
 
 def _mean(units: list[list[list[Row]]], key: str) -> float:
     """Mean over units of the mean over a unit's rows."""
-    return float(np.mean([np.mean([getattr(row, key) for line in lines for row in line]) for lines in units]))
+    counts_UR = ([getattr(row, key) for line in lines for row in line] for lines in units)
+    return float(np.mean([sum(counts_R) / len(counts_R) for counts_R in counts_UR]))
 
 
 def _entry(kind: str, name: str, keep: float | None, points: list[_Point]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One question answered under one trial: a line of results.jsonl.
+    """One question answered under one trial.
 
     Token counts are those of `Reply`. Unless the status is `answered`, the scores are None and `error` says
     why.
@@ -86,11 +86,8 @@ class Row:
     id: str
     benchmark: str
     group: str
-    image: str
-    """The first of `images`, empty if there is none."""
     question: str
-    answer: str
-    """The first of `answers`."""
+    answers: Sequence[str]
     keep: float | None
     seed: int | None
     tokens: int
@@ -105,6 +102,15 @@ class Row:
     """One of STATUSES."""
     error: str = ""
     images: Sequence[str] = field(default_factory=list)
-    answers: Sequence[str] = field(default_factory=list)
     choices: Sequence[str] = field(default_factory=list)
     unit: str = ""
+
+    @property
+    def image(self) -> str:
+        """The first of `images`, empty if there is none."""
+        return next(iter(self.images), "")
+
+    @property
+    def answer(self) -> str:
+        """The first of `answers`."""
+        return self.answers[0]

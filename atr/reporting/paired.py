@@ -7,13 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from atr.core.bootstrap import Floats, by_unit, interval, resampled
-from atr.core.records import Row
+from atr.core.bootstrap import Floats, interval, resampled
 from atr.reporting.results import Comparison, Evaluation, Results, ScorePoint, fixed_counterpart
 
 WIN, TIE, LOSS = OUTCOMES = ("win", "tie", "loss")
 ROUNDING = 1e-9
 """An interval bound this close to zero counts as zero: scores are coarser, so the rest is rounding."""
+
+UNANSWERED = float("-inf")
+"""Stands for the score of a question without one: below all others, so that it is the lowest of its unit."""
 
 UnitScores = Mapping[str, float]
 """Score of each answered unit of one benchmark at one kept fraction, a mean over seeds."""
@@ -147,18 +149,19 @@ def _interpolated(below: UnitScores, above: UnitScores, weight: float) -> UnitSc
 
 
 def _scores_by_cell(evaluation: Evaluation) -> ScoresByCell:
-    cells: dict[tuple[str, float | None], list[Row]] = {}
-    for row in evaluation.rows:
-        cells.setdefault((row.benchmark, row.keep), []).append(row)
-    return {cell: dict(_unit_scores(rows)) for cell, rows in cells.items()}
-
-
-def _unit_scores(rows: list[Row]) -> Iterable[tuple[str, float]]:
     """Score of each unit whose questions are all answered: the lowest of them, a mean over seeds."""
-    for unit, lines in by_unit(rows).items():
-        scores = [[row.score for row in line if row.score is not None] for line in lines]
-        if sum(map(len, scores)) == sum(map(len, lines)):
-            yield unit, float(np.mean([min(line) for line in scores]))
+    cells: dict[tuple[str, float | None], dict[str, dict[int | None, float]]] = {}
+    for row in evaluation.rows:
+        lowest = cells.setdefault((row.benchmark, row.keep), {}).setdefault(row.unit or row.id, {})
+        score = UNANSWERED if row.score is None else row.score
+        lowest[row.seed] = min(score, lowest.get(row.seed, score))
+    return {cell: dict(_unit_scores(units)) for cell, units in cells.items()}
+
+
+def _unit_scores(units: Mapping[str, Mapping[int | None, float]]) -> Iterable[tuple[str, float]]:
+    for unit, lowest in units.items():
+        if UNANSWERED not in lowest.values():
+            yield unit, sum(lowest.values()) / len(lowest)
 
 
 def _sample(benchmark: str, ours: UnitScores, theirs: UnitScores, reference: Evaluation) -> _Sample | None:

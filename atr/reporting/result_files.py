@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atr.core.answer_files import AnswerLine, read_lines
 from atr.core.catalog import reducer_traits
 from atr.core.files import plain_name
 from atr.core.layout import LAYOUT
 from atr.core.records import Row
-from atr.core.typed_json import parse_record, read_records, short
+from atr.core.typed_json import parse_record, short
 from atr.reporting.cells import (
     Provenance,
     naming_stage,
@@ -185,23 +186,18 @@ def _read_masks(path: Path, stage: str) -> Masks | None:
 
 
 def _read_rows(path: Path, stage: str) -> list[Row]:
-    rows: dict[tuple[str, float | None, int | None], Row] = {}
+    rows: list[Row] = []
     with naming_stage(stage):
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        for line, row in enumerate(read_records(Row, path), start=1):
-            key = row.id, row.keep, row.seed
-            if key in rows:
-                raise ValueError(f"{path} line {line}: question {row.id} occurs twice")
-            _check_names(row, f"{path} line {line}")
-            rows[key] = row
-    return list(rows.values())
+        for where, line in read_lines(path):
+            _check_names(line, where)
+            rows += line.rows
+    return rows
 
 
-def _check_names(row: Row, where: str) -> None:
+def _check_names(line: AnswerLine, where: str) -> None:
     try:
-        part_name(row.benchmark)
-        plain_name(row.group)
+        part_name(line.benchmark)
+        plain_name(line.group)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

@@ -7,6 +7,9 @@ from typing import Any
 from atr.core.records import Row
 from atr.reporting.cells import Provenance
 
+LEADING = ("selector", "random")
+"""The reducers that the paper compares, in the order of the report's tables."""
+
 
 @dataclass(frozen=True)
 class ScorePoint:
@@ -120,7 +123,7 @@ class Results:
     @property
     def leading(self) -> list[str]:
         """The selector, and random if it was evaluated."""
-        return [name for name in ("selector", "random") if name in self.evaluations]
+        return [name for name in LEADING if name in self.evaluations]
 
     @property
     def adaptive(self) -> list[str]:

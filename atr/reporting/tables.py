@@ -11,7 +11,7 @@ from atr.reporting.headlines import relative
 from atr.reporting.intrinsic import IntrinsicResults
 from atr.reporting.latency import LatencyResults, SelectionTime
 from atr.reporting.paired import OUTCOMES, AdaptiveMatch, Difference, PairedDifferences
-from atr.reporting.results import Comparison, Pretraining, Results, ScorePoint
+from atr.reporting.results import LEADING, Comparison, Pretraining, Results, ScorePoint
 from atr.reporting.robustness import MaskOverlap, RobustnessResults, ScoreChange, VariantChanges
 from atr.reporting.text import printable
 
@@ -31,7 +31,10 @@ class Table:
 
 
 def score_table(comparison: Comparison) -> Table:
-    """Score in % at each kept fraction, and as a share of the full score."""
+    """Score in % at each kept fraction, as a share of the full score, and the widths of the intervals.
+
+    Widths are those of LEADING, which show whether random is known as well as the selector.
+    """
     full, keeps = comparison.full.mean, comparison.keeps
     means = {name: [comparison.mean(name, keep) for keep in keeps] for name in comparison.curves}
     absolute = [[name, *map(_percent, line)] for name, line in means.items()]
@@ -39,9 +42,14 @@ def score_table(comparison: Comparison) -> Table:
         [f"{name}, % of full", *(_percent(None if mean is None else relative(mean, full)) for mean in line)]
         for name, line in means.items()
     ]
+    widths = [
+        [f"{name}, width of the 95 % interval", *(_width(comparison.at(name, keep)) for keep in keeps)]
+        for name in LEADING
+        if name in means
+    ]
     title = f"{comparison.title}: score in % (all tokens {_percent(full)}"
     title += f", no image {_percent(comparison.none.mean)})" if comparison.none else ")"
-    return Table(title, _keep_header(keeps), [absolute, shares])
+    return Table(title, _keep_header(keeps), [absolute, shares, widths])
 
 
 def token_table(comparison: Comparison) -> Table:
@@ -229,6 +237,11 @@ def _joined(stage: str, runs: Mapping[str, list[str]]) -> Iterable[list[str]]:
 
 def _percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _width(score: ScorePoint | None) -> str:
+    """Width of the interval in points."""
+    return MISSING if score is None else _percent(score.high - score.low)
 
 
 def _tokens(score: ScorePoint | None) -> str:

@@ -16,9 +16,9 @@ def main(params: config.Params, reducer: str) -> None:
     with tracking.run("evaluate", params, part=reducer) as run:
         from lightning.fabric import Fabric
 
-        from atr.benchmarks.answer_files import UnfinishedRows, save_rows
         from atr.benchmarks.runner import answer_all, choose_pictured
         from atr.benchmarks.summary import mean_tokens_full, score_curves, summarise
+        from atr.core.answer_files import UnfinishedRows, save_rows
         from atr.core.hardware import lightning_kwargs, precision_of, resolved
         from atr.datasets import load_questions
         from atr.vlm.generation import ReducedGenerator
@@ -44,12 +44,14 @@ def main(params: config.Params, reducer: str) -> None:
         summary = {**names, **computed, "parameters": params.raw(), "tokens_full": full, "scores": scores}
         with whole_folder(stages.EVALUATE / reducer) as folder:
             save_rows(folder / "results.jsonl", rows)
-            write_json(folder / "summary.json", summary)
             write_json(folder / "masks.json", reduced.masks(*choose_pictured(questions, trials, rows)))
+            files = {file.name: sha256(file) for file in folder.iterdir()}
+            write_json(folder / "summary.json", summary | {"files": files})
         resumed.remove_others()
         for keep, name_scores, mean in score_curves(scores):
             run.metrics({name_scores: mean}, round(100 * keep))
-        run.artifact(stages.EVALUATE / reducer)
+        # Not the answers themselves: `files` has their checksums, and DVC keeps them.
+        run.artifact(stages.EVALUATE / reducer / "summary.json")
 
 
 def _load_generator(params: config.Params, fabric: Any) -> Any:

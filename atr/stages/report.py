@@ -21,7 +21,9 @@ def main(params: config.Params) -> None:
         with whole_folder(stages.REPORT) as folder:
             _write(folder, report)
         _log(run, report.numbers)
-        run.artifact(stages.REPORT)
+        # The page holds its pictures, which MLflow would otherwise store twice.
+        for name in ("report.html", "numbers.json"):
+            run.artifact(stages.REPORT / name)
 
 
 def _build(params: config.Params) -> "ReportContent":

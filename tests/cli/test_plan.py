@@ -248,7 +248,7 @@ def test_coco_holds_what_its_reader_says():
                 "453.0 MB for pretraining, at most 99.5 MB for evaluation",
                 "7,782 images x 6 epochs, 726 steps: 64 images a step on 1 device(s)",
                 "1,800: docs 300",
-                "86,400: each question under 48 trials (full 1, none 1, random 27, selector 9, "
+                "70,200: each question under 39 trials (full 1, none 1, random 18, selector 9, "
                 "selector_adaptive 1, distilled 9)",
                 "5,120 images x 3 epochs: micro answers the prompts",
                 # 6 benchmarks, all tokens and two reducers at two kept fractions.
@@ -264,7 +264,7 @@ def test_coco_holds_what_its_reader_says():
                 "118.0 GB for pretraining",
                 "95,000 images x 40 epochs, 118,720 steps: 32 images a step on 1 device(s)",
                 "40,062: textvqa 5,000",
-                "1,922,976: each question under 48 trials (full 1, none 1, random 27, selector 9, ",
+                "1,562,418: each question under 39 trials (full 1, none 1, random 18, selector 9, ",
                 "5,000 images x 1 epochs: llava-next-7b answers",
                 # 10 benchmarks, MMBench's questions in up to four orders.
                 f"robustness   at most {(9 * 5 + 4 * 5) * 5 * 17:,} answers",
@@ -277,7 +277,7 @@ def test_coco_holds_what_its_reader_says():
                 "729 tokens of 1,152 channels an image",
                 "llava-onevision-7b: at most 26,973 tokens an image, 37 tile(s)",
                 "168.0 GB for pretraining",
-                "1,322,046: each question under 33 trials (full 1, none 1, random 18, selector 6, ",
+                "1,081,674: each question under 27 trials (full 1, none 1, random 12, selector 6, ",
             ],
         ),
     ],

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -22,8 +23,9 @@ def test_trials_are_keys():
 
 
 def test_a_row_is_answered_unless_it_says_otherwise():
-    row = Row("a", "docs", "text", "", "what?", "it", 0.5, None, 1, 1, 2, "it", 1.0, 1.0)
+    row = Row("a", "docs", "text", "what?", ["it", "that"], 0.5, None, 1, 1, 2, "it", 1.0, 1.0)
     assert row.status == STATUSES[0] == "answered" and (row.error, row.images, row.unit) == ("", [], "")
+    assert (row.image, row.answer) == ("", "it") and replace(row, images=["b", "c"]).image == "b"
 
 
 def test_importing_the_records_imports_nothing_heavy():

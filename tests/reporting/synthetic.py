@@ -7,6 +7,7 @@ import io
 import json
 import math
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,6 +41,7 @@ RESOLVED = {
     "vlm": {"commit": None, "digest": "0123456789abcdef"},
     "features": {"precision": "32-true", "device": "cpu", "processor": "x86_64, AVX2"},
 }
+QUESTION_KEYS = ("id", "benchmark", "group", "images", "question", "answers", "unit")
 PROVENANCE = {"commit": "0123456789abcdef0123", "versions": {"atr": "0.1.0", "torch": "2.13.0"}}
 QUESTION = "value of <script>document.title = 'attacked'</script> & $key_{"
 """Text that no page may take for markup, and no figure for a formula."""
@@ -59,8 +61,7 @@ def write(
         path = folder / "evaluate" / reducer
         write_json(path / "summary.json", model | source | {"scores": _scores(rows)})
         write_json(path / "masks.json", {"grid": GRID, "keep": 0.4, "masks": _masks(reducer, benchmarks)})
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (path / "results.jsonl").write_text("".join(lines))
+        write_lines(path / "results.jsonl", _lines(rows))
     source = _source(seed=0, pretrain={"keep": 0.3})
     write_json(folder / "pretrain/metrics.json", source | {"final": FINAL, "history": [FINAL]})
     return folder
@@ -69,6 +70,15 @@ def write(
 def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a file of answers, one line per question."""
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 def picture() -> bytes:
@@ -185,6 +195,16 @@ def _rows(reducer: str, benchmarks: tuple[str, ...], questions: int):
                     yield _row(reducer, benchmark, index, keep, seed)
 
 
+def _lines(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One line per question: its own fields once, those of its answers as columns."""
+    lines: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        line = lines.setdefault(row["id"], {key: row[key] for key in QUESTION_KEYS})
+        for key in row.keys() - set(QUESTION_KEYS):
+            line.setdefault(key, []).append(row[key])
+    return list(lines.values())
+
+
 def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int | None) -> dict[str, Any]:
     kept = random.Random(f"{reducer}{benchmark}{index}").uniform(0.2, 0.4) if keep is None else keep
     # A question is right if its difficulty is below the chance, so scores rise with the kept fraction.
@@ -195,7 +215,7 @@ def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int
         "id": f"{benchmark}/{index // 2:06d}#{index % 2}",
         "benchmark": benchmark,
         "group": GROUPS[benchmark],
-        "image": f"{benchmark}/{index // 2:06d}",
+        "images": [f"{benchmark}/{index // 2:06d}"],
         "keep": keep,
         "seed": seed,
         "tokens": round(kept * TOKENS),
@@ -204,7 +224,7 @@ def _row(reducer: str, benchmark: str, index: int, keep: float | None, seed: int
         "unit": "",
         "question": QUESTION,
         "prediction": str(index) if right else ("", r"$\wrong_{$")[index % 2],
-        "answer": str(index),
+        "answers": [str(index)],
         "score": float(right),
         "anls": float(right),
     }

@@ -17,7 +17,9 @@ def case(benchmark, number, selector, random):
 
 def answer(name, benchmark="docs", score=1.0):
     prediction = "a" if score else "b"
-    return Row(name, benchmark, "text", name, "?", "a", 0.5, None, 5, 5, 10, prediction, score, score)
+    return Row(
+        name, benchmark, "text", "?", ["a"], 0.5, None, 5, 5, 10, prediction, score, score, images=[name]
+    )  # fmt: skip
 
 
 WON, LOST = (True, False), (False, True)
@@ -96,5 +98,5 @@ def test_a_question_that_a_reducer_could_not_answer_is_no_case(measured):
 
 def test_a_question_without_an_image_is_not_shown():
     blind = case("docs", 0, *WON)
-    blind = Case({name: replace(row, image="") for name, row in blind.answers.items()})
+    blind = Case({name: replace(row, images=[]) for name, row in blind.answers.items()})
     assert names(examples.choose_cases([blind, case("docs", 1, *WON)], 6)) == ["docs/1"]

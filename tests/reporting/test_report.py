@@ -231,11 +231,12 @@ def hostile(synthetic, load, tmp_path_factory):
     """Results whose texts are ANSWERS by turns, under an encoder of a hostile name."""
     folder = synthetic.write(tmp_path_factory.mktemp("hostile"), 40)
     for path in folder.glob("evaluate/*/results.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for place, row in enumerate(rows):
-            text = ANSWERS[int(row["answer"]) % len(ANSWERS)]
-            row |= {"question": text, "answer": text, "prediction": ANSWERS[place % len(ANSWERS)]}
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = synthetic.read_lines(path)
+        for place, line in enumerate(lines):
+            text = ANSWERS[int(line["answers"][0]) % len(ANSWERS)]
+            predictions = [ANSWERS[(place + at) % len(ANSWERS)] for at in range(len(line["keep"]))]
+            line |= {"question": text, "answers": [text], "prediction": predictions}
+        synthetic.write_lines(path, lines)
     for path in folder.glob("evaluate/*/summary.json"):
         content = json.loads(path.read_text())
         content["encoder"] = f"x<b>|\x07{ANSWERS[-5]}"

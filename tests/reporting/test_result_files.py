@@ -103,17 +103,19 @@ def test_a_line_separator_inside_a_question_breaks_no_row(world, load):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda rows: rows.pop(),
-        lambda rows: rows[7].update(question="something else?"),
-        lambda rows: rows[7].update(answer="another"),
-        lambda rows: rows[7].update(id="docs/999999#0"),
+        lambda lines: lines.pop(),
+        lambda lines: [column.pop() for column in lines[7].values() if len(column) == 27],
+        lambda lines: lines[7].update(question="something else?"),
+        lambda lines: lines[7].update(answers=["another"]),
+        lambda lines: lines[7].update(images=[]),
+        lambda lines: lines[7].update(id="docs/999999#0"),
     ],
 )
-def test_reducers_that_were_asked_different_questions_are_refused(world, load, spoil):
+def test_reducers_that_were_asked_different_questions_are_refused(world, load, synthetic, spoil):
     path = world / "evaluate/random/results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    spoil(rows)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = synthetic.read_lines(path)
+    spoil(lines)
+    synthetic.write_lines(path, lines)
     with pytest.raises(ValueError, match="reducers full and random answered different questions"):
         load(world)
 
@@ -229,10 +231,10 @@ def test_results_that_are_older_than_a_setting_are_comparable_with_each_other_al
     assert set(load(world).evaluations) == set(PAPER)
 
 
-def test_visual_tokens_compare_over_the_same_questions_only(world, load, change):
+def test_visual_tokens_compare_over_the_same_questions_only(world, load, change, synthetic):
     path = world / "evaluate/none/results.jsonl"
-    first, *others = map(json.loads, path.read_text().splitlines())
-    path.write_text("".join(json.dumps(row) + "\n" for row in [first | {"score": None}, *others]))
+    first, *others = synthetic.read_lines(path)
+    synthetic.write_lines(path, [first | {"score": [None]}, *others])
     change(world / "evaluate/none/summary.json", lambda content: content.update(tokens_full=143.5))
     assert load(world).evaluations["none"].tokens_full == 143.5
 
@@ -280,12 +282,11 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("kind", ["benchmark", "group"])
-def test_an_invalid_name_is_refused_in_every_file(world, load, change, kind, name):
+def test_an_invalid_name_is_refused_in_every_file(world, load, change, synthetic, kind, name):
     original = {"benchmark": "docs", "group": "text"}[kind]
     path = world / "evaluate/selector/results.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    spoilt = [row | {kind: name} if row[kind] == original else row for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in spoilt))
+    lines = synthetic.read_lines(path)
+    synthetic.write_lines(path, [line | {kind: name} if line[kind] == original else line for line in lines])
     with pytest.raises(
         ValueError, match=r"results.jsonl line \d+: .* (is no name|is not allowed), allowed: "
     ):
@@ -313,11 +314,14 @@ def test_results_under_another_reducers_name_are_refused(world, load, change):
     ("key", "value", "reason"),
     [
         ("prediction", None, "prediction: None is not allowed"),
+        ("prediction", [None] * 9, "prediction[0]: None is not allowed"),
         ("question", ["?"], "question: ["),
-        ("image", 3, "image: 3 is not"),
-        ("score", "1", "score: '1' is not"),
-        ("score", float("nan"), "score: nan is not"),
-        ("keep", True, "keep: True is not"),
+        ("images", [3], "images[0]: 3 is not"),
+        ("score", ["1"] * 9, "score[0]: '1' is not"),
+        ("score", [float("nan")] * 9, "score[0]: nan is not"),
+        ("score", [1.0], "score: 1 values are not allowed, allowed: 9, as in keep"),
+        ("keep", [True] * 9, "keep[0]: True is not"),
+        ("keep", [0.1] * 9, "keep and seed: "),
         ("id", "docs/000000#0", "occurs twice"),
     ],
 )

@@ -18,7 +18,7 @@ def score(keep, mean):
 
 def test_scores_are_in_percent_relative_to_full_and_to_the_others():
     curves = {
-        "selector": (score(0.3, 0.6), score(0.5, 0.72)),
+        "selector": (score(0.3, 0.6), replace(score(0.5, 0.72), low=0.7, high=0.755)),
         "random": (score(0.3, 0.2), score(0.5, 0.4)),
         "other": (score(0.5, 0.76),),
     }
@@ -32,6 +32,10 @@ def test_scores_are_in_percent_relative_to_full_and_to_the_others():
             ["selector, % of full", "75.0", "90.0"],
             ["random, % of full", "25.0", "50.0"],
             ["other, % of full", "—", "95.0"],
+        ],
+        [
+            ["selector, width of the 95 % interval", "0.0", "5.5"],
+            ["random, width of the 95 % interval", "0.0", "0.0"],
         ],
     ]
 

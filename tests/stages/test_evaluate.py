@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from atr import config
 from atr.config import presets
 from atr.core import catalog
+from atr.core.answer_files import load_rows
 from atr.core.files import sha256, write_json
 from atr.core.hub import checkpoint_digest
 from atr.core.records import Question
@@ -116,11 +117,16 @@ def run(reducer, anew=True):
     if anew:
         shutil.rmtree(UNFINISHED, ignore_errors=True)
     evaluate.main(config.load("evaluate"), reducer)
-    lines = (EVALUATE / reducer / "results.jsonl").read_text().splitlines()
     summary, masks = (
         json.loads((EVALUATE / reducer / f"{name}.json").read_text()) for name in ("summary", "masks")
     )
-    return [json.loads(line) for line in lines], summary, masks
+    return stored_rows(reducer), summary, masks
+
+
+def stored_rows(reducer):
+    """The rows of an evaluation as dictionaries, by question and then by trial."""
+    rows = load_rows(EVALUATE / reducer / "results.jsonl")
+    return [asdict(row) | {"image": row.image} for row in rows]
 
 
 def test_results_record_how_they_were_computed(project, trained):
@@ -145,7 +151,7 @@ def test_results_record_how_they_were_computed(project, trained):
 def test_every_question_is_answered_once_at_every_budget(project, reducer, trials):
     rows, summary, masks = run(reducer)
     assert [(row["keep"], row["seed"], row["tokens"], row["id"]) for row in rows] == [
-        (*trial, question.id) for trial in trials for question in QUESTIONS
+        (*trial, question.id) for question in QUESTIONS for trial in trials
     ]
     assert (summary["reducer"], summary["encoder"], summary["vlm"], summary["tokens_full"]) == (
         reducer, "micro", "micro", TOKENS,
@@ -159,6 +165,16 @@ def test_every_question_is_answered_once_at_every_budget(project, reducer, trial
     assert (masks["grid"], masks["keep"]) == (list(GRID), shown[0])
     assert list(masks["masks"]) == ["docs/0", "docs/1", "docs/2", "signs/0", "signs/1", "signs/2"]
     assert {len(kept) for kept in masks["masks"].values()} == {shown[2]}
+
+
+def test_the_log_has_the_summary_alone_which_refers_to_the_answers(project, monkeypatch):
+    logged = []
+    log = SimpleNamespace(metrics=lambda *_: None, artifact=logged.append)
+    monkeypatch.setattr("atr.core.tracking.run", lambda *_, **__: nullcontext(log))
+    _, summary, _ = run("full")
+    folder = EVALUATE / "full"
+    assert logged == [folder / "summary.json"]
+    assert summary["files"] == {name: sha256(folder / name) for name in ("masks.json", "results.jsonl")}
 
 
 def test_the_same_run_gives_the_same_bytes(project):
@@ -187,7 +203,7 @@ def test_budgets_that_layers_cannot_reach_are_left_out_and_named(project, capsys
     write_params(keep=[*KEEP, 0.75])
     rows, summary, masks = run(reducer)
     assert [(row["keep"], row["tokens"], row["id"]) for row in rows] == [
-        (*trial, question.id) for trial in trials for question in QUESTIONS
+        (*trial, question.id) for question in QUESTIONS for trial in trials
     ]
     assert {row["status"] for row in rows} == {"answered"} and summary["tokens_full"] == TOKENS
     assert masks["keep"] == trials[0][0]
@@ -640,7 +656,7 @@ def test_answers_of_an_edited_reducer_are_not_resumed(write_own, monkeypatch):
         names.append(unfinished_rows.path)
         raise Stop
 
-    monkeypatch.setattr("atr.benchmarks.answer_files.UnfinishedRows.load", load)
+    monkeypatch.setattr("atr.core.answer_files.UnfinishedRows.load", load)
     for kept in ("torch.arange(budget)", "torch.arange(budget) + 1"):
         write_own(REDUCER.format(kept=kept))
         with pytest.raises(Stop):
@@ -684,6 +700,5 @@ def test_two_processes_give_the_rows_of_one(project):
         [sys.executable, "-m", "atr.stages.evaluate", "random"],
         check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    shared = (EVALUATE / "random" / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in shared] == rows
+    assert stored_rows("random") == rows
     assert json.loads((EVALUATE / "random" / "masks.json").read_text()) == masks

@@ -36,7 +36,7 @@ def workspace(tmp_path, monkeypatch):
     logged = {}
     log = SimpleNamespace(
         metrics=lambda values, step=None: logged.setdefault(step, {}).update(values),
-        artifact=lambda path: logged.update(artifact=path),
+        artifact=lambda path: logged.setdefault("artifacts", []).append(path.name),
     )
     monkeypatch.setattr("atr.core.tracking.run", lambda stage, params: nullcontext(log))
     return logged
@@ -66,7 +66,7 @@ def test_the_report_is_written_logged_and_the_same_twice(workspace):
     numbers = json.loads(first["experiments/report/numbers.json"])
     assert set(numbers) == {"text", "general", "differences"}
     assert {"full", "selector@0.5", "random@0.5", "relative@0.5"} <= set(numbers["text"])
-    assert workspace.pop("artifact") == Path("experiments/report")
+    assert workspace.pop("artifacts") == ["report.html", "numbers.json"]
     assert workspace[None]["text/selector at 0.5"] == numbers["text"]["selector@0.5"]
     difference = numbers["differences"]["0.3"]["docs"]["distilled minus random"]
     assert workspace[30]["differences/docs/distilled minus random/low"] == difference["low"]
@@ -147,7 +147,7 @@ def test_the_other_measurements_are_reported_and_logged_if_they_are_there(worksp
     for heading in (b"## Without a language model", b"## Latency", b"## Robustness to deployment"):
         assert heading in first["experiments/report/report.md"]
     assert {"intrinsic/selector/reconstruction", "intrinsic/stability"} <= set(workspace[10])
-    names = [name for key, values in workspace.items() if key != "artifact" for name in values]
+    names = [name for key, values in workspace.items() if key != "artifacts" for name in values]
     assert all(re.fullmatch(r"[\w. :/-]+", name) for name in names), "what MLflow takes as a metric's name"
     for entry in cells["random"]["entries"]:
         entry["milliseconds"] *= 1.1

@@ -1,6 +1,5 @@
 """Every stage in turn, by its own main and with the real log, on a handful of images of the micro world."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from atr import config
+from atr.core.answer_files import load_rows
 from atr.core.files import read_json
 from atr.stages import (
     benchmark,
@@ -103,9 +103,8 @@ def test_each_benchmark_is_answered_by_each_reducer(project):
         summary = read_json(project / "experiments/evaluate" / reducer / "summary.json")
         assert {score.get("benchmark") for score in summary["scores"]} >= set(BENCHMARKS)
         assert summary["parameters"]["seed"] == 0 and summary["provenance"]["versions"]
-        lines = (project / "experiments/evaluate" / reducer / "results.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        assert {row["tokens"] for row in rows} == {"full": {144}, "none": {0}}.get(reducer, {29, 58, 72})
+        rows = load_rows(project / "experiments/evaluate" / reducer / "results.jsonl")
+        assert {row.tokens for row in rows} == {"full": {144}, "none": {0}}.get(reducer, {29, 58, 72})
 
 
 def cells(project, stage):
@@ -191,7 +190,7 @@ runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
     "stage, owner, name, arguments",
     [
         ("prepare", "atr.datasets.questions", "save_questions", ()),
-        ("evaluate", "atr.benchmarks.answer_files", "save_rows", ("full",)),
+        ("evaluate", "atr.core.answer_files", "save_rows", ("full",)),
         ("report", "atr.reporting.html", "render_html", ()),
     ],
 )

@@ -3,8 +3,8 @@
 The images are those of the benchmarks' own schema, of which MMMU asks about several, and here about none too.
 """
 
-import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ from transformers import (
 
 from atr import config
 from atr.cli import overlay
+from atr.core.answer_files import load_rows
 from atr.core.files import read_json
 from atr.stages import (
     SPLITS,
@@ -201,7 +202,7 @@ def onevision_model(words):
 
 def results(project, reducer):
     folder = project / "experiments/evaluate" / reducer
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    rows = [asdict(row) for row in load_rows(folder / "results.jsonl")]
     return rows, read_json(folder / "summary.json"), read_json(folder / "masks.json")
 
 
