@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe
+.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe micro-selectors
 
 # DVC runs stages as `python -m atr.stages.x`, which must be the python of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -76,6 +76,10 @@ $(TRAINING)/features/manifest.json: | $(STAMP)
 # Measures which layer of the preset dinov2-small (atr/config/presets) is best read; writes data/micro/probe.json.
 micro-probe: $(STAMP)
 	python -m atr.micro.stages.probe
+
+# Ships the selectors of `make reproduce` beside the micro model: rounded to bfloat16, scored, with their cards.
+micro-selectors: $(STAMP)
+	python -m atr.micro.stages.selectors
 
 # --compile writes .pyc files: without them imports take twice as long where PYTHONDONTWRITEBYTECODE is set.
 $(STAMP):
