@@ -24,6 +24,7 @@ help:
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
 	@echo 'make micro       trains data/micro/llava again, from nothing; make micro-dinov2 the second model'
+	@echo 'make micro-selectors   ships the selectors of make reproduce in data/micro/selectors'
 
 reproduce: $(STAMP)
 	dvc repro

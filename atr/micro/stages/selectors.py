@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MICRO_MODEL = Path("data/micro/llava")
 SHIPPED_SELECTORS = Path("data/micro/selectors")
-TRAINED = {"selector": stages.PRETRAIN, "distilled": stages.DISTILL}
+SELECTOR_SOURCES = {"selector": stages.PRETRAIN, "distilled": stages.DISTILL}
 """Folder of the stage that trains each selector; its `selector` and `metrics.json` are read."""
 
 
@@ -30,7 +30,7 @@ def main(params: MicroParams) -> None:
     with tracking.run("micro_selectors", params) as run:
         model, processor = load_vlm(str(MICRO_MODEL), torch.float32)
         with whole_folder(SHIPPED_SELECTORS) as folder:
-            for name, trained in TRAINED.items():
+            for name, trained in SELECTOR_SOURCES.items():
                 selector = _rounded(trained)
                 scores = _score(params, model, processor, selector)
                 selector.note(scores=selector.record.get("scores", {}) | scores)
