@@ -2,7 +2,7 @@
 
 Both answer the same questions about the same images with all visual tokens, in float32, with answers of a
 fixed length, in turns in one process. lmms-eval's class is called as lmms-eval calls it, and answers one
-question at a time, the only batch size that it has. The last column counts the answers that are equal.
+question at a time, the only batch size that it has. Answers that are equal are counted.
 Needs the environment of `make test-lmms-eval`, and decord in it, which `llava_hf` imports:
 
     .venv-lmms-eval/bin/pip install decord
@@ -10,10 +10,10 @@ Needs the environment of `make test-lmms-eval`, and decord in it, which `llava_h
 """
 
 import tempfile
-import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -30,6 +30,7 @@ from atr.vlm.checkpoint import load_vlm
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import ImageInputs
 from benchmarks.random_llava import WORDS, write_random_llava
+from benchmarks.timing import Seconds, alternate, ratio_text, time_call
 
 SIDES = {"llava": 336, "llava_next": 800}
 """Sides in pixels of the images of each family: 576 and 2,928 visual tokens."""
@@ -115,20 +116,6 @@ def their_side(folder: Path, images: Images) -> AnswerAll:
     return answer
 
 
-def alternate(
-    sides: Sequence[AnswerAll], questions: Sequence[Question], rounds: int
-) -> tuple[list[list[float]], list[list[str]]]:
-    """Seconds of each side in each round, taken in turns, and the answers of each side."""
-    seconds: list[list[float]] = [[] for _ in sides]
-    answers: list[list[str]] = [[] for _ in sides]
-    for _ in range(rounds):
-        for number, side in enumerate(sides):
-            start = time.perf_counter()
-            answers[number] = side(questions)
-            seconds[number].append(time.perf_counter() - start)
-    return seconds, answers
-
-
 def compare(family: str, per_image: Sequence[int], questions: int, rounds: int, layers: int) -> None:
     """Print a row for each number of questions per image."""
     with tempfile.TemporaryDirectory() as name:
@@ -138,20 +125,23 @@ def compare(family: str, per_image: Sequence[int], questions: int, rounds: int, 
         sides = our_side(Path(name), images), their_side(Path(name), images)
         for count in per_image:
             _, asked = draw_questions(max(1, questions // count), count, SIDES[family])
-            for side in sides:
-                side(asked[:1])  # warm-up
-            seconds, (ours, theirs) = alternate(sides, asked, rounds)
-            print(row(count, len(asked), *seconds, sum(map(str.__eq__, ours, theirs))))
+            print(f"{count:>4} per image: {compare_sides(sides, asked, rounds)}", flush=True)
 
 
-def row(per_image: int, questions: int, ours: Sequence[float], theirs: Sequence[float], equal: int) -> str:
-    """Both medians of questions per second, and the median and the spread of the rounds' ratios."""
-    ratios = sorted(their / our for our, their in zip(ours, theirs, strict=True))
-    rates = " / ".join(f"{questions / median(seconds):.3f}" for seconds in (ours, theirs))
-    return (
-        f"{per_image:>4} questions per image: {rates} questions/s = {median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), {equal} of {questions} answers equal"
-    )
+def compare_sides(sides: tuple[AnswerAll, AnswerAll], asked: Sequence[Question], rounds: int) -> str:
+    """Questions per second of both sides, how many times as many are ours, and how many answers are equal."""
+    answers = [side(asked[:1]) for side in sides]  # the warm-up
+
+    def ask(number: int) -> Seconds:
+        def ask_all() -> None:
+            answers[number] = sides[number](asked)
+
+        return time_call(ask_all)
+
+    measured = alternate([partial(ask, number) for number in range(len(sides))], rounds)
+    rates = " / ".join(f"{len(asked) / median(seconds.wall for seconds in side):.3f}" for side in measured)
+    equal = sum(our == their for our, their in zip(*answers, strict=True))
+    return f"{rates} questions/s = {ratio_text(*reversed(measured))}; {equal} of {len(asked)} answers equal"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--per-image", nargs="+", type=int, default=[1, 5, 30], help="questions per image")
-    parser.add_argument("--questions", type=int, default=30, help="questions of a round")
+    parser.add_argument("--questions", type=int, default=5, help="questions of a round, at least")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side answers all questions")
     parser.add_argument("--layers", type=int, default=10, help="of the language model")
     options = parser.parse_args(arguments)
