@@ -42,10 +42,11 @@ compare: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile
 
-# lmms-eval needs an environment of its own; the tests compare its command and its scores with ours.
+# lmms-eval needs an environment of its own; the tests compare its command and its scores with ours. Its model llava_hf,
+# which benchmarks/throughput.py times, imports decord.
 test-lmms-eval: $(STAMP)
 	'$(PYTHON)' -m venv --clear .venv-lmms-eval
-	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]'
+	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]' decord
 	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/integrations/lmms_eval
 
 lint: $(STAMP)

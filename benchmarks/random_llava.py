@@ -40,12 +40,13 @@ _FAMILIES: dict[str, tuple[Any, Any, Any, Any]] = {
 def write_random_llava(folder: Path, family: str, width: int = 512, layers: int = 10) -> int:
     """Write model and processor of a family, "llava" or "llava_next"; return the language model's parameters.
 
-    The tower reads 336 x 336 pixels in patches of 14; beside the language model it is as small as CLIP-L is
-    beside 7B parameters. No answer ends early: the end token's logit is zero, and some word's is higher.
+    The tower reads 336 x 336 pixels in patches of 14; with 1.9M parameters it is as small beside the default
+    language model as CLIP-L is beside 7B. `width` is a multiple of 64. No answer ends early: the end token's
+    logit is zero, and some word's is higher.
     """
     make_config, kind, make_processor, make_image_processor = _FAMILIES[family]
     torch.manual_seed(0)
-    parts = {"vision_config": _tower(width // 8 * 3), "text_config": _language(width, layers)}
+    parts = {"vision_config": _tower(), "text_config": _language(width, layers)}
     model = kind(make_config(**parts, image_token_index=_SPECIAL.index("<image>"))).eval()
     with torch.no_grad():
         model.lm_head.weight[: len(_SPECIAL)] = 0
@@ -63,12 +64,12 @@ def write_random_llava(folder: Path, family: str, width: int = 512, layers: int 
     return sum(weight.numel() for weight in model.model.language_model.parameters())
 
 
-def _tower(width: int) -> CLIPVisionConfig:
+def _tower() -> CLIPVisionConfig:
     return CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
+        hidden_size=192,
+        intermediate_size=768,
         num_hidden_layers=4,
-        num_attention_heads=width // 64,
+        num_attention_heads=3,
         image_size=_IMAGE,
         patch_size=_PATCH,
     )

@@ -3,9 +3,8 @@
 Both answer the same questions about the same images with all visual tokens, in float32, with answers of a
 fixed length, in turns in one process. lmms-eval's class is called as lmms-eval calls it, and answers one
 question at a time, the only batch size that it has. Answers that are equal are counted.
-Needs the environment of `make test-lmms-eval`, and decord in it, which `llava_hf` imports:
+Runs in the environment of `make test-lmms-eval`:
 
-    .venv-lmms-eval/bin/pip install decord
     .venv-lmms-eval/bin/python -m benchmarks.throughput
 """
 
@@ -116,10 +115,12 @@ def their_side(folder: Path, images: Images) -> AnswerAll:
     return answer
 
 
-def compare(family: str, per_image: Sequence[int], questions: int, rounds: int, layers: int) -> None:
+def compare(
+    family: str, per_image: Sequence[int], questions: int, rounds: int, width: int, layers: int
+) -> None:
     """Print a row for each number of questions per image."""
     with tempfile.TemporaryDirectory() as name:
-        parameters = write_random_llava(Path(name), family, layers=layers)
+        parameters = write_random_llava(Path(name), family, width, layers)
         print(f"{family}, language model of {parameters / 1e6:.1f}M parameters")
         images, _ = draw_questions(questions, 1, SIDES[family])
         sides = our_side(Path(name), images), their_side(Path(name), images)
@@ -151,11 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--per-image", nargs="+", type=int, default=[1, 5, 30], help="questions per image")
     parser.add_argument("--questions", type=int, default=5, help="questions of a round, at least")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side answers all questions")
+    parser.add_argument("--width", type=int, default=512, help="of the language model, a multiple of 64")
     parser.add_argument("--layers", type=int, default=10, help="of the language model")
     options = parser.parse_args(arguments)
     print(device_name(torch.device("cpu")))
     for family in options.families:
-        compare(family, options.per_image, options.questions, options.rounds, options.layers)
+        compare(family, options.per_image, options.questions, options.rounds, options.width, options.layers)
 
 
 if __name__ == "__main__":

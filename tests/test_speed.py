@@ -144,7 +144,7 @@ def test_the_import_row_counts_what_comes_beyond_torch_and_transformers(tmp_path
 
 def test_reproduce_runs_the_pipeline_of_a_new_clone(tmp_path, monkeypatch):
     against = import_module("benchmarks.against")
-    (tmp_path / "dvc.yaml").write_text(f"stages: {{one: {{cmd: pwd > {tmp_path}/ran, outs: [made]}}}}")
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{one: {{cmd: pwd > {tmp_path}/ran}}}}")
     names = {f"GIT_{who}_{what}": "atr" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     for command in ("git init -q", "dvc init -q", "git add .", "git commit -qm first"):
         subprocess.run(command.split(), cwd=tmp_path, env=os.environ | names, check=True)
@@ -171,8 +171,8 @@ def test_rounds_alternate_and_ratios_show_their_spread():
 def test_throughput_asks_both_sides_the_same(family, monkeypatch, capsys):
     throughput = import_module("benchmarks.throughput")
     monkeypatch.setattr(throughput, "their_side", throughput.our_side)
-    small = ("--families", family, "--per-image", "2", "--questions", "2", "--rounds", "1", "--layers", "1")
-    *_, size, row = printed("throughput", capsys, *small)
+    small = ("--per-image", "2", "--questions", "2", "--rounds", "1", "--width", "64", "--layers", "1")
+    *_, size, row = printed("throughput", capsys, "--families", family, *small)
     assert re.fullmatch(rf"{family}, language model of [\d.]+M parameters", size)
     assert re.fullmatch(r" +2 per image: .* questions/s = .*; 2 of 2 answers equal", row)
 
@@ -181,7 +181,7 @@ def test_answers_of_the_random_models_have_their_full_length(tmp_path):
     from atr.vlm.checkpoint import load_vlm
 
     throughput = import_module("benchmarks.throughput")
-    throughput.write_random_llava(tmp_path, "llava", layers=1)
+    throughput.write_random_llava(tmp_path, "llava", width=64, layers=1)
     images, questions = throughput.draw_questions(1, 3, 336)
     answers = throughput.our_side(tmp_path, images)(questions)
     assert [len(answer.split()) for answer in answers] == [throughput.SETTINGS.max_new_tokens] * 3
