@@ -37,7 +37,7 @@ AnswerAll = Callable[[Sequence[Question]], list[str]]
 TASK, SPLIT = "random", "test"
 SETTINGS = SimpleNamespace(
     positions="original", budget="image", newline="keep", interpolation="model", share_prefix=True,
-    batch_size=128, batch_tokens=2**15, max_new_tokens=8,
+    batch_tokens=20_000, max_new_tokens=8,
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def our_side(folder: Path, images: Images) -> AnswerAll:
 
     def answer(questions: Sequence[Question]) -> list[str]:
         predictions = [""] * len(questions)
-        for batch in generator.batches(questions, SETTINGS.batch_size):
+        for batch in generator.batches(questions, SETTINGS.batch_tokens):
             asked = [questions[place] for place in batch]
             prepared = generator.prepare([one.images for one in asked], [one.question for one in asked])
             replies = generator.answer(prepared, build_reducer("full"), 1.0)
