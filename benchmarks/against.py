@@ -105,7 +105,8 @@ def extract_image(prepared: Prepared) -> Seconds:
 
 def pretrain_step(prepared: Prepared) -> Seconds:
     """Seconds of one training step of the autoencoder, with its share of validation."""
-    larger, smaller = prepared.run("pretrain", epochs=3), prepared.run("pretrain", epochs=1)
+    # So few steps do not teach it to drop, which would end the stage.
+    larger, smaller = (prepared.run("pretrain", epochs=epochs, collapse_after=1.0) for epochs in (3, 1))
     return larger.per_unit(smaller, 2 * (TRAINING_IMAGES // STEP))
 
 
