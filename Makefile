@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe
+.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe micro-selectors
 
 # DVC runs stages as `python -m atr.stages.x`, which must be the python of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,6 +24,7 @@ help:
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
 	@echo 'make micro       trains data/micro/llava again, from nothing; make micro-dinov2 the second model'
+	@echo 'make micro-selectors   ships the selectors of make reproduce in data/micro/selectors'
 
 reproduce: $(STAMP)
 	dvc repro
@@ -42,10 +43,11 @@ compare: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
-# lmms-eval needs an environment of its own; the tests compare its command and its scores with ours.
+# lmms-eval needs an environment of its own; the tests compare its command and its scores with ours. Its model llava_hf,
+# which benchmarks/throughput.py times, imports decord.
 test-lmms-eval: $(STAMP)
 	'$(PYTHON)' -m venv --clear .venv-lmms-eval
-	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]'
+	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]' decord
 	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/integrations/lmms_eval
 
 lint: $(STAMP)
@@ -78,6 +80,10 @@ $(TRAINING)/features/manifest.json: | $(STAMP)
 # Measures which layer of the preset dinov2-small (atr/config/presets) is best read; writes data/micro/probe.json.
 micro-probe: $(STAMP)
 	python -m atr.micro.stages.probe
+
+# Ships the selectors of `make reproduce` beside the micro model: rounded to bfloat16, scored, with their cards.
+micro-selectors: $(STAMP)
+	python -m atr.micro.stages.selectors
 
 # --compile writes .pyc files: without them imports take twice as long where PYTHONDONTWRITEBYTECODE is set.
 $(STAMP):

@@ -1,15 +1,22 @@
-"""Overhead of the framework and speed-up by reduction: ratios of two times measured in one run.
+"""Overhead of the framework, speed-up by reduction, and speed against another checkout, as ratios of times.
+
+Rows that compare this checkout with bare loops and with itself, all of them by default:
 
 - store: reading all images of a feature store in random order, relative to one plain safetensors file;
 - step: a pretraining step under LightningModule and Trainer, relative to a plain loop;
 - generate: the micro model's answers from a part of the visual tokens, relative to all of them.
+
+Rows that compare it with another checkout, in turns, by wall and CPU time: `extract`, `pretrain`, `distill`,
+`evaluate`, `import`, and `reproduce`, which takes as long as two runs of the pipeline a round:
+
+    python -m benchmarks.pipeline distill evaluate --against ../other
 
 Shapes: see atr.core.tokens; I images.
 """
 
 import tempfile
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,8 +40,11 @@ from atr.reduction.losses import at_least, kept_fraction, unexplained_variance
 from atr.reduction.pretraining import AutoencoderTraining
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.reduce import reduce
+from benchmarks import against
 
 GRID, WIDTH, SHARD = (12, 12), 192, 256
+OVERHEAD = ("store", "step", "generate")
+"""Rows without another checkout."""
 WARM = 5
 """Warm-up steps that are not counted."""
 
@@ -145,16 +155,8 @@ def time_generate(keep: float, batch: int, seconds: float, device: torch.device)
     return reduced, milliseconds(lambda: model.generate(**inputs, **length), seconds)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print one line per ratio."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=2048, help="images of the store")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each training")
-    parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
-    parser.add_argument("--batch", type=int, default=32, help="questions of a batch of answers")
-    parser.add_argument("--seconds", type=float, default=2.0, help="least duration of each other measurement")
-    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
+def measure_overhead(rows: Sequence[str], options: Namespace) -> Iterator[str]:
+    """A printed row for each ratio of this checkout's own."""
     pairs: dict[str, Callable[[Path], tuple[float, float]]] = {
         "store / plain file": lambda folder: time_store(folder, options.images, options.seconds),
         "step / plain loop": lambda folder: time_step(folder, options.steps, options.device),
@@ -164,11 +166,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for keep in options.keep
     }
-    print(device_name(options.device))
     for name, measure in pairs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            time, baseline = measure(Path(folder))
-        print(f"{name:<28}{time:>12.2f} ms /{baseline:>12.2f} ms = {time / baseline:.3f}")
+        if name.split()[0] in rows:
+            with tempfile.TemporaryDirectory() as folder:
+                time, baseline = measure(Path(folder))
+            yield f"{name:<28}{time:>12.2f} ms /{baseline:>12.2f} ms = {time / baseline:.3f}"
+
+
+def parse(arguments: Sequence[str] | None) -> Namespace:
+    """The options; exits with 2 for rows that need, or cannot have, another checkout."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    compared = [*against.PER_STAGE, *against.WHOLE]
+    parser.add_argument("rows", nargs="*", help=f"{', '.join(OVERHEAD)}; or {', '.join(compared)}")
+    parser.add_argument("--against", type=Path, help="folder of another checkout")
+    parser.add_argument("--rounds", type=int, default=1, help="measurements of each checkout")
+    parser.add_argument("--images", type=int, default=2048, help="images of the store")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each training")
+    parser.add_argument("--keep", nargs="+", type=float, default=[0.1, 0.5], help="kept fractions")
+    parser.add_argument("--batch", type=int, default=32, help="questions of a batch of answers")
+    parser.add_argument("--seconds", type=float, default=2.0, help="least duration of each other measurement")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    allowed = compared if options.against else OVERHEAD
+    if unknown := [name for name in options.rows if name not in allowed]:
+        mode = "with --against" if options.against else "without --against"
+        parser.error(f"rows: {unknown[0]} cannot be measured {mode}, allowed: {', '.join(allowed)}")
+    options.rows = options.rows or allowed
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one line per ratio."""
+    options = parse(arguments)
+    print(device_name(options.device))
+    rows = (
+        against.compare(options.rows, options.against, options.rounds)
+        if options.against
+        else measure_overhead(options.rows, options)
+    )
+    for row in rows:
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,78 @@
 """Draws docs/kept-tokens.png: the first held-out page and sign, the patches kept at 40 %, and the answers.
 
-It reads what `make reproduce` leaves in data/prepared and experiments/evaluate:
+It takes the shipped micro model and selectors, and runs in a fresh clone:
 
     python docs/kept_tokens.py
 """
 
-import io
-import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import pyarrow.parquet as pq
+import torch
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from atr.core.answer_files import load_rows
-from atr.core.records import Row
+from atr import FeatureSelector, reduce
+from atr.micro import world
+from atr.reduction.registry import build_reducer
+from atr.vlm.checkpoint import load_vlm
 
-PREPARED, EVALUATE = Path("data/prepared/evaluate"), Path("experiments/evaluate")
-IMAGES = ("docs/000000", "signs/000000")
-REDUCERS = {"full": 1.0, "random": 0.4, "selector": 0.4, "distilled": 0.4}
+MICRO = Path(__file__).parents[1] / "data/micro"
+BENCHMARKS = ("docs", "signs")
+COLUMNS = {"all tokens": 1.0, "random": 0.4, "selector": 0.4, "distilled": 0.4}
 SIDE, GAP, LINE = 216, 12, 28
 GREY = (158, 163, 168)
 
 
 def main(output: str = "docs/kept-tokens.png") -> None:
     """One row per image, one column per reducer, and the model's answer below each."""
-    images = {
-        row["id"]: row["image"]
-        for path in PREPARED.glob("*.parquet")
-        for row in pq.read_table(path).to_pylist()
-    }
-    size = (len(REDUCERS) * (SIDE + GAP) - GAP, LINE + len(IMAGES) * (SIDE + LINE + GAP) - GAP)
+    model, processor = load_vlm(str(MICRO / "llava"), torch.float32)
+    size = (len(COLUMNS) * (SIDE + GAP) - GAP, LINE + len(BENCHMARKS) * (SIDE + LINE + GAP) - GAP)
     picture = Image.new("RGB", size, "white")
-    for column, (reducer, keep) in enumerate(REDUCERS.items()):
-        stored = json.loads((EVALUATE / reducer / "masks.json").read_text())
-        answers = _answers(EVALUATE / reducer / "results.jsonl", keep)
-        _write(
-            picture,
-            column,
-            0,
-            "all tokens" if keep == 1 else f"{reducer}, {100 * keep:.0f} % kept",
-            weight="bold",
-        )
-        for row, name in enumerate(IMAGES):
+    for column, (name, keep) in enumerate(COLUMNS.items()):
+        title = name if keep == 1 else f"{name}, {100 * keep:.0f} % kept"
+        _write(picture, column, 0, title, weight="bold")
+        for row, benchmark in enumerate(BENCHMARKS):
             top = LINE + row * (SIDE + LINE + GAP)
-            image = Image.open(io.BytesIO(images[name])).convert("RGB")
-            kept = _grey_out(image, stored["grid"], set(stored["masks"][name]))
-            picture.paste(kept.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (column * (SIDE + GAP), top))
-            answer = answers[name]
-            colour = "darkgreen" if answer.score == 1 else "firebrick"
-            _write(picture, column, top + SIDE, f"{answer.question}?  {answer.prediction}", colour)
+            sample = world.sample(benchmark, "evaluate", 0, seed=0)
+            question, right = sample.turns[0]
+            kept, answer = _answer(model, processor, sample.image, question, _reducer(name), keep)
+            shown = _grey_out(sample.image, kept).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            picture.paste(shown, (column * (SIDE + GAP), top))
+            colour = "darkgreen" if answer == right else "firebrick"
+            _write(picture, column, top + SIDE, f"{question}?  {answer}", colour)
     picture.save(output, optimize=True)
     print(output)
 
 
-def _answers(path: Path, keep: float) -> dict[str, Row]:
-    """The first answer about each image at that kept fraction."""
-    answers: dict[str, Row] = {}
-    for row in load_rows(path):
-        if row.keep == keep:
-            answers.setdefault(row.image, row)
-    return answers
+def _reducer(name: str) -> Any:
+    """A shipped selector, or else the random reducer, which keeps all tokens as well as any."""
+    shipped = MICRO / "selectors" / name
+    return FeatureSelector.from_pretrained(shipped) if shipped.is_dir() else build_reducer("random")
 
 
-def _grey_out(image: Image.Image, grid: list[int], kept: set[int]) -> Image.Image:
-    """The image with its dropped patches painted grey."""
-    (rows, columns), greyed = grid, image.copy()
-    height, width = image.height // rows, image.width // columns
+@torch.inference_mode()
+def _answer(
+    model: Any, processor: Any, image: Image.Image, question: str, reducer: Any, keep: float
+) -> tuple[list[int], str]:
+    """The kept tokens, and the model's answer from them alone."""
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}])
+    reduced = reduce(model, processor(images=image, text=prompt, return_tensors="pt"), reducer, keep)
+    ids_1L = model.generate(**reduced, max_new_tokens=8, do_sample=False)
+    answer = processor.decode(ids_1L[0, reduced["input_ids"].shape[1] :], skip_special_tokens=True)
+    return reduced.kept[0].indices_K.tolist(), answer.strip()
+
+
+def _grey_out(image: Image.Image, kept: Iterable[int], side: int = 12) -> Image.Image:
+    """The image with its dropped patches painted grey, of `side` x `side` patches."""
+    greyed, patch = image.copy(), image.width // side
     draw = ImageDraw.Draw(greyed)
-    for token in set(range(rows * columns)) - kept:
-        left, top = width * (token % columns), height * (token // columns)
-        draw.rectangle((left, top, left + width - 1, top + height - 1), fill=GREY)
+    for token in set(range(side * side)) - set(kept):
+        left, top = patch * (token % side), patch * (token // side)
+        draw.rectangle((left, top, left + patch - 1, top + patch - 1), fill=GREY)
     return greyed
 
 

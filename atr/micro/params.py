@@ -157,6 +157,16 @@ class MicroFeatures:
         return self
 
 
+@dataclass(frozen=True, config=STRICT)
+class MicroSelectors:
+    """The held-out scores in the model cards of the shipped selectors."""
+
+    keep: OpenFraction = 0.4
+    """Fraction of the visual tokens that is kept."""
+    questions: Count = 100
+    """Held-out questions of each benchmark."""
+
+
 class MicroParams(loader.Params):
     """The parameters that one stage of the micro world declares, read-only."""
 
@@ -164,6 +174,7 @@ class MicroParams(loader.Params):
     micro_probe: MicroProbe
     micro_features: MicroFeatures
     micro_dinov2: MicroDinov2
+    micro_selectors: MicroSelectors
 
 
 MICRO_STAGES = {
@@ -171,6 +182,7 @@ MICRO_STAGES = {
     "micro_probe": ("seed", "micro_probe"),
     "micro_features": ("seed", "trainer", "micro_features"),
     "micro_dinov2": ("seed", "trainer", "micro_features", "micro_dinov2"),
+    "micro_selectors": ("seed", "micro_selectors"),
 }
 """The parameters that each stage declares, and the only ones it gets."""
 
@@ -180,6 +192,7 @@ MICRO_SECTIONS = {
     "micro_probe": MicroProbe,
     "micro_features": MicroFeatures,
     "micro_dinov2": MicroDinov2,
+    "micro_selectors": MicroSelectors,
 }
 
 PARAMETERS = loader.ParameterFile("data/micro/params.yaml", MicroCommon, MICRO_SECTIONS, MICRO_STAGES)

@@ -80,6 +80,8 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
         "training images": record.get("images"),
         "seed": record.get("seed"),
         "fingerprint of the encoder": record.get("fingerprint"),
+        "weights": record.get("weights"),
+        "rounded from the weights with SHA-256": record.get("rounded_from"),
     }
     # Sorted, as in config.json, so that a selector loaded and saved again has the same card.
     scores = sorted(record.get("scores", {}).items())

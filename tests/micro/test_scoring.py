@@ -36,7 +36,7 @@ def test_a_score_is_the_fraction_of_right_first_answers(monkeypatch):
     samples = [sample("docs", "evaluate", index, 0) for index in range(4)]
     replies = [samples[0].turns[0][1], "wrong", samples[2].turns[0][1], samples[3].turns[0][1]]
 
-    def generate(model, processor, images, questions):
+    def generate(model, processor, images, questions, shorten):
         assert [*questions] == [drawn.turns[0][0] for drawn in samples]
         assert [image.tobytes() for image in images] == [drawn.image.tobytes() for drawn in samples]
         return replies
