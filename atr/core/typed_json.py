@@ -79,6 +79,10 @@ def value_of(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(parts):
         return tuple(value_of(part, item, where) for part, item in zip(parts, value, strict=True))
     if origin in (list, Sequence) and isinstance(value, list):
+        allowed = _scalars(parts[0])
+        # Nearly all lists are sound; only an item that is not needs its place.
+        if allowed is not None and all(type(item) in allowed and _is_sound(item) for item in value):
+            return value
         return [value_of(parts[0], item, f"{where}[{place}]") for place, item in enumerate(value)]
     raise _refused(hint, value, where)
 
