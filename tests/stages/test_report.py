@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from atr import config
 from atr.datasets.prepared import save_images
+from atr.reporting import style
 from atr.stages import report
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,7 @@ def workspace(tmp_path, monkeypatch):
         artifact=lambda path: logged.setdefault("artifacts", []).append(path.name),
     )
     monkeypatch.setattr("atr.core.tracking.run", lambda stage, params: nullcontext(log))
+    monkeypatch.setitem(style._RC_PARAMS, "figure.dpi", 40)  # a third of the time goes into pixels
     return logged
 
 
