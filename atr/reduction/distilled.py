@@ -31,7 +31,7 @@ class DistilledReducer(SelectorReducer):
 
     def __init__(self, selector: FeatureSelector) -> None:
         super().__init__(selector)
-        self._coverage = Scope(SelectorReducer(selector), on="projected")
+        self._coverage = Scope(self, on="projected")
 
     def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """`budget` indices of each image; raises ValueError unless 0 <= budget <= N."""

@@ -1,4 +1,4 @@
-"""Greedy decoding for `generate(custom_generate=decode)`: a prompt leaves the batch when its answer ends.
+"""Greedy decoding as a `custom_generate` of transformers: a prompt leaves the batch when its answer ends.
 
 Shapes: B prompts that are still answered, L tokens of a prompt with its answer so far, U distinct prefixes, Q
 branches of a prefix, V words of the vocabulary.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from atr.vlm.prefix import PADDING, PrefixCache, SplitPrompts, place
+from atr.vlm.prefix import NO_BRANCH, PrefixCache, SplitPrompts, place
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Prompts:
 
 
 @torch.no_grad()
-def decode(
+def decode_greedily(
     model: Any,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -100,5 +100,5 @@ def _read_last(cache: PrefixCache, prompts: _Prompts) -> Tensor:
     token_UQ, position_UQ = (
         place(values_B, at, fill=0) for values_B in (prompts.ids_BL[:, -1], prompts.position_B)
     )
-    branch_UQ = place(prompts.branch_B, at, fill=PADDING)
+    branch_UQ = place(prompts.branch_B, at, fill=NO_BRANCH)
     return cache.extend(token_UQ, position_UQ, branch_UQ)[at]

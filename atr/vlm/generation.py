@@ -27,7 +27,7 @@ from atr.vlm.compatibility import (
     other_images,
     warn_of_positions,
 )
-from atr.vlm.decoding import decode
+from atr.vlm.decoding import decode_greedily
 from atr.vlm.in_llm import LayerPruning, prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
@@ -273,7 +273,7 @@ class Generator:
             return self._generate(inputs)
         share = self._shares and len(set(image_of)) < len(image_of)
         split = split_prompts(self.model, inputs, image_of) if share else None
-        return self._generate(inputs, custom_generate=partial(decode, split=split))
+        return self._generate(inputs, custom_generate=partial(decode_greedily, split=split))
 
     def _generate(self, inputs: Mapping[str, Any], **options: Any) -> list[str]:
         sequences = self.model.generate(

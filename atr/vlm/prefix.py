@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.vlm.reduce import image_bounds, pack_left, pad_id, placeholders
 
-PREFIX = -1
+ALL_BRANCHES = -1
 """Owner of a cache column that all branches of a row read."""
-PADDING = -2
+NO_BRANCH = -2
 """Owner of a cache column that no branch reads."""
 
 
@@ -65,14 +65,14 @@ class SplitPrompts:
         The last tokens of the suffixes are the last columns, in the order of the branches.
         """
         ids_BT, positions_BT = self.suffixes["input_ids"], self.suffixes["position_ids"]
-        branch_BT = self.branch_B[:, None].where(self.suffixes["attention_mask"].bool(), PADDING)
-        parts = ((ids_BT, 0), (positions_BT, 0), (branch_BT, PADDING))
+        branch_BT = self.branch_B[:, None].where(self.suffixes["attention_mask"].bool(), NO_BRANCH)
+        parts = ((ids_BT, 0), (positions_BT, 0), (branch_BT, NO_BRANCH))
         at = self.prefix_B, self.branch_B
         last = [place(values_BT[:, -1], at, fill) for values_BT, fill in parts]
         if ids_BT.shape[1] == 1:
             return last[0], last[1], last[2]
         bodies = [place(values_BT[:, :-1], at, fill).flatten(1) for values_BT, fill in parts]
-        stay = bodies[2] != PADDING
+        stay = bodies[2] != NO_BRANCH
         packed = [
             torch.cat([pack_left(body, stay, fill), end], dim=1)
             for body, end, (_, fill) in zip(bodies, last, parts, strict=True)
@@ -147,7 +147,7 @@ def _number(keys: Sequence[Hashable]) -> tuple[list[int], list[int], list[int]]:
 class PrefixCache:
     """Keys and values of U prefixes and of the branches behind each; gradients pass through.
 
-    `owner_UC` of a column is the branch that reads it, PREFIX if all of its row do, or PADDING.
+    `owner_UC` of a column is the branch that reads it, ALL_BRANCHES if all of its row do, or NO_BRANCH.
     """
 
     def __init__(self, model: Any, cache: DynamicCache, owner_UC: Tensor) -> None:
@@ -162,11 +162,11 @@ class PrefixCache:
         mask_US = inputs.get("attention_mask")
         if mask_US is None:  # as generate leaves it out where nothing is padded
             mask_US = torch.ones_like(inputs["input_ids"])
-        owner_US = torch.where(mask_US.bool(), PREFIX, PADDING)
+        owner_US = torch.where(mask_US.bool(), ALL_BRANCHES, NO_BRANCH)
         return cls(model, cache, owner_US), logits_U1V
 
     def extend(self, ids_UT: Tensor, positions_UT: Tensor, branch_UT: Tensor, keep: int = 0) -> Tensor:
-        """Read tokens that belong to branches (PADDING: to none); logits (U, T, V), or of the last `keep`."""
+        """Read tokens of branches, or of NO_BRANCH; logits (U, T, V), or of the last `keep` tokens."""
         self.owner_UC = torch.cat([self.owner_UC, branch_UT], dim=1)
         logits_UTV: Tensor = self.model(
             input_ids=ids_UT,
@@ -189,7 +189,7 @@ class PrefixCache:
         columns, tokens = owner_U1C.shape[-1], branch_UT.shape[1]
         later_TC = torch.ones(tokens, columns, dtype=torch.bool, device=branch_UT.device)
         later_TC = later_TC.triu(columns - tokens + 1)
-        hidden_UTC = later_TC | ((owner_U1C != PREFIX) & (owner_U1C != branch_UT1))
+        hidden_UTC = later_TC | ((owner_U1C != ALL_BRANCHES) & (owner_U1C != branch_UT1))
         dtype = self.model.dtype
         mask_UTC = torch.zeros(hidden_UTC.shape, dtype=dtype, device=hidden_UTC.device)
         return mask_UTC.masked_fill(hidden_UTC, torch.finfo(dtype).min)[:, None]

@@ -351,4 +351,5 @@ def pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:
 def pad_id(model: Any) -> int:
     """The padding token's id; 0 if the model has none, because the mask hides padding."""
     configs = (model.generation_config, model.config, model.config.get_text_config())
-    return next((config.pad_token_id for config in configs if config.pad_token_id is not None), 0)
+    known = (getattr(config, "pad_token_id", None) for config in configs)
+    return next((number for number in known if number is not None), 0)

@@ -80,3 +80,12 @@ def test_distilled_ranking_is_the_top_k(selector, tmp_path):
     given = encoded(projected_BND=torch.randn(3, 20, 8))
     ranking = build_reducer("distilled_ranking", 0, tmp_path)
     assert torch.equal(ranking(given, 6), selector.select(given.features_BND, 6))
+
+
+def test_a_batch_is_scored_once_for_coverage_and_ranking_at_all_budgets(selector, monkeypatch):
+    scored, rank = [], selector.rank
+    monkeypatch.setattr(selector, "rank", lambda *given: scored.append(1) or rank(*given))
+    given, reducer = encoded(projected_BND=torch.randn(3, 20, 8)), DistilledReducer(selector)
+    for budget in (20, 7, 1):
+        reducer(given, budget)
+    assert scored == [1]

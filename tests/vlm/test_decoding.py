@@ -1,7 +1,7 @@
 import pytest
 
 from atr.reduction.peers.random import Random
-from atr.vlm.decoding import decode
+from atr.vlm.decoding import decode_greedily
 from atr.vlm.policy import Policy
 from atr.vlm.prefix import split_prompts
 from atr.vlm.reduce import prepare
@@ -41,7 +41,9 @@ def split(request, model, reduced):
 def test_answers_are_those_of_generate(model, reduced, split, more):
     expected = until_the_end(model.generate(**reduced, **options(**more)), reduced["input_ids"].shape[1])
     assert len(set(map(len, expected))) > 1
-    assert model.generate(**reduced, **options(**more), custom_generate=decode, split=split) == expected
+    assert (
+        model.generate(**reduced, **options(**more), custom_generate=decode_greedily, split=split) == expected
+    )
 
 
 def rows_read(model, monkeypatch, **given):
@@ -52,7 +54,7 @@ def rows_read(model, monkeypatch, **given):
         "forward",
         lambda **inputs: read.append(inputs["inputs_embeds"].shape[:2].numel()) or forward(**inputs),
     )
-    ids = model.generate(**given, custom_generate=decode)
+    ids = model.generate(**given, custom_generate=decode_greedily)
     monkeypatch.undo()
     return ids, read
 

@@ -547,7 +547,7 @@ def test_a_model_whose_cache_cannot_be_shared_answers_by_its_own_generate(
     loaded = make_model(text_config=text), processor
     monkeypatch.setattr("atr.vlm.generation.load_vlm", lambda *args, **kwargs: loaded)
     monkeypatch.setattr("atr.vlm.generation.version_of", lambda *args: {})
-    vlm, inputs = VlmPreset("tiny", "tiny/mistral", None), (lambda: Pictures("llava"), lambda: 1 / 0)
+    vlm, inputs = VlmPreset("tiny", "tiny/mistral", None, False), (lambda: Pictures("llava"), lambda: 1 / 0)
     generator = Generator.load(vlm, 32, torch.device("cpu"), *inputs, Evaluate(max_new_tokens=4))
     assert capsys.readouterr().err == (
         "tiny/mistral: each prompt reads its images anew: the cache of mistral has layers of type "

@@ -17,7 +17,7 @@ from transformers import (
 
 from atr.reduction.peers.random import Random
 from atr.vlm.policy import Policy
-from atr.vlm.prefix import PADDING, PrefixCache, split_prompts, why_not_shared
+from atr.vlm.prefix import NO_BRANCH, PrefixCache, split_prompts, why_not_shared
 from atr.vlm.reduce import prepare
 
 FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
@@ -90,7 +90,7 @@ def test_suffixes_stand_side_by_side_with_their_last_tokens_at_the_end(model, sh
     ids_UT, _, branch_UT = split_prompts(model, reduced, images).pack()
     letters = {letter: 5 + place for place, letter in enumerate("abcdefghijk")}
     assert ids_UT[0].tolist() == [letters[letter] for letter in "bcfadg"]
-    assert branch_UT.tolist() == [[1, 1, 2, 0, 1, 2], [*[PADDING] * 3, 0, PADDING, PADDING]]
+    assert branch_UT.tolist() == [[1, 1, 2, 0, 1, 2], [*[NO_BRANCH] * 3, 0, NO_BRANCH, NO_BRANCH]]
 
 
 @pytest.mark.parametrize("prompts", [["<image> a", "b"], ["<image> a", "b <image>"]])
