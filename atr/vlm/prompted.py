@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import Prompts
-from atr.vlm.prefix import PREFIX
+from atr.vlm.prefix import ALL_BRANCHES
 from atr.vlm.reduce import Prepared
 from atr.vlm.weighted_attention import WeightedSequence
 
@@ -62,7 +62,7 @@ class PromptedBatch:
         read_L = torch.ones_like(visual_L).masked_scatter(visual_L, read_P)
         counted_L = weight_L > 0.5 if positions == "contiguous" else torch.ones_like(visual_L)
         ids, places, predicts = [ids_L[read_L]], [(counted_L.cumsum(0) - 1).clamp(min=0)[read_L]], []
-        branches, start, length = [torch.full_like(ids[0], PREFIX)], int(counted_L.sum()), len(ids[0])
+        branches, start, length = [torch.full_like(ids[0], ALL_BRANCHES)], int(counted_L.sum()), len(ids[0])
         for branch, (prompt_T, answer_A) in enumerate(zip(self.prompts[row], answers.ids, strict=True)):
             # A token is predicted at the place before it, so that the last one is not read.
             ids_T = torch.cat([prompt_T, answer_A[:-1]])

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from atr.vlm.prefix import PREFIX
+from atr.vlm.prefix import ALL_BRANCHES
 
 DROPPED_WEIGHT = 1e-3
 """Attention weight left to a dropped token; at zero it would get no gradient."""
@@ -29,7 +29,7 @@ _MULTIPLE = 64
 class WeightedSequence:
     """An image and its answered prompts, or what is left of them; all tensors (T,) but two.
 
-    `branch_T` of a token is the prompt that it belongs to, PREFIX for tokens that all prompts read.
+    `branch_T` of a token is the prompt that it belongs to, ALL_BRANCHES for tokens that all prompts read.
     `weight_T` is 1 for tokens that are kept and 0 for dropped ones. `tokens_KD` are the projected visual
     tokens of the placeholders among `ids_T`, and `predicts_A` the places whose next tokens are predicted.
     """
@@ -47,7 +47,7 @@ class WeightedSequence:
         A token always attends to itself, which changes nothing if no other token attends to it.
         """
         itself_TT = torch.eye(len(self.ids_T), dtype=torch.bool, device=self.ids_T.device)
-        other_TT = (self.branch_T != PREFIX) & (self.branch_T != self.branch_T[:, None])
+        other_TT = (self.branch_T != ALL_BRANCHES) & (self.branch_T != self.branch_T[:, None])
         hidden_TT = other_TT | torch.ones_like(itself_TT).triu(1)
         bias_T = (DROPPED_WEIGHT + (1 - DROPPED_WEIGHT) * self.weight_T).log()
         lowest = torch.finfo(bias_T.dtype).min

@@ -81,7 +81,7 @@ def test_stored_answers_are_read_as_they_were(tmp_path, monkeypatch):
 
 def test_a_prompt_is_tokenized_once(reader, monkeypatch):
     first = reader.read(BATCH)
-    monkeypatch.setattr("atr.vlm.inputs.Prompts.tokenize", None)
+    monkeypatch.setattr("atr.vlm.prompted.Prompts", None)
     again = reader.read(BATCH)
     assert [[ids_T.tolist() for ids_T in part] for part in again.prompts] == [
         [ids_T.tolist() for ids_T in part] for part in first.prompts
