@@ -9,7 +9,9 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def map_ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
+def map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
     """Like `map`, with `threads` items beyond the consumer's under way; with 0 threads it is `map`.
 
     Results come in the order of the items, and an error where its result would. At most `threads` results
