@@ -31,7 +31,7 @@ from atr.features.extraction import fill_store
 from atr.features.wheel_weights import WHEELS
 from atr.micro import world
 
-BATCH, SHARD = 16, 1024
+BATCH, SHARD = 32, 1024
 DINOV2 = "facebook/dinov2-small"
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Iterator[_Result]:
     """Like `map`, with `threads` items beyond the consumer's under way; with 0 threads it is `map`.
 
     Results come in the order of the items, and an error where its result would. At most `threads` results
@@ -18,7 +20,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads
     if not threads:
         yield from map(function, items)
         return
-    waiting: deque[Future[Result]] = deque()
+    waiting: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:

@@ -81,7 +81,13 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """The batches; at most `threads` wait in memory."""
-        return map_ahead(self.batches.__getitem__, self.numbers, self.threads)
+        return map_ahead(self._load, self.numbers, self.threads)
+
+    def _load(self, number: int) -> ImageBatch:
+        first, ids, pixel_values_BCHW = self.batches[number]
+        if torch.cuda.is_available():
+            pixel_values_BCHW = pixel_values_BCHW.pin_memory()
+        return first, ids, pixel_values_BCHW
 
 
 class ImageDataModule(LightningDataModule):

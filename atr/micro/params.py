@@ -143,7 +143,7 @@ class MicroFeatures:
     batch_size: Count = 16
     """Images per step on each device."""
     workers: Workers = 0
-    """Processes that draw images; 0 draws in the main process."""
+    """Threads that draw images ahead of the encoder; 0 draws between its batches."""
 
     @property
     def reading_images(self) -> int:
