@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 from importlib import import_module
 from pathlib import Path

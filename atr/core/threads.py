@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+__Result = TypeVar("__Result")
 
 
 def map_ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
-) -> Iterator[_Result]:
+    function: Callable[[_Item], __Result], items: Iterable[_Item], threads: int
+) -> Iterator[__Result]:
     """Like `map`, with `threads` items beyond the consumer's under way; with 0 threads it is `map`.
 
     Results come in the order of the items, and an error where its result would. At most `threads` results
@@ -20,7 +20,7 @@ def map_ahead(
     if not threads:
         yield from map(function, items)
         return
-    waiting: deque[Future[_Result]] = deque()
+    waiting: deque[Future[__Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:

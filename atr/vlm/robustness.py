@@ -50,7 +50,7 @@ class Described:
 
 @dataclass(frozen=True)
 class ObservedQuestions:
-    """What is observed of which reducers: `questions`, `tokens` tokens at a time, in the cells of the `reducers`.
+    """What is observed of which reducers: `questions`, in batches of `tokens`, in the cells of `reducers`.
 
     `generator` reads images in the reference deployment; without `score` nothing is answered.
     """
