@@ -14,6 +14,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from atr.vlm.prefix import NO_BRANCH, PrefixCache, SplitPrompts, place
 
+_CACHES = "past_key_values", "cache"
+"""Names under which versions of transformers hand over an empty cache, in place of which we make our own."""
+
 
 @dataclass(frozen=True)
 class _Prompts:
@@ -74,7 +77,8 @@ def _read(
     """Read the prompts; the logits_BV behind them."""
     number_B = torch.arange(len(input_ids), device=input_ids.device)
     if split is None:
-        cache, logits_B1V = PrefixCache.prefill(model, {"input_ids": input_ids, **inputs})
+        given = {name: value for name, value in inputs.items() if name not in _CACHES}
+        cache, logits_B1V = PrefixCache.prefill(model, {"input_ids": input_ids, **given})
         position_B, branch_B = inputs["position_ids"][:, -1], torch.zeros_like(number_B)
         return cache, _Prompts(number_B, input_ids, position_B, number_B, branch_B), logits_B1V[:, -1]
     cache, _ = PrefixCache.prefill(model, split.prefixes)

@@ -50,8 +50,8 @@ class Distillation(RecordedTraining):
     """Trains a selector to minimise the divergence of the model's answers from those with all tokens.
 
     Dropped tokens are left out, or have next to no weight in attention; the kept ones have the positions of
-    the generator's settings. The budget of each image is drawn at every step. The model is frozen and not part
-    of the checkpoint.
+    the generator's settings. The budget of each image is drawn at every step. The model is frozen and not
+    part of the checkpoint.
     """
 
     def __init__(self, selector: FeatureSelector, generator: Generator, recipe: "Distill", seed: int) -> None:

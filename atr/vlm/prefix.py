@@ -190,6 +190,6 @@ class PrefixCache:
         later_TC = torch.ones(tokens, columns, dtype=torch.bool, device=branch_UT.device)
         later_TC = later_TC.triu(columns - tokens + 1)
         hidden_UTC = later_TC | ((owner_U1C != ALL_BRANCHES) & (owner_U1C != branch_UT1))
-        dtype = self.model.dtype
+        dtype = self.model.get_input_embeddings().weight.dtype  # the tower may have another
         mask_UTC = torch.zeros(hidden_UTC.shape, dtype=dtype, device=hidden_UTC.device)
         return mask_UTC.masked_fill(hidden_UTC, torch.finfo(dtype).min)[:, None]

@@ -46,6 +46,16 @@ def test_answers_are_those_of_generate(model, reduced, split, more):
     )
 
 
+def test_an_empty_cache_of_either_name_is_not_read(model, reduced, split):
+    """generate of transformers 5.24 calls it `cache`."""
+
+    def with_cache(*arguments, past_key_values, **inputs):
+        return decode_greedily(*arguments, split=split, cache=past_key_values, **inputs)
+
+    expected = model.generate(**reduced, **options(), custom_generate=decode_greedily, split=split)
+    assert model.generate(**reduced, **options(), custom_generate=with_cache) == expected
+
+
 def rows_read(model, monkeypatch, **given):
     """Prompts that are read in each step."""
     read, forward = [], model.model.language_model.forward

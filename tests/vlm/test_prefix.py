@@ -68,6 +68,15 @@ def test_branches_of_a_prefix_have_the_logits_of_separate_prompts(
 
 
 @torch.inference_mode()
+def test_the_mask_has_the_language_models_precision(model, shorten):
+    """In a deployment that is compared, the tower alone is in bfloat16."""
+    reduced, images = shorten(PROMPTS)
+    _, expected = branch_logits(model, reduced, images)
+    model.model.vision_tower.bfloat16()
+    assert torch.equal(branch_logits(model, reduced, images)[1], expected)
+
+
+@torch.inference_mode()
 def test_prompts_about_different_images_share_nothing(model, shorten):
     reduced, _ = shorten(PROMPTS)
     split, logits = branch_logits(model, reduced, [0, 1, 2, 1])
