@@ -161,11 +161,12 @@ def test_the_import_row_counts_what_comes_beyond_torch_and_transformers(tmp_path
 
 def test_reproduce_runs_the_pipeline_of_a_new_clone(tmp_path, monkeypatch):
     against = import_module("benchmarks.against")
-    (tmp_path / "dvc.yaml").write_text(f"stages: {{one: {{cmd: pwd > {tmp_path}/ran}}}}")
+    recipe = f"STAMP := missing\nreproduce: $(STAMP)\n\tpwd > {tmp_path}/ran\n"
+    (tmp_path / "Makefile").write_text(recipe)
     names = {f"GIT_{who}_{what}": "atr" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    for command in ("git init -q", "dvc init -q", "git add .", "git commit -qm first"):
+    for command in ("git init -q", "git add .", "git commit -qm first"):
         subprocess.run(command.split(), cwd=tmp_path, env=os.environ | names, check=True)
-    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    (tmp_path / "Makefile").write_text("reproduce:\n\tfalse\n")
     assert against.reproduce(tmp_path).wall > 0
     assert (tmp_path / "ran").read_text().strip() != str(tmp_path)
 
