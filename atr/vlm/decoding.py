@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from atr.vlm.prefix import NO_BRANCH, PrefixCache, SplitPrompts, place
+from atr.vlm.prefix import PrefixCache, SplitPrompts
 
 _CACHES = "past_key_values", "cache"
 """Names under which versions of transformers hand over an empty cache, in place of which we make our own."""
@@ -68,7 +68,8 @@ def decode_greedily(
             return sequences
         if ended_B.any() and not logits_processor:
             prompts, ended_B = _drop(cache, prompts, ended_B), ended_B[~ended_B]
-        logits_BV = _read_last(cache, prompts)
+        last_B = prompts.ids_BL[:, -1]
+        logits_BV = cache.read_next(last_B, prompts.position_B, prompts.prefix_B, prompts.branch_B)
 
 
 def _read(
@@ -95,14 +96,3 @@ def _drop(cache: PrefixCache, prompts: _Prompts, ended_B: Tensor) -> _Prompts:
     if len(prefixes_U) < len(cache.owner_UC):
         cache.select(prefixes_U)
     return replace(left, prefix_B=prefix_B)
-
-
-def _read_last(cache: PrefixCache, prompts: _Prompts) -> Tensor:
-    """Read the last token of each prompt; the logits_BV behind it."""
-    same_BB = prompts.prefix_B[:, None] == prompts.prefix_B
-    at = prompts.prefix_B, same_BB.tril(-1).sum(1)
-    token_UQ, position_UQ = (
-        place(values_B, at, fill=0) for values_B in (prompts.ids_BL[:, -1], prompts.position_B)
-    )
-    branch_UQ = place(prompts.branch_B, at, fill=NO_BRANCH)
-    return cache.extend(token_UQ, position_UQ, branch_UQ)[at]

@@ -178,6 +178,12 @@ class PrefixCache:
         ).logits
         return logits_UTV
 
+    def read_next(self, ids_B: Tensor, positions_B: Tensor, prefix_B: Tensor, branch_B: Tensor) -> Tensor:
+        """Read one more token of each prompt, a branch of a prefix; the logits_BV behind it."""
+        at = prefix_B, (prefix_B[:, None] == prefix_B).tril(-1).sum(1)
+        ids_UQ, positions_UQ = (place(values_B, at, fill=0) for values_B in (ids_B, positions_B))
+        return self.extend(ids_UQ, positions_UQ, place(branch_B, at, fill=NO_BRANCH))[at]
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the cache."""
         self.cache.batch_select_indices(rows)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.core.files import whole_file
-from atr.vlm.prefix import NO_BRANCH, PrefixCache, SplitPrompts, place
+from atr.vlm.prefix import PrefixCache, SplitPrompts
 from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
 from atr.vlm.reduce import pad_id
 
@@ -87,9 +87,7 @@ class _Unfinished:
 
     def read(self, ids_B: Tensor) -> Tensor:
         """The logits_BV behind one more token of each."""
-        at = self.row_B, (self.row_B[:, None] == self.row_B).tril(-1).sum(1)
-        ids_UQ, positions_UQ = (place(values_B, at, fill=0) for values_B in (ids_B, self.position_B))
-        return self.cache.extend(ids_UQ, positions_UQ, place(self.branch_B, at, fill=NO_BRANCH))[at]
+        return self.cache.read_next(ids_B, self.position_B, self.row_B, self.branch_B)
 
 
 def _joined(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Answers:
