@@ -45,7 +45,7 @@ class TokenLayout:
     grid: tuple[int, int]
     """(rows, columns) of the patches."""
     class_tokens: int
-    """0 or 1."""
+    """Class tokens, before all others."""
     extra_tokens: int
     """Class and register tokens, before the patches."""
     width: int

@@ -10,29 +10,59 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Aimv2Config,
+    Aimv2Model,
+    Aimv2TextConfig,
+    Aimv2VisionConfig,
+    Aimv2VisionModel,
+    BeitConfig,
+    BeitModel,
     BitImageProcessorPil,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    ChineseCLIPTextConfig,
+    ChineseCLIPVisionConfig,
+    ChineseCLIPVisionModel,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    IJepaConfig,
+    IJepaModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MLCDVisionConfig,
+    MLCDVisionModel,
+    PixioConfig,
+    PixioModel,
+    RadioConfig,
+    RadioModel,
+    Sapiens2Config,
+    Sapiens2Model,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
+    Tipsv2VisionConfig,
+    Tipsv2VisionModel,
     ViTConfig,
     ViTModel,
+    ViTMSNConfig,
+    ViTMSNModel,
 )
 
 from atr.features import encoder as encoder_module
@@ -47,6 +77,9 @@ SMALL = {
     "image_size": 56,
 }
 WIDE = SMALL | {"intermediate_size": 32}
+TWO_HEADS = {"num_attention_heads": 2}  # axial rotary positions turn four channels at a time
+GROUPED = {"num_key_value_heads_per_layer": [2, 1, 1]}
+PAIRS = {"patch_size": [14, 14], "image_size": [56, 56]}
 TOWERS = {  # class, configuration, number of tokens that are not patches
     "clip": (CLIPVisionModel, CLIPVisionConfig(**WIDE), 1),
     "untrained": (CLIPVisionModel, CLIPVisionConfig(**WIDE, untrained_class_token=True), 1),
@@ -55,7 +88,25 @@ TOWERS = {  # class, configuration, number of tokens that are not patches
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
     "registers": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2), 5),
     "dinov3": (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, num_register_tokens=2), 3),
+    "aimv2": (Aimv2VisionModel, Aimv2VisionConfig(**WIDE), 0),
+    "aimv2_native": (Aimv2VisionModel, Aimv2VisionConfig(**WIDE, is_native=True), 0),
+    "beit": (BeitModel, BeitConfig(**WIDE, use_relative_position_bias=True), 1),
+    "beit_shared": (BeitModel, BeitConfig(**WIDE, use_shared_relative_position_bias=True), 1),
+    "chinese_clip": (ChineseCLIPVisionModel, ChineseCLIPVisionConfig(**WIDE), 1),
+    "deit": (DeiTModel, DeiTConfig(**WIDE), 2),
+    "ijepa": (IJepaModel, IJepaConfig(**WIDE), 0),
+    "internvl": (InternVLVisionModel, InternVLVisionConfig(**(WIDE | PAIRS), use_qk_norm=True), 1),
+    "mlcd": (MLCDVisionModel, MLCDVisionConfig(**(WIDE | TWO_HEADS)), 1),
+    "pixio": (PixioModel, PixioConfig(**SMALL, mlp_ratio=2, n_cls_tokens=4), 4),
+    "radio": (RadioModel, RadioConfig(**SMALL, mlp_ratio=2.0, max_img_size=112), 10),
+    "sapiens2": (Sapiens2Model, Sapiens2Config(**(WIDE | TWO_HEADS), **GROUPED, num_register_tokens=2), 3),
+    "tipsv2": (Tipsv2VisionModel, Tipsv2VisionConfig(**SMALL, mlp_ratio=2, num_register_tokens=2), 3),
+    "vit_msn": (ViTMSNModel, ViTMSNConfig(**WIDE), 1),
 }
+RESIZABLE = set(TOWERS) - {"aimv2"}
+INTERPOLATED = {  # whose forward must be told to
+    "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "mlcd", "vit_msn",
+}  # fmt: skip
 TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -138,8 +189,9 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         rows_BHT = heads_BHTT[:, :, 0] if has_class else heads_BHTT[:, :, extra:].sum(2) / 16
         torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
         assert seen[need].std() > 1e-4  # a constant would prove nothing
-    chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
-    torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
+    # Three heads of eight channels, or two of twelve.
+    chunks = projected[0][:, extra:].split(24 // model.config.num_attention_heads, dim=-1)
+    torch.testing.assert_close(seen["keys_BND"], sum(chunks) / len(chunks), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +328,12 @@ def test_grid_is_that_of_the_processed_image(tmp_path):
     assert encoder(pixels_BCHW).shape == (1, 18, 24)
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", sorted(RESIZABLE))
 def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))
     pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
-    options = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
+    options = {"interpolate_pos_encoding": True} if kind in INTERPOLATED else {}
     with torch.inference_mode():
         states = model(pixels_BCHW, output_hidden_states=True, **options).hidden_states[-2]
         seen = encoder.observe(pixels_BCHW, {"attention_BN"})
