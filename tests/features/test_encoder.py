@@ -105,7 +105,7 @@ TOWERS = {  # class, configuration, number of tokens that are not patches
 }
 RESIZABLE = set(TOWERS) - {"aimv2"}
 INTERPOLATED = {  # whose forward must be told to
-    "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "mlcd", "vit_msn",
+    "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "vit_msn",
 }  # fmt: skip
 TEXT = {
     "hidden_size": 16,
