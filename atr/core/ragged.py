@@ -39,7 +39,7 @@ class RaggedGrids:
 
     def split(self, values: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Views of the images' parts of a tensor with T entries along `dim`."""
-        return values.split(list(self.tokens), dim)
+        return torch.split(values, list(self.tokens), dim)
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ class RaggedFeatures:
 
 
 def of_each_image(values: Tensor, grids: RaggedGrids | None) -> tuple[Tensor, ...]:
-    """The parts of a ragged batch, one for each image; a rectangular batch (`grids` None) as a single part."""
+    """The parts of a ragged batch, one for each image; a rectangular batch (`grids` None) as one part."""
     return (values,) if grids is None else grids.split(values)

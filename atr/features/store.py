@@ -161,9 +161,7 @@ class RaggedShardWriter:
         self._features: list[Tensor] = []
         self._grids: list[Grid] = []
 
-    def add(
-        self, first: int, ids: Sequence[str], features: Sequence[Tensor], grids: Sequence[Grid]
-    ) -> None:
+    def add(self, first: int, ids: Sequence[str], features: Sequence[Tensor], grids: Sequence[Grid]) -> None:
         """As `ShardWriter.add`, with features_ND and grid of each image; ValueError if the two do not fit."""
         number, offset = divmod(first, self.shard_images)
         end = offset + len(ids)
@@ -187,9 +185,7 @@ class RaggedShardWriter:
         self._ids, self._features, self._grids = [], [], []
 
 
-def _save_shard(
-    folder: Path, number: int, ids: Sequence[str], tensors: dict[str, Tensor]
-) -> dict[str, Any]:
+def _save_shard(folder: Path, number: int, ids: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Write a shard and return its entry in the manifest."""
     path = folder / f"shard-{number:05d}.safetensors"
     with whole_file(path) as temporary:

@@ -254,7 +254,7 @@ def _check_config(kind: type[HubModule], config: Mapping[str, Any], weights: Pat
     try:
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in kind(**config).state_dict().items()}
-    except RuntimeError as error:  # a size above the largest integer
+    except (RuntimeError, ValueError) as error:  # a size above the largest integer, or a refused value
         raise ValueError(f"{_CONFIG}: {error}") from error
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):

@@ -107,9 +107,7 @@ class AutoencoderTraining(RecordedTraining):
         self.log_dict(named, sync_dist=True, batch_size=len(batch))
         self._explain(restored_BND, features_BND)
 
-    def _top_k(
-        self, logits_BN: Tensor, features_BND: Tensor, grids: RaggedGrids | None
-    ) -> dict[str, Tensor]:
+    def _top_k(self, logits_BN: Tensor, features_BND: Tensor, grids: RaggedGrids | None) -> dict[str, Tensor]:
         terms = {}
         for keep in VALIDATION_KEEP:
             mask_BN = top_fraction_mask(logits_BN, keep, grids)
@@ -176,7 +174,8 @@ class ReconstructorTraining(LightningModule):
     def _loss(self, batch: FeatureBatch) -> Tensor:
         features_BND, grids = _sequences(batch)
         noise, parts = step_noise(self, self.seed), of_each_image(features_BND, grids)
-        mask_BN = torch.cat([random_mask_BN(*part.shape[:2], noise) for part in parts], dim=1)
+        masks = [random_mask_BN(part.shape[0], part.shape[1], noise) for part in parts]
+        mask_BN = torch.cat(masks, dim=1)
         restored_BND = self.autoencoder.restore(features_BND, mask_BN, grids)
         variance = self.autoencoder.selector.standardise.variance
         return losses.reconstruction_loss(
@@ -316,7 +315,8 @@ class MaskPictures(Callback):
 
     def _mask_RC(self, selector: FeatureSelector, features_ND: Tensor, grid: Grid) -> Tensor:
         features_BND = features_ND.unsqueeze(0).to(selector.standardise.mean_D)
-        return (selector(features_BND, grid)[0] > 0).reshape(grid).cpu()
+        logits_BN: Tensor = selector(features_BND, grid)
+        return (logits_BN > 0).reshape(grid).cpu()
 
 
 def new_autoencoder(
