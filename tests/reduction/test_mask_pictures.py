@@ -9,7 +9,9 @@ from atr.reduction.mask_pictures import mask_picture
 def test_kept_patches_are_unchanged_and_dropped_ones_grey():
     images = [Image.new("RGB", (30, 20), (255, 0, 0)), Image.new("RGB", (30, 20), (0, 0, 255))]
     mask = torch.tensor([[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]])
-    picture = mask_picture(images, mask, (2, 3))
+    picture = mask_picture(
+        [(image, mask_N.reshape(2, 3)) for image, mask_N in zip(images, mask, strict=True)]
+    )
     width, height = picture.width // 2, picture.height // 2
     centres = [
         ((2 * column + 1) * width // 6, (2 * row + 1) * height // 4) for row in (0, 1) for column in (0, 1, 2)
