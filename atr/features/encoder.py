@@ -28,9 +28,10 @@ from transformers.utils import logging
 
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments, split_revision
+from atr.core.ragged import Grid
 from atr.core.tower_layer import MERGED, TowerLayer, check_layer
 from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, layers_to_run, leading_tokens
-from atr.features.merged import PATCHES, Grid
+from atr.features.merged import PATCHES
 from atr.features.pixel_values import NativePreprocessor, Preprocessor
 from atr.features.vision_half import (
     PATCHES_PER_PASS,

@@ -15,10 +15,10 @@ from typing import Any
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
+from atr.core.ragged import Grid
 from atr.core.tower_layer import MERGED, TowerLayer
 from atr.features.attention_hooks import CLASS_TOKENS, layers_to_run, leading_tokens, tower_layer
 
-Grid = tuple[int, int]
 Inputs = Mapping[str, Any]
 """What an image processor gives."""
 

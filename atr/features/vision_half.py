@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from atr.core.ragged import Grid
 from atr.core.tower_layer import TowerLayer
 from atr.features.merged import (
-    Grid,
     image_features,
     patch_side,
     pooled_states,

@@ -128,7 +128,8 @@ HOSTS = {  # configuration, image processor, its name in the hub's folders
     ),
     "mistral3": lambda: (
         Mistral3Config(
-            text_config=TEXT | {"model_type": "mistral"}, vision_config=PIXTRAL, vision_feature_layer=-1, **IMAGE
+            text_config=TEXT | {"model_type": "mistral"}, vision_config=PIXTRAL, vision_feature_layer=-1,
+            **IMAGE,
         ),
         PixtralImageProcessorPil(patch_size=14, size={"longest_edge": 112}),
         "PixtralImageProcessorFast",

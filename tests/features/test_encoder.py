@@ -107,6 +107,17 @@ RESIZABLE = set(TOWERS) - {"aimv2"}
 INTERPOLATED = {  # whose forward must be told to
     "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "vit_msn",
 }  # fmt: skip
+UNKNOWN = (
+    "altclip", "altclip_vision_model", "blip", "clipseg", "convnextv2", "dinov3_convnext", "eomt", "gemma4_vision",
+    "hiera", "llama4_vision_model", "metaclip_2", "metaclip_2_vision_model", "mllama_vision_model", "owlvit",
+    "owlv2", "qwen2_5_vl_vision", "qwen3_vl_vision", "resnet", "sam_vision_model", "smolvlm_vision", "swin",
+    "videomae", "vitdet", "vjepa2", "xclip",
+)  # fmt: skip
+WITHIN = {  # the tower of a whole model
+    "altclip": "altclip_vision_model", "blip": "blip_vision_model", "clipseg": "clipseg_vision_model",
+    "metaclip_2": "metaclip_2_vision_model", "owlvit": "owlvit_vision_model", "owlv2": "owlv2_vision_model",
+    "xclip": "xclip_vision_model",
+}  # fmt: skip
 TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -307,9 +318,19 @@ def test_half_precision_weights_are_computed_in_float32(folder):
             SiglipModel,
             SiglipConfig(text_config=SiglipTextConfig(**TEXT), vision_config=SiglipVisionConfig(**WIDE)),
         ),
+        (
+            Aimv2Model,
+            Aimv2Config(text_config=Aimv2TextConfig(**TEXT), vision_config=Aimv2VisionConfig(**WIDE)),
+        ),
+        (
+            ChineseCLIPModel,
+            ChineseCLIPConfig(
+                text_config=ChineseCLIPTextConfig(**TEXT), vision_config=ChineseCLIPVisionConfig(**WIDE)
+            ),
+        ),
     ],
 )
-def test_tower_inside_clip_and_siglip_is_read(cls, whole, tmp_path):
+def test_tower_inside_a_model_of_images_and_text_is_read(cls, whole, tmp_path):
     torch.manual_seed(0)
     model = cls(whole)
     encoder = Encoder.load(str(saved(model, tmp_path)), -2)
@@ -488,12 +509,41 @@ def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwa
     refused(folder, "no readable weights", layer=3, size=28)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_naflex_is_refused_before_any_weight_is_read(whole, tmp_path):
-    tower = {"model_type": "siglip2_vision_model"}
-    config = {"model_type": "siglip2", "vision_config": tower} if whole else tower
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("vit_mae", ", as it shuffles the patches anew in each forward"),
+        ("pixtral", ", as it gives several images as one sequence"),
+        ("data2vec-vision", ", as it keeps its attention where no hook can read it"),
+        # Types that AutoModel does not know, or whose configurations lack depth, channels or patch size.
+        *((kind, "") for kind in UNKNOWN),
+    ],
+)
+def test_other_towers_are_refused_before_any_weight_is_read(kind, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    kind = WITHIN.get(kind, kind)
+    refused(tmp_path, rf"{tmp_path.name}: {kind} is not a supported vision tower{reason}, allowed: clip_")
+
+
+@pytest.mark.parametrize("tower", ["pixtral", "vit_mae"])
+def test_a_refused_tower_within_a_llava_is_named(tower, tmp_path):
+    config = {"model_type": "llava", "vision_config": {"model_type": tower}, "text_config": TEXT}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "llama"}}))
+    refused(tmp_path, rf"{tmp_path.name}: {tower} is not a supported vision tower, as it")
+
+
+@pytest.mark.parametrize("layer", ["merged", "last"])
+def test_a_tower_alone_has_no_merged_tokens(layer, folder):
+    allowed = "llava has no merged tokens, allowed: an int" if layer == "merged" else "allowed: int, 'merged'"
+    refused(folder, allowed, layer=layer)
+
+
+def test_a_tower_of_one_grid_gives_images_one_by_one_as_well(folder):
+    encoder = Encoder.load(str(folder))
+    pixels_BCHW = torch.randn(3, 3, 56, 56)
+    features, grids = zip(*encoder.images(pixels_BCHW), strict=True)
+    assert torch.equal(torch.stack(features), encoder(pixels_BCHW))
+    assert (encoder.is_ragged, grids) == (False, (encoder.grid,) * 3)
 
 
 def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch):

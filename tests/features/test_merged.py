@@ -135,7 +135,7 @@ def vision_tower_states(kind, model, inputs):
 
 @torch.inference_mode()
 def test_tokens_and_states_come_from_one_pass_over_the_tower(host):
-    kind, model, pictures, process = host
+    _, model, pictures, process = host
     inputs = process(pictures)
     passes = []
     hook = vision_tower(model).register_forward_hook(lambda *_: passes.append(1))

@@ -158,7 +158,7 @@ def test_missing_weights_of_the_merger_are_named(hosts, tmp_path):
             "qwen3_vl",
             {"image_processor_type": "Lfm2VlImageProcessorFast"},
             {},
-            "host: no readable image processor: Lfm2VlImageProcessor requires the Torchvision library but it was not",
+            "host: no readable image processor: Lfm2VlImageProcessor requires the Torchvision library but",
         ),
     ],
 )
@@ -186,8 +186,7 @@ def test_what_needs_single_patches_of_one_grid_is_refused(hosts):
 @pytest.mark.parametrize("kind", RAGGED)
 @torch.inference_mode()
 def test_many_images_are_encoded_in_passes_of_limited_size(kind, hosts, monkeypatch):
-    model, folder = hosts(kind)
-    encoder = Encoder.load(str(folder), "merged")
+    encoder = Encoder.load(str(hosts(kind)[1]), "merged")
     inputs = encoder.preprocess(pictures(*[(28 * n, 60) for n in range(1, 7)]))
     whole = encoder.images(inputs)
     passes = []
