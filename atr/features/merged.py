@@ -12,6 +12,7 @@ from inspect import signature
 from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
@@ -33,7 +34,8 @@ def encode_images(
     """
     if layer is None or isinstance(layer, str):
         return image_features(model, inputs), None
-    patches, states = patches_of(model.config.model_type, layer), []
+    patches = patches_of(model.config.model_type, layer)
+    states: list[Tensor] = []
     with _read_layer(model, layer, states.append):
         output = image_features(model, inputs)
     return output, patches.pool(model, inputs, states[0], grids)
@@ -49,7 +51,8 @@ def pooled_states(
     order of the pixels, are by default those of `token_grids`. Raises ValueError for a layer that the tower
     lacks, and for a type of model that is not in PATCHES.
     """
-    patches, states = patches_of(model.config.model_type, layer), []
+    patches = patches_of(model.config.model_type, layer)
+    states: list[Tensor] = []
 
     def stop(state: Tensor) -> None:
         states.append(state)
@@ -164,14 +167,14 @@ def _from_blocks(
 ) -> list[Tensor]:
     """Patches of a token follow one another, and so do tokens and images."""
     patches = state_PD.reshape(-1, block * block, state_PD.shape[-1])
-    return list(patches.split([rows * columns for rows, columns in grids]))
+    return list(torch.split(patches, [rows * columns for rows, columns in grids]))
 
 
 def _from_windows(
     model: Any, inputs: Inputs, state_PD: Tensor, grids: Sequence[Grid], block: int
 ) -> list[Tensor]:
     """As `_from_blocks`, with the tokens in the order of the tower's attention windows."""
-    vision, patches = model.config.vision_config, state_PD.unflatten(0, (-1, block * block))
+    vision, patches = model.config.vision_config, state_PD.reshape(-1, block * block, state_PD.shape[-1])
     order, _ = get_vision_window_index(
         inputs["image_grid_thw"], block, vision.window_size, patch_side(vision)
     )
@@ -197,7 +200,7 @@ def _from_rasters(
     """Patches of an image in raster order; the images follow one another."""
     side = patch_side(model.config.vision_config)
     sizes = [(int(height) // side, int(width) // side) for height, width in inputs["image_sizes"]]
-    images = state_1PD[0].split([rows * columns for rows, columns in sizes])
+    images = torch.split(state_1PD[0], [rows * columns for rows, columns in sizes])
     return [
         _blocks(image, grid, columns, block)
         for image, grid, (_, columns) in zip(images, grids, sizes, strict=True)
@@ -219,9 +222,10 @@ def _blocks(patches_PD: Tensor, grid: Grid, columns: int, block: int) -> Tensor:
 
     Rows and columns after the last whole block belong to no token.
     """
-    patches = patches_PD.unflatten(0, (-1, columns))[: grid[0] * block, : grid[1] * block]
-    blocks = patches.unflatten(1, (grid[1], block)).unflatten(0, (grid[0], block))
-    return blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    width = patches_PD.shape[-1]
+    patches = patches_PD.reshape(-1, columns, width)[: grid[0] * block, : grid[1] * block]
+    blocks = patches.reshape(grid[0], block, grid[1], block, width)
+    return blocks.transpose(1, 2).reshape(-1, block * block, width)
 
 
 def _merge_size(config: Any) -> int:

@@ -108,7 +108,8 @@ INTERPOLATED = {  # whose forward must be told to
     "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "vit_msn",
 }  # fmt: skip
 UNKNOWN = (
-    "altclip", "altclip_vision_model", "blip", "clipseg", "convnextv2", "dinov3_convnext", "eomt", "gemma4_vision",
+    "altclip", "altclip_vision_model", "blip", "clipseg", "convnextv2", "dinov3_convnext", "eomt",
+    "gemma4_vision",
     "hiera", "llama4_vision_model", "metaclip_2", "metaclip_2_vision_model", "mllama_vision_model", "owlvit",
     "owlv2", "qwen2_5_vl_vision", "qwen3_vl_vision", "resnet", "sam_vision_model", "smolvlm_vision", "swin",
     "videomae", "vitdet", "vjepa2", "xclip",
