@@ -19,7 +19,9 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLImageProcessorPil,
     Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
+    Qwen3VLMoeConfig,
     SmolVLMConfig,
     SmolVLMImageProcessorPil,
 )
@@ -69,8 +71,16 @@ IMAGE = {"image_token_id": 100}
 SQUARE = {"height": 84, "width": 84}
 
 
-def qwen(config, **vision):
-    return config(text_config=TEXT | ROPE, vision_config=NATIVE | vision, **IMAGE)
+EXPERTS = {
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 8,
+    "shared_expert_intermediate_size": 8,
+}
+
+
+def qwen(config, text=None, **vision):
+    return config(text_config=TEXT | ROPE | (text or {}), vision_config=NATIVE | vision, **IMAGE)
 
 
 def qwen_processor():
@@ -95,6 +105,16 @@ HOSTS = {  # configuration, image processor, its name in the hub's folders
     ),
     "qwen3_5": lambda: (
         qwen(Qwen3_5Config, num_position_embeddings=16),
+        qwen_processor(),
+        "Qwen2VLImageProcessorFast",
+    ),
+    "qwen3_vl_moe": lambda: (
+        qwen(Qwen3VLMoeConfig, EXPERTS, deepstack_visual_indexes=[0, 1], num_position_embeddings=16),
+        qwen_processor(),
+        "Qwen2VLImageProcessorFast",
+    ),
+    "qwen3_5_moe": lambda: (
+        qwen(Qwen3_5MoeConfig, EXPERTS, num_position_embeddings=16),
         qwen_processor(),
         "Qwen2VLImageProcessorFast",
     ),

@@ -103,7 +103,19 @@ TOWERS = {  # class, configuration, number of tokens that are not patches
     "tipsv2": (Tipsv2VisionModel, Tipsv2VisionConfig(**SMALL, mlp_ratio=2, num_register_tokens=2), 3),
     "vit_msn": (ViTMSNModel, ViTMSNConfig(**WIDE), 1),
 }
+FIRST = ("clip", "untrained", "siglip", "vit", "dinov2", "registers", "dinov3")
 RESIZABLE = set(TOWERS) - {"aimv2"}
+
+
+def kinds_at(*layers, others):
+    """All towers at layer -2, and at the other layers the first of them; the rest of these are slow."""
+    return [
+        pytest.param(kind, layer, marks=[pytest.mark.slow] if layer in others and kind not in FIRST else [])
+        for kind in TOWERS
+        for layer in (*layers, *others)
+    ]
+
+
 INTERPOLATED = {  # whose forward must be told to
     "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "vit_msn",
 }  # fmt: skip
@@ -164,8 +176,7 @@ def tower_in(kind, folder):
     return str(saved(model, folder)), model
 
 
-@pytest.mark.parametrize("layer", [-3, -2, -1, 1, 3])
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize(("kind", "layer"), kinds_at(-2, others=(-3, -1, 1, 3)))
 def test_features_are_the_hidden_states_of_transformers_without_extra_tokens(kind, layer, tmp_path):
     path, model = tower_in(kind, tmp_path / kind)
     pixels_BCHW = torch.randn(2, 3, 56, 56)
@@ -176,8 +187,7 @@ def test_features_are_the_hidden_states_of_transformers_without_extra_tokens(kin
     assert (encoder.grid, encoder.width, encoder.layer, encoder.name) == ((4, 4), 24, layer, path)
 
 
-@pytest.mark.parametrize("layer", [-2, -1, 1])
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize(("kind", "layer"), kinds_at(-2, others=(-1, 1)))
 def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, layer, tmp_path):
     path, model = tower_in(kind, tmp_path / kind)
     pixels_BCHW = torch.randn(2, 3, 56, 56)

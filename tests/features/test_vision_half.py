@@ -22,6 +22,7 @@ from atr.features.vision_half import in_passes
 
 ONE_SIZE = ("gemma3", "internvl", "smolvlm", "idefics3")
 RAGGED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma4", "mistral3")
+EXPERTS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3_vl_moe", "qwen3_5_moe")]
 NAFLEX = {
     "hidden_size": 24,
     "intermediate_size": 32,
@@ -49,7 +50,7 @@ def same(one, other, atol=0.0):
         torch.testing.assert_close(left, right, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("kind", [*ONE_SIZE, *RAGGED])
+@pytest.mark.parametrize("kind", [*ONE_SIZE, *RAGGED, *EXPERTS])
 @torch.inference_mode()
 def test_merged_tokens_are_those_of_the_model(kind, hosts):
     """Together and one by one, in the grid of each image."""
@@ -60,9 +61,9 @@ def test_merged_tokens_are_those_of_the_model(kind, hosts):
     features, grids = zip(*seen, strict=True)
     assert [len(image) for image in features] == [rows * columns for rows, columns in grids]
     assert (encoder.is_ragged, encoder.width, encoder.layer, encoder.name) == (
-        kind in RAGGED, features[0].shape[1], "merged", "tiny",
+        kind not in ONE_SIZE, features[0].shape[1], "merged", "tiny",
     )  # fmt: skip
-    assert len(set(grids)) == (3 if kind in RAGGED else 1)
+    assert len(set(grids)) == (1 if kind in ONE_SIZE else 3)
     # Without bits of difference, unless several images are a batch of rows there and one row here.
     same(features, outputs(model, inputs), 0 if kind not in ("smolvlm", "idefics3") else 1e-6)
     for image, (alone, grid) in zip(pictures(), seen, strict=True):
@@ -71,7 +72,7 @@ def test_merged_tokens_are_those_of_the_model(kind, hosts):
         torch.testing.assert_close(one, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*ONE_SIZE, *RAGGED])
+@pytest.mark.parametrize("kind", [*ONE_SIZE, *RAGGED, *EXPERTS])
 @torch.inference_mode()
 def test_states_of_a_layer_are_those_of_the_model_by_token(kind, hosts):
     model, folder = hosts(kind)
