@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -568,3 +569,16 @@ def test_loading_restores_the_verbosity_of_transformers(folder):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     Encoder.load(str(folder))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_the_page_of_encoders_lists_every_type_and_its_tokens():
+    page = Path(__file__).parents[2].joinpath("docs/encoders.md").read_text()
+    towers, _, rest = page.partition("## SigLIP 2 NaFlex")
+    listed = dict(re.findall(r"^\| `(\S+)` \| `?(\w+)`? \|", towers, flags=re.MULTILINE))
+    assert listed == {kind: str(count) for kind, count in encoder_module.CLASS_TOKENS.items()}
+    registers = dict(re.findall(r"^\| `(\S+)` \| \S+ \| (\S+)", towers, flags=re.MULTILINE))
+    with_registers = {model.config_class.model_type for model, _, extra in TOWERS.values() if extra > 1}
+    assert {kind for kind, count in registers.items() if count != "0"} == with_registers - {"pixio"}
+    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(encoder_module.PATCHES)
+    for kind in encoder_module._REFUSED:
+        assert f"- `{kind}` " in rest
