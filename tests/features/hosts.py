@@ -14,6 +14,7 @@ from transformers import (
     Idefics3ImageProcessorPil,
     InternVLConfig,
     Mistral3Config,
+    PaliGemmaConfig,
     PixtralImageProcessorPil,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
@@ -22,6 +23,7 @@ from transformers import (
     Qwen3_5MoeConfig,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
+    SiglipImageProcessorPil,
     SmolVLMConfig,
     SmolVLMImageProcessorPil,
 )
@@ -123,6 +125,16 @@ HOSTS = {  # configuration, image processor, its name in the hub's folders
         Gemma3ImageProcessorPil(size=SQUARE, do_pan_and_scan=True, pan_and_scan_min_crop_size=20,
                                 pan_and_scan_max_num_crops=4, pan_and_scan_min_ratio_to_activate=1.2),
         "Gemma3ImageProcessor",
+    ),
+    "paligemma": lambda: (
+        PaliGemmaConfig(
+            text_config=TEXT | {"model_type": "gemma", "pad_token_id": 0},
+            vision_config=TILE | {"model_type": "siglip_vision_model", "vision_use_head": False},
+            projection_dim=16,
+            **IMAGE,
+        ),
+        SiglipImageProcessorPil(size=SQUARE),
+        "SiglipImageProcessor",
     ),
     "gemma4": lambda: (
         Gemma4Config(text_config=TEXT | {"hidden_size_per_layer_input": 0}, vision_config=GEMMA4),

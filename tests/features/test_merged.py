@@ -13,9 +13,9 @@ from atr.features.merged import encode_images, image_features, pooled_states, to
 
 BLOCKS = {  # patches along a side of a token
     "qwen2_vl": 2, "qwen2_5_vl": 2, "qwen3_vl": 2, "qwen3_5": 2, "gemma3": 2, "gemma4": 2, "internvl": 2,
-    "smolvlm": 3, "idefics3": 2, "mistral3": 2,
+    "paligemma": 1, "smolvlm": 3, "idefics3": 2, "mistral3": 2,
 }  # fmt: skip
-ONE_SIZE = {"gemma3", "internvl", "smolvlm", "idefics3"}
+ONE_SIZE = {"gemma3", "paligemma", "internvl", "smolvlm", "idefics3"}
 
 
 def grids_of(kind):
