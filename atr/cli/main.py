@@ -1,4 +1,4 @@
-"""The command `atr`: plans costs, writes experiments to params.yaml, checks reducers and models, lists reruns."""
+"""The command `atr`: plans costs, applies overlays, checks reducers and families, lists reruns."""
 
 import sys
 from argparse import ArgumentParser, Namespace
