@@ -136,10 +136,10 @@ def load_config(folder_or_type: str) -> Any:
 def tiny_model(
     config: Any, attention: str = "eager", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Any:
-    """A model of a configuration, usually one of `tiny_config`, with every weight drawn from a fixed seed.
+    """A model of a configuration, usually of `tiny_config`, with every weight drawn from a fixed seed.
 
-    Weights have a standard deviation of .08, so that tokens matter; vectors, as the weights of norms, are that
-    far from their first values. It is in evaluation mode, and generates to the full length. Raises
+    Weights have a standard deviation of .08, so that tokens matter; vectors, as the weights of norms, are
+    that far from their first values. It is in evaluation mode, and generates to the full length. Raises
     ValueError, one line, if it cannot be built.
     """
     kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
