@@ -54,6 +54,12 @@ _REFUSED = {
     "data2vec-vision": "keeps its attention where no hook can read it",
 }
 
+TOKEN_ENCODERS = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
+    "paligemma", "internvl", "smolvlm", "idefics3", "mistral3",
+)  # fmt: skip
+"""Types of vision-language models whose tokens, or means of their patches, an Encoder gives."""
+
 # Settings of image processors with which a host's encoder sees each image whole, not cut into tiles.
 _WHOLE_IMAGES: dict[str, dict[str, Any]] = {
     "gemma3": {"do_pan_and_scan": False},
@@ -133,10 +139,10 @@ class Encoder(nn.Module):
         side or (height, width), resizes the whole image and interpolates the tower's positions; with None the
         image processor of `path` decides. Layers after `layer` are neither loaded nor run.
 
-        In a vision-language model that makes a token of several patches (a type in
-        `atr.features.merged.PATCHES`) a feature is a token: with `layer` "merged" as its language model is
-        fed it, with an integer the mean of its patches after that layer. The language model is not loaded.
-        Each image is encoded whole, even if the model would cut it into tiles.
+        In a vision-language model that makes a token of several patches (a type in TOKEN_ENCODERS) a feature
+        is a token: with `layer` "merged" as its language model is fed it, with an integer the mean of its
+        patches after that layer. The language model is not loaded. Each image is encoded whole, even if the
+        model would cut it into tiles.
 
         Raises ValueError naming the folder or file if it is missing or damaged, or if weights are missing, of
         another shape or not finite. Before any weight is read, raises it for a type of tower or model that is
@@ -149,7 +155,7 @@ class Encoder(nn.Module):
         vision = getattr(config, "vision_config", config)
         _check_type(path, vision)
         if isinstance(layer, str):
-            allowed = f"an int, or a model of type {', '.join(PATCHES)}"
+            allowed = f"an int, or a model of type {', '.join(TOKEN_ENCODERS)}"
             raise ValueError(f"{path}: {config.model_type} has no {layer} tokens, allowed: {allowed}")
         vision.num_hidden_layers = layers_to_run(path, layer, vision.num_hidden_layers)
         prefix = None if vision is config else _TOWER_PREFIX
@@ -272,8 +278,8 @@ def _model_config(path: str) -> PretrainedConfig:
 
 def _makes_tokens(config: Any, layer: TowerLayer) -> bool:
     """Whether features are tokens of a vision-language model, which the tower alone cannot give."""
-    patches = PATCHES.get(config.model_type)
-    return patches is not None and (layer == MERGED or patches.block(config) > 1)
+    kind = config.model_type
+    return kind in TOKEN_ENCODERS and (layer == MERGED or PATCHES[kind].block(config) > 1)
 
 
 def _check_type(path: str, config: PretrainedConfig) -> None:

@@ -579,6 +579,6 @@ def test_the_page_of_encoders_lists_every_type_and_its_tokens():
     registers = dict(re.findall(r"^\| `(\S+)` \| \S+ \| (\S+)", towers, flags=re.MULTILINE))
     with_registers = {model.config_class.model_type for model, _, extra in TOWERS.values() if extra > 1}
     assert {kind for kind, count in registers.items() if count != "0"} == with_registers - {"pixio"}
-    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(encoder_module.PATCHES)
+    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(encoder_module.TOKEN_ENCODERS)
     for kind in encoder_module._REFUSED:
         assert f"- `{kind}` " in rest
