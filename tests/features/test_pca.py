@@ -60,6 +60,8 @@ def test_missing_components_are_zero(shape, coloured):
 class CellMeans(torch.nn.Module):
     """A fake encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
 
+    is_ragged = False
+
     def __init__(self, grid):
         super().__init__()
         self.grid = grid
