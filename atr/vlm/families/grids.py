@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int]
-"""Rows and columns of tokens."""
+from atr.core.ragged import Grid
 
 
 @dataclass(frozen=True)
