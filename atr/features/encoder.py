@@ -261,7 +261,7 @@ def _check_type(path: str, config: PretrainedConfig) -> None:
     kind = config.model_type
     if kind not in CLASS_TOKENS and kind != _NAFLEX:
         reason = f", as it {_REFUSED[kind]}" if kind in _REFUSED else ""
-        allowed = ", ".join([*CLASS_TOKENS, _NAFLEX])
+        allowed = f"{', '.join([*CLASS_TOKENS, _NAFLEX])}, or in a model of type {', '.join(TOKEN_ENCODERS)}"
         raise ValueError(f"{path}: {kind} is not a supported vision tower{reason}, allowed: {allowed}")
 
 
