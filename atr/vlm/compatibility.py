@@ -12,6 +12,7 @@ from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.families import family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
 
 
@@ -59,13 +60,22 @@ def check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
     if positions != "original":
         return
+    family, model_type = family_of(model), model.config.model_type
+    if isinstance(family, Rule) and positions not in family.entry.positions:
+        allowed = ", ".join(family.entry.positions)
+        raise ValueError(
+            f"positions: original is not supported by {model_type}, whose generate drops position ids, "
+            f"allowed: {allowed}"
+        )
     text = model.config.get_text_config()
     if "flash" in str(text._attn_implementation):
         raise ValueError(
             f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
         )
     # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
-    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+    # Some language models are no models by themselves.
+    kind = MODEL_MAPPING[type(text)] if type(text) in MODEL_MAPPING else type(model.get_decoder())
+    if "position_ids" not in signature(kind.forward).parameters:
         raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
 
 
