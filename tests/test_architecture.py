@@ -40,7 +40,9 @@ FLOORS = {
 HOMES = {
     "transformers": (
         "atr.features.encoder",
+        "atr.features.merged",
         "atr.features.pixel_values",
+        "atr.features.vision_half",
         "atr.vlm.*",
         "atr.micro.*",
         "atr.integrations.lmms_eval.*",

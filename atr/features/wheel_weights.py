@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from atr.core.files import sha256, whole_folder, write_json, write_text
 from atr.core.hub import split_revision
-from atr.features.encoder import Encoder, layers_to_run
+from atr.features.attention_hooks import layers_to_run
+from atr.features.encoder import Encoder
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
