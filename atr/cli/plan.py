@@ -25,6 +25,7 @@ BENCHMARK_QUESTIONS = {
     "docvqa": 5_349,
     "infovqa": 2_801,
     "chartqa": 2_500,
+    "ocrbench": 1_000,
     "mmbench": 4_329,
     "ai2d": 3_088,
     "gqa": 12_578,
@@ -32,7 +33,7 @@ BENCHMARK_QUESTIONS = {
     "mmstar": 1_500,
     "scienceqa": 2_017,
 }
-"""Questions of the paper's benchmarks in the splits used, as their files in atr/benchmarks state."""
+"""Questions of the hub's benchmarks in the splits used, as their files in atr/benchmarks state."""
 IMAGES = {"gqa": 398}
 """Distinct images of benchmarks known to have fewer images than questions."""
 ROTATIONS = {"mmbench": 4}
