@@ -119,8 +119,8 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("atr.features.attention_hooks", "atr.features.encoder", "atr.features.preprocess")
-        return lower == "reduction" or imported in shared
+        shared = ("attention_hooks", "encoder", "pixel_bounds", "preprocess")
+        return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
 
 

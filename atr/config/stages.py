@@ -119,7 +119,8 @@ def bound_pixels(
     encoder: EncoderPreset, vlm: VlmPreset, least: int | None, most: int | None
 ) -> tuple[EncoderPreset, VlmPreset]:
     """Both presets with the bounds of an image's area that are given; refuses bounds that cannot be met."""
-    given = {key: value for key, value in (("min_pixels", least), ("max_pixels", most)) if value is not None}
+    asked = {"min_pixels": least, "max_pixels": most}
+    given: dict[str, Any] = {key: area for key, area in asked.items() if area is not None}
     for key, value in given.items():
         if is_known(encoder) and encoder.max_pixels is None:
             raise failure(key, value, OUT_OF_RANGE, f"null, as {encoder.name} sets the size of images itself")

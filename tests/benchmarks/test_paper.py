@@ -1,4 +1,4 @@
-"""The paper's ten and OCRBench: prompts word for word, answers scored by hand, rows in the datasets' schemas."""
+"""The paper's ten and OCRBench: prompts word for word, and answers scored by hand, on rows in schema."""
 
 import random
 import string
