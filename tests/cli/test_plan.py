@@ -8,25 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlavaNextConfig,
-    LlavaOnevisionConfig,
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
 from atr import config
 from atr.cli import overlay, plan
 from atr.cli.disk import Disks
-from atr.config.presets import ENCODERS, VLMS
+from atr.config.presets import VLMS
 from atr.config.pretrain import Pretrain
 from atr.config.trainer import Trainer
 from atr.features.datamodule import FeatureDataModule
-from atr.features.encoder import Encoder
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.vlm.variants import VARIANTS
 
@@ -52,59 +42,6 @@ def planned(tmp_path):
         return plan.load_plan(path)
 
     return planned
-
-
-@pytest.mark.parametrize(
-    ("path", "image", "hundred_thousand"),
-    [("openai/clip-vit-large-patch14-336", 1.18, 118), ("google/siglip-so400m-patch14-384", 1.68, 168)],
-)
-def test_stored_features_have_the_papers_size(path, image, hundred_thousand):
-    features = plan.features_of(path)
-    assert round(features.bytes / 1e6, 2) == image
-    assert round(100_000 * features.bytes / 1e9) == hundred_thousand
-
-
-def test_every_preset_is_known():
-    assert all(plan.features_of(preset.path) for preset in ENCODERS.values())
-
-
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
-CROP = {"crop_size": {"height": 42, "width": 42}, "size": {"shortest_edge": 48}}
-
-
-@pytest.mark.parametrize(
-    ("model", "settings", "processor"),
-    [
-        (
-            CLIPVisionModel,
-            CLIPVisionConfig(**SMALL, patch_size=14, image_size=42),
-            CLIPImageProcessorPil(**CROP),
-        ),
-        (
-            SiglipVisionModel,
-            SiglipVisionConfig(**SMALL, patch_size=16, image_size=72),
-            SiglipImageProcessorPil(size={"height": 72, "width": 72}),
-        ),
-    ],
-)
-def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, settings, processor):
-    model(settings).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    encoder = Encoder.load(str(tmp_path))
-    rows, columns = encoder.grid
-    assert plan.features_of(str(tmp_path)) == plan.FeatureShape(rows * columns, encoder.width)
-
-
-def test_the_shipped_model_is_read_from_its_folder():
-    assert plan.features_of("data/micro/llava") == plan.FeatureShape(144, 192)
-
-
-@pytest.mark.parametrize("content", [None, "{}", "{", '{"vision_config": {"image_size": 28}}'])
-def test_what_is_no_encoder_is_unknown(tmp_path, content):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    assert plan.features_of(str(tmp_path)) is None
-    assert plan.features_of("some/tower") is None
 
 
 def autoencoder(pretrain, width, grid):
