@@ -331,8 +331,8 @@ def _costly_selectors(plan: Plan) -> Iterator[str]:
     for name, recipe in _recipes(plan).items():
         share = plan.selection_share(recipe, plan.largest.tokens) if plan.largest else None
         if share is not None and share > WORTH:
-            spent = f"{share:.1%} of the prefill it saves at {SERVED:.0%} kept".replace("%", " %")
-            yield f"{name}.ffn_ratio, {name}.layers: selection costs {spent}, more than {100 * WORTH:g} %"
+            spent = f"{_percent(share)} of the prefill it saves at {_percent(SERVED)} kept"
+            yield f"{name}.ffn_ratio, {name}.layers: selection costs {spent}, more than {_percent(WORTH)}"
 
 
 def _short(needed: int, disks: Disks) -> Iterator[str]:
@@ -388,15 +388,23 @@ def _recipes(plan: Plan) -> dict[str, SelectorTraining]:
 def _selection(plan: Plan) -> Iterator[str]:
     """What a selector costs beside the prefill that it saves, at a typical image and at the largest."""
     sizes = {shape.tokens: None for shape in (plan.features, plan.largest) if shape}
+    costs: dict[str, list[str]] = {}
     for name, recipe in _recipes(plan).items():
         shares = {tokens: plan.selection_share(recipe, tokens) for tokens in sizes}
-        shown = ", ".join(
-            f"{share:.1%} at {plan.tiles * tokens:,} tokens".replace("%", " %")
+        shown = [
+            f"{_percent(share)} at {plan.tiles * tokens:,} tokens"
             for tokens, share in shares.items()
             if share is not None
-        )
+        ]
         if shown:
-            yield f"selection    of {name}: {shown} of the prefill it saves at {SERVED:.0%} kept, by FLOPs"
+            costs.setdefault(", ".join(shown), []).append(name)
+    for cost, names in costs.items():
+        whose = "" if len(costs) == 1 else f", of stage {names[0]}"
+        yield f"selection    costs {cost} of the prefill it saves at {_percent(SERVED)} kept, by FLOPs{whose}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _size(count: int) -> str:
