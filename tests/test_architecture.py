@@ -119,7 +119,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("attention_hooks", "encoder", "pixel_bounds", "preprocess")
+        shared = ("attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess")
         return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
 
