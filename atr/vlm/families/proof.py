@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.reduction import EncoderOutput
+from atr.vlm.families import family_of
 from atr.vlm.families.exactness import why_not_exact
+from atr.vlm.families.rule import Rule
 from atr.vlm.families.tiny import tiny_model
 from atr.vlm.families.tiny_inputs import ROWS, tiny_inputs
 from atr.vlm.reduce import Reduced, prepare, reduce
@@ -95,18 +97,20 @@ def all_kept_generate(model: Any, rows: Rows) -> float:
 
 @torch.no_grad()
 def half_dropped_masked(model: Any, rows: Rows) -> float:
-    """Logits with half dropped, `original` positions, against the full sequence with the dropped masked."""
+    """Logits with half dropped against the full sequence with these tokens masked, at the same positions."""
     inputs = tiny_inputs(model, rows)
     reduced = _half(model, inputs)
     stay_BL = _stay(model, inputs, reduced)
-    masked = {**inputs, "attention_mask": stay_BL.long(), "position_ids": own_positions(model, inputs)}
+    mask_BL = inputs["attention_mask"] if own_choice(model) == "original" else stay_BL.long()
+    position_ids = own_positions(model, {**inputs, "attention_mask": mask_BL})
+    masked = {**inputs, "attention_mask": stay_BL.long(), "position_ids": position_ids}
     shorter, full = model(**reduced).logits, model(**masked).logits
     if any(rows) and _distance(_last(shorter), _last(model(**inputs).logits)) < MATTERS:
         raise ValueError("the dropped tokens make no difference")
     return _distance(shorter[reduced["attention_mask"].bool()], full[stay_BL])
 
 
-def greedy_loop(model: Any, rows: Rows, positions: str = "original") -> float:
+def greedy_loop(model: Any, rows: Rows, positions: str | None = None) -> float:
     """Greedy generation from a shortened input against a loop that computes each token from the beginning."""
     reduced = _half(model, tiny_inputs(model, rows), positions)
     return _compare(_generate(model, reduced), _loop(model, reduced))
@@ -216,12 +220,18 @@ def own_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
     return positions
 
 
+def own_choice(model: Any) -> str:
+    """Original positions, unless the family's `generate` drops position ids."""
+    family = family_of(model)
+    return family.entry.positions[0] if isinstance(family, Rule) else "original"
+
+
 def _all_kept(model: Any, inputs: Mapping[str, Any]) -> Reduced:
-    return reduce(model, inputs, HalfByFeature(), 1.0)
+    return reduce(model, inputs, HalfByFeature(), 1.0, own_choice(model))
 
 
-def _half(model: Any, inputs: Mapping[str, Any], positions: str = "original") -> Reduced:
-    return reduce(model, inputs, HalfByFeature(), 0.5, positions)
+def _half(model: Any, inputs: Mapping[str, Any], positions: str | None = None) -> Reduced:
+    return reduce(model, inputs, HalfByFeature(), 0.5, positions or own_choice(model))
 
 
 def _stay(model: Any, inputs: Mapping[str, Any], reduced: Reduced) -> Tensor:

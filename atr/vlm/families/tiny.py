@@ -93,7 +93,7 @@ TINY_TYPES = (
     "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "paligemma", "internvl",
     "smolvlm", "idefics3", "mistral3", "aya_vision", "cohere2_vision", "glm4v", "glm46v", "glm_ocr",
     "paddleocr_vl", "ernie4_5_vl_moe", "kimi_k25", "lfm2_vl", "minicpmv4_6", "ovis2", "lighton_ocr",
-    "got_ocr2",
+    "got_ocr2", "exaone4_5", "hyperclovax_vision_v2",
 )  # fmt: skip
 """Model types whose default configuration makes a tiny copy."""
 
