@@ -38,9 +38,8 @@ kept the model answers bit for bit as if untouched, and without half of them as 
 - *Reducers also get*: beside the features that the model reads, the states of a numbered layer of the tower
   (layers), the attention weights and keys of its last layer, the pixels. A reducer that needs more is
   refused.
-- *Removed is masked*: whether removing a token is the same function as masking it. If not, the reason is
-  given, and a warning says so once. A sliding window shorter than the prompt has the same effect in any
-  family.
+- *Removed is masked*: whether removing a token is the same function as masking it, by the type's default
+  configuration; a checkpoint may have another window. Where it is not, a warning says so once.
 
 ## Other model types
 
@@ -80,6 +79,6 @@ def _cells(summary: Summary) -> tuple[str, ...]:
         summary.needs or "-",
         summary.scores or "-",
         summary.refused or "-",
-        f"no: {summary.removed}" if summary.removed else "yes",
+        summary.removed,
         summary.proven,
     )

@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from atr.cli import families
 from atr.cli.main import main
 from atr.vlm.families import checked, summary, supported_types
-from atr.vlm.families.summary import PROVEN_IN, find_others, summarise
+from atr.vlm.families.summary import PROVEN_IN, built_in_types, find_others, summarise
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,11 +21,30 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
+def lines():
+    return (ROOT / "docs/families.md").read_text().splitlines()
+
+
+@pytest.mark.slow
 def test_the_page_is_the_output_of_the_command(capsys):
     main(["families", "--markdown"])
     printed = capsys.readouterr().out
     assert (ROOT / "docs/families.md").read_text() == printed, "atr families --markdown > docs/families.md"
-    assert max(map(len, filter(lambda line: not line.startswith("|"), printed.splitlines()))) <= 120
+
+
+def test_the_page_has_a_row_of_each_type():
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines() if line.startswith("| ")]
+    assert rows[2:] == built_in_types(), "atr families --markdown > docs/families.md"
+    assert max(len(line) for line in lines() if not line.startswith("|")) <= 110
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm"]
+)
+def test_rows_of_the_page_are_up_to_date(model_type, monkeypatch):
+    monkeypatch.setattr(families, "built_in_types", lambda: [model_type])
+    (row,) = [line for line in families.page().splitlines() if line.startswith(f"| {model_type} ")]
+    assert row in lines(), "atr families --markdown > docs/families.md"
 
 
 def test_the_terminal_has_the_same_rows(monkeypatch, capsys):
@@ -56,7 +75,20 @@ def test_a_summary_says_what_the_family_is(model_type, patches, layout, needs, s
     found = summarise(model_type)
     assert (found.patches, found.layout, found.needs) == (patches, layout, needs)
     assert scores is None or found.scores == scores
-    assert found.proven == PROVEN_IN and not found.removed
+    assert found.proven == PROVEN_IN
+
+
+@pytest.mark.parametrize(
+    ("model_type", "removed"),
+    [
+        ("qwen2_5_vl", "yes"),
+        ("gemma3", "in prompts within its sliding_window of 4096"),
+        ("lfm2_vl", "no: conv layers mix neighbouring tokens"),
+        ("qwen3_5", "no: linear_attention layers mix neighbouring tokens"),
+    ],
+)
+def test_where_removing_is_not_masking_the_default_configuration_says_so(model_type, removed):
+    assert summarise(model_type).removed == removed
 
 
 def test_what_a_deep_stack_refuses_is_named():

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from atr.vlm.families.base import Tiling
 from atr.vlm.families.checked import checked_types
 from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
-from atr.vlm.families.tiny import tiny_config, tiny_model
+from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
 from atr.vlm.families.tiny_inputs import tiny_inputs
 from atr.vlm.sequence import has_axes, token_types
 from atr.vlm.tiling import TileLayout
@@ -26,8 +27,8 @@ PROVEN_IN = "5.23.0"
 SIGNALS = {"attention_BN": "attention", "keys_BND": "keys", "pixels_BCHW": "pixels"}
 """Optional fields of EncoderOutput that a family may give, by their names in the table."""
 _ROWS = ((0,), (1, 2))
-_PROMPT = 2048
-"""Tokens of a prompt for which sliding windows are compared."""
+_LONGEST = 1 << 60
+"""Tokens of a prompt that is longer than any sliding window."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Summary:
     needs: str = ""
     scores: str = ""
     refused: str = ""
-    removed: str = ""
+    removed: str = "?"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def summarise(model_type: str) -> Summary:
         ", ".join(sorted(token_types(model))),
         ", ".join(_scores(model, inputs, tiling)),
         ", ".join(_refused(model)),
-        why_not_exact(model, _PROMPT),
+        _removed(model),
     )
 
 
@@ -115,6 +116,17 @@ def _proven(model_type: str) -> str:
     if model_type not in built_in_types():
         return "no"
     return PROVEN_IN if installed == PROVEN_IN else f"{PROVEN_IN}, not {installed}"
+
+
+def _removed(model: Any) -> str:
+    """Whether removing a token is masking it; windows are those of the type's default configuration."""
+    if reason := why_not_exact(model, 0):
+        kinds = reason.partition(" layers are ")[2].partition(",")[0]
+        return f"no: {kinds} layers mix neighbouring tokens"
+    default = SimpleNamespace(config=load_config(model.config.model_type))
+    if reason := why_not_exact(default, _LONGEST):
+        return f"in prompts within {reason.partition(' is ')[0]}"
+    return "yes"
 
 
 def _count_patches(model: Any, inputs: Mapping[str, Tensor]) -> int:
