@@ -108,7 +108,7 @@ def evaluate(folder, *options, **changes):
         "keep": 0.5,
     } | changes
     command = [
-        COMMAND, "--model", "atr_llava",
+        COMMAND, "--model", "atr",
         "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
         "--include_path", folder / "task", "--tasks", "atr_two", "--device", "cpu", "--log_samples",
         "--output_path", folder / "results", *options,
