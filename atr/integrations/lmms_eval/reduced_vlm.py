@@ -20,8 +20,9 @@ from atr.integrations.lmms_eval.selector_digest import check_selector_digest
 from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_positions, check_selector, warn_of_positions
-from atr.vlm.families import family_of
+from atr.vlm.families import family_named, family_of
 from atr.vlm.reduce import Kept, reduce
+from atr.vlm.sequence import TEXT_KEYS, token_types
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ReducedVlm:
         check_selector_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
         unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
-        family_of(unloaded)
+        family_named(config.model_type)
         prompt = prompt_of(config.model_type, arguments)
         check_positions(unloaded, arguments.positions)
         check_selector(unloaded, selector)
@@ -135,7 +136,7 @@ class ReducedVlm:
 
     def _inputs(self, conversations: Sequence[Conversation]) -> dict[str, Tensor]:
         inputs = make_inputs(self.processor, self.prompt, conversations)
-        keys = {"input_ids", "attention_mask"} | family_of(self.model).image_keys
+        keys = TEXT_KEYS | family_of(self.model).image_keys(self.model) | token_types(self.model)
         return {key: value.to(self.model.device) for key, value in inputs.items() if key in keys}
 
     def _generate(self, reduced: Any, decoding: Decoding) -> Tensor:
