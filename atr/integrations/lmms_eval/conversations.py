@@ -67,6 +67,8 @@ def _item(item: dict[str, Any], prompt: Prompt) -> dict[str, Any]:
 
 
 def _image(image: Image.Image, prompt: Prompt) -> Image.Image:
+    if prompt.is_rgb:
+        image = image.convert("RGB")
     if prompt.is_jpeg:
         image = pass_through_jpeg(image)
     return prompt.rounding.resize(image) if prompt.rounding else image

@@ -36,6 +36,8 @@ class Prompt:
     """Sides of images are rounded to multiples of it before the processor resizes; 0 for none."""
     is_rounding_bounded: bool = False
     """Whether that rounding keeps the pixel bounds of `images`, too; else those of qwen-vl-utils."""
+    is_rgb: bool = False
+    """Whether images lose their transparency before the processor, with the colour that was hidden."""
     is_jpeg: bool = False
     """Whether images pass through JPEG of quality 85."""
     dropped: str = ""
@@ -114,7 +116,7 @@ BY_TYPE: Mapping[str, Prompt] = {
     "glm4v_moe": _GLM,
     "glm46v": _GLM,
     "mistral3": _MISTRAL3,
-    "lfm2_vl": Prompt("lfm2_5_vl", {"max_new_tokens": 1024}),
+    "lfm2_vl": Prompt("lfm2_5_vl", {"max_new_tokens": 1024}, is_rgb=True),
 }
 """By model type. Families without an entry are asked as by lmms-eval's general class."""
 GENERAL = Prompt("huggingface", {"max_new_tokens": 4096})
