@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers as hf
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from atr.integrations.lmms_eval.arguments import Arguments
 from atr.integrations.lmms_eval.conversations import make_inputs
+from atr.integrations.lmms_eval.model import Atr
 from atr.integrations.lmms_eval.prompts import prompt_of
 from atr.integrations.lmms_eval.reduced_vlm import Decoding
 from atr.vlm.families import family_named
@@ -28,8 +30,8 @@ QWEN = (
     "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for item in message.content %}"
     "{% if item.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ item.text }}"
-    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% endif %}{% if enable_thinking %}<think>\n{% endif %}"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}"
+    "<|im_start|>assistant\n{% endif %}{% if enable_thinking %}<think>\n{% endif %}"
 )
 
 
@@ -268,8 +270,41 @@ def differences(given, own):
     return found
 
 
+class Task:
+    """One of lmms-eval's with a wording for Qwen3-VL's class, which was chosen for a model without one."""
+
+    def __init__(self):
+        wordings = {
+            "default": {"end": "Answer."},
+            "qwen3_vl": {"end": "Reply with a letter."},
+            "end": "Answer.",
+        }
+        self.config = SimpleNamespace(lmms_eval_specific_kwargs=wordings)
+        self.lmms_eval_specific_kwargs = wordings
+
+    def messages(self, doc):
+        text = f"{doc[0]} {self.lmms_eval_specific_kwargs['end']}"
+        video = [{"type": "video", "url": "a.mp4"}] if "film" in text else []
+        return [{"role": "user", "content": [*video, {"type": "text", "text": text}]}]
+
+
+def conversation(family, text):
+    """The text that our class asks of a task, or the error's."""
+    asker = Atr.__new__(Atr)
+    asker.vlm = SimpleNamespace(prompt=prompt_of(family, Arguments("none", "none", 1.0)))
+    asker.task_dict = {"task": {"test": [(text, [])]}}
+    try:
+        (turn,) = asker._conversation(text, Task().messages, {}, 0, "task", "test")
+    except ValueError as error:
+        return str(error)
+    return turn["content"][0]["text"]
+
+
 def main(folder, families):
-    said = {}
+    said = {
+        "wordings": {family: conversation(family, "Which?") for family in ("qwen3_vl", "internvl")},
+        "video": conversation("qwen3_vl", "Of the film?"),
+    }
     for family in families:
         path = folder / family
         processor = MAKERS[family]()
