@@ -339,12 +339,15 @@ def _widen(
 
 
 def pack_left(values_BL: Tensor, stay_BL: Tensor, fill: int) -> Tensor:
-    """The values of `stay_BL`, each row right-aligned and left-padded with `fill` to the longest row."""
+    """The values of `stay_BL`, each row right-aligned and left-padded with `fill` to the longest row.
+
+    Values may have axes before the rows, (..., B, L), as positions of several axes do.
+    """
     lengths_B1 = stay_BL.sum(dim=1, keepdim=True)
     longest = int(lengths_B1.max())
     slot_L = torch.arange(longest, device=values_BL.device)
-    packed_BL = values_BL.new_full((len(values_BL), longest), fill)
-    packed_BL[slot_L >= longest - lengths_B1] = values_BL[stay_BL]
+    packed_BL = values_BL.new_full((*values_BL.shape[:-1], longest), fill)
+    packed_BL[..., slot_L >= longest - lengths_B1] = values_BL[..., stay_BL]
     return packed_BL
 
 

@@ -47,8 +47,8 @@ def answer(reader: PromptReader, batch: Sequence[PromptedImage]) -> list[Answers
     prompted = reader.read(batch)
     split = _split(model, prompted)
     cache, _ = PrefixCache.prefill(model, split.prefixes)
-    logits_UQV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
-    prompts = _Unfinished(cache, split.prefix_B, split.branch_B, split.suffixes["position_ids"][:, -1])
+    logits_UQV = cache.extend(split.pack(), keep=int(split.branch_B.max()) + 1)
+    prompts = _Unfinished(cache, split.prefix_B, split.branch_B, split.suffixes["position_ids"][..., -1])
     log_probabilities_BV = logits_UQV[prompts.row_B, prompts.branch_B].float().log_softmax(-1)
     number_B = torch.arange(len(log_probabilities_BV), device=log_probabilities_BV.device)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in number_B]
@@ -70,7 +70,10 @@ def answer(reader: PromptReader, batch: Sequence[PromptedImage]) -> list[Answers
 
 @dataclass(frozen=True)
 class _Unfinished:
-    """Prompts whose answers have not ended: rows and branches in the cache, positions of the last tokens."""
+    """Prompts whose answers have not ended: rows and branches in the cache, positions of the last tokens.
+
+    Positions are (B,) or (axes, B).
+    """
 
     cache: PrefixCache
     row_B: Tensor
@@ -82,7 +85,7 @@ class _Unfinished:
         rows_U, row_B = torch.unique(self.row_B[stay_B], return_inverse=True)
         self.cache.select(rows_U)
         return replace(
-            self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[stay_B] + 1
+            self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[..., stay_B] + 1
         )
 
     def read(self, ids_B: Tensor) -> Tensor:
