@@ -156,7 +156,7 @@ class Generator:
     ) -> QuestionBatch:
         """Encode and project the images and tokenize the prompts, once for all reducers and budgets."""
         prompts = Prompts(self.processor)
-        blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
+        blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model)
         (count,) = {len(names) for names in images}
         whole = self.source.prepare(images, questions, needs) if count else None
         return QuestionBatch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atr.reduction import EncoderOutput
 from atr.vlm.families import Tiling, encode, project
+from atr.vlm.processors import make_token_types, read_images
 from atr.vlm.reduce import Prepared, prepare
 from atr.vlm.tiling import TileLayout
 
@@ -106,23 +107,23 @@ class Prompts:
         options = self.options(texts) | {"padding": False, "return_tensors": None}
         return [len(ids) for ids in self.processor.tokenizer(texts, **options)["input_ids"]]
 
-    def expand(self, question: str | Sequence[str], tokens: Sequence[int]) -> str:
-        """The prompt of a question with as many placeholders for each image as it has `tokens`.
+    def expand(self, question: str | Sequence[str], images: Sequence[str]) -> str:
+        """The prompt of a question with the text of each of its `images`, as `read_images` gives it.
 
         Raises ValueError for a question that contains a placeholder.
         """
         placeholder = self.processor.image_token
-        parts = self.text(question, len(tokens)).split(placeholder)
-        if len(parts) != len(tokens) + 1:
+        parts = self.text(question, len(images)).split(placeholder)
+        if len(parts) != len(images) + 1:
             raise ValueError(f"question: {question!r} contains the placeholder {placeholder} of an image")
-        runs = [placeholder * count for count in tokens]
-        return "".join(itertools.chain.from_iterable(zip(parts, [*runs, ""], strict=True)))
+        return "".join(itertools.chain.from_iterable(zip(parts, [*images, ""], strict=True)))
 
-    def tokenize(self, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
-        """Token ids and attention mask of prompts that hold one placeholder per visual token."""
+    def tokenize(self, texts: Iterable[str], model: Any) -> dict[str, Tensor]:
+        """Token ids, attention mask and token types of expanded prompts, as the model reads them."""
         texts = list(texts)
-        tokens = self.processor.tokenizer(texts, **self.options(texts)).to(device)
-        return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+        tokens = self.processor.tokenizer(texts, **self.options(texts)).to(model.device)
+        read = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+        return read | make_token_types(self.processor, model, read["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,11 @@ class FeatureInputs:
         encoded = self._encode(list(place), needs)
         prompts = Prompts(self.processor)
         texts = [
-            prompts.expand(question, [self.tokens] * len(names))
+            prompts.expand(question, [self.processor.image_token * self.tokens] * len(names))
             for names, question in zip(images, questions, strict=True)
         ]
         layout = TileLayout(self.model, Tiling((1,) * len(place), self.features.grid))
-        inputs = prompts.tokenize(texts, self.model.device)
+        inputs = prompts.tokenize(texts, self.model)
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, layout, encoded, layout.tokens(encoded), image_of)
 
@@ -202,21 +203,21 @@ class ImageInputs:
         prompts, samples = Prompts(self.processor), list(dict.fromkeys(map(tuple, images)))
         # Nested, so that OneVision's processor does not cut the images of a question with several.
         pictures = [[self.images.image(name) for name in names] for names in samples]
-        texts = [self.processor.image_token * len(names) for names in samples]
-        inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
+        inputs, written = read_images(self.processor, pictures)
         needed = set(needs) - {"text_BD"}
         encoded = prepare(self.model, inputs.to(self.model.device), self.interpolation, needed)
+        if self.interpolation == "off":  # has more tokens than the processor counts
+            written = [self.processor.image_token * length for length in encoded.layout.lengths]
         bounds = itertools.pairwise(itertools.accumulate(map(len, samples), initial=0))
         shown = {names: range(first, after) for names, (first, after) in zip(samples, bounds, strict=True)}
         rows = [shown[tuple(names)] for names in images]
-        lengths = encoded.layout.lengths
         texts = [
-            prompts.expand(question, [lengths[image] for image in row])
+            prompts.expand(question, [written[image] for image in row])
             for question, row in zip(questions, rows, strict=True)
         ]
         prepared = replace(
             encoded,
-            inputs=prompts.tokenize(texts, self.model.device),
+            inputs=prompts.tokenize(texts, self.model),
             image_of=list(itertools.chain.from_iterable(rows)),
         )
         return prepared.with_text() if "text_BD" in needs else prepared

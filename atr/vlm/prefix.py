@@ -39,7 +39,9 @@ def why_not_shared(model: Any) -> str:
     layers = {type(layer) for layer in DynamicCache(config=text).layers}
     if others := sorted(layer.__name__ for layer in layers - {DynamicLayer}):
         return f"the cache of {text.model_type} has layers of type {others[0]}"
-    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
+    kind = MODEL_MAPPING.get(type(text), type(model.get_decoder()))
+    if "position_ids" not in signature(kind.forward).parameters:
         return f"{text.model_type} takes no position ids"
     if _sees_ahead(model):
         return f"{model.config.model_type} lets the tokens of a prefix see later ones, so that its attention is not causal"

@@ -3,8 +3,10 @@
 Many processors have a part for videos that needs torchvision. Without it they are built for images alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from copy import copy
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -63,3 +65,42 @@ def _for_images(kind: Any) -> Any:
         "apply_chat_template": ProcessorMixin.apply_chat_template,
     }
     return type(kind.__name__, (kind,), members)
+
+
+def read_images(processor: Any, samples: Sequence[Sequence[Any]]) -> tuple[Any, list[str]]:
+    """The processor's output for images, and the text that it writes for each image in place of its placeholder.
+
+    The images of a sample stand in one prompt: a processor may cut or number them differently from single
+    ones. The output is that for prompts of images alone.
+    """
+    written: list[str] = []
+    recorder = copy(processor)
+
+    def record(text: list[str], images_replacements: Sequence[str] = (), *rest: Any, **named: Any) -> Any:
+        written.extend(images_replacements)
+        return processor.get_text_with_replacements(text, images_replacements, *rest, **named)
+
+    recorder.get_text_with_replacements = record
+    texts = [processor.image_token * len(images) for images in samples]
+    # Nested, because some processors treat the images of a sample with several differently.
+    inputs = recorder(images=[list(images) for images in samples], text=texts, padding=True, return_tensors="pt")
+    return inputs, written
+
+
+def make_token_types(processor: Any, model: Any, ids_BL: Tensor) -> dict[str, Tensor]:
+    """The token types of prompts that the model's `forward` names, as its processor makes them; (B, L) each."""
+    ids = ids_BL.tolist()
+    makers = {
+        # Gemma's processor gives them the other name; PaliGemma's are 0 in a prompt.
+        "token_type_ids": processor.create_mm_token_type_ids
+        if getattr(processor, "return_mm_token_type_ids", False)
+        else lambda rows: [[0] * len(row) for row in rows],
+        "mm_token_type_ids": getattr(processor, "create_mm_token_type_ids", None),
+        "moe_mm_token_type_ids": getattr(processor, "create_moe_mm_token_type_ids", None),
+    }
+    named = signature(type(model).forward).parameters
+    return {
+        name: torch.tensor(make(ids), device=ids_BL.device)
+        for name, make in makers.items()
+        if name in named and make is not None
+    }

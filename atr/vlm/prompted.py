@@ -101,7 +101,7 @@ class PromptReader:
     def _prompt(self, prompt: str) -> Tensor:
         if prompt not in self._prompts:
             prompts = Prompts(self.generator.processor)
-            tokens = prompts.tokenize([prompts.text(prompt, 1)], self.generator.model.device)
+            tokens = prompts.tokenize([prompts.text(prompt, 1)], self.generator.model)
             self._prompts[prompt] = self._split(tokens["input_ids"][0])[1]
         return self._prompts[prompt]
 
