@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 from transformers import MODEL_MAPPING, DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from atr.vlm.reduce import image_bounds, pack_left, pad_id, placeholders
+from atr.vlm.image_tokens import TokenList, VisualOutput
+from atr.vlm.sequence import TOKEN_TYPES, image_bounds, pack_left, pad_id, placeholders, position_ids
 
 ALL_BRANCHES = -1
 """Owner of a cache column that all branches of a row read."""
 NO_BRANCH = -2
 """Owner of a cache column that no branch reads."""
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
 def why_not_shared(model: Any) -> str:
@@ -135,12 +134,13 @@ def split_prompts(model: Any, inputs: Mapping[str, Any], images: Sequence[Hashab
     if not placeholder_BL.any(1).all() or placeholder_BL[:, -1].any():
         return None
     before_BL = real_BL & (placeholder_BL.flip(1).cumsum(1).flip(1) > 0)
-    per_token = {"input_ids": ids_BL, "position_ids": own_positions(model, inputs)}
+    given = inputs.get("position_ids")
+    positions = position_ids(model, inputs) if given is None else given
+    per_token = {"input_ids": ids_BL, "position_ids": positions}
     per_token |= {name: inputs[name] for name in TOKEN_TYPES if name in inputs}
     per_token["attention_mask"] = inputs["attention_mask"]
     output = inputs["mm_encoder_outputs"]["image"]
-    counts = image_lengths(output)
-    bounds = image_bounds(placeholder_BL, counts)
+    bounds = image_bounds(placeholder_BL, [len(tokens_KD) for tokens_KD in output.pooler_output])
     row_R = placeholder_BL.nonzero()[bounds[:-1], 0].tolist()
     shown: list[list[Hashable]] = [[] for _ in ids_BL]
     for row, image in zip(row_R, images, strict=True):
@@ -151,7 +151,7 @@ def split_prompts(model: Any, inputs: Mapping[str, Any], images: Sequence[Hashab
         for name, values in per_token.items()
     }
     kept = [image for image, row in enumerate(row_R) if row in set(first)]
-    prefixes["mm_encoder_outputs"] = {"image": select_images(output, counts, kept)}
+    prefixes["mm_encoder_outputs"] = {"image": _of_images(output, kept)}
     suffixes = {
         name: pack_left(values, real_BL & ~before_BL, _fill(model, name)) for name, values in per_token.items()
     }
@@ -163,29 +163,14 @@ def _fill(model: Any, name: str) -> int:
     return pad_id(model) if name == "input_ids" else 0
 
 
-def image_lengths(output: Any) -> list[int]:
-    return [len(features_KD) for features_KD in output.pooler_output]
-
-
-def select_images(output: Any, counts: Sequence[int], images: Sequence[int]) -> Any:
-    kept = [output.pooler_output[image] for image in images]
-    levels = getattr(output, "deepstack_features", None)
-    if levels is None:
-        return BaseModelOutputWithPooling(pooler_output=kept)
-    return type(output)(
-        pooler_output=kept,
-        deepstack_features=[[level[image] for image in images] for level in levels],
-    )
-
-
-def own_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """The position ids of a shortened input: those that it has, else those that the model's `generate` makes."""
-    given: Tensor | None = inputs.get("position_ids")
-    if given is not None:
-        return given
-    known = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    made: Tensor = model._prepare_position_ids_for_generation(known["input_ids"], known)
-    return made
+def _of_images(output: VisualOutput, images: Sequence[int]) -> VisualOutput:
+    """The output for some of its images."""
+    levels = output.deepstack_features
+    fields = {
+        "pooler_output": TokenList([output.pooler_output[image] for image in images]),
+        "deepstack_features": levels and [TokenList([level[image] for image in images]) for level in levels],
+    }
+    return VisualOutput(**{**output, **fields})
 
 
 def _keys(
