@@ -12,15 +12,34 @@ from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.families import family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
+
+
+def is_ruled(model: Any) -> bool:
+    """Whether the model's family is the rule, whose images have grids of their own."""
+    return isinstance(family_of(model), Rule)
 
 
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
-    Layer, grid and width are compared, and the weights of the towers if both are known. A tower that was
-    fine-tuned with its language model, as in LLaVA-NeXT, counts as the original one.
+    Layer, grid and width are compared, and the weights of the towers if both are known; of a family whose
+    images have grids of their own, layer and width. A tower that was fine-tuned with its language model, as in
+    LLaVA-NeXT, counts as the original one.
     """
+    if is_ruled(model):
+        _check_width(model, selector)
+    else:
+        _check_shape(model, selector)
+    if not _may_have_tower(model, selector.record.get("fingerprint")):
+        raise ValueError(
+            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def _check_shape(model: Any, selector: FeatureSelector) -> None:
     layer, depth = _layer(model)
     trained, read = [*selector.grid, selector.trunk.width], _shape(model)
     same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
@@ -29,11 +48,21 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
             f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
             f"(rows, columns, width); {_name(model)} reads layer {layer}, {read}"
         )
-    if not _may_have_tower(model, selector.record.get("fingerprint")):
+
+
+def _check_width(model: Any, selector: FeatureSelector) -> None:
+    """Merged tokens have the language model's width, patch states another one that the tower's config names."""
+    is_merged = selector.layer in (None, "merged")
+    width = selector.trunk.width
+    if is_merged and width != _merged_width(model):
         raise ValueError(
-            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
-            f"vision tower that {_name(model)} has, though of the same shape"
+            f"the selector was trained on {selector.layer or 'merged'} tokens of encoder {selector.encoder}, "
+            f"{width} wide; those of {_name(model)} are {_merged_width(model)} wide"
         )
+
+
+def _merged_width(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[1])
 
 
 def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
@@ -64,9 +93,17 @@ def check_positions(model: Any, positions: str) -> None:
         raise ValueError(
             f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
         )
-    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
-    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+    if not takes_positions(model):
         raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the language model takes position ids."""
+    text = model.config.get_text_config()
+    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
+    # A few language models stand in no mapping.
+    reader = MODEL_MAPPING.get(type(text)) or type(model.get_decoder())
+    return "position_ids" in signature(reader.forward).parameters
 
 
 def cuts_images(model: Any) -> bool:

@@ -2,9 +2,9 @@
 
 A prefix ends with the last visual token of a prompt. Its keys and values lie in the cache once; the texts
 behind it, its branches, stand side by side under a mask that keeps them apart. Position ids are (B, L), or
-(axes, B, L) for language models whose tokens have a place on several axes (`positions_ABL`). Shapes: B prompts,
-L tokens of a prompt, U distinct prefixes, Q branches of a prefix, S tokens of a prefix, T tokens behind it, C
-columns of the cache, V words of the vocabulary.
+(axes, B, L) for models that number rows and columns of an image, too. Shapes: B prompts, L tokens of a
+prompt, U distinct prefixes, Q branches of a prefix, S tokens of a prefix, T tokens behind it, C columns of
+the cache, V words of the vocabulary.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,9 +14,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from atr.vlm.compatibility import takes_positions
 from atr.vlm.image_tokens import TokenList, VisualOutput
 from atr.vlm.sequence import TOKEN_TYPES, image_bounds, pack_left, pad_id, placeholders, position_ids
 
@@ -38,12 +39,11 @@ def why_not_shared(model: Any) -> str:
     layers = {type(layer) for layer in DynamicCache(config=text).layers}
     if others := sorted(layer.__name__ for layer in layers - {DynamicLayer}):
         return f"the cache of {text.model_type} has layers of type {others[0]}"
-    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
-    kind = MODEL_MAPPING.get(type(text), type(model.get_decoder()))
-    if "position_ids" not in signature(kind.forward).parameters:
+    if not takes_positions(model):
         return f"{text.model_type} takes no position ids"
     if _sees_ahead(model):
-        return f"{model.config.model_type} lets the tokens of a prefix see later ones, so that its attention is not causal"
+        kind = model.config.model_type
+        return f"{kind} lets the tokens of a prefix see later ones, its attention is not causal"
     return ""
 
 
@@ -152,9 +152,8 @@ def split_prompts(model: Any, inputs: Mapping[str, Any], images: Sequence[Hashab
     }
     kept = [image for image, row in enumerate(row_R) if row in set(first)]
     prefixes["mm_encoder_outputs"] = {"image": _of_images(output, kept)}
-    suffixes = {
-        name: pack_left(values, real_BL & ~before_BL, _fill(model, name)) for name, values in per_token.items()
-    }
+    after_BL = real_BL & ~before_BL
+    suffixes = {name: pack_left(values, after_BL, _fill(model, name)) for name, values in per_token.items()}
     numbers = (torch.tensor(number, device=ids_BL.device) for number in (prefix_B, branch_B))
     return SplitPrompts(prefixes, suffixes, *numbers)
 

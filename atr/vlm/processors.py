@@ -6,20 +6,27 @@ Many processors have a part for videos that needs torchvision. Without it they a
 from collections.abc import Sequence
 from copy import copy
 from functools import cache
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PROCESSOR_MAPPING, AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers import (
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    ProcessorMixin,
+)
 
 from atr.core.hub import pretrained_arguments
 from atr.features.encoder import first_line
+from atr.vlm.sequence import token_types
 
 _VIDEO = "video_processor"
 
 
-def load_processor(path: str, kind: type | None = None) -> Any:
+def load_processor(path: str, kind: Any = None) -> Any:
     """The processor of a folder or hub id, of class `kind` if one is given.
 
     Raises a one-line ValueError naming `path` if it cannot be read, or needs a package that is not installed.
@@ -57,7 +64,8 @@ def _for_images(kind: Any) -> Any:
     """A processor class whose objects may lack the part for videos."""
 
     def check(self: Any, name: str, part: Any) -> Any:
-        return None if name == _VIDEO and part is None else kind.check_argument_for_proper_class(self, name, part)
+        is_left_out = name == _VIDEO and part is None
+        return None if is_left_out else kind.check_argument_for_proper_class(self, name, part)
 
     # SmolVLM's own asks the part for videos in every chat.
     members = {
@@ -67,11 +75,14 @@ def _for_images(kind: Any) -> Any:
     return type(kind.__name__, (kind,), members)
 
 
-def read_images(processor: Any, samples: Sequence[Sequence[Any]]) -> tuple[Any, list[str]]:
-    """The processor's output for images, and the text that it writes for each image in place of its placeholder.
+def read_images(
+    processor: Any, samples: Sequence[Sequence[Any]], texts: Sequence[str], **options: Any
+) -> tuple[Any, list[str]]:
+    """The processor's output for samples of images, and the text that it writes for each in a prompt.
 
-    The images of a sample stand in one prompt: a processor may cut or number them differently from single
-    ones. The output is that for prompts of images alone.
+    `texts` hold one placeholder per image of their sample. The images of a sample stand in one prompt,
+    because a processor may cut or number them differently from single ones. No texts are returned by a
+    processor that does not write them by `get_text_with_replacements`, as those of transformers do.
     """
     written: list[str] = []
     recorder = copy(processor)
@@ -81,26 +92,33 @@ def read_images(processor: Any, samples: Sequence[Sequence[Any]]) -> tuple[Any, 
         return processor.get_text_with_replacements(text, images_replacements, *rest, **named)
 
     recorder.get_text_with_replacements = record
-    texts = [processor.image_token * len(images) for images in samples]
-    # Nested, because some processors treat the images of a sample with several differently.
-    inputs = recorder(images=[list(images) for images in samples], text=texts, padding=True, return_tensors="pt")
-    return inputs, written
+    # Nested, so that a sample with several images is known for one.
+    images = [list(images) for images in samples]
+    return recorder(images=images, text=list(texts), **options), written
+
+
+def count_image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that the processor writes for images of the given (height, width), tags included, at most."""
+    # What other libraries that serve these models ask the processors, too.
+    counts = processor._get_num_multimodal_tokens(image_sizes=list(sizes))["num_image_tokens"]
+    return list(map(int, counts))
 
 
 def make_token_types(processor: Any, model: Any, ids_BL: Tensor) -> dict[str, Tensor]:
-    """The token types of prompts that the model's `forward` names, as its processor makes them; (B, L) each."""
-    ids = ids_BL.tolist()
+    """The token types of prompts that the model reads, as its processor makes them; (B, L) each."""
     makers = {
         # Gemma's processor gives them the other name; PaliGemma's are 0 in a prompt.
-        "token_type_ids": processor.create_mm_token_type_ids
-        if getattr(processor, "return_mm_token_type_ids", False)
-        else lambda rows: [[0] * len(row) for row in rows],
-        "mm_token_type_ids": getattr(processor, "create_mm_token_type_ids", None),
-        "moe_mm_token_type_ids": getattr(processor, "create_moe_mm_token_type_ids", None),
+        "token_type_ids": "create_mm_token_type_ids" if _marks_images(processor) else None,
+        "mm_token_type_ids": "create_mm_token_type_ids",
+        "moe_mm_token_type_ids": "create_moe_mm_token_type_ids",
     }
-    named = signature(type(model).forward).parameters
-    return {
-        name: torch.tensor(make(ids), device=ids_BL.device)
-        for name, make in makers.items()
-        if name in named and make is not None
-    }
+    ids, made = ids_BL.tolist(), {}
+    for name in sorted(token_types(model)):
+        maker = makers[name]
+        types = getattr(processor, maker)(ids) if maker else [[0] * len(row) for row in ids]
+        made[name] = torch.tensor(types, device=ids_BL.device)
+    return made
+
+
+def _marks_images(processor: Any) -> bool:
+    return bool(getattr(processor, "return_mm_token_type_ids", False))

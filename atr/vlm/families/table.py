@@ -34,6 +34,8 @@ class Entry:
     """Tokens between two runs of placeholders of an image belong to the run "before" or "after" them."""
     positions: tuple[str, ...] = ("original", "contiguous")
     """Position ids that the model respects."""
+    whole: int = -1
+    """Which of an image's tiles shows all of it: the last one, or 0, the first."""
 
 
 _PACKED = Entry(grids=packed_grids)
