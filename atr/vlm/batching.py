@@ -44,10 +44,10 @@ def batch_by_tokens(
     """Indices of the questions in batches of at most `most` tokens, padding included.
 
     A question has `lengths` tokens of text, and each of its `images` at most as many as `visual` says. A
-    batch has at least one question, and equally many images for each. Questions about the same images follow each other; if the
-    model `shares` the reading of images, these count once. Without `pads`, questions about different images
-    have the same length, so that a batch needs no padding. The order of the questions does not depend on
-    `most`.
+    batch has at least one question, and equally many images for each. Questions about the same images follow
+    each other; if the model `shares` the reading of images, these count once. Without `pads`, questions about
+    different images have the same length, so that a batch needs no padding. The order of the questions does
+    not depend on `most`.
     """
     groups = _groups(images, lengths, visual, shares)
     groups.sort(key=lambda group: (group.alike(pads), group.tokens))

@@ -24,8 +24,8 @@ def is_ruled(model: Any) -> bool:
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
-    Layer, grid and width are compared, and the weights of the towers if both are known; of a family whose
-    images have grids of their own, layer and width. A tower that was fine-tuned with its language model, as in
+    Layer, grid and width are compared, and the weights of the towers if both are known; the grid not in a
+    family whose images have grids of their own. A tower that was fine-tuned with its language model, as in
     LLaVA-NeXT, counts as the original one.
     """
     if is_ruled(model):
@@ -51,18 +51,19 @@ def _check_shape(model: Any, selector: FeatureSelector) -> None:
 
 
 def _check_width(model: Any, selector: FeatureSelector) -> None:
-    """Merged tokens have the language model's width, patch states another one that the tower's config names."""
-    is_merged = selector.layer in (None, "merged")
-    width = selector.trunk.width
-    if is_merged and width != _merged_width(model):
+    """Merged tokens have the language model's width, states of patches the tower's."""
+    layer: Any = "merged" if selector.layer is None else selector.layer
+    vision = model.config.vision_config
+    read = (
+        model.get_input_embeddings().weight.shape[1]
+        if layer == "merged"
+        else getattr(vision, "embed_dim", vision.hidden_size)
+    )
+    if selector.trunk.width != read:
         raise ValueError(
-            f"the selector was trained on {selector.layer or 'merged'} tokens of encoder {selector.encoder}, "
-            f"{width} wide; those of {_name(model)} are {_merged_width(model)} wide"
+            f"the selector was trained on layer {layer} of encoder {selector.encoder}, features of width "
+            f"{selector.trunk.width}; {_name(model)} has width {read} there"
         )
-
-
-def _merged_width(model: Any) -> int:
-    return int(model.get_input_embeddings().weight.shape[1])
 
 
 def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
@@ -88,6 +89,13 @@ def check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
     if positions != "original":
         return
+    family, model_type = family_of(model), model.config.model_type
+    if isinstance(family, Rule) and positions not in family.entry.positions:
+        allowed = ", ".join(family.entry.positions)
+        raise ValueError(
+            f"positions: original is not supported by {model_type}, whose generate drops position ids, "
+            f"allowed: {allowed}"
+        )
     text = model.config.get_text_config()
     if "flash" in str(text._attn_implementation):
         raise ValueError(
@@ -153,8 +161,14 @@ def external_tower_name(config: Any) -> str | None:
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
+    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
     return known is None or own is None or is_same_tower(known, own)
+
+
+def _tower(model: Any) -> Any:
+    """The model's vision tower."""
+    names = "vision_tower", "visual", "vision_model"
+    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 
 def _name(model: Any) -> str:
