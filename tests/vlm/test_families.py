@@ -11,7 +11,7 @@ from atr.vlm.families import family_named, family_of, supported_types
 from atr.vlm.families.tower import encode_tiles
 from atr.vlm.tiling import TileLayout
 
-FAMILIES = pytest.mark.parametrize("family", supported_types())
+FAMILIES = pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision"])
 TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 PROMPTS = ("<image> a", "b", "<image> <image>", "<image> c")
 
@@ -280,9 +280,8 @@ def test_two_families_of_one_name_are_refused(install):
 def test_a_family_is_imported_when_it_is_asked_for():
     code = (
         "import sys; from atr.vlm.families import supported_types, family_named; supported_types();"
-        "mine = lambda: [name for name in sys.modules if name.startswith('atr.vlm.families.')];"
+        "mine = lambda: {name.rpartition('.')[2] for name in sys.modules if '.families.llava' in name};"
         "print(mine()); family_named('llava'); print(mine())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    base = "'atr.vlm.families.base'"
-    assert printed.splitlines() == [f"[{base}]", f"[{base}, 'atr.vlm.families.llava']"]
+    assert printed.splitlines() == ["set()", "{'llava'}"]
