@@ -110,7 +110,7 @@ def takes_positions(model: Any) -> bool:
     text = model.config.get_text_config()
     # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
     # A few language models stand in no mapping.
-    reader = MODEL_MAPPING.get(type(text)) or type(model.get_decoder())
+    reader = MODEL_MAPPING[type(text)] if type(text) in MODEL_MAPPING else type(model.get_decoder())
     return "position_ids" in signature(reader.forward).parameters
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     PROCESSOR_MAPPING,
@@ -34,13 +35,17 @@ def load_processor(path: str, kind: Any = None) -> Any:
     arguments = pretrained_arguments(path)
     try:
         return (kind or AutoProcessor).from_pretrained(**arguments)
-    except ImportError as error:
-        return _load_for_images(path, error)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
+        if _lacks_package(error):
+            return _load_for_images(path, error)
         raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
 
 
-def _load_for_images(path: str, missing: ImportError) -> Any:
+def _lacks_package(error: Exception) -> bool:
+    return isinstance(error, ImportError) or "torchvision" in str(error).lower()
+
+
+def _load_for_images(path: str, missing: Exception) -> Any:
     """The processor without its part for videos; `missing` says why the whole could not be loaded."""
     arguments = pretrained_arguments(path)
     try:
@@ -54,7 +59,8 @@ def _load_for_images(path: str, missing: ImportError) -> Any:
     # A processor may read its part for videos when it is made.
     except (ImportError, AttributeError, TypeError, KeyError) as error:
         reason = error if isinstance(error, ImportError) else missing
-        raise ValueError(f"{path}: its processor cannot be loaded: {first_line(reason)}") from error
+        needed = "torchvision" if "torchvision" in str(reason).lower() else first_line(reason)
+        raise ValueError(f"{path}: its processor lacks a package that it needs: {needed}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
 
@@ -99,9 +105,16 @@ def read_images(
 
 def count_image_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
     """Tokens that the processor writes for images of the given (height, width), tags included, at most."""
-    # What other libraries that serve these models ask the processors, too.
-    counts = processor._get_num_multimodal_tokens(image_sizes=list(sizes))["num_image_tokens"]
-    return list(map(int, counts))
+    if hasattr(processor, "_get_num_multimodal_tokens"):  # which serving frameworks ask, too
+        counts = processor._get_num_multimodal_tokens(image_sizes=list(sizes))["num_image_tokens"]
+        return list(map(int, counts))
+    known: dict[tuple[int, int], int] = {}
+    for height, width in set(sizes):
+        _, written = read_images(
+            processor, [[Image.new("RGB", (width, height))]], [processor.image_token], return_tensors="pt"
+        )
+        known[height, width] = len(processor.tokenizer(written[0], add_special_tokens=False)["input_ids"])
+    return [known[size] for size in sizes]
 
 
 def make_token_types(processor: Any, model: Any, ids_BL: Tensor) -> dict[str, Tensor]:
