@@ -119,7 +119,9 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("atr.features.attention_hooks", "atr.features.encoder", "atr.features.preprocess")
+        shared = tuple(
+            f"atr.features.{name}" for name in ("attention_hooks", "encoder", "merged", "preprocess")
+        )
         return lower == "reduction" or imported in shared
     return FLOORS[lower] < FLOORS[upper]
 

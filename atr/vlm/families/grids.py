@@ -18,7 +18,7 @@ Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Run:
+class PlaceholderRun:
     """Placeholders side by side: their `row` and number, and the tokens `before` and `after` (-1: none)."""
 
     row: int
@@ -27,11 +27,11 @@ class Run:
     after: int
 
 
-Grids = Callable[[Any, Mapping[str, Tensor], Sequence[Run]], list[Grid]]
-Images = Callable[[Sequence[Run], Sequence[Grid]], list[int]]
+Grids = Callable[[Any, Mapping[str, Tensor], Sequence[PlaceholderRun]], list[Grid]]
+Images = Callable[[Sequence[PlaceholderRun], Sequence[Grid]], list[int]]
 
 
-def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[Run]:
+def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[PlaceholderRun]:
     """The runs of placeholders of all rows, in order."""
     starts_BL, ends_BL = placeholder_BL.clone(), placeholder_BL.clone()
     starts_BL[:, 1:] &= ~placeholder_BL[:, :-1]
@@ -40,11 +40,11 @@ def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[Run]:
     runs = []
     for (row, start), (_, end) in zip(starts_BL.nonzero().tolist(), ends_BL.nonzero().tolist(), strict=True):
         before, after = int(bordered_BL[row, start]), int(bordered_BL[row, end + 2])
-        runs.append(Run(row, end + 1 - start, before, after))
+        runs.append(PlaceholderRun(row, end + 1 - start, before, after))
     return runs
 
 
-def native_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) -> list[Grid]:
+def native_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """The grids that the processor's sizes say, whichever it gives; without sizes, tiles are square."""
     known = set(signature(model.base_model.get_image_features).parameters) - {"kwargs"}
     for key, find in _BY_SIZES.items():
@@ -109,7 +109,7 @@ def _merged(sizes: Any, side: int) -> list[Any]:
     return [tuple(size // side for size in shape) for shape in torch.as_tensor(sizes).tolist()]
 
 
-def square_grids(pixels: Tensor, runs: Sequence[Run]) -> list[Grid]:
+def square_grids(pixels: Tensor, runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Tiles of one square grid, as many as the pixels have: all placeholders are shared by them."""
     placeholders = sum(run.length for run in runs)
     tiles = _count_tiles(pixels)
@@ -122,31 +122,31 @@ def square_grids(pixels: Tensor, runs: Sequence[Run]) -> list[Grid]:
     return [(side, side)] * tiles
 
 
-def run_per_image(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def run_per_image(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """Each run of placeholders is an image, or several whole ones."""
     return _group(runs, grids, [True] * len(runs))
 
 
-def until_tag(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def until_tag(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """An image ends with the run whose tag is that of its row's last run: the tile of the whole image."""
     last = {run.row: run.before for run in runs}
     return _group(runs, grids, [run.before == last[run.row] for run in runs])
 
 
-def until_end(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def until_end(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """An image ends with the run that the token after its row's last run follows: the end of an image."""
     last = {run.row: run.after for run in runs}
     return _group(runs, grids, [run.after == last[run.row] for run in runs])
 
 
-def from_start(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def from_start(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """An image begins with the run that has the token before its row's first run: the start of an image."""
     first: dict[int, int] = {}
     starts = [run.before == first.setdefault(run.row, run.before) for run in runs]
     return _group(runs, grids, [*starts[1:], True])
 
 
-def _group(runs: Sequence[Run], grids: Sequence[Grid], ends: Sequence[bool]) -> list[int]:
+def _group(runs: Sequence[PlaceholderRun], grids: Sequence[Grid], ends: Sequence[bool]) -> list[int]:
     """Tiles of each image, whose last run `ends` marks; a run and a tile end together at each image's end."""
     counts, tile, count, left = [], 0, 0, 0
     for run, is_end in zip(runs, ends, strict=True):
