@@ -115,7 +115,10 @@ class PromptedBatch:
 
 @dataclass(frozen=True)
 class PromptReader:
-    """Encodes images and tokenizes their prompts, each prompt once; `layer` is as in `VisualInputs.prepare`."""
+    """Encodes images and tokenizes their prompts, each prompt once.
+
+    `layer` is what the selector reads of an image, as in `VisualInputs.prepare`.
+    """
 
     generator: Generator
     layer: Layer = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Tiling, family_of
-from atr.vlm.families.base import Grid
+from atr.vlm.families.grids import Grid
 from atr.vlm.families.rule import Rule
 from atr.vlm.image_tokens import ImageTokens
 

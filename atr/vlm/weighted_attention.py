@@ -30,9 +30,9 @@ _MULTIPLE = 64
 class WeightedSequence:
     """An image and its answered prompts, or what is left of them; all tensors (T,) but a few.
 
-    `positions_T` are (T,), or (axes, T) for models with several axes. `branch_T` of a token is the prompt that
-    it belongs to, ALL_BRANCHES for tokens that all prompts read. `weight_T` is 1 for tokens that are kept and
-    0 for dropped ones. `tokens_KD` are the visual tokens of the placeholders among `ids_T` as the model reads
+    `positions_T` are (T,), or (axes, T) for models with several axes. `branch_T` of a token is the prompt
+    that it belongs to, ALL_BRANCHES for tokens that all prompts read. `weight_T` is 1 for kept tokens and 0
+    for dropped ones. `tokens_KD` are the visual tokens of the placeholders among `ids_T` as the model reads
     them, `levels` and `carried` the further features of `ImageTokens`, and `predicts_A` the places whose next
     tokens are predicted.
     """
@@ -120,7 +120,7 @@ def _only(places_A: Tensor, length: int, model: Any) -> Iterator[None]:
 
     Only if it is one of linear layers: others, such as experts, are computed whole.
     """
-    last = getattr(model.get_decoder().layers[-1], "mlp", None)
+    last: Any = getattr(model.get_decoder().layers[-1], "mlp", None)
     if not _is_linear(last):
         yield
         return
