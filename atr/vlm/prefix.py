@@ -18,6 +18,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from atr.vlm.compatibility import takes_positions
+from atr.vlm.families import family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.image_tokens import TokenList, VisualOutput
 from atr.vlm.sequence import TOKEN_TYPES, image_bounds, pack_left, pad_id, placeholders, position_ids
 
@@ -41,6 +43,9 @@ def why_not_shared(model: Any) -> str:
         return f"the cache of {text.model_type} has layers of type {others[0]}"
     if not takes_positions(model):
         return f"{text.model_type} takes no position ids"
+    family = family_of(model)
+    if isinstance(family, Rule) and family.entry.carried:  # which are read with the images alone
+        return f"{model.config.model_type} embeds tokens of the text by {family.entry.carried[0]}"
     if _sees_ahead(model):
         kind = model.config.model_type
         return f"{kind} lets the tokens of a prefix see later ones, its attention is not causal"

@@ -4,15 +4,14 @@ import pytest
 import torch
 from PIL import Image
 
-from atr.config import Evaluate
-from atr.reduction import FeatureSelector, Full
+from atr.config import Distill, Evaluate
+from atr.reduction import FeatureSelector
 from atr.vlm import weighted_attention
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.distillation import Distillation, check_teacher
 from atr.vlm.families.tiny import tiny_config, tiny_model
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import ImageInputs
-from atr.vlm.policy import Policy
 from atr.vlm.prompted import PromptReader
 from atr.vlm.reduce import shorten
 from atr.vlm.teacher import answer
@@ -58,7 +57,9 @@ def test_the_teachers_answers_are_those_of_the_untouched_model(reader):
             chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
             text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
             inputs = processor(images=[Pictures().image(name)], text=[text], return_tensors="pt")
-            ids = model.generate(**inputs, do_sample=False, max_new_tokens=3)[0, inputs["input_ids"].shape[1] :]
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=3)[
+                0, inputs["input_ids"].shape[1] :
+            ]
             assert ids.tolist() == ids_A.tolist()
         assert torch.equal(answers.log_probabilities_AV.argmax(1), torch.cat(answers.ids))
 
@@ -112,8 +113,7 @@ def test_every_weight_gets_a_gradient(reader):
 def test_a_selector_learns_from_merged_tokens_of_images_with_grids_of_their_own(reader):
     model = reader.generator.model
     selector = FeatureSelector(32, (4, 4), layers=1, heads=2, encoder="tiny", layer="merged")
-    recipe = pytest.importorskip("atr.config").Distill()
-    module = Distillation(selector, reader.generator, recipe, seed=0)
+    module = Distillation(selector, reader.generator, Distill(), seed=0)
     module.answers = {
         name: answers for (name, _), answers in zip(BATCH, answer(module.reader, BATCH), strict=True)
     }
@@ -136,7 +136,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_model_that_cannot_teach_is_refused_by_name(name):
     with torch.device("meta"):
-        model = tiny_model(tiny_config(name), "sdpa") if name != "x" else None
+        model = tiny_model(tiny_config(name))
     with pytest.raises(ValueError, match=f"^distill: {REFUSED[name]}.*; allowed: causal attention") as error:
         check_teacher(model)
     assert "\n" not in str(error.value)
