@@ -41,6 +41,7 @@ HOMES = {
     "transformers": (
         "atr.features.encoder",
         "atr.features.pixel_values",
+        "atr.features.query_key_attention",
         "atr.vlm.*",
         "atr.micro.*",
         "atr.integrations.lmms_eval.*",
@@ -65,7 +66,7 @@ HOMES = {
 # What a part must have under the same name as every other part of its kind.
 INTERFACES = {
     "main", "build", "examples", "score",
-    "BUDGET", "DRAWS", "FAMILY", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
+    "BUDGET", "DRAWS", "FAMILY", "GROUP", "INSIDE_LLM", "MERGES", "NEEDS", "ONE_TILE", "SOURCE", "WEIGHTS",
 }  # fmt: skip
 
 
@@ -119,8 +120,8 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("atr.features.attention_hooks", "atr.features.encoder", "atr.features.preprocess")
-        return lower == "reduction" or imported in shared
+        shared = ("attention_hooks", "encoder", "preprocess", "query_key_attention")
+        return lower == "reduction" or imported in {f"atr.features.{name}" for name in shared}
     return FLOORS[lower] < FLOORS[upper]
 
 
