@@ -1,6 +1,6 @@
 """Writes the table of docs/peers.md that says which reducers serve which model families, from the code.
 
-    python docs/serving_table.py
+python docs/serving_table.py
 """
 
 from collections.abc import Iterable, Iterator

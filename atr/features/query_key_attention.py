@@ -21,16 +21,32 @@ from transformers.vision_utils import get_vision_window_index
 from atr.features.attention_hooks import CAPTURABLE
 
 PATCH_ORDER = {
+    "aya_vision": "raster",
+    "cohere2_vision": "raster",
+    "ernie4_5_vl_moe": "blocks",
     "gemma3": "raster",
+    "gemma4": "raster",
+    "glm46v": "blocks",
+    "glm4v": "blocks",
+    "glm_ocr": "blocks",
     "idefics3": "raster",
     "internvl": "raster",
+    "kimi_k25": "raster",
+    "lfm2_vl": "raster",
+    "lighton_ocr": "raster",
+    "minicpmv4_6": "raster",
     "mistral3": "raster",
+    "ovis2": "raster",
+    "paddleocr_vl": "raster",
     "paligemma": "raster",
     "qwen2_5_vl": "windows",
     "qwen2_vl": "blocks",
+    "qwen3_5": "blocks",
+    "qwen3_5_moe": "blocks",
     "qwen3_vl": "blocks",
     "qwen3_vl_moe": "blocks",
     "smolvlm": "raster",
+    "vipllava": "raster",
 }
 """The order of the patches in the tower, by model type: the raster of each tile; or merge blocks, a token
 each, in the raster of the tokens or by windows."""
@@ -91,6 +107,7 @@ def mean_received(
     mean to the first ones.
     """
     batch, heads, tokens = query_BHTC.shape[:3]
+    key_BHTC = key_BHTC.repeat_interleave(heads // key_BHTC.shape[1], dim=1)
     seen_BTT = _seen(mask, tokens, query_BHTC.device)
     real_BT = seen_BTT.diagonal(dim1=1, dim2=2)
     key_BHCT = key_BHTC.float().mT
@@ -167,7 +184,7 @@ def _mean_keys(module: Any, hidden_BTD: Tensor) -> Tensor:
     """Each patch's key, averaged over heads; (B, T, C)."""
     is_fused = hasattr(module, "qkv")
     keys_BTD = module.qkv(hidden_BTD).chunk(3, dim=-1)[1] if is_fused else module.k_proj(hidden_BTD)
-    keys_BTC: Tensor = keys_BTD.unflatten(-1, (module.num_heads, -1)).mean(-2)
+    keys_BTC: Tensor = keys_BTD.unflatten(-1, (-1, module.head_dim)).mean(-2)
     return keys_BTC
 
 
@@ -183,35 +200,37 @@ class _Merge:
 
     @classmethod
     def of(cls, tower: Any, order: str, hidden_BTD: Tensor, grids: Sequence[tuple[int, int]]) -> "_Merge":
-        """That of a layer's input."""
-        rows, patches = hidden_BTD.shape[:2]
-        tokens = sum(height * width for height, width in grids) // rows
-        side = isqrt(patches // tokens)
-        return cls(tower, order, grids, side, patches - tokens * side**2)
+        """That of a layer's input: a row for each tile, padded to the longest, or one row for all of them."""
+        counts = [rows * columns for rows, columns in grids]
+        tokens = max(counts) if len(hidden_BTD) == len(grids) else sum(counts)
+        side = isqrt(hidden_BTD.shape[1] // tokens)
+        return cls(tower, order, grids, side, hidden_BTD.shape[1] - tokens * side**2)
 
     def tokens(self, values_BTC: Tensor) -> list[Tensor]:
         """The mean over the patches of each token, (N, C) for each tile, tokens in raster order."""
-        values_PC, side = values_BTC[:, self.special :].flatten(0, 1), self.side
-        counts = [rows * columns for rows, columns in self.grids]
+        side, values_BPC = self.side, values_BTC[:, self.special :]
+        counts = [rows * columns * side**2 for rows, columns in self.grids]
+        is_packed = len(values_BPC) < len(self.grids)
+        parts = torch.split(values_BPC[0], counts) if is_packed else values_BPC
+        tiles = [part_PC[:count] for part_PC, count in zip(parts, counts, strict=True)]
         if self.order == "raster":
-            tiles = torch.split(values_PC, [count * side**2 for count in counts])
             return [
                 tile_PC.reshape(rows, side, columns, side, -1).mean((1, 3)).flatten(0, 1)
                 for tile_PC, (rows, columns) in zip(tiles, self.grids, strict=True)
             ]
-        means_NC = values_PC.reshape(-1, side**2, values_PC.shape[1]).mean(1)
-        if self.order == "windows":
-            means_NC = means_NC[self._places().argsort().to(means_NC.device)]
-        return list(torch.split(means_NC, counts))
+        means = [tile_PC.reshape(-1, side**2, tile_PC.shape[1]).mean(1) for tile_PC in tiles]
+        if self.order == "blocks":
+            return means
+        return [means_NC[places_N] for means_NC, places_N in zip(means, self._places(), strict=True)]
 
-    def _places(self) -> Tensor:
-        """Index of each token of the windows in the raster of all tiles; int64 (N,)."""
-        patches = [[1, rows * self.side, columns * self.side] for rows, columns in self.grids]
+    def _places(self) -> list[Tensor]:
+        """Where the tokens of each tile, in raster order, are among its windows; int64 (N,)."""
         config = self.tower.config
-        places: Tensor = get_vision_window_index(
-            torch.tensor(patches), self.side, config.window_size, config.patch_size
-        )[0]
-        return places
+        patches = [torch.tensor([[1, rows * self.side, columns * self.side]]) for rows, columns in self.grids]
+        return [
+            get_vision_window_index(grid_13, self.side, config.window_size, config.patch_size)[0].argsort()
+            for grid_13 in patches
+        ]
 
 
 @contextmanager
@@ -261,8 +280,9 @@ def _attention_module(model: Any, tower: Any, layer: int | str | None, need: str
 def _block(model: Any, depth: int, layer: int | str | None) -> int:
     """Index of the block whose output is `hidden_states[layer]`."""
     if not isinstance(layer, int):
-        layers = getattr(model.config, "vision_feature_layer", -1)
-        layer = int(layers if isinstance(layers, int) else layers[-1])
+        names = ("vision_feature_layer", "vision_feature_layers")
+        own = next((getattr(model.config, name) for name in names if hasattr(model.config, name)), -1)
+        layer = own if isinstance(own, int) else max(own, key=lambda one: one % (depth + 1))
     index = layer - 1 if layer >= 0 else depth + layer
     if not 0 <= index < depth:
         raise ValueError(
@@ -273,12 +293,11 @@ def _block(model: Any, depth: int, layer: int | str | None) -> int:
 
 
 def _depth(tower: Any) -> int:
-    names = ("num_hidden_layers", "depth")
-    return int(next(getattr(tower.config, name) for name in names if hasattr(tower.config, name)))
+    return int(getattr(tower.config, "num_hidden_layers", None) or tower.config.depth)
 
 
 def _tower(model: Any) -> Any:
-    names = ("visual", "vision_tower", "vision_model")
+    names = ("visual", "vision_tower", "vision_model", "vision_encoder")
     return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
 
 
