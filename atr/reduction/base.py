@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncoderOutput:
     """The encoder's output for B images (or tiles), with optional signals for the reducers that need them.
 

@@ -1,6 +1,7 @@
 """The selector S of the paper, section 3, which scores tokens, and the reducer built from it."""
 
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import ModelCard
@@ -104,7 +105,7 @@ class FeatureSelector(
 
 
 class SelectorReducer:
-    """The top K of a trained selector as a reducer; scores of the last batch are reused for all budgets."""
+    """The top K of a trained selector as a reducer; scores are reused for all budgets of an output."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
     threshold: ClassVar[float | None] = 0.0
@@ -112,7 +113,7 @@ class SelectorReducer:
 
     def __init__(self, selector: FeatureSelector) -> None:
         self.selector = selector
-        self._scored: tuple[EncoderOutput, Tensor] | None = None
+        self._scored: WeakKeyDictionary[EncoderOutput, Tensor] = WeakKeyDictionary()
 
     def __call__(self, encoded: EncoderOutput, budget: int) -> Tensor:
         """Indices of the `budget` highest logits of each image."""
@@ -120,7 +121,7 @@ class SelectorReducer:
 
     def scores(self, encoded: EncoderOutput) -> Tensor:
         """The keep logits; scores_BN."""
-        if self._scored is None or self._scored[0] is not encoded:
+        if encoded not in self._scored:
             logits_BN = self.selector.rank(encoded.features_BND, encoded.grid)
-            self._scored = encoded, logits_BN.to(encoded.features_BND.device)
-        return self._scored[1]
+            self._scored[encoded] = logits_BN.to(encoded.features_BND.device)
+        return self._scored[encoded]

@@ -110,7 +110,7 @@ def _check_token_count(path: str, config: Any, processor: Any) -> None:
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config)
     inputs = processor(images=[[_SAMPLE]], text=[processor.image_token], return_tensors="pt")
-    images = {key: inputs[key] for key in family_of(skeleton).image_keys if key in inputs}
+    images = {key: inputs[key] for key in family_of(skeleton).image_keys(skeleton) if key in inputs}
     images["pixel_values"] = images["pixel_values"].to("meta")
     tile_1CHW = images["pixel_values"].flatten(0, -4)[:1]
     rows, columns = (side // config.vision_config.patch_size for side in tile_1CHW.shape[-2:])

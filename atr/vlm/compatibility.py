@@ -71,7 +71,7 @@ def check_positions(model: Any, positions: str) -> None:
 
 def cuts_images(model: Any) -> bool:
     """Whether the model's family cuts images into tiles, depending on their sizes."""
-    return "image_sizes" in family_of(model).image_keys
+    return "image_sizes" in family_of(model).image_keys(model)
 
 
 def check_features(model: Any, manifest: Mapping[str, Any]) -> None:

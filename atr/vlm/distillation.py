@@ -125,10 +125,11 @@ class Distillation(RecordedTraining):
     def _scores(self, prompted: PromptedBatch) -> list[Tensor]:
         """Scores of the visual tokens of each row's image, without newlines."""
         encoded, layout = prompted.prepared.encoded, prompted.prepared.layout
-        scores_BN = self.selector(encoded.features_BND.float(), encoded.grid)
-        packed = layout.values(scores_BN.unsqueeze(-1))
+        packed = layout.values(
+            encoded.map(lambda tiles: self.selector(tiles.features_BND.float(), tiles.grid)[..., None])
+        )
         return [
-            packed[image][(layout.tile_of[image] != ROW_END).to(scores_BN.device), 0]
+            packed[image][(layout.tile_of[image] != ROW_END).to(packed[image].device), 0]
             for image in prompted.prepared.image_of
         ]
 

@@ -28,6 +28,7 @@ from atr.vlm.compatibility import (
     warn_of_positions,
 )
 from atr.vlm.decoding import decode_greedily
+from atr.vlm.image_tokens import ImageTokens
 from atr.vlm.in_llm import LayerPruning, prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
@@ -159,7 +160,9 @@ class Generator:
         blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
         (count,) = {len(names) for names in images}
         whole = self.source.prepare(images, questions, needs) if count else None
-        return QuestionBatch(count, shorten(self.model, blind, [], [], self.settings.positions), whole)
+        return QuestionBatch(
+            count, shorten(self.model, blind, ImageTokens([]), [], self.settings.positions), whole
+        )
 
     @torch.inference_mode()
     def answer(

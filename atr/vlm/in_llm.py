@@ -25,7 +25,6 @@ from atr.core.finite import check_finite
 from atr.core.tokens import shares, top_k_BK
 from atr.reduction import Full
 from atr.reduction.layer_schedule import LayerReducer, Schedule
-from atr.vlm.families import Tiling
 from atr.vlm.policy import POSITIONS, Policy
 from atr.vlm.reduce import Kept, Prepared, Reduced
 from atr.vlm.tiling import TileLayout
@@ -162,8 +161,8 @@ class LayerPruning:
         ]
         stay = self._layout.with_newlines(kept, self._policy.newline)
         return tuple(
-            Kept(len(kept_K), size, len(stay_K) - len(kept_K), stay_K)
-            for kept_K, stay_K, size in zip(kept, stay, sizes, strict=True)
+            Kept(len(kept_K), size, len(stay_K) - len(kept_K), stay_K, tiles)
+            for kept_K, stay_K, size, tiles in zip(kept, stay, sizes, self._layout.grids, strict=True)
         )
 
     def _causal_mask(self, index: int, hidden_BSD: Tensor, cache: Any) -> Any:
@@ -258,10 +257,8 @@ def _select_best(scores_P: Tensor, parts: Sequence[Tensor], count: int) -> Tenso
 
 def _shown_layout(prepared: Prepared) -> TileLayout:
     """The layout of all shown images in the order of the placeholders, repeats included."""
-    layout, tiling = prepared.layout, prepared.layout.tiling
-    sizes = tiling.sizes and [tiling.sizes[image] for image in prepared.image_of]
-    tiles = tuple(tiling.tiles[image] for image in prepared.image_of)
-    return TileLayout(layout.model, Tiling(tiles, tiling.grid, sizes), layout.resample)
+    layout = prepared.layout
+    return TileLayout(layout.model, layout.tiling.of(prepared.image_of), layout.resample)
 
 
 def _check_language_model(config: Any) -> None:

@@ -28,7 +28,7 @@ def check_inputs(model: Any, processor: Any, inputs: Mapping[str, Any], images: 
     """
     own = processor.image_processor(images, return_tensors="pt")
     name = type(processor.image_processor).__name__
-    for key in sorted(family_of(model).image_keys & set(own)):
+    for key in sorted(family_of(model).image_keys(model) & set(own)):
         if key not in inputs:
             raise ValueError(f"inputs: {key} is missing, which {name} makes")
         given, expected = torch.as_tensor(inputs[key]), torch.as_tensor(own[key])

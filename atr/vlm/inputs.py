@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from atr.reduction import EncoderOutput
-from atr.vlm.families import Tiling, encode, project
+from atr.vlm.encoded_tiles import EncodedTiles
+from atr.vlm.families import Tiling
+from atr.vlm.families.tower import encode_tiles, project
 from atr.vlm.reduce import Prepared, prepare
 from atr.vlm.tiling import TileLayout
 
@@ -148,13 +150,13 @@ class FeatureInputs:
         """As `VisualInputs.prepare`; images are opened only for attention, keys or pixels."""
         shown = [name for names in images for name in names]
         place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
-        encoded = self._encode(list(place), needs)
+        encoded = EncodedTiles.of_one_grid(self._encode(list(place), needs))
         prompts = Prompts(self.processor)
         texts = [
             prompts.expand(question, [self.tokens] * len(names))
             for names, question in zip(images, questions, strict=True)
         ]
-        layout = TileLayout(self.model, Tiling((1,) * len(place), self.features.grid))
+        layout = TileLayout(self.model, Tiling.of_one_grid((1,) * len(place), self.features.grid))
         inputs = prompts.tokenize(texts, self.model.device)
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, layout, encoded, layout.tokens(encoded), image_of)
@@ -177,7 +179,8 @@ class FeatureInputs:
             return encoded
         images = self.images()
         pixels = self.processor.image_processor([images.image(name) for name in names], return_tensors="pt")
-        computed = encode(self.model, pixels, Tiling((1,) * len(names), self.features.grid), needs)
+        tiling = Tiling.of_one_grid((1,) * len(names), self.features.grid)
+        computed = encode_tiles(self.model, pixels, tiling, needs)
         return replace(encoded, **{name: getattr(computed, name) for name in missing})
 
 

@@ -17,7 +17,8 @@ from atr.core.tokens import budget
 from atr.features.attention_hooks import CAPTURABLE
 from atr.reduction import EncoderOutput, Merger, Reducer
 from atr.reduction.checked import select, select_merged
-from atr.vlm.families.base import Tiling, encode, token_grid
+from atr.vlm.families import Tiling
+from atr.vlm.families.tower import encode_tiles, token_grid
 
 
 def noise(model: Any, images: int, seed: int) -> Tensor:
@@ -29,8 +30,8 @@ def noise(model: Any, images: int, seed: int) -> Tensor:
 
 def encode_noise(model: Any, pixels_BCHW: Tensor, needs: frozenset[str] = frozenset()) -> EncoderOutput:
     """Encode the noise with the fields in `needs`; the mean token of an image stands in for its question."""
-    tiling = Tiling((1,) * len(pixels_BCHW), token_grid(model, pixels_BCHW))
-    images = encode(model, {"pixel_values": pixels_BCHW}, tiling, needs)
+    tiling = Tiling.of_one_grid((1,) * len(pixels_BCHW), token_grid(model, pixels_BCHW))
+    images = encode_tiles(model, {"pixel_values": pixels_BCHW}, tiling, needs)
     assert images.projected_BND is not None
     return replace(images, text_BD=F.normalize(images.projected_BND.float().mean(1), dim=-1))
 

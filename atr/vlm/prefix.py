@@ -17,7 +17,7 @@ from transformers import MODEL_MAPPING, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from atr.vlm.reduce import image_bounds, pack_left, pad_id, placeholders
+from atr.vlm.sequence import image_bounds, pack_left, pad_id, placeholders
 
 ALL_BRANCHES = -1
 """Owner of a cache column that all branches of a row read."""

@@ -73,7 +73,7 @@ class PromptedBatch:
             predicts.append(length + place_T[len(prompt_T) - 1 :])
             length += len(ids_T)
         weight_T = torch.cat([weight_L[read_L], weight_L.new_ones(length - len(ids[0]))])
-        tokens_KD = self.prepared.tokens[self.prepared.image_of[row]][read_P]
+        tokens_KD = self.prepared.tokens.images[self.prepared.image_of[row]][read_P]
         ids_T, positions_T, branch_T = (torch.cat(parts) for parts in (ids, places, branches))
         return WeightedSequence(ids_T, positions_T, branch_T, weight_T, tokens_KD, torch.cat(predicts))
 

@@ -3,7 +3,6 @@
 Shapes: B tiles, N tokens of a tile, T tiles of an image, P packed tokens of an image, K kept tokens.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +25,7 @@ from atr.reduction import (
 from atr.reduction.base import Apportioner
 from atr.reduction.checked import check_fields, select, select_scores
 from atr.reduction.distilled import DistilledReducer
+from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.tiling import TileLayout
 
@@ -46,7 +46,7 @@ def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:
 
 
 def select_tokens(
-    reducer: Reducer, encoded: EncoderOutput, layout: TileLayout, policy: Policy
+    reducer: Reducer, encoded: EncodedTiles, layout: TileLayout, policy: Policy
 ) -> list[Tensor]:
     """Indices kept of the packed tokens of each image, without newlines; int64 (K,) each, on the CPU.
 
@@ -60,21 +60,25 @@ def select_tokens(
         return _select_adaptive(reducer, encoded, layout, policy)
     assert not isinstance(policy.keep, str)
     if set(layout.tiling.tiles) == {1}:  # packed in place
-        return list(select(reducer, encoded, tokens.budget(policy.keep, encoded.tokens)).cpu())
+        keep = policy.keep
+        return encoded.map(lambda group: select(reducer, group, tokens.budget(keep, group.tokens)).cpu())
     groups = layout.groups(policy.budget)
     counts = [_share_budget(policy.keep, parts) for parts in groups]
     if isinstance(reducer, Apportioner) and policy.budget == "image":
         groups = layout.groups("tile")
-        counts = _apportion(reducer, encoded, layout, groups, map(sum, counts))
+        counts = _apportion(reducer, encoded.whole, layout, groups, map(sum, counts))
     if isinstance(reducer, Scorer):
-        return _keep_best(_pack_scores(select_scores(reducer, encoded), layout), groups, counts)
+        return _keep_best(_pack_scores(reducer, encoded, layout), groups, counts)
     _check_tiles(reducer, layout)
+    keys = encoded.value("image_key_BX") if encoded.has("image_key_BX") else []
     return [
         _in_order(
-            _select_part(reducer, image, tile, *part)
+            _select_part(reducer, image, keys[first + tile] if keys else None, *part)
             for tile, part in enumerate(zip(parts, part_counts, strict=True))
         )
-        for image, parts, part_counts in zip(_pack(reducer, encoded, layout), groups, counts, strict=True)
+        for image, first, parts, part_counts in zip(
+            _pack(reducer, encoded, layout), layout.tiling.firsts[:-1], groups, counts, strict=True
+        )
     ]
 
 
@@ -89,43 +93,37 @@ def _check_tiles(reducer: Reducer, layout: TileLayout) -> None:
         )
 
 
-def _pack(reducer: Reducer, encoded: EncoderOutput, layout: TileLayout) -> list[EncoderOutput]:
-    """The packed tokens of each image as one set, with the fields that the reducer needs.
-
-    `image_key_BX` of an image is that of all its tiles, (1, T, ...).
-    """
-    check_fields(reducer, encoded)
-    features = layout.values(encoded.features_BND)
+def _pack(reducer: Reducer, encoded: EncodedTiles, layout: TileLayout) -> list[EncoderOutput]:
+    """The packed tokens of each image as one set, with the fields that the reducer needs."""
+    for group in encoded.groups:
+        check_fields(reducer, group)
+    features = layout.values(encoded.value("features_BND"))
     images: list[dict[str, Any]] = [{"features_BND": features_PD[None]} for features_PD in features]
     for name in sorted(reducer.needs & set(PER_TOKEN)):
-        values = getattr(encoded, name)
-        is_scalar = values.ndim == 2
-        packed = layout.values(values[..., None] if is_scalar else values)
+        values = encoded.value(name)
+        is_scalar = values[0].ndim == 1
+        packed = layout.values([value_N[:, None] for value_N in values] if is_scalar else values)
         for image, packed_PC in zip(images, packed, strict=True):
             image[name] = packed_PC[None, :, 0] if is_scalar else packed_PC[None]
-    bounds = itertools.accumulate(layout.tiling.tiles, initial=0)
-    for image, (first, after) in zip(images, itertools.pairwise(bounds), strict=True):
-        if encoded.text_BD is not None:
-            image["text_BD"] = encoded.text_BD[first : first + 1]
-        if encoded.image_key_BX is not None:
-            image["image_key_BX"] = encoded.image_key_BX[None, first:after]
+    if encoded.has("text_BD"):
+        text = encoded.value("text_BD")
+        for image, first in zip(images, layout.tiling.firsts, strict=False):
+            image["text_BD"] = text[first][None]
     return [EncoderOutput(grid=None, **image) for image in images]
 
 
 def _select_adaptive(
-    reducer: Reducer, encoded: EncoderOutput, layout: TileLayout, policy: Policy
+    reducer: Reducer, encoded: EncodedTiles, layout: TileLayout, policy: Policy
 ) -> list[Tensor]:
     """As many tokens as the reducer counts in an image, or as have scores above its threshold; bounded."""
     if isinstance(reducer, Adaptive) and set(layout.tiling.tiles) == {1}:
-        check_fields(reducer, encoded)
-        counts = [_bound(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
-        return [kept_K.cpu() for kept_K in _select_each(reducer, encoded, counts)]
+        return encoded.by_tile([_select_counted(reducer, group, policy) for group in encoded.groups])
     if not isinstance(reducer, Scorer) or reducer.threshold is None:
         raise ValueError(
             f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
             "which has no threshold; a selector trained with its reconstructor has one"
         )
-    groups, scores = layout.groups(policy.budget), _pack_scores(select_scores(reducer, encoded), layout)
+    groups, scores = layout.groups(policy.budget), _pack_scores(reducer, encoded, layout)
     part_counts = []
     for scores_P, parts in zip(scores, groups, strict=True):
         above = [int((scores_P[part] > reducer.threshold).sum()) for part in parts]
@@ -134,6 +132,13 @@ def _select_adaptive(
             [_bound(count, policy.bounds, size) for count, size in zip(above, sizes, strict=True)]
         )
     return _keep_best(scores, groups, part_counts)
+
+
+def _select_counted(reducer: Adaptive, encoded: EncoderOutput, policy: Policy) -> list[Tensor]:
+    """Indices kept of each image, as many as the reducer counts, bounded."""
+    check_fields(reducer, encoded)
+    counts = [_bound(int(count), policy.bounds, encoded.tokens) for count in reducer.counts(encoded)]
+    return [kept_K.cpu() for kept_K in _select_each(reducer, encoded, counts)]
 
 
 def _bound(count: int, bounds: tuple[float, float], size: int) -> int:
@@ -162,18 +167,18 @@ def _apportion(
     """Each image's budget split by the reducer over the image's tiles, which are the groups."""
     check_fields(reducer, encoded)
     tiling = layout.tiling
-    firsts = itertools.accumulate(tiling.tiles[:-1], initial=0)
     return [
         reducer.apportion(encoded, first, arrangement, budget, [len(part) for part in parts])
         for first, arrangement, budget, parts in zip(
-            firsts, tiling.arrangements, budgets, groups, strict=True
+            tiling.firsts[:-1], tiling.arrangements, budgets, groups, strict=True
         )
     ]
 
 
-def _pack_scores(scores_BN: Tensor, layout: TileLayout) -> list[Tensor]:
+def _pack_scores(scorer: Scorer, encoded: EncodedTiles, layout: TileLayout) -> list[Tensor]:
     """Scores of the packed tokens of each image, resampled like the features; (P,) each, on the CPU."""
-    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(scores_BN[..., None])]
+    scores = encoded.map(lambda group: select_scores(scorer, group)[..., None])
+    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(scores)]
 
 
 def _keep_best(
@@ -198,10 +203,12 @@ def _select_each(reducer: Reducer, encoded: EncoderOutput, counts: Sequence[int]
     return [kept[image] for image in range(len(counts))]
 
 
-def _select_part(reducer: Reducer, image: EncoderOutput, tile: int, part_P: Tensor, count: int) -> Tensor:
+def _select_part(
+    reducer: Reducer, image: EncoderOutput, image_key_X: Tensor | None, part_P: Tensor, count: int
+) -> Tensor:
     """Indices kept of a part of an image's packed tokens, which the reducer is given as one set.
 
-    The part is `tile`, or the whole image, which is identified by its tile 0.
+    The part is a tile with its key, or the whole image, which is identified by its tile 0.
     """
     if not count and not isinstance(reducer, NoImage):
         return _NONE  # a small tile's share of a small budget
@@ -210,8 +217,8 @@ def _select_part(reducer: Reducer, image: EncoderOutput, tile: int, part_P: Tens
         for name in ("features_BND", *PER_TOKEN)
         if (value := getattr(image, name)) is not None
     }
-    if image.image_key_BX is not None:
-        part["image_key_BX"] = image.image_key_BX[:, tile]
+    if image_key_X is not None:
+        part["image_key_BX"] = image_key_X[None]
     return part_P[select(reducer, replace(image, **part), count)[0].cpu()]
 
 

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from atr.core.files import whole_file
 from atr.vlm.prefix import PrefixCache, SplitPrompts
 from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
-from atr.vlm.reduce import pad_id
+from atr.vlm.sequence import pad_id
 
 IMAGES_PER_FILE = 32
 """Images that are answered together and lie in one file."""
@@ -99,7 +99,7 @@ def _joined(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Answers:
 def _split(model: Any, prompted: PromptedBatch) -> SplitPrompts:
     """All prompts of a batch, behind the prefixes with all visual tokens."""
     prefixes: dict[str, Any] = _padded(prompted.prefixes, [0] * len(prompted.prefixes), pad_id(model))
-    tokens = [prompted.prepared.tokens[image] for image in prompted.prepared.image_of]
+    tokens = [prompted.prepared.tokens.images[image] for image in prompted.prepared.image_of]
     prefixes["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
     pairs = [(image, branch) for image, part in enumerate(prompted.prompts) for branch in range(len(part))]
     suffixes = [prompted.prompts[image][branch] for image, branch in pairs]

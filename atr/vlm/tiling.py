@@ -4,16 +4,19 @@ Features, scores and marks are all packed by the model family, so that the mappi
 Shapes: B tiles, N tokens of a tile, C channels, T tiles of an image, P packed tokens of an image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.reduction import EncoderOutput
+from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Tiling, family_of
+from atr.vlm.image_tokens import ImageTokens
 
 ROW_END = -1
 """Marks a newline token, which belongs to no tile."""
@@ -27,14 +30,13 @@ class TileLayout:
     tiling: Tiling
     resample: bool = True
 
-    def tokens(self, encoded: EncoderOutput) -> list[Tensor]:
-        """All tokens of each image as the language model reads them, (P, D) each."""
-        assert encoded.projected_BND is not None, "encoded for a language model"
-        return self._pack(encoded.projected_BND, None)
+    def tokens(self, encoded: EncodedTiles) -> ImageTokens:
+        """All tokens of each image as the language model reads them."""
+        return family_of(self.model).tokens(self.model, self.tiling, encoded, self.resample)
 
-    def values(self, values_BNC: Tensor) -> list[Tensor]:
-        """Values of the packed tokens of each image, (P, C) each; zero for newlines."""
-        return self._pack(values_BNC, values_BNC.new_zeros(values_BNC.shape[-1]))
+    def values(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Values of the packed tokens of each image, (P, C) each, of (N, C) per tile; zero for newlines."""
+        return self._pack(values, values[0].new_zeros(values[0].shape[-1]))
 
     @cached_property
     def tile_of(self) -> list[Tensor]:
@@ -46,9 +48,17 @@ class TileLayout:
         tile_B = torch.cat([torch.arange(tiles) for tiles in self.tiling.tiles])
         mark_BT = F.one_hot(tile_B, most + 1).float()
         newline_T = F.one_hot(torch.tensor(most), most + 1).float()
-        tokens = self.tiling.grid[0] * self.tiling.grid[1]
-        packed = self._pack(mark_BT[:, None].repeat(1, tokens, 1), newline_T)
+        marks = [
+            mark_T.expand(rows * columns, -1)
+            for mark_T, (rows, columns) in zip(mark_BT, self.tiling.grids, strict=True)
+        ]
+        packed = self._pack(marks, newline_T)
         return [mark_PT.argmax(-1).where(mark_PT[:, -1] == 0, ROW_END) for mark_PT in packed]
+
+    @cached_property
+    def grids(self) -> list[tuple[tuple[int, int], ...]]:
+        """The grids of the tiles of each image."""
+        return [self.tiling.grids[first:after] for first, after in pairwise(self.tiling.firsts)]
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -87,8 +97,8 @@ class TileLayout:
             stay.append(torch.cat([kept_K, _indices(end_P & used_P)]).sort().values)
         return stay
 
-    def _pack(self, values_BNC: Tensor, newline_C: Tensor | None) -> list[Tensor]:
-        return family_of(self.model).pack(self.model, self.tiling, values_BNC, newline_C, self.resample)
+    def _pack(self, values: Sequence[Tensor], newline_C: Tensor) -> list[Tensor]:
+        return family_of(self.model).pack(self.model, self.tiling, values, newline_C, self.resample)
 
 
 def _indices(mask_P: Tensor) -> Tensor:

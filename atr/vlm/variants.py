@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from atr.core.layout import Positions
-from atr.vlm.families import project
+from atr.vlm.encoded_tiles import EncodedTiles
+from atr.vlm.families.tower import project
 from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs, ImagesByName
 
@@ -98,7 +99,7 @@ def after_encoding(
     if variant.positions:
         generator = replace(generator, settings=replace(generator.settings, positions=variant.positions))
     if variant.features and (whole := batch.whole):
-        change, encoded = variant.features, whole.encoded
+        change, encoded = variant.features, whole.encoded.whole
         features_BND = change(encoded.features_BND)
         encoded = replace(
             encoded,
@@ -106,7 +107,8 @@ def after_encoding(
             projected_BND=project(whole.model, features_BND),
             encode=_then(change, encoded.encode),
         )
-        batch = replace(batch, whole=replace(whole, encoded=encoded, tokens=whole.layout.tokens(encoded)))
+        tiles = EncodedTiles.of_one_grid(encoded)
+        batch = replace(batch, whole=replace(whole, encoded=tiles, tokens=whole.layout.tokens(tiles)))
     return generator, batch
 
 

@@ -13,7 +13,8 @@ from atr.features.preprocess import describe_preprocessing
 from atr.features.wheel_weights import WHEELS
 from atr.reduction import FeatureSelector
 from atr.vlm.compatibility import check_features, check_selector, cuts_images, other_images
-from atr.vlm.families import encode, family_of
+from atr.vlm.families import family_of
+from atr.vlm.families.tower import encode_tiles
 from atr.vlm.reduce import reduce
 
 
@@ -103,7 +104,7 @@ def test_a_selector_of_the_whole_siglip_reads_what_onevision_does(model, process
     pixels = torch.randint(0, 256, (50, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image = Image.fromarray(pixels.numpy())
     inputs = processor(text=["<image> a"], images=[[image]], return_tensors="pt")
-    whole = encode(model, inputs, family_of(model).tiling(model, inputs)).features_BND[:1]
+    whole = encode_tiles(model, inputs, family_of(model).tiling(model, inputs)).features_BND[:1]
     torch.testing.assert_close(encoder(encoder.preprocess([image])), whole)
     check_selector(model, selector(layer=encoder.layer))
     # 26 of SigLIP's 27 layers, as OneVision's published configuration has it.

@@ -23,7 +23,8 @@ from atr.reduction.peers.l2_norm import L2Norm
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_features, check_selector
 from atr.vlm.external_tower import PREFIX, put_tower, save_without_tower
-from atr.vlm.families import encode, family_of
+from atr.vlm.families import family_of
+from atr.vlm.families.tower import encode_tiles
 from atr.vlm.generation import Generator
 from atr.vlm.inputs import FeatureInputs, ImageInputs, Prompts
 
@@ -95,7 +96,7 @@ def test_the_tower_sees_what_the_encoder_does(model, processor, tower):
     inputs = processor(images=pictures(), text=["<image> price"] * 3, return_tensors="pt")
     with torch.inference_mode():
         expected = encoder(encoder.preprocess(pictures()))
-        found = encode(model, inputs, family_of(model).tiling(model, inputs))
+        found = encode_tiles(model, inputs, family_of(model).tiling(model, inputs))
         projected = model.get_image_features(inputs["pixel_values"]).pooler_output
     assert expected.shape == (3, 36, 24) and expected.std() > 0.1
     assert torch.equal(found.features_BND, expected)
@@ -264,9 +265,9 @@ def test_stored_features_and_images_are_the_same_input(model, processor, tower):
     whole = ImageInputs(model, processor, Pictures()).prepare(*asked, {"keys_BND"})
     assert Prompts(processor).text("price", 1) == "<image> price "
     assert torch.equal(stored.inputs["input_ids"], whole.inputs["input_ids"])
-    assert torch.equal(stored.encoded.features_BND, whole.encoded.features_BND)
-    assert torch.equal(stored.encoded.keys_BND, whole.encoded.keys_BND)
-    for one, other in zip(stored.tokens, whole.tokens, strict=True):
+    assert torch.equal(stored.encoded.whole.features_BND, whole.encoded.whole.features_BND)
+    assert torch.equal(stored.encoded.whole.keys_BND, whole.encoded.whole.keys_BND)
+    for one, other in zip(stored.tokens.images, whole.tokens.images, strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from transformers import BloomConfig, CLIPImageProcessorPil, LlavaImageProcessorPil, MistralConfig
 
-import atr.vlm.reduce as reduce_module
 from atr.config import Evaluate, VlmPreset
 from atr.core import catalog
 from atr.core.fingerprint import fingerprint
@@ -19,7 +18,8 @@ from atr.reduction.peers.pyramiddrop import PyramidDrop
 from atr.reduction.peers.random import Random
 from atr.reduction.registry import build_reducer
 from atr.vlm.checkpoint import load_vlm
-from atr.vlm.families import Tiling, encode, project
+from atr.vlm.families import Tiling, tower
+from atr.vlm.families.tower import encode_tiles, project
 from atr.vlm.generation import Generator
 from atr.vlm.in_llm import prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs
@@ -177,12 +177,12 @@ def test_masks_are_what_is_kept_of_each_image(generator):
 @torch.inference_mode()
 def test_fields_that_the_store_lacks_are_computed_from_the_images(generator):
     needs = {"grid", "attention_BN", "keys_BND", "pixels_BCHW", "encode", "projected_BND"}
-    encoded = generator.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded
+    encoded = generator.prepare([["docs/1"], ["docs/0"]], ["a", "b"], needs).whole.encoded.whole
     model, pictures = generator.model, Pictures("llava")
     inputs = generator.processor.image_processor(
         [pictures.image("docs/1"), pictures.image("docs/0")], return_tensors="pt"
     )
-    looked = encode(model, inputs, Tiling((1, 1), (4, 4)), needs)
+    looked = encode_tiles(model, inputs, Tiling.of_one_grid((1, 1), (4, 4)), needs)
     for name in ("attention_BN", "keys_BND", "pixels_BCHW"):
         assert torch.equal(getattr(encoded, name), getattr(looked, name))
     assert torch.equal(encoded.encode(encoded.pixels_BCHW), looked.features_BND)
@@ -366,8 +366,8 @@ def selector(layer=None):
 @FAMILIES
 def test_images_are_encoded_once_for_all_budgets_and_seeds(make_seeing, monkeypatch):
     generator, encoded = make_seeing(), []
-    encode = reduce_module.encode
-    monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given) or encode(*given))
+    encode = tower.encode_tiles
+    monkeypatch.setattr(tower, "encode_tiles", lambda *given: encoded.append(given) or encode(*given))
     batch = generator.prepare([["wide"], ["tall"]], ["a", "b"])
     for keep, seed in ((0.2, 0), (0.2, 1), (0.7, 0)):
         generator.answer(batch, Random(seed), keep)
@@ -400,7 +400,7 @@ def test_pictures_show_what_is_kept_of_the_whole_image(make_seeing, family):
     assert (masks["grid"], masks["keep"], list(masks["masks"])) == ([4, 4], 0.5, ["wide", "small"])
     # The best half over all tiles, counted in the order of the features before they are packed.
     whole = generator.source.prepare([["small"]], ["a"])
-    scores_N = selector().rank(whole.encoded.features_BND, (4, 4)).flatten()
+    scores_N = selector().rank(whole.encoded.whole.features_BND, (4, 4)).flatten()
     best = scores_N.topk(len(scores_N) // 2).indices
     assert masks["masks"]["small"] == sorted(index for index in best.tolist() if index < 16)
     assert generator.masks(dict.fromkeys(["wide"], "a"), Full(), 1.0)["masks"] == {"wide": list(range(16))}
@@ -530,8 +530,8 @@ def test_questions_that_share_an_image_are_answered_as_alone(make_seeing, images
 @FAMILIES
 def test_an_image_is_read_and_encoded_once_for_all_questions_of_a_batch(make_seeing, monkeypatch):
     generator, encoded = make_seeing(), []
-    encode = reduce_module.encode
-    monkeypatch.setattr(reduce_module, "encode", lambda *given: encoded.append(given[2]) or encode(*given))
+    encode = tower.encode_tiles
+    monkeypatch.setattr(tower, "encode_tiles", lambda *given: encoded.append(given[2]) or encode(*given))
     batch = generator.prepare([["wide"], ["tall"], ["wide"]], ["a", "b c", "d"])
     assert generator.source.images.reads == ["wide", "tall"]
     assert [len(tiling.tiles) for tiling in encoded] == [2] and batch.whole.image_of == [0, 1, 0]

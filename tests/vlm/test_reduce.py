@@ -17,6 +17,7 @@ from atr.integrations.lmms_eval.arguments import Arguments
 from atr.reduction import FeatureSelector, Full, SelectorReducer
 from atr.reduction.peers.random import Random
 from atr.vlm import policy
+from atr.vlm.image_tokens import ImageTokens
 from atr.vlm.in_llm import prune_layers
 from atr.vlm.policy import Policy
 from atr.vlm.reduce import prepare, reduce, shorten
@@ -230,7 +231,7 @@ def test_budgets_may_differ_between_the_images_of_a_batch(model, process):
     keep = [torch.arange(count) for count in (2, 16, 1, 7, 3)]
     together = shorten(model, inputs, packed, keep, "original")
     assert together["attention_mask"].sum(1).tolist() == [1 + 2 + 2, 1 + 17 + 6, 4, 1 + 10 + 1]
-    alone = shorten(model, process(RAGGED[3]), packed[3:], keep[3:], "original")
+    alone = shorten(model, process(RAGGED[3]), packed.of([3, 4]), keep[3:], "original")
     torch.testing.assert_close(
         model(**together).logits[3, -12:], model(**alone).logits[0], atol=1e-5, rtol=1e-5
     )
@@ -509,14 +510,14 @@ def test_an_image_split_over_two_rows_is_refused(model, process):
     split["input_ids"][0, 1:9] = 5
     split["input_ids"][1, 9:17] = 5
     with pytest.raises(ValueError, match="lie in two rows"):
-        shorten(model, split, [torch.zeros(TOKENS, 32)], [torch.arange(4)])
+        shorten(model, split, ImageTokens([torch.zeros(TOKENS, 32)]), [torch.arange(4)])
 
 
 def test_original_positions_are_refused_under_flash_attention(model, process):
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="positions: original is not safe under flash_attention_2"):
-        shorten(model, process("a b"), [], [], "original")
-    shorten(model, process("a b"), [], [], "contiguous")
+        shorten(model, process("a b"), ImageTokens([]), [], "original")
+    shorten(model, process("a b"), ImageTokens([]), [], "contiguous")
 
 
 def test_original_positions_are_the_one_default(model, process):
@@ -599,7 +600,7 @@ def test_merged_tokens_are_projected_in_place_of_those_that_are_kept(model, proc
     inputs = process(*prompts)
     shorter = reduce(model, inputs, Halves(), 2)
     made = shorter["mm_encoder_outputs"]["image"].pooler_output
-    features = prepare(model, inputs).encoded.features_BND
+    features = prepare(model, inputs).encoded.whole.features_BND
     halves = torch.stack([features[:, :8].mean(1), features[:, 8:].mean(1)], 1)
     torch.testing.assert_close(torch.stack(made), model.model.multi_modal_projector(halves))
     assert indices(shorter) == [[0, 8]] * len(made)

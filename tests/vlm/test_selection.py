@@ -12,13 +12,20 @@ from atr.reduction.distilled import DistilledReducer
 from atr.reduction.peers.class_attention import ClassAttention
 from atr.reduction.peers.hired import HiRED, apportion
 from atr.reduction.peers.random import Random
-from atr.vlm.families import Tiling, encode, family_of
+from atr.vlm.encoded_tiles import EncodedTiles
+from atr.vlm.families import Tiling, family_of
+from atr.vlm.families.tower import encode_tiles
 from atr.vlm.policy import Policy
 from atr.vlm.selection import as_reducer, select_tokens
 from atr.vlm.tiling import TileLayout
 
 TILED = pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 SHAPES = [(30, 30), (20, 60), (84, 50), (3, 500)]
+
+
+def choose(reducer, encoded, layout, policy):
+    """`select_tokens` for tiles of one grid."""
+    return select_tokens(reducer, EncodedTiles.of_one_grid(encoded), layout, policy)
 
 
 class Scored:
@@ -51,7 +58,7 @@ def seen(model, process):
     inputs = process(*["<image>"] * len(SHAPES), images=pictures)
     tiling = family_of(model).tiling(model, inputs)
     with torch.no_grad():
-        return encode(model, inputs, tiling), TileLayout(model, tiling)
+        return encode_tiles(model, inputs, tiling), TileLayout(model, tiling)
 
 
 @pytest.fixture
@@ -82,7 +89,7 @@ def selector():
 def test_the_tiles_of_an_image_share_its_budget_best_first(seen, keep):
     encoded, layout = seen
     reducer = random_scores(encoded)
-    kept = select_tokens(reducer, encoded, layout, Policy(keep))
+    kept = choose(reducer, encoded, layout, Policy(keep))
     packed = layout.values(reducer.scores_BN[..., None])
     for kept_K, scores, tile_of in zip(kept, packed, layout.tile_of, strict=True):
         tokens = [place for place, tile in enumerate(tile_of.tolist()) if tile >= 0]
@@ -95,7 +102,7 @@ def test_the_tiles_of_an_image_share_its_budget_best_first(seen, keep):
 def test_each_tile_keeps_its_share_best_first(seen, keep):
     encoded, layout = seen
     reducer = random_scores(encoded)
-    kept = select_tokens(reducer, encoded, layout, Policy(keep, budget="tile"))
+    kept = choose(reducer, encoded, layout, Policy(keep, budget="tile"))
     packed = layout.values(reducer.scores_BN[..., None])
     for kept_K, scores, tile_of, tiles in zip(kept, packed, layout.tile_of, layout.tiling.tiles, strict=True):
         parts = [(tile_of == tile).nonzero()[:, 0].tolist() for tile in range(tiles)]
@@ -112,8 +119,7 @@ def test_each_tile_keeps_its_share_best_first(seen, keep):
 @pytest.mark.parametrize("keep", [1, 0.3, 12])
 def test_a_taught_selector_compares_tiles_by_its_scores(seen, selector, keep):
     chosen = [
-        select_tokens(reducer, *seen, Policy(keep))
-        for reducer in (selector, DistilledReducer(selector.selector))
+        choose(reducer, *seen, Policy(keep)) for reducer in (selector, DistilledReducer(selector.selector))
     ]
     assert all(map(torch.equal, *chosen))
 
@@ -128,7 +134,7 @@ def test_a_selector_is_asked_by_who_taught_it(selector):
 @pytest.mark.parametrize("keep", [0.1, 0.5, 1.0, 7])
 def test_hired_splits_the_budget_over_the_tiles_and_keeps_the_most_attended_of_each(attended, keep):
     encoded, layout = attended
-    kept = select_tokens(HiRED(), encoded, layout, Policy(keep))
+    kept = choose(HiRED(), encoded, layout, Policy(keep))
     packed = layout.values(encoded.attention_BN[..., None])
     first, differ = 0, False
     for kept_K, attention, tile_of, tiles, arrangement in zip(
@@ -153,12 +159,12 @@ def test_hired_splits_the_budget_over_the_tiles_and_keeps_the_most_attended_of_e
 def test_hired_leaves_the_budget_alone_where_each_tile_has_its_own(attended):
     encoded, layout = attended
     chosen = [
-        select_tokens(reducer, encoded, layout, Policy(0.4, budget="tile"))
+        choose(reducer, encoded, layout, Policy(0.4, budget="tile"))
         for reducer in (HiRED(), ClassAttention())
     ]
     assert all(map(torch.equal, *chosen))
     with pytest.raises(ValueError, match="HiRED needs first_attention_BN, which was not encoded"):
-        select_tokens(HiRED(), replace(encoded, first_attention_BN=None), layout, Policy(0.4))
+        choose(HiRED(), replace(encoded, first_attention_BN=None), layout, Policy(0.4))
 
 
 @TILED
@@ -167,7 +173,7 @@ def test_scores_and_sets_keep_the_same_counts(seen, selector, per):
     encoded, layout = seen
     for keep in (0.01, 0.33, 0.9, 1.0, 16):
         policy = Policy(keep, budget=per)
-        chosen = [select_tokens(reducer, encoded, layout, policy) for reducer in (selector, Random(2))]
+        chosen = [choose(reducer, encoded, layout, policy) for reducer in (selector, Random(2))]
         wanted = [budget(keep, len(tokens)) for [tokens] in layout.groups("image")]
         assert [[len(kept_K) for kept_K in kept] for kept in chosen] == [wanted, wanted]
 
@@ -175,7 +181,7 @@ def test_scores_and_sets_keep_the_same_counts(seen, selector, per):
 @TILED
 def test_random_is_uniform_over_an_images_tokens(seen):
     encoded, layout = seen
-    draws = [select_tokens(Random(seed), encoded, layout, Policy(0.25)) for seed in range(400)]
+    draws = [choose(Random(seed), encoded, layout, Policy(0.25)) for seed in range(400)]
     for image, [tokens] in enumerate(layout.groups("image")):
         drawn = torch.bincount(torch.cat([kept[image] for kept in draws]), minlength=layout.lengths[image])
         expected = budget(0.25, len(tokens)) / len(tokens)
@@ -192,12 +198,12 @@ def test_a_choice_does_not_depend_on_the_other_images(seen, selector):
     for image, tiles in enumerate(layout.tiling.tiles):
         alone = encoded.of(range(first, first + tiles))
         alone_layout = TileLayout(
-            layout.model, Tiling((tiles,), layout.tiling.grid, [layout.tiling.sizes[image]])
+            layout.model, Tiling.of_one_grid((tiles,), layout.tiling.grid, [layout.tiling.sizes[image]])
         )
         for reducer in (selector, Random(0)):
             for policy in (Policy(0.4), Policy(0.4, budget="tile")):
-                [kept_K] = select_tokens(reducer, alone, alone_layout, policy)
-                assert torch.equal(kept_K, select_tokens(reducer, encoded, layout, policy)[image])
+                [kept_K] = choose(reducer, alone, alone_layout, policy)
+                assert torch.equal(kept_K, choose(reducer, encoded, layout, policy)[image])
         first += tiles
 
 
@@ -205,7 +211,7 @@ def test_a_choice_does_not_depend_on_the_other_images(seen, selector):
 def test_random_draws_each_tile_by_its_own_pixels(seen):
     encoded, layout = seen
     parts = layout.groups("tile")
-    kept = select_tokens(Random(0), encoded, layout, Policy(0.25, budget="tile"))
+    kept = choose(Random(0), encoded, layout, Policy(0.25, budget="tile"))
     places = [
         tuple(torch.isin(part, kept_K).nonzero()[:, 0].tolist())
         for tiles, kept_K in zip(parts, kept, strict=True)
@@ -214,7 +220,7 @@ def test_random_draws_each_tile_by_its_own_pixels(seen):
     ]
     assert len(set(places)) > len(places) / 2
     other = replace(encoded, features_BND=torch.randn_like(encoded.features_BND))
-    again = select_tokens(Random(0), other, layout, Policy(0.25, budget="tile"))
+    again = choose(Random(0), other, layout, Policy(0.25, budget="tile"))
     assert all(map(torch.equal, kept, again))
 
 
@@ -228,19 +234,19 @@ def test_adaptive_is_the_selectors_own_mask_within_its_bounds(seen, selector):
     ]
     sizes = [len(tokens) for [tokens] in layout.groups("image")]
     for per in ("image", "tile"):
-        kept = select_tokens(selector, encoded, layout, Policy("adaptive", budget=per))
+        kept = choose(selector, encoded, layout, Policy("adaptive", budget=per))
         assert [kept_K.tolist() for kept_K in kept] == masks
     assert any(0 < len(mask) < size for mask, size in zip(masks, sizes, strict=True))
-    few = select_tokens(selector, encoded, layout, Policy("adaptive", bounds=(0, 5)))
+    few = choose(selector, encoded, layout, Policy("adaptive", bounds=(0, 5)))
     assert [len(kept_K) for kept_K in few] == [min(len(mask), 5) for mask in masks]
     assert all(set(kept_K.tolist()) <= set(mask) for kept_K, mask in zip(few, masks, strict=True))
-    many = select_tokens(selector, encoded, layout, Policy("adaptive", bounds=(0.9, 1.0)))
+    many = choose(selector, encoded, layout, Policy("adaptive", bounds=(0.9, 1.0)))
     assert [len(kept_K) for kept_K in many] == [
         max(len(mask), budget(0.9, size)) for mask, size in zip(masks, sizes, strict=True)
     ]
-    most = select_tokens(selector, encoded, layout, Policy("adaptive", bounds=(10_000, 20_000)))
+    most = choose(selector, encoded, layout, Policy("adaptive", bounds=(10_000, 20_000)))
     assert [len(kept_K) for kept_K in most] == sizes
-    tile = select_tokens(selector, encoded, layout, Policy("adaptive", budget="tile", bounds=(0, 2)))
+    tile = choose(selector, encoded, layout, Policy("adaptive", budget="tile", bounds=(0, 2)))
     for kept_K, tile_of in zip(tile, layout.tile_of, strict=True):
         assert torch.bincount(tile_of[kept_K], minlength=1).max() <= 2
 
@@ -248,8 +254,8 @@ def test_adaptive_is_the_selectors_own_mask_within_its_bounds(seen, selector):
 def test_adaptive_counts_differ_between_images_of_one_tile(model, process, selector):
     inputs = process("<image> a", "<image> b", "<image> c")
     tiling = family_of(model).tiling(model, inputs)
-    encoded = encode(model, inputs, tiling)
-    kept = select_tokens(selector, encoded, TileLayout(model, tiling), Policy("adaptive"))
+    encoded = encode_tiles(model, inputs, tiling)
+    kept = choose(selector, encoded, TileLayout(model, tiling), Policy("adaptive"))
     logits = selector.selector(encoded.features_BND)
     assert [kept_K.tolist() for kept_K in kept] == [row.nonzero()[:, 0].tolist() for row in logits > 0]
 
@@ -258,31 +264,31 @@ def test_adaptive_counts_differ_between_images_of_one_tile(model, process, selec
 def test_what_keeps_all_or_none_does(seen):
     encoded, layout = seen
     for reducer, keep in ((Full(), 1.0), (NoImage(), 0.0)):
-        kept = select_tokens(reducer, encoded, layout, Policy(keep))
+        kept = choose(reducer, encoded, layout, Policy(keep))
         for kept_K, [tokens] in zip(kept, layout.groups("image"), strict=True):
             assert torch.equal(kept_K, tokens if keep else tokens[:0])
     with pytest.raises(ValueError, match="reducer full: budget"):
-        select_tokens(Full(), encoded, layout, Policy(0.5))
+        choose(Full(), encoded, layout, Policy(0.5))
 
 
 @TILED
 def test_a_reducer_that_cannot_compare_tiles_is_refused_by_name(seen):
     encoded, layout = seen
     with pytest.raises(ValueError, match=r"reducer OfGrid needs grid and gives no scores .* not of 7"):
-        select_tokens(OfGrid(), encoded, layout, Policy(0.5))
+        choose(OfGrid(), encoded, layout, Policy(0.5))
 
     class Gazing(Scored):
         needs = frozenset({"attention_BN"})
 
     with pytest.raises(ValueError, match="Gazing needs attention_BN, which was not encoded"):
-        select_tokens(Gazing(random_scores(encoded).scores_BN), encoded, layout, Policy(0.5))
+        choose(Gazing(random_scores(encoded).scores_BN), encoded, layout, Policy(0.5))
 
 
 @TILED
 def test_on_images_of_one_tile_any_reducer_will_do(model):
     encoded = EncoderOutput(torch.randn(2, 16, 24), (4, 4))
-    layout = TileLayout(model, Tiling((1, 1), (4, 4)))
-    kept = select_tokens(OfGrid(3), encoded, layout, Policy(0.5))
+    layout = TileLayout(model, Tiling.of_one_grid((1, 1), (4, 4)))
+    kept = choose(OfGrid(3), encoded, layout, Policy(0.5))
     assert torch.equal(torch.stack(kept), Random(3)(encoded, 8))
 
 
@@ -291,9 +297,9 @@ def test_a_token_whose_score_is_the_threshold_itself_is_not_above_it(seen):
     encoded, layout = seen
     scored = Scored(torch.zeros(encoded.features_BND.shape[:2]))
     scored.threshold = 0.0
-    assert [len(kept_K) for kept_K in select_tokens(scored, encoded, layout, Policy("adaptive"))] == [0] * 4
+    assert [len(kept_K) for kept_K in choose(scored, encoded, layout, Policy("adaptive"))] == [0] * 4
     scored.threshold = -1e-6
-    kept = select_tokens(scored, encoded, layout, Policy("adaptive"))
+    kept = choose(scored, encoded, layout, Policy("adaptive"))
     assert [len(kept_K) for kept_K in kept] == layout.sizes
 
 
@@ -303,7 +309,7 @@ def test_each_image_of_several_tiles_is_chosen_by_its_own_text(seen):
     of_image = torch.nn.functional.normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)))
     texts = of_image.repeat_interleave(torch.tensor(layout.tiling.tiles), 0)
     policy, asked = Policy(0.3), replace(encoded, text_BD=texts)
-    kept = select_tokens(CDPruner(), asked, layout, policy)
+    kept = choose(CDPruner(), asked, layout, policy)
     for image, kept_K in enumerate(kept):
         (visual,) = layout.groups("image")[image]
         alone = EncoderOutput(
@@ -313,7 +319,7 @@ def test_each_image_of_several_tiles_is_chosen_by_its_own_text(seen):
             text_BD=of_image[image : image + 1],
         )
         assert kept_K.tolist() == visual[CDPruner()(alone, budget(0.3, len(visual)))[0]].tolist()
-    others = select_tokens(CDPruner(), replace(asked, text_BD=texts.flip(0)), layout, policy)
+    others = choose(CDPruner(), replace(asked, text_BD=texts.flip(0)), layout, policy)
     assert any(one.tolist() != other.tolist() for one, other in zip(kept, others, strict=True))
 
 
@@ -321,25 +327,28 @@ def test_adaptive_needs_a_threshold(model):
     encoded = EncoderOutput(torch.randn(1, 16, 24), (4, 4))
     for reducer in (Random(), random_scores(encoded)):
         with pytest.raises(ValueError, match=f"adaptive is not allowed for reducer {type(reducer).__name__}"):
-            select_tokens(reducer, encoded, TileLayout(model, Tiling((1,), (4, 4))), Policy("adaptive"))
+            choose(reducer, encoded, TileLayout(model, Tiling.of_one_grid((1,), (4, 4))), Policy("adaptive"))
 
 
 def test_bounds_that_exclude_each_other_are_refused(model, selector):
-    encoded, layout = EncoderOutput(torch.randn(1, 16, 24), (4, 4)), TileLayout(model, Tiling((1,), (4, 4)))
+    encoded, layout = (
+        EncoderOutput(torch.randn(1, 16, 24), (4, 4)),
+        TileLayout(model, Tiling.of_one_grid((1,), (4, 4))),
+    )
     with pytest.raises(ValueError, match=r"bounds: \(0.5, 3\) are 8 and 3 of 16 tokens"):
-        select_tokens(selector, encoded, layout, Policy("adaptive", bounds=(0.5, 3)))
+        choose(selector, encoded, layout, Policy("adaptive", bounds=(0.5, 3)))
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
 def test_counts_and_bounds_of_other_libraries_are_counts(seen, selector, kind):
     encoded, layout = seen
-    assert [len(kept_K) for kept_K in select_tokens(selector, encoded, layout, Policy(kind(1)))] == [1] * len(
+    assert [len(kept_K) for kept_K in choose(selector, encoded, layout, Policy(kind(1)))] == [1] * len(
         layout.sizes
     )
-    few = select_tokens(selector, encoded, layout, Policy("adaptive", bounds=(kind(2), kind(2))))
+    few = choose(selector, encoded, layout, Policy("adaptive", bounds=(kind(2), kind(2))))
     assert {len(kept_K) for kept_K in few} == {2}
     policy = Policy("adaptive", bounds=(np.float32(0.25), torch.tensor(0.25)))
-    quarter = select_tokens(selector, encoded, layout, policy)
+    quarter = choose(selector, encoded, layout, policy)
     assert [len(kept_K) for kept_K in quarter] == [budget(0.25, size) for size in layout.sizes]
 
 
@@ -365,7 +374,7 @@ def test_what_is_known_of_a_token_goes_with_it_over_all_tiles(seen):
     encoded, layout = seen
     attention_BN = torch.rand(encoded.features_BND.shape[:2])
     encoded = replace(encoded, attention_BN=attention_BN)
-    kept = select_tokens(Attentive(), encoded, layout, Policy(0.5))
+    kept = choose(Attentive(), encoded, layout, Policy(0.5))
     packed = layout.values(attention_BN[..., None])
     for kept_K, scores_P1, [tokens] in zip(kept, packed, layout.groups("image"), strict=True):
         best = scores_P1[tokens, 0].topk(len(kept_K)).indices
@@ -381,14 +390,14 @@ def test_what_merges_is_refused_for_several_tiles(seen):
             raise AssertionError
 
     with pytest.raises(ValueError, match=r"reducer Merging merges tokens: .* not of 7"):
-        select_tokens(Merging(), encoded, layout, Policy(0.5))
+        choose(Merging(), encoded, layout, Policy(0.5))
 
 
 def test_a_reducers_own_counts_within_bounds(model):
     attention_BN = torch.tensor([[0.9] + [0.1] * 15, [0.9] * 6 + [0.1] * 10, [0.9] * 6 + [0.1] * 10])
     encoded = EncoderOutput(torch.randn(3, 16, 24), (4, 4), attention_BN)
-    layout = TileLayout(model, Tiling((1, 1, 1), (4, 4)))
-    kept = select_tokens(Attentive(), encoded, layout, Policy("adaptive"))
+    layout = TileLayout(model, Tiling.of_one_grid((1, 1, 1), (4, 4)))
+    kept = choose(Attentive(), encoded, layout, Policy("adaptive"))
     assert [kept_K.tolist() for kept_K in kept] == [[0], list(range(6)), list(range(6))]
-    kept = select_tokens(Attentive(), encoded, layout, Policy("adaptive", bounds=(2, 4)))
+    kept = choose(Attentive(), encoded, layout, Policy("adaptive", bounds=(2, 4)))
     assert [kept_K.tolist() for kept_K in kept] == [[0, 1], list(range(4)), list(range(4))]

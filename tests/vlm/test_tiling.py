@@ -137,14 +137,14 @@ def test_a_newline_stays_or_follows_its_row(model, process):
 
 @TILED
 def test_the_one_newline_of_a_single_tile_follows_its_tokens(model):
-    layout = TileLayout(model, Tiling((1, 1), (SIDE, SIDE)))
+    layout = TileLayout(model, Tiling.of_one_grid((1, 1), (SIDE, SIDE)))
     assert [tile_of.tolist() for tile_of in layout.tile_of] == [[0] * 16 + [ROW_END]] * 2
     follow = layout.with_newlines([torch.tensor([2, 7]), torch.tensor([], dtype=torch.int64)], "follow")
     assert [stay.tolist() for stay in follow] == [[2, 7, 16], []]
 
 
 def test_without_rows_there_is_no_newline(model):
-    layout = TileLayout(model, Tiling((1,), (SIDE, SIDE)))
+    layout = TileLayout(model, Tiling.of_one_grid((1,), (SIDE, SIDE)))
     for rule in ("keep", "follow"):
         assert layout.with_newlines([torch.tensor([1, 3])], rule)[0].tolist() == [1, 3]
     assert layout.lengths == [16]

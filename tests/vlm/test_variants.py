@@ -31,7 +31,7 @@ def seen(generator, variant, needs=()):
     """What reducers are given in a deployment."""
     with deploy(generator, variant) as changed:
         batch = changed.prepare([["p"]], ["a b c"], needs)
-        return after_encoding(changed, batch, variant)[1].whole.encoded
+        return after_encoding(changed, batch, variant)[1].whole.encoded.whole
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class ReducedVlm:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        keys = {"input_ids", "attention_mask"} | family_of(self.model).image_keys
+        keys = {"input_ids", "attention_mask"} | family_of(self.model).image_keys(self.model)
         return {key: value.to(self.model.device) for key, value in inputs.items() if key in keys}
 
     def _generate(self, reduced: Any, decoding: Decoding) -> Tensor:

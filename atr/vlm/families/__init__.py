@@ -1,27 +1,38 @@
 """Model families by name: how each one cuts images into tiles and packs the tokens of the tiles.
 
-A built-in family is a file of this folder, named after `model.config.model_type`, that has an object FAMILY.
-A user's family is an entry point of the group `atr.families`: its name is the model type, its value an object
-with the methods of `Family`. Families are imported at first use, so that none depends on another.
+The LLaVA families have a file each, with an object FAMILY. Any other model type of transformers is served by
+the rule (`atr.vlm.families.rule`), if it stands in the table or has passed `atr check-family`. A user's
+family is an entry point of the group `atr.families`: its name is the model type, its value an object with the
+methods of `Family`. Families are imported at first use, so that none depends on another.
 """
 
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any
 
-from atr.core import catalog
-from atr.vlm.families.base import Family, Tiling, encode, project
+from atr.vlm.families.base import Family, Layer, Tiling
+from atr.vlm.families.rule import Rule, why_not_served
+from atr.vlm.families.table import TABLE
 
-__all__ = ["Family", "Tiling", "encode", "family_named", "family_of", "project", "supported_types"]
+__all__ = ["Family", "Layer", "Tiling", "family_named", "family_of", "supported_types"]
 
 _GROUP = "atr.families"
+_OWN_FILES = {
+    "llava": "llava",
+    "llava_next": "llava_next",
+    "llava_next_video": "llava_next",
+    "llava_onevision": "llava_onevision",
+}
+"""Model types whose features the model's own code packs with newlines, or that stay as they are."""
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model; errors as in `family_named`."""
-    return family_named(model.config.model_type)
+    """The family of a model; errors as in `family_named`, and for a model that lacks what the rule needs."""
+    family = family_named(model.config.model_type)
+    if isinstance(family, Rule) and (reason := why_not_served(model)):
+        raise ValueError(f"model type {model.config.model_type!r} is not supported: {reason}")
+    return family
 
 
 @cache
@@ -40,7 +51,9 @@ def family_named(model_type: str) -> Family:
     if not is_built_in:
         allowed = ", ".join(supported_types())
         raise ValueError(f"model type {model_type!r} is not supported, allowed: {allowed}")
-    family: Family = import_module(f"{__name__}.{model_type}").FAMILY
+    if model_type in TABLE:
+        return Rule(TABLE[model_type])
+    family: Family = import_module(f"{__name__}.{_OWN_FILES[model_type]}").FAMILY
     return family
 
 
@@ -51,7 +64,7 @@ def supported_types() -> list[str]:
 
 
 def _built_in() -> list[str]:
-    return [name for name in catalog.names(Path(__file__).parent) if name != "base"]
+    return [*_OWN_FILES, *sorted(TABLE)]
 
 
 def _describe(added: EntryPoint) -> str:
@@ -66,9 +79,7 @@ def _load(added: EntryPoint) -> Family:
         raise ValueError(f"{_describe(added)} cannot be imported: {reason}") from error
     if isinstance(family, type):
         raise ValueError(f"{_describe(added)} is a class, allowed: an object")
-    for method in ("tiling", "pack"):
+    for method in ("image_keys", "tiling", "encode", "pack", "tokens", "project"):
         if not callable(getattr(family, method, None)):
             raise ValueError(f"{_describe(added)} lacks the method {method}")
-    if not isinstance(getattr(family, "image_keys", None), frozenset):
-        raise ValueError(f"{_describe(added)} lacks image_keys, a frozenset of names")
     return family

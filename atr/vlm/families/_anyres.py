@@ -1,5 +1,6 @@
 """AnyRes tiling of LLaVA-NeXT and LLaVA-OneVision: the image as a whole, then the tiles of a larger copy."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers.models.llava_next.modeling_llava_next import (
     image_size_to_num_patches,
 )
 
-from atr.vlm.families.base import Tiling, token_grid
+from atr.vlm.families.base import Tiling
+from atr.vlm.families.tower import token_grid
 
 
 def image_sizes(inputs: Mapping[str, Tensor]) -> Any:
@@ -40,7 +42,7 @@ def anyres_tiling(model: Any, inputs: Mapping[str, Tensor], is_cut: Sequence[boo
         get_anyres_image_grid_shape(size, pinpoints, side) if cut else (0, 0)
         for size, cut in zip(sizes, is_cut, strict=True)
     )
-    return Tiling(tiles, token_grid(model, pixels), sizes, arrangements)
+    return Tiling.of_one_grid(tiles, token_grid(model, pixels), sizes, arrangements)
 
 
 def _check_tiles(pixels: Tensor, tiles: Sequence[int]) -> None:
@@ -50,3 +52,8 @@ def _check_tiles(pixels: Tensor, tiles: Sequence[int]) -> None:
     needed = list(tiles) if is_padded else [sum(tiles)]
     if len(given) != len(needed) or any(have < need for have, need in zip(given, needed, strict=True)):
         raise ValueError(f"pixel_values: {given} tiles, image_sizes and image_grid_pinpoints need {needed}")
+
+
+def tiles_of_images(values: Sequence[Tensor], tiling: Tiling) -> list[Tensor]:
+    """The values (N, C) of all tiles as one (T, N, C) for the T tiles of each image."""
+    return [torch.stack(list(values[first:after])) for first, after in itertools.pairwise(tiling.firsts)]

@@ -1,121 +1,125 @@
-"""What a model family provides, and the encoding of images that all families share.
+"""What a model family provides, and how the processor's tiles are described.
 
-A family says into which tiles the images were cut, and packs values of the tiles' tokens (features, scores,
-marks) into one sequence per image with the model's own code. Shapes: B tiles of all images in order, N tokens
-of a tile in raster order, C channels of the packed values, D width, P packed tokens of an image.
+A family says into which tiles the images were cut, encodes them, and packs values of the tiles' tokens
+(features, scores, marks) into one sequence per image. A token is what the language model is fed: one patch in
+LLaVA, 4, 9 or 16 merged patches elsewhere. Shapes: N tokens of a tile in raster order, C channels of the
+packed values, D width, P packed tokens of an image.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from itertools import accumulate, chain
+from typing import Any, Literal, Protocol, Self
 
-import torch
 from torch import Tensor
 
-from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
-from atr.reduction.base import EncoderOutput
+from atr.vlm.encoded_tiles import EncodedTiles
+from atr.vlm.image_tokens import ImageTokens
+
+Grid = tuple[int, int]
+"""Rows and columns of tokens."""
+Layer = int | Literal["merged"] | None
+"""Which features of an image a selector reads: those of a layer of the tower, the merged tokens, or those
+that the model itself reads."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a batch of images was cut: the number of `tiles` per image, and the `grid` of tokens in each tile.
+    """How a batch of images was cut: the number of `tiles` per image, and the grid of tokens of each tile.
 
-    Tile 0 shows the whole image. `sizes` are the (height, width) of the images in pixels before the cut, for
-    families that remove padding. `arrangements` are the (rows, columns) of the tiles after tile 0, (0, 0) for
-    an image that was not cut.
+    `grids` are in the order in which the tiles are packed. `sizes` are the (height, width) of the images in
+    pixels before the cut, for families that remove padding. `arrangements` are the (rows, columns) of the
+    tiles after tile 0, (0, 0) for an image that was not cut, in families whose tile 0 shows the whole image.
     """
 
     tiles: tuple[int, ...]
-    grid: tuple[int, int]
+    grids: tuple[Grid, ...]
     sizes: Any = None
-    arrangements: tuple[tuple[int, int], ...] = ()
+    arrangements: tuple[Grid, ...] = ()
+
+    @classmethod
+    def of_one_grid(
+        cls, tiles: Sequence[int], grid: Grid, sizes: Any = None, arrangements: Sequence[Grid] = ()
+    ) -> Self:
+        """A tiling whose tiles all have the same grid."""
+        return cls(tuple(tiles), (grid,) * sum(tiles), sizes, tuple(arrangements))
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that all tiles have; only for families of one grid."""
+        (grid,) = set(self.grids)
+        return grid
+
+    @property
+    def firsts(self) -> list[int]:
+        """The number of each image's first tile, and the number of all tiles."""
+        return [0, *accumulate(self.tiles)]
+
+    def tiles_of(self, images: Sequence[int]) -> list[int]:
+        """The numbers of the tiles of some images, in the given order; an image may occur more than once."""
+        firsts = self.firsts
+        return list(chain.from_iterable(range(firsts[image], firsts[image + 1]) for image in images))
+
+    def of(self, images: Sequence[int]) -> "Tiling":
+        """The tiling of some of the images, in the given order; an image may occur more than once."""
+        return Tiling(
+            tuple(self.tiles[image] for image in images),
+            tuple(self.grids[tile] for tile in self.tiles_of(images)),
+            None if self.sizes is None else [self.sizes[image] for image in images],
+            tuple(self.arrangements[image] for image in images) if self.arrangements else (),
+        )
 
 
 class Family(Protocol):
     """A model family.
 
     A family that AutoProcessor does not serve has an attribute `processor` as well: the processor's class.
+    Families with a vision tower and a projector, as LLaVA has them, take `encode` from
+    `atr.vlm.families.tower.TowerFamily`.
     """
 
-    image_keys: frozenset[str]
-    """The processor's outputs that describe images, which the language model does not read."""
+    def image_keys(self, model: Any) -> frozenset[str]:
+        """The processor's outputs that describe images, which the language model does not read."""
+        ...
 
     def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
-        """How the processor cut the images; raises ValueError if pixels and model disagree."""
+        """How the processor cut the images; raises ValueError if pixels, placeholders and model disagree."""
+        ...
+
+    def encode(
+        self,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        tiling: Tiling,
+        needs: Collection[str] = frozenset(),
+        layer: Layer = None,
+    ) -> EncodedTiles:
+        """Features of each tile at a layer, and its tokens as the language model reads them.
+
+        `needs` names the optional fields of EncoderOutput to fill. Raises ValueError for a layer or a field
+        that the family cannot give.
+        """
         ...
 
     def pack(
-        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+        self,
+        model: Any,
+        tiling: Tiling,
+        values: Sequence[Tensor],
+        newline_C: Tensor | None,
+        resample: bool,
     ) -> list[Tensor]:
-        """Values of each image in the order in which the model packs features, (P, C) each.
+        """Values (N, C) of each tile in the order in which the model packs features, (P, C) per image.
 
         `newline_C` is put at the ends of rows, if the family has newlines; None is the model's own newline
         embedding. `resample=False` skips the downsampling of large images, if the family does that.
         """
         ...
 
+    def tokens(self, model: Any, tiling: Tiling, encoded: EncodedTiles, resample: bool) -> ImageTokens:
+        """All tokens of each image as the language model reads them."""
+        ...
 
-def encode(
-    model: Any, inputs: Mapping[str, Tensor], tiling: Tiling, needs: Collection[str] = frozenset()
-) -> EncoderOutput:
-    """Features of each tile at the layer that the model reads, before and after its projector.
-
-    `needs` names the optional fields to fill: attention and keys (of the last layer, if the model reads
-    several), pixels, and the encoder. Raises ValueError if the tokens do not fill the grid, because class or
-    register tokens are among them, and for attention or keys of a tower of unknown type.
-    """
-    tower, pixels = model.model.vision_tower, inputs["pixel_values"]
-    if pixels.ndim == 5:  # (images, tiles, ...), padded with blank tiles to the largest number of tiles
-        pixels = torch.cat([image[:count] for image, count in zip(pixels, tiling.tiles, strict=True)])
-    pixels_BCHW = pixels.to(tower.device, tower.dtype)
-    signals = set(needs) & set(CAPTURABLE)
-    with capture_attention(tower, _layers(model)[-1], *_leading_tokens(tower, signals), signals) as observed:
-        features_BND = _features(model, pixels_BCHW)
-    fields: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model), **observed}
-    needed = {name: value for name, value in fields.items() if name in needs}
-    projected_BND = project(model, features_BND)
-    return EncoderOutput(
-        features_BND, tiling.grid, projected_BND=projected_BND, image_key_BX=pixels, **needed
-    )
-
-
-def project(model: Any, features_BND: Tensor) -> Tensor:
-    """The tokens that the language model reads: the features after the model's projector.
-
-    The features are cast to the projector's dtype, because the tower may have another one.
-    """
-    projector = model.model.multi_modal_projector
-    floating = (weight.dtype for weight in projector.parameters() if weight.is_floating_point())
-    projected_BND: Tensor = projector(features_BND.to(next(floating, model.dtype)))
-    return projected_BND
-
-
-def token_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
-    """Rows and columns of tokens of a tile of `pixels` (..., height, width)."""
-    rows, columns = (size // model.config.vision_config.patch_size for size in pixels.shape[-2:])
-    return rows, columns
-
-
-def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
-    tower = model.model.vision_tower
-    states = tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
-    features_BND = torch.cat([states[layer] for layer in _layers(model)], dim=-1)
-    has_class_token = model.config.vision_feature_select_strategy == "default"
-    return features_BND[:, 1:] if has_class_token else features_BND
-
-
-def _layers(model: Any) -> Sequence[int]:
-    layer = model.config.vision_feature_layer
-    return [layer] if isinstance(layer, int) else layer
-
-
-def _leading_tokens(tower: Any, signals: Collection[str]) -> tuple[int, int]:
-    """As `leading_tokens`; zeros for any tower if no signal is captured."""
-    if not signals:
-        return 0, 0
-    kind = tower.config.model_type
-    if kind not in CLASS_TOKENS:
-        allowed = ", ".join(CLASS_TOKENS)
-        raise ValueError(f"{min(signals)} is not available from a tower of type {kind}, allowed: {allowed}")
-    return leading_tokens(tower.config)
+    def project(self, model: Any, features_BND: Tensor) -> Tensor:
+        """Features that a merging reducer made, as tokens of the language model."""
+        ...

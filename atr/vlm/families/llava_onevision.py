@@ -1,6 +1,6 @@
 """LLaVA-OneVision: as LLaVA-NeXT, with large grids downsampled; a sample's images are not cut if several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionProcessor, ProcessorMixin
 
-from atr.vlm.families._anyres import anyres_tiling, image_sizes
+from atr.vlm.families._anyres import anyres_tiling, image_sizes, tiles_of_images
 from atr.vlm.families.base import Family, Tiling
+from atr.vlm.families.tower import TowerFamily
 
 # More tiles than any image has, so that `pack_image_features` downsamples none.
 _NEVER_RESAMPLED = "anyres_max_1000000"
@@ -38,10 +39,13 @@ class OnevisionImageProcessor(LlavaOnevisionProcessor):  # type: ignore[misc]  #
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-class LlavaOnevision:
+class LlavaOnevision(TowerFamily):
     """LLaVA-OneVision, `model_type` llava_onevision."""
 
-    image_keys = frozenset({"pixel_values", "image_sizes", "batch_num_images"})
+    def image_keys(self, model: Any) -> frozenset[str]:
+        """The pixels, the sizes before the cut, and the number of images of each sample."""
+        return frozenset({"pixel_values", "image_sizes", "batch_num_images"})
+
     processor = OnevisionImageProcessor
 
     def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
@@ -50,11 +54,11 @@ class LlavaOnevision:
         return anyres_tiling(model, inputs, list(chain.from_iterable([n == 1] * n for n in images)))
 
     def pack(
-        self, model: Any, tiling: Tiling, values_BNC: Tensor, newline_C: Tensor | None, resample: bool
+        self, model: Any, tiling: Tiling, values: Sequence[Tensor], newline_C: Tensor | None, resample: bool
     ) -> list[Tensor]:
         """The values as the model's `pack_image_features` packs them; `resample=False` raises its limit."""
         packed, _ = model.model.pack_image_features(
-            torch.split(values_BNC, list(tiling.tiles)),
+            tiles_of_images(values, tiling),
             tiling.sizes,
             image_newline=model.model.image_newline if newline_C is None else newline_C,
             vision_aspect_ratio=model.config.vision_aspect_ratio if resample else _NEVER_RESAMPLED,
