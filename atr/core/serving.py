@@ -21,6 +21,7 @@ KINDS = {
 FAMILIES = {
     "llava": "llava",
     "llava_next": "llava_tiled",
+    "llava_next_video": "llava_tiled",
     "llava_onevision": "llava_tiled",
     "gemma3": "one_size",
     "got_ocr2": "one_size",
@@ -31,7 +32,6 @@ FAMILIES = {
     "idefics3": "tiled",
     "internvl": "tiled",
     "lfm2_vl": "tiled",
-    "llava_next_video": "tiled",
     "minicpmv4_6": "tiled",
     "ovis2": "tiled",
     "smolvlm": "tiled",
@@ -55,7 +55,7 @@ FAMILIES = {
 """The kind of each model type."""
 SEVERAL_LAYERS = ("qwen3_vl", "qwen3_vl_moe")
 """Model types whose language model is also given features of earlier layers of the tower (deepstack)."""
-_LLAVA = ("llava", "llava_next", "llava_onevision")
+_LLAVA = ("llava", "llava_next", "llava_next_video", "llava_onevision")
 """Model types with code of their own, which gives reducers everything."""
 
 
@@ -65,40 +65,37 @@ def observed_types() -> list[str]:
     return sorted(catalog.constants(file)["PATCH_ORDER"])
 
 
-def serves(reducer: str, model_type: str) -> str:
+def serves(reducer: str, model_type: str, is_cut: bool | None = None) -> str:
     """Why a reducer cannot serve a model family, in words that follow the reducer's name; empty if it can.
 
     `reducer` is a built-in name or the path of the user's file without `.py`, `model_type` that of
-    transformers. Nothing is refused for a type that is not in FAMILIES, such as a user's own family. Raises
+    transformers, and `is_cut` says whether its processor cuts images into tiles (None: as its kind does).
+    Of a type that is not in FAMILIES, such as a user's own family, nothing but tiles is known. Raises
     ValueError as `reducer_traits` does.
     """
-    if model_type not in FAMILIES:
-        return ""
-    traits = catalog.reducer_traits(reducer)
-    reasons = (reason(traits, model_type) for reason in _REASONS)
+    traits, kind = catalog.reducer_traits(reducer), FAMILIES.get(model_type, "")
+    if kind in ("llava_tiled", "tiled") if is_cut is None else is_cut:
+        if traits.one_tile:
+            return f"cannot serve {model_type}, which cuts images into tiles"
+        if "first_attention_BN" in traits.needs and kind and model_type not in _LLAVA:
+            return f"splits its budget by a first tile of the whole image, which {model_type} does not have"
+    reasons = (reason(traits, model_type) for reason in _REASONS if kind and model_type not in _LLAVA)
     return next(filter(None, reasons), "")
 
 
-def serving_reducers(model_type: str) -> list[str]:
+def serving_reducers(model_type: str, is_cut: bool | None = None) -> list[str]:
     """The built-in reducers that serve a model family, in the order of `atr.core.catalog.reducers`."""
-    return [name for name in catalog.reducers() if not serves(name, model_type)]
+    return [name for name in catalog.reducers() if not serves(name, model_type, is_cut)]
 
 
-def _of_tiles(traits: catalog.ReducerTraits, model_type: str) -> str:
-    is_cut = FAMILIES[model_type] in ("llava_tiled", "tiled")
-    return f"cannot serve {model_type}, which cuts images into tiles" if traits.one_tile and is_cut else ""
-
-
-def _of_layers(traits: catalog.ReducerTraits, model_type: str) -> str:
+def _merged(traits: catalog.ReducerTraits, model_type: str) -> str:
     if not traits.merges or model_type not in SEVERAL_LAYERS:
         return ""
     return f"merges tokens of one layer, and {model_type} feeds its language model those of several"
 
 
 def _of_llava(traits: catalog.ReducerTraits, model_type: str) -> str:
-    """What the generic family does not give."""
-    if model_type in _LLAVA:
-        return ""
+    """What families by the rule do not give."""
     needs = sorted({"pixels_BCHW", "encode"} & set(traits.needs))
     what = "prunes inside the language model" if traits.inside_llm else needs and f"needs {needs[0]}"
     return f"{what}, which {model_type} does not serve, allowed: {', '.join(_LLAVA)}" if what else ""
@@ -106,18 +103,10 @@ def _of_llava(traits: catalog.ReducerTraits, model_type: str) -> str:
 
 def _of_towers(traits: catalog.ReducerTraits, model_type: str) -> str:
     needed = sorted({"attention_BN", "first_attention_BN", "keys_BND"} & set(traits.needs))
-    allowed = [*_LLAVA, *observed_types()]
-    if not needed or model_type in allowed:
+    if not needed or model_type in observed_types():
         return ""
-    return f"needs {needed[0]}, which the tower of {model_type} does not give, allowed: {', '.join(allowed)}"
+    allowed = ", ".join((*_LLAVA, *observed_types()))
+    return f"needs {needed[0]}, which the tower of {model_type} does not give, allowed: {allowed}"
 
 
-def _of_whole_images(traits: catalog.ReducerTraits, model_type: str) -> str:
-    if "first_attention_BN" not in traits.needs or FAMILIES[model_type] != "tiled":
-        return ""
-    return f"splits its budget by a first tile that shows the whole image, which {model_type} does not have"
-
-
-_REASONS: tuple[Callable[[catalog.ReducerTraits, str], str], ...] = (
-    _of_tiles, _of_layers, _of_llava, _of_towers, _of_whole_images,
-)  # fmt: skip
+_REASONS: tuple[Callable[[catalog.ReducerTraits, str], str], ...] = (_merged, _of_llava, _of_towers)

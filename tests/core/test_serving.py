@@ -8,7 +8,7 @@ import pytest
 from atr.core import catalog, serving
 
 ROOT = Path(__file__).parents[2]
-LLAVA = ("llava", "llava_next", "llava_onevision")
+LLAVA = ("llava", "llava_next", "llava_next_video", "llava_onevision")
 
 
 def test_every_family_is_of_a_kind():
@@ -18,7 +18,7 @@ def test_every_family_is_of_a_kind():
 
 def test_llava_is_served_by_all_and_with_tiles_by_those_that_take_tiles():
     assert serving.serving_reducers("llava") == catalog.reducers()
-    for family in ("llava_next", "llava_onevision"):
+    for family in LLAVA[1:]:
         refused = set(catalog.reducers()) - set(serving.serving_reducers(family))
         assert refused == {name for name in catalog.reducers() if catalog.reducer_traits(name).one_tile}
 
@@ -44,7 +44,7 @@ def test_every_family_has_baselines_selectors_and_diversity(family):
         ("dart", "gemma4_unified",
          "needs keys_BND, which the tower of gemma4_unified does not give, allowed: llava, "),
         ("hired", "internvl",
-         "splits its budget by a first tile that shows the whole image, which internvl does not have"),
+         "splits its budget by a first tile of the whole image, which internvl does not have"),
     ],
 )  # fmt: skip
 def test_a_reducer_that_a_family_does_not_serve_has_a_reason(reducer, family, reason):
@@ -61,6 +61,17 @@ def test_a_reducer_that_a_family_does_not_serve_has_a_reason(reducer, family, re
 )  # fmt: skip
 def test_what_is_served_has_no_reason(reducer, family):
     assert serving.serves(reducer, family) == ""
+
+
+def test_where_the_processor_is_known_it_says_whether_images_are_cut():
+    assert serving.serves("tome", "internvl", is_cut=False) == serving.serves("tome", "my_llava") == ""
+    assert (
+        serving.serves("tome", "my_llava", is_cut=True)
+        == "cannot serve my_llava, which cuts images into tiles"
+    )
+    assert set(serving.serving_reducers("qwen2_5_vl", is_cut=True)) < set(
+        serving.serving_reducers("qwen2_5_vl")
+    )
 
 
 def test_a_users_reducer_is_judged_by_its_constants_and_a_users_family_by_nothing(tmp_path, monkeypatch):
