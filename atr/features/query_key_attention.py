@@ -50,8 +50,8 @@ PATCH_ORDER = {
 }
 """The order of the patches in the tower, by model type: the raster of each tile; or merge blocks, a token
 each, in the raster of the tokens or by windows."""
-_ENTRIES = 2**24
-"""Attention weights that are computed at once: 64 MB."""
+_ENTRIES = 2**20
+"""Attention weights that are computed at once: 4 MiB."""
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -107,18 +107,20 @@ def mean_received(
     mean to the first ones.
     """
     batch, heads, tokens = query_BHTC.shape[:3]
-    key_BHTC = key_BHTC.repeat_interleave(heads // key_BHTC.shape[1], dim=1)
+    if heads > key_BHTC.shape[1]:
+        key_BHTC = key_BHTC.repeat_interleave(heads // key_BHTC.shape[1], dim=1)
+    key_BHCT = key_BHTC.float().mT
     seen_BTT = _seen(mask, tokens, query_BHTC.device)
     real_BT = seen_BTT.diagonal(dim1=1, dim2=2)
-    key_BHCT = key_BHTC.float().mT
     total_BT = torch.zeros(batch, tokens, device=query_BHTC.device)
     count_BT = torch.zeros_like(total_BT)
     rows = torch.arange(tokens if queries is None else queries, device=query_BHTC.device)
     for row_Q in torch.split(rows, max(1, _ENTRIES // (batch * heads * tokens))):
         seen_BQT, real_BQ1 = seen_BTT[:, row_Q], real_BT[:, row_Q, None]
-        logits_BHQT = query_BHTC[:, :, row_Q].float() @ key_BHCT * scaling
-        weights_BHQT = logits_BHQT.masked_fill(~seen_BQT[:, None], torch.finfo(torch.float32).min).softmax(-1)
-        total_BT += (weights_BHQT.mean(1) * real_BQ1).sum(1)
+        logits_BHQT = (query_BHTC[:, :, row_Q].float() * scaling) @ key_BHCT
+        if mask is not None:
+            logits_BHQT.masked_fill_(~seen_BQT[:, None], torch.finfo(torch.float32).min)
+        total_BT += (logits_BHQT.softmax(-1).mean(1) * real_BQ1).sum(1)
         count_BT += (seen_BQT & real_BQ1).sum(1)
     return total_BT / count_BT.clamp_min(1)
 
