@@ -58,9 +58,9 @@ def _count(config: Any, tokens: int | str) -> int:
     return tokens if isinstance(tokens, int) else int(getattr(config, tokens, 0))
 
 
-def layers_to_run(model: str, layer: int | str, depth: int) -> int:
+def layers_to_run(model: str, layer: int, depth: int) -> int:
     """Number of layers to run to get `layer` of `depth`; ValueError naming `model` if there is none."""
-    if isinstance(layer, str) or layer == 0 or not -depth <= layer <= depth:
+    if layer == 0 or not -depth <= layer <= depth:
         raise ValueError(f"{model}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
     return int(layer if layer > 0 else depth + 1 + layer)
 
