@@ -235,11 +235,14 @@ class Encoder(nn.Module):
     def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
         """features_BND, and the attention and keys of the same layer that `needs` names, by field name.
 
-        `needs` and errors as in `atr.features.attention_hooks.capture_attention`; ValueError for any need if
-        features are not those of single patches in one grid.
+        `needs` and errors as in `atr.features.attention_hooks.capture_attention`, and of tokens as in
+        `atr.features.query_key_attention.capture_merged_attention`. Raises ValueError for any need if images
+        have grids of their own.
         """
-        if self.reader is not None and needs:
-            raise ValueError(f"{self.name}: {min(needs)} is not available, allowed: a tower of one grid")
+        if self.is_ragged and needs:
+            raise ValueError(f"{self.name}: {min(needs)} is not available, allowed: an encoder of one grid")
+        if isinstance(self.reader, VisionHalf):
+            return self.reader.observe(pixel_values_BCHW, self.grid, needs)
         extra = self.layout.class_tokens, self.layout.extra_tokens
         with capture_attention(self.tower, -1, *extra, needs) as signals:
             features_BND = self(pixel_values_BCHW)

@@ -3,7 +3,7 @@
 Shapes: see atr.core.tokens; N tokens of an image in raster order, P patches of all images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from atr.features.merged import (
     token_grids,
     vision_tower,
 )
+from atr.features.query_key_attention import capture_merged_attention
 
 PATCHES_PER_PASS = 8192
 """Images are encoded together up to so many patches: attention masks of some towers are their square."""
@@ -127,6 +128,14 @@ class VisionHalf(nn.Module):
         if isinstance(self.layer, int):
             return list(zip(pooled_states(self.model, inputs, self.layer, grids), grids, strict=True))
         return list(zip(image_features(self.model, inputs).pooler_output, grids, strict=True))
+
+    def observe(self, pixel_values_BCHW: Tensor, grid: Grid, needs: Collection[str]) -> dict[str, Tensor]:
+        """features_BND of images that all have this grid, and the signals in `needs`, in one forward."""
+        grids = [grid] * len(pixel_values_BCHW)
+        with capture_merged_attention(self.model, self.layer, grids, needs) as signals:
+            features = [features_ND for features_ND, _ in self({"pixel_values": pixel_values_BCHW})]
+        stacked = {need: torch.stack(values) for need, values in signals.items()}
+        return {"features_BND": torch.stack(features), **stacked}
 
 
 class NaflexTower(nn.Module):

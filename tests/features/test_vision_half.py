@@ -1,6 +1,7 @@
 """Encoders of merged tokens, of pooled patches and of NaFlex images, against transformers' own forward."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import (
 
 from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features import encoder as encoder_module
+from atr.features.attention_hooks import tower_layer
 from atr.features.encoder import Encoder
 from atr.features.merged import image_features, pooled_states, token_grids, vision_tower
 from atr.features.preprocess import probe_image
@@ -93,6 +95,42 @@ def test_images_of_one_grid_are_features_in_a_batch(layer, hosts):
     assert features_BND.shape == (3, 9, encoder.width) and encoder.grid == (3, 3)
     same(features_BND, [features_ND for features_ND, _ in encoder.images(pixels_BCHW)])
     assert encoder.observe(pixels_BCHW, ()).keys() == {"features_BND"}
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "internvl", "smolvlm"])
+@pytest.mark.parametrize("layer", ["merged", 2])
+@torch.inference_mode()
+def test_attention_and_keys_of_a_token_are_the_means_of_its_patches(layer, kind, hosts):
+    """Against the tower's own eager attention weights, and its key projection."""
+    encoder = Encoder.load(str(hosts(kind)[1]), layer)
+    for name, weight in encoder.tower.named_parameters():
+        if "q_proj" in name:
+            weight.mul_(50)  # attention that is far from uniform
+    pixels_BCHW = encoder.preprocess(pictures())
+    seen = encoder.observe(pixels_BCHW, {"attention_BN", "keys_BND", "first_attention_BN"})
+    tower, extra, side = deepcopy(encoder.tower), int(kind == "internvl"), encoder.grid[0]
+    tower.set_attn_implementation("eager")
+    number, projected = (3 if layer == "merged" else 2) - 1, []
+    module = next(m for m in tower_layer(tower, number + 1).modules() if hasattr(m, "k_proj"))
+    module.k_proj.register_forward_hook(lambda module, args, output: projected.append(output))
+    attentions = tower(pixels_BCHW, output_attentions=True).attentions
+    assert torch.equal(seen["features_BND"], encoder(pixels_BCHW))
+    for need, weights_BHTT in (
+        ("attention_BN", attentions[number]),
+        ("first_attention_BN", attentions[0]),
+    ):
+        rows_BHT = weights_BHTT[:, :, 0] if extra else weights_BHTT.mean(2)
+        expected = by_token(rows_BHT.mean(1)[:, extra:, None], side)[..., 0]
+        torch.testing.assert_close(seen[need], expected, rtol=1e-4, atol=1e-6)
+        assert seen[need].std() > 1e-4
+    keys_BTD = projected[0][:, extra:].unflatten(-1, (2, 12)).mean(2)
+    torch.testing.assert_close(seen["keys_BND"], by_token(keys_BTD, side), rtol=1e-4, atol=1e-6)
+
+
+def by_token(patches_BPD, side):
+    """The mean over the patches of each of side x side tokens."""
+    images, _, width = patches_BPD.shape
+    return patches_BPD.reshape(images, side, 6 // side, side, 6 // side, width).mean((2, 4)).flatten(1, 2)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ONE_SIZE if kind != "paligemma"])
@@ -177,9 +215,9 @@ def test_what_needs_single_patches_of_one_grid_is_refused(hosts):
     ragged = Encoder.load(str(hosts("qwen2_5_vl")[1]), "merged", "tiny")
     with pytest.raises(ValueError, match="tiny: has no one grid, as its images have grids of their own"):
         ragged.grid  # noqa: B018
+    with pytest.raises(ValueError, match="tiny: attention_BN is not available, allowed: an encoder of one"):
+        ragged.observe(torch.zeros(1, 3, 84, 84), {"keys_BND", "attention_BN"})
     fixed = Encoder.load(str(hosts("internvl")[1]), "merged", "tiny")
-    with pytest.raises(ValueError, match="tiny: attention_BN is not available, allowed: a tower of one grid"):
-        fixed.observe(torch.zeros(1, 3, 84, 84), {"keys_BND", "attention_BN"})
     with pytest.raises(ValueError, match="tiny: has no states of single patches"):
         fixed.states(torch.zeros(1, 3, 84, 84))
 
