@@ -12,7 +12,8 @@ from atr.vlm.reduce import prepare, reduce
 
 NATIVE = [
     "ernie4_5_vl_moe", "exaone4_5", "gemma4", "glm46v", "glm4v", "glm_ocr", "hyperclovax_vision_v2",
-    "kimi_k25", "lighton_ocr", "mistral3", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+    "kimi_k25",
+    "lighton_ocr", "mistral3", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
     "qwen3_vl_moe",
 ]  # fmt: skip
 TILED = ["aya_vision", "cohere2_vision", "idefics3", "internvl", "ovis2", "smolvlm"]
