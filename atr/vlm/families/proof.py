@@ -20,7 +20,7 @@ from atr.reduction import EncoderOutput
 from atr.vlm.families import family_of
 from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
-from atr.vlm.families.tiny import tiny_model
+from atr.vlm.families.tiny import attention_kinds, tiny_model
 from atr.vlm.families.tiny_inputs import ROWS, tiny_inputs
 from atr.vlm.reduce import Reduced, prepare, reduce
 
@@ -173,14 +173,14 @@ CLOSE: dict[str, Callable[[Any, Rows], float]] = {
 def prove(
     config: Any,
     cases: Mapping[str, Rows] = CASES,
-    attentions: Sequence[str] = ("eager", "sdpa"),
+    attentions: Sequence[str] = (),
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
 ) -> Iterator[ProofResult]:
     """Run every check on a tiny copy of a configuration of `tiny_config`; raises ValueError as `tiny_model`.
 
-    A check that raises has an infinite difference.
+    Without `attentions`, those that the model supports. A check that raises has an infinite difference.
     """
-    for attention, dtype in product(attentions, dtypes):
+    for attention, dtype in product(attentions or attention_kinds(config), dtypes):
         model = tiny_model(config, attention, dtype)
         checks = EXACT if dtype != torch.float32 else {**EXACT, **CLOSE}
         for (name, check), (case, rows) in product(checks.items(), cases.items()):

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from atr.vlm.families.tiny_inputs import tiny_inputs
 
-__all__ = ["TINY_TYPES", "load_config", "tiny_config", "tiny_inputs", "tiny_model"]
+__all__ = ["TINY_TYPES", "attention_kinds", "load_config", "tiny_config", "tiny_inputs", "tiny_model"]
 
 _WIDTH, _HEADS, _HEAD_WIDTH, _LAYERS, _VOCABULARY = 32, 2, 16, 2, 128
 _PATCH, _SIDE = 4, 6
@@ -156,6 +156,13 @@ def tiny_model(
             weight.copy_(weight + drawn if weight.ndim == 1 else drawn)
     model.generation_config = GenerationConfig(pad_token_id=0)
     return model.to(dtype).eval()
+
+
+def attention_kinds(config: Any) -> tuple[str, ...]:
+    """The attention implementations that a configuration's model supports, of eager and sdpa."""
+    return (
+        ("eager", "sdpa") if MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_sdpa else ("eager",)
+    )
 
 
 def _default_config(model_type: str) -> Any:

@@ -46,13 +46,15 @@ def tiny_inputs(
     arguments are of no known layout.
     """
     made = _layout(model)(model, rows) if any(rows) else TinyImages({}, [])
+    # Some towers leave it to the user to cast pixels to the model's dtype.
+    pixels = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.pixels.items()}
     runs = iter(made.runs)
     ids = [_row_ids(model, [next(runs) for _ in images], (seed, *images)) for images in rows]
     longest = max(map(len, ids))
     pad = (lambda missing: (missing, 0)) if padding == "left" else (lambda missing: (0, missing))
     input_ids = torch.stack([F.pad(row, pad(longest - len(row)), value=0) for row in ids])
     mask = torch.stack([F.pad(torch.ones_like(row), pad(longest - len(row))) for row in ids])
-    return {"input_ids": input_ids, "attention_mask": mask, **made.pixels, **_token_types(model, input_ids)}
+    return {"input_ids": input_ids, "attention_mask": mask, **pixels, **_token_types(model, input_ids)}
 
 
 def _row_ids(model: Any, images: Sequence[Sequence[int]], seed: Sequence[int]) -> Tensor:
@@ -242,6 +244,7 @@ def _side(config: Any) -> int:
 @torch.no_grad()
 def _tokens(model: Any, **pixels: Any) -> int:
     """Language-model tokens of all images together."""
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
     output = model.get_image_features(**pixels, return_dict=True).pooler_output
     parts = [output] if isinstance(output, Tensor) else output
     return sum(part.shape[:-1].numel() for part in parts)
