@@ -36,6 +36,8 @@ class Entry:
     """Position ids that the model respects."""
     videos: bool = False
     """Whether videos beside the images are served; their tokens stay whole."""
+    whole: int = -1
+    """Which of an image's tiles shows all of it: the last one, or 0, the first."""
 
 
 _QWEN = Entry(videos=True)
