@@ -1,5 +1,6 @@
 """`atr check-family`: proves a model type on a tiny copy, and lets the rule admit it from then on."""
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ def check_family(folder_or_type: str) -> int:
     line, for a model that is no vision-language model, cannot be shrunk or built, or lacks what a family
     needs.
     """
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # its advice is on real models
     config = tiny_config(load_config(folder_or_type))
     model_type = config.model_type
     model = tiny_model(config)

@@ -245,7 +245,7 @@ def _side(config: Any) -> int:
 def _tokens(model: Any, **pixels: Any) -> int:
     """Language-model tokens of all images together."""
     pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
-    output = model.get_image_features(**pixels, return_dict=True).pooler_output
+    output = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
     parts = [output] if isinstance(output, Tensor) else output
     return sum(part.shape[:-1].numel() for part in parts)
 
@@ -264,7 +264,7 @@ def _anyres(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     if "batch_num_images" in image_arguments(model):
         pixels["batch_num_images"] = torch.tensor([len(row) for row in rows])
     with torch.no_grad():
-        packed = model.get_image_features(**pixels, return_dict=True).pooler_output
+        packed = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
     return TinyImages(pixels, [[len(features)] for features in packed])
 
 

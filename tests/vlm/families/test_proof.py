@@ -61,6 +61,20 @@ def test_all_kept_is_the_untouched_model_and_half_dropped_is_half_masked(model_t
         assert result.ok
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "gemma3", "smolvlm", "ernie4_5_vl_moe", "paligemma"])
+@torch.no_grad()
+def test_right_padding_comes_back_as_left_padding(model_type):
+    model = tiny_model(tiny_config(model_type))
+    left, right = (
+        reduce(model, tiny_inputs(model, padding=side), HalfByFeature(), 0.5) for side in ("left", "right")
+    )
+    assert set(left) == set(right)
+    real_BL = left["attention_mask"].bool()
+    for key in set(left) - {"mm_encoder_outputs", "use_cache"}:
+        assert torch.equal(left[key][..., real_BL], right[key][..., real_BL]), key
+    assert torch.equal(model(**left).logits[real_BL], model(**right).logits[real_BL])
+
+
 @pytest.mark.slow
 @TYPES
 def test_the_whole_matrix(model_type):
