@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atr.core.ragged import Grid
 from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
 from atr.reduction.base import EncoderOutput
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.base import Family, Layer, Tiling
-from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
 
