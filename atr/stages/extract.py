@@ -47,7 +47,7 @@ def main(params: config.Params, split: str) -> None:
             run.artifact(folder / name, folder=f"features/{split}")
 
 
-def _parameters(params: config.Params, layer: int) -> dict[str, object]:
+def _parameters(params: config.Params, layer: int | str) -> dict[str, object]:
     """The parameters that the features depend on; readers of the store check them."""
     from atr.core.hardware import precision_of
 
