@@ -113,7 +113,10 @@ def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, inde
 
 @pytest.mark.parametrize(
     ("layer", "named"),
-    [(40, "there is no layer 40, allowed: 1 to"), ("merged", "there are no merged tokens, allowed: a layer")],
+    [
+        (40, "there is no layer 40, allowed: 1 to"),
+        ("merged", "layer 'merged' is not allowed: the encoder merges no tokens, allowed: int"),
+    ],
 )
 def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch, layer, named):
     monkeypatch.setattr(
