@@ -11,6 +11,7 @@ from transformers import MODEL_MAPPING
 from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
+from atr.reduction.limits import NoImage
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
@@ -76,6 +77,15 @@ def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
     if isinstance(reducer, SelectorReducer):
         check_selector(model, reducer.selector)
         warn_of_positions(reducer.selector, positions)
+
+
+def check_keep(reducer: Reducer, keep: float | str) -> None:
+    """Raise ValueError if no visual token would be left of any image, unless the reducer is made for that."""
+    if keep == 0 and not isinstance(reducer, NoImage):
+        raise ValueError(
+            f"keep: {keep} leaves no visual token, allowed: more, or NoImage instead of "
+            f"{type(reducer).__name__}"
+        )
 
 
 def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
@@ -168,11 +178,11 @@ def external_tower_name(config: Any) -> str | None:
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
+    own = fingerprint(vision_tower(model)) if known and hasattr(model, "model") else None
     return known is None or own is None or is_same_tower(known, own)
 
 
-def _tower(model: Any) -> Any:
+def vision_tower(model: Any) -> Any:
     """The model's vision tower; every family of the rule has one under one of these names."""
     names = "vision_tower", "visual", "vision_model", "vision_encoder"
     return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
