@@ -15,6 +15,7 @@ from transformers import GenerationMixin
 
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
+from atr.vlm.families.videos import video_keys
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -24,15 +25,13 @@ TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs that are no text or images, are missing, or do not fit one another."""
     types = token_types(model)
-    known = TEXT_KEYS | family_of(model).image_keys(model) | types
+    known = TEXT_KEYS | family_of(model).image_keys(model) | video_keys(model) | types
     if unknown := sorted(set(inputs) - known):
-        is_video = "video" in unknown[0]
-        reason = "are videos, which are not shortened" if is_video else "cannot be shortened"
-        raise ValueError(f"inputs: {unknown[0]} {reason}, allowed: {', '.join(sorted(known))}")
+        raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
     if missing := sorted(TEXT_KEYS - set(inputs)):
         raise ValueError(f"inputs: {missing[0]} is missing, needed: {', '.join(sorted(TEXT_KEYS))}")
     _check_tensors(inputs)
-    if "pixel_values" in inputs and (missing := sorted(types - set(inputs))):
+    if set(inputs) & {"pixel_values", "pixel_values_videos"} and (missing := sorted(types - set(inputs))):
         raise ValueError(
             f"inputs: {missing[0]} is missing, without which {model.config.model_type} misreads images"
         )

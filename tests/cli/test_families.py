@@ -38,9 +38,7 @@ def test_the_page_has_a_row_of_each_type():
     assert max(len(line) for line in lines() if not line.startswith("|")) <= 110
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm"]
-)
+@pytest.mark.parametrize("model_type", ["llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "smolvlm"])
 def test_rows_of_the_page_are_up_to_date(model_type, monkeypatch):
     monkeypatch.setattr(families, "built_in_types", lambda: [model_type])
     (row,) = [line for line in families.page().splitlines() if line.startswith(f"| {model_type} ")]
