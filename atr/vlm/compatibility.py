@@ -65,8 +65,8 @@ def _check_width(model: Any, selector: FeatureSelector) -> None:
         read = model.config.get_text_config().hidden_size
     else:
         depth = vision.num_hidden_layers
-        if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 0 to {depth}")
+        if layer == 0 or not -depth <= layer <= depth:
+            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 1 to {depth}")
         read = getattr(vision, "embed_dim", vision.hidden_size)
     if selector.trunk.width != read:
         raise ValueError(f"{trained}; {_name(model)} has width {read} there")
