@@ -53,7 +53,7 @@ These do not name `mm_encoder_outputs`, would ignore it without a word, and are 
 {without}"""
 
 
-def table_lines() -> list[str]:
+def family_lines() -> list[str]:
     """The table for a terminal: all supported types, and those that `atr check-family` has proven here."""
     names = dict.fromkeys([*supported_types(), *sorted(checked_types())])
     rows = [COLUMNS, *(_cells(summarise_family(name)) for name in names)]

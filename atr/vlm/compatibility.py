@@ -9,6 +9,7 @@ from typing import Any
 from transformers import MODEL_MAPPING
 
 from atr.core.fingerprint import fingerprint, is_same_tower
+from atr.features.merged import vision_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.reduction.limits import NoImage
@@ -180,12 +181,6 @@ def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
     own = fingerprint(vision_tower(model)) if known and hasattr(model, "model") else None
     return known is None or own is None or is_same_tower(known, own)
-
-
-def vision_tower(model: Any) -> Any:
-    """The model's vision tower; every family of the rule has one under one of these names."""
-    names = "vision_tower", "visual", "vision_model", "vision_encoder"
-    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 
 def _name(model: Any) -> str:

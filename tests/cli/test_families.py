@@ -105,7 +105,7 @@ def test_another_version_is_not_called_proven(monkeypatch):
 def test_a_type_that_was_checked_here_is_listed(monkeypatch):
     checked.record_checked("qwen2_5_vl")
     monkeypatch.setattr(families, "supported_types", list)
-    _, row = families.table_lines()
+    _, row = families.family_lines()
     assert row.endswith(f"{version('transformers')}, by check-family")
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from atr.core.fingerprint import fingerprint
+from atr.features.merged import vision_tower
 from atr.reduction import FeatureSelector
 from atr.reduction.limits import NoImage
 from atr.reduction.registry import build_reducer
-from atr.vlm.compatibility import check_positions, check_selector, vision_tower
+from atr.vlm.compatibility import check_positions, check_selector
 from atr.vlm.families import supported_types
 from atr.vlm.families.proof import HalfByFeature
 from atr.vlm.families.tiny import tiny_config, tiny_model
