@@ -59,3 +59,9 @@ def warm_stages():
 def warm_dvc():
     """Runs commands of DVC in processes of their own that need not import it."""
     yield from _warm("DVC")
+
+
+@pytest.fixture(scope="session")
+def checkpoints():
+    """The maker of folders of tiny models of the rule, with their processors."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("checkpoints.py"))))

@@ -12,28 +12,63 @@ from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.families import family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
+
+
+def is_ruled(model: Any) -> bool:
+    """Whether the model's family is the rule, whose images have grids of their own."""
+    return isinstance(family_of(model), Rule)
 
 
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
-    Layer, grid and width are compared, and the weights of the towers if both are known. A tower that was
+    Layer, grid and width are compared, and the weights of the towers if both are known; the grid not in a
+    family whose images have grids of their own, the layer only as far as the tower has it. A tower that was
     fine-tuned with its language model, as in LLaVA-NeXT, counts as the original one.
     """
-    layer, depth = _layer(model)
-    trained, read = [*selector.grid, selector.trunk.width], _shape(model)
-    same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
-    if trained != read or not (selector.layer is None or same_layer):
-        raise ValueError(
-            f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
-            f"(rows, columns, width); {_name(model)} reads layer {layer}, {read}"
-        )
+    if is_ruled(model):
+        _check_width(model, selector)
+    else:
+        _check_shape(model, selector)
     if not _may_have_tower(model, selector.record.get("fingerprint")):
         raise ValueError(
             f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
             f"vision tower that {_name(model)} has, though of the same shape"
         )
+
+
+def _check_shape(model: Any, selector: FeatureSelector) -> None:
+    """LLaVA's features: patches of one grid, at the layer that the projector reads."""
+    layer, depth = _layer(model)
+    trained, read = [*selector.grid, selector.trunk.width], _shape(model)
+    given: Any = 0 if selector.layer is None else selector.layer
+    same_layer = isinstance(layer, int) and isinstance(given, int) and given % depth == layer % depth
+    if trained != read or not (selector.layer is None or same_layer):
+        raise ValueError(
+            f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
+            f"(rows, columns, width); {_name(model)} reads layer {layer}, {read}"
+        )
+
+
+def _check_width(model: Any, selector: FeatureSelector) -> None:
+    """The rule's features: merged tokens of the language model's width, or states of the tower's."""
+    layer: Any = "merged" if selector.layer is None else selector.layer
+    vision = model.config.vision_config
+    trained = (
+        f"the selector was trained on layer {layer} of encoder {selector.encoder}, features of width "
+        f"{selector.trunk.width}"
+    )
+    if layer == "merged":
+        read = model.config.get_text_config().hidden_size
+    else:
+        depth = vision.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 0 to {depth}")
+        read = getattr(vision, "embed_dim", vision.hidden_size)
+    if selector.trunk.width != read:
+        raise ValueError(f"{trained}; {_name(model)} has width {read} there")
 
 
 def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
@@ -59,14 +94,29 @@ def check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
     if positions != "original":
         return
+    family, model_type = family_of(model), model.config.model_type
+    if isinstance(family, Rule) and positions not in family.entry.positions:
+        allowed = ", ".join(family.entry.positions)
+        raise ValueError(
+            f"positions: original is not supported by {model_type}, whose generate drops position ids, "
+            f"allowed: {allowed}"
+        )
     text = model.config.get_text_config()
     if "flash" in str(text._attn_implementation):
         raise ValueError(
             f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
         )
-    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
-    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+    if not takes_positions(model):
         raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the language model takes position ids."""
+    text = model.config.get_text_config()
+    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
+    # A few language models stand in no mapping.
+    reader = MODEL_MAPPING[type(text)] if type(text) in MODEL_MAPPING else type(model.get_decoder())
+    return "position_ids" in signature(reader.forward).parameters
 
 
 def cuts_images(model: Any) -> bool:
@@ -80,8 +130,10 @@ def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
     `manifest` is the feature store's. Stored features are of whole images, so that a family that cuts images
     into tiles is refused.
     """
+    family = model.config.model_type
+    if is_ruled(model):
+        raise ValueError(f"{family} encodes images itself, the stored features are of another encoder's grid")
     if cuts_images(model):
-        family = model.config.model_type
         raise ValueError(f"{family} cuts images into tiles, the stored features are of whole images")
     stored_layer, (layer, depth) = manifest["layer"], _layer(model)
     if not isinstance(layer, int) or stored_layer % depth != layer % depth:
@@ -116,8 +168,14 @@ def external_tower_name(config: Any) -> str | None:
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
+    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
     return known is None or own is None or is_same_tower(known, own)
+
+
+def _tower(model: Any) -> Any:
+    """The model's vision tower; every family of the rule has one under one of these names."""
+    names = "vision_tower", "visual", "vision_model", "vision_encoder"
+    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 
 def _name(model: Any) -> str:
