@@ -119,10 +119,8 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = tuple(
-            f"atr.features.{name}" for name in ("attention_hooks", "encoder", "merged", "preprocess")
-        )
-        return lower == "reduction" or imported in shared
+        shared = ("attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess")
+        return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
 
 

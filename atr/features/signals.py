@@ -31,10 +31,13 @@ def load_store_encoder(
     """The encoder of a store's features, on `device`; `folder` and errors as in `resolve_weights`."""
     # Most reducers need no encoder, and transformers takes seconds to import.
     from atr.features.encoder import Encoder
+    from atr.features.pixel_bounds import bound_area
     from atr.features.wheel_weights import resolve_weights
 
     path, layer = resolve_weights(preset.path, folder), store.manifest["layer"]
-    return Encoder.load(path, layer, preset.name, preset.size).to(device)
+    encoder = Encoder.load(path, layer, preset.name, preset.size)
+    bound_area(encoder.image_processor, preset.min_pixels, preset.max_pixels, path)
+    return encoder.to(device)
 
 
 def sample_evenly(store: FeatureStore, images: int, batch_size: int) -> Iterator[list[str]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from atr.core import catalog
 from atr.core.records import Question, Reply, Trial
+from atr.features.pixel_bounds import bound_area
 from atr.reduction import Reducer, SelectorReducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
@@ -90,6 +91,7 @@ class Generator:
         for features of another layer or shape than the model reads.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision), resolve_weights=resolve_weights)
+        bound_area(processor.image_processor, vlm.min_pixels, vlm.max_pixels, vlm.path)
         check_positions(model, settings.positions)
         model = model.to(device)
         source: VisualInputs | None = None
