@@ -70,6 +70,21 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
+def load_skeleton(path: str) -> Any:
+    """The model of a folder or hub id without its weights, on the meta device.
+
+    Raises a one-line ValueError naming `path` for a folder that is no checkpoint and for an unsupported model
+    family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
+    except OSError as error:
+        raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
+    _family(path, config.model_type)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
 def version_of(path: str, model: Any, resolve_weights: Callable[[str], str] = str) -> dict[str, str | None]:
     """Commit and digest of the checkpoint that `load_vlm` loaded, and the digest of an external tower."""
     tower = external_tower_name(model.config)
