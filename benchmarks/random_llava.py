@@ -44,12 +44,8 @@ def write_random_llava(folder: Path, family: str, width: int = 512, layers: int 
     language model as CLIP-L is beside 7B. `width` is a multiple of 64. No answer ends early: the end token's
     logit is zero, and some word's is higher.
     """
-    make_config, kind, make_processor, make_image_processor = _FAMILIES[family]
-    torch.manual_seed(0)
-    parts = {"vision_config": _tower(), "text_config": _language(width, layers)}
-    model = kind(make_config(**parts, image_token_index=_SPECIAL.index("<image>"))).eval()
-    with torch.no_grad():
-        model.lm_head.weight[: len(_SPECIAL)] = 0
+    _, _, make_processor, make_image_processor = _FAMILIES[family]
+    model = make_random_llava(family, width, layers)
     model.save_pretrained(folder)
     size = {"size": {"shortest_edge": _IMAGE}, "crop_size": {"height": _IMAGE, "width": _IMAGE}}
     processor = make_processor(
@@ -62,6 +58,17 @@ def write_random_llava(folder: Path, family: str, width: int = 512, layers: int 
     )
     processor.save_pretrained(folder)
     return sum(weight.numel() for weight in model.model.language_model.parameters())
+
+
+def make_random_llava(family: str, width: int = 512, layers: int = 10) -> Any:
+    """The model alone, in evaluation mode."""
+    make_config, kind, _, _ = _FAMILIES[family]
+    torch.manual_seed(0)
+    parts = {"vision_config": _tower(), "text_config": _language(width, layers)}
+    model = kind(make_config(**parts, image_token_index=_SPECIAL.index("<image>"))).eval()
+    with torch.no_grad():
+        model.lm_head.weight[: len(_SPECIAL)] = 0
+    return model
 
 
 def _tower() -> CLIPVisionConfig:

@@ -40,7 +40,10 @@ FLOORS = {
 HOMES = {
     "transformers": (
         "atr.features.encoder",
+        "atr.features.merged",
         "atr.features.pixel_values",
+        "atr.features.query_key_attention",
+        "atr.features.vision_half",
         "atr.vlm.*",
         "atr.micro.*",
         "atr.integrations.lmms_eval.*",
@@ -65,7 +68,7 @@ HOMES = {
 # What a part must have under the same name as every other part of its kind.
 INTERFACES = {
     "main", "build", "examples", "score",
-    "BUDGET", "DRAWS", "FAMILY", "GROUP", "ONE_TILE", "SOURCE", "WEIGHTS",
+    "BUDGET", "DRAWS", "FAMILY", "GROUP", "INSIDE_LLM", "MERGES", "NEEDS", "ONE_TILE", "SOURCE", "WEIGHTS",
 }  # fmt: skip
 
 
@@ -119,7 +122,9 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess")
+        shared = (
+            "attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess", "query_key_attention",
+        )  # fmt: skip
         return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
 

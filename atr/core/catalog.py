@@ -36,6 +36,12 @@ class ReducerTraits:
     positions without giving scores that are comparable between tiles."""
     weights: str = ""
     """The stage whose selector it is made of: `pretrain`, `distill`, or empty if it needs none."""
+    needs: tuple[str, ...] = ()
+    """The optional fields of `atr.reduction.base.EncoderOutput` that it reads."""
+    merges: bool = False
+    """Whether it replaces the kept tokens by new ones, each made from several."""
+    inside_llm: bool = False
+    """Whether it removes tokens between the layers of the language model."""
 
 
 def names(folder: Path) -> list[str]:
@@ -115,7 +121,8 @@ def reducer_traits(name: str) -> ReducerTraits:
     literals = constants(path)
     traits = {key: literals[key.upper()] for key in _TRAITS if key.upper() in literals}
     for key, value in traits.items():
-        _check(path, key.upper(), value, _TRAITS[key])
+        for item in _items(path, value) if key == "needs" else [value]:
+            _check(path, key.upper(), item, _TRAITS[key])
     return ReducerTraits(**traits)
 
 
@@ -124,7 +131,26 @@ _TRAITS: dict[str, tuple[object, ...]] = {
     "draws": (False, True),
     "one_tile": (False, True),
     "weights": ("", "pretrain", "distill"),
+    "needs": (
+        "attention_BN",
+        "encode",
+        "first_attention_BN",
+        "grid",
+        "image_key_BX",
+        "keys_BND",
+        "pixels_BCHW",
+        "projected_BND",
+        "text_BD",
+    ),
+    "merges": (False, True),
+    "inside_llm": (False, True),
 }
+
+
+def _items(path: Path, needs: object) -> tuple[object, ...]:
+    if not isinstance(needs, tuple):
+        raise ValueError(f"{path}: NEEDS: {needs!r} is not allowed, allowed: a tuple of names of fields")
+    return needs
 
 
 def _check(path: Path, key: str, value: object, allowed: tuple[object, ...]) -> None:

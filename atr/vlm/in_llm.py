@@ -25,6 +25,8 @@ from atr.core.finite import check_finite
 from atr.core.tokens import shares, top_k_BK
 from atr.reduction import Full
 from atr.reduction.layer_schedule import LayerReducer, Schedule
+from atr.vlm.families import OWN_TYPES, family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.policy import POSITIONS, Policy
 from atr.vlm.reduce import Kept, Prepared, Reduced
 from atr.vlm.tiling import TileLayout
@@ -208,10 +210,12 @@ def prune_layers(
     renumbered. `budget` and `newline` are those of `atr.vlm.reduce.reduce`. A forward call returns logits of
     the last layer's tokens. Each prefill ranks the tokens anew, so a call without a cache is a single pass.
 
-    Raises ValueError for an unsupported language model, `keep` out of range, and unknown choices; within the
-    context, for inputs other than `pruning.inputs`, beams, and a cache of fixed size.
+    Raises ValueError for a family other than LLaVA's, an unsupported language model, `keep` out of range, and
+    unknown choices; within the context, for inputs other than `pruning.inputs`, beams, and a cache of fixed
+    size.
     """
     policy = Policy(1.0, positions, budget, newline)
+    _check_family(prepared.model)
     language_model = prepared.model.model.language_model
     _check_language_model(language_model.config)
     schedule = reducer.schedule(language_model.config.num_hidden_layers, keep)
@@ -259,6 +263,15 @@ def _shown_layout(prepared: Prepared) -> TileLayout:
     """The layout of all shown images in the order of the placeholders, repeats included."""
     layout = prepared.layout
     return TileLayout(layout.model, layout.tiling.of(prepared.image_of), layout.resample)
+
+
+def _check_family(model: Any) -> None:
+    if isinstance(family_of(model), Rule):
+        allowed = ", ".join(OWN_TYPES)
+        raise ValueError(
+            f"model type {model.config.model_type!r} is not supported between the layers of the language "
+            f"model, allowed: {allowed}"
+        )
 
 
 def _check_language_model(config: Any) -> None:

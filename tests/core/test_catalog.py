@@ -60,9 +60,15 @@ def test_a_trained_reducer_says_whose_weights_it_takes(name):
         ("full", catalog.ReducerTraits(budget="all")),
         ("none", catalog.ReducerTraits(budget="nothing")),
         ("random", catalog.ReducerTraits(draws=True)),
-        ("prumerge_adaptive", catalog.ReducerTraits(budget="own", one_tile=True)),
-        ("selector", catalog.ReducerTraits(weights="pretrain")),
-        ("distilled", catalog.ReducerTraits(weights="distill")),
+        (
+            "prumerge_adaptive",
+            catalog.ReducerTraits(
+                budget="own", one_tile=True, needs=("attention_BN", "keys_BND"), merges=True
+            ),
+        ),
+        ("selector", catalog.ReducerTraits(weights="pretrain", needs=("grid",))),
+        ("distilled", catalog.ReducerTraits(weights="distill", needs=("grid", "projected_BND"))),
+        ("fastv", catalog.ReducerTraits(inside_llm=True)),
     ],
 )
 def test_traits_are_those_of_the_file(name, traits):
@@ -83,6 +89,13 @@ def test_a_reducer_of_the_users_own_has_traits(tmp_path, monkeypatch):
         ("BUDGET = 'half'", "BUDGET: 'half' is unknown, allowed: 'asked', 'all', 'nothing', 'own'"),
         ("DRAWS = 1", "DRAWS: 1 is unknown, allowed: False, True"),
         ("WEIGHTS = None", "WEIGHTS: None is unknown, allowed: '', 'pretrain', 'distill'"),
+        ("MERGES = 1", "MERGES: 1 is unknown, allowed: False, True"),
+        ("NEEDS = 'grid'", "NEEDS: 'grid' is not allowed, allowed: a tuple of names of fields"),
+        (
+            "NEEDS = ('grid', 'keys')",
+            "NEEDS: 'keys' is unknown, allowed: 'attention_BN', 'encode', 'first_attention_BN', 'grid', "
+            "'image_key_BX', 'keys_BND', 'pixels_BCHW', 'projected_BND', 'text_BD'",
+        ),
     ],
 )
 def test_a_trait_that_is_not_allowed_is_named(tmp_path, monkeypatch, line, named):

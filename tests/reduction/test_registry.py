@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atr.core import catalog
-from atr.reduction import EncoderOutput, FeatureSelector
+from atr.reduction import EncoderOutput, FeatureSelector, Merger
 from atr.reduction.layer_schedule import LayerReducer
 from atr.reduction.peers.random import Random
 from atr.reduction.registry import OPTIONAL_FIELDS, build_reducer, built_in_names
@@ -55,6 +55,21 @@ def test_a_built_in_reducer_is_built_by_its_name(name, selector):
     reducer = build_reducer(name, 0, selector if weights else None)
     assert reducer.needs <= OPTIONAL_FIELDS
     assert isinstance(reducer, LayerReducer) == (name in ("fastv", "pyramiddrop"))
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_the_constants_of_a_file_say_what_its_reducer_is(name, selector):
+    traits = catalog.reducer_traits(name)
+    reducer = build_reducer(name, 0, selector if traits.weights else None)
+    assert reducer.needs == set(traits.needs) and list(traits.needs) == sorted(traits.needs)
+    assert isinstance(reducer, Merger) == traits.merges
+    assert isinstance(reducer, LayerReducer) == traits.inside_llm
+    assert traits.one_tile or not traits.merges, "merged tokens of several tiles have no place"
+
+
+def test_the_fields_that_a_file_may_name_are_those_of_the_encoders_output(write):
+    name = write("own_fields", f"NEEDS = {tuple(sorted(OPTIONAL_FIELDS))!r}", REDUCER.format(name="Mine"))
+    assert set(catalog.reducer_traits(name).needs) == OPTIONAL_FIELDS
 
 
 def test_random_is_built_from_the_seed():

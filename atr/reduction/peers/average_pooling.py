@@ -9,6 +9,8 @@ from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.merging import group_means
 from atr.reduction.rectangles import middle_tokens_BK, rectangle_of_N, rectangles
 
+MERGES = True
+NEEDS = ("grid",)
 ONE_TILE = True
 
 

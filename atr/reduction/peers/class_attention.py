@@ -8,6 +8,8 @@ from torch import Tensor
 from atr.core.tokens import top_k_BK
 from atr.reduction.base import EncoderOutput, Reducer
 
+NEEDS = ("attention_BN",)
+
 
 @dataclass(frozen=True)
 class ClassAttention:

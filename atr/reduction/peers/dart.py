@@ -11,6 +11,8 @@ from atr.reduction.arguments import check_budget, check_least
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.similarity import grid_units
 
+NEEDS = ("keys_BND",)
+
 
 @dataclass(frozen=True)
 class Dart:

@@ -9,6 +9,8 @@ from atr.reduction.greedy import CachedOrder
 from atr.reduction.marginal_relevance import max_min_order_BK
 from atr.reduction.similarity import check_space, exact_cosines_BNN, needs_of_space, space_BND
 
+NEEDS = ("projected_BND",)
+
 
 @dataclass(frozen=True)
 class DivPrune:

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from atr.reduction.layer_schedule import LayerReducer, Schedule
 
+INSIDE_LLM = True
+
 
 @dataclass(frozen=True)
 class FastV:

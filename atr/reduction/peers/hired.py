@@ -12,6 +12,8 @@ from atr.reduction.arguments import check_budget, check_fraction, part_of
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.quotas import parts_N, quotas_BC
 
+NEEDS = ("attention_BN", "first_attention_BN", "grid")
+
 
 @dataclass(frozen=True)
 class HiRED:

@@ -12,6 +12,7 @@ from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.quotas import parts_N, quotas_BC
 from atr.reduction.similarity import precise, rounded_cosines_BNN
 
+NEEDS = ("attention_BN", "grid")
 ONE_TILE = True
 
 _TINY = 1e-6

@@ -11,6 +11,8 @@ from torch import Tensor
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.pixel_patches import patch_size
 
+MERGES = True
+NEEDS = ("encode", "grid", "pixels_BCHW")
 ONE_TILE = True
 
 

@@ -10,6 +10,8 @@ from atr.core.tokens import top_k_BK
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.pixel_patches import patch_size
 
+NEEDS = ("grid", "pixels_BCHW")
+
 
 @dataclass(frozen=True)
 class PixelVariance:

@@ -3,6 +3,8 @@
 from atr.reduction.base import Reducer
 from atr.reduction.neighbour_merging import PruMerge
 
+MERGES = True
+NEEDS = ("attention_BN", "keys_BND")
 ONE_TILE = True
 
 

@@ -3,8 +3,10 @@
 from atr.reduction.base import Reducer
 from atr.reduction.neighbour_merging import PruMerge
 
-ONE_TILE = True
 BUDGET = "own"
+MERGES = True
+NEEDS = ("attention_BN", "keys_BND")
+ONE_TILE = True
 
 
 def build(seed: int = 0) -> Reducer:

@@ -11,6 +11,8 @@ from atr.reduction.attention_ranking import attended_and_spread
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.neighbour_merging import merge_neighbours
 
+MERGES = True
+NEEDS = ("attention_BN", "keys_BND")
 ONE_TILE = True
 
 

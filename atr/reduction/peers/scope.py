@@ -3,6 +3,8 @@
 from atr.reduction.base import Reducer
 from atr.reduction.coverage import Scope
 
+NEEDS = ("attention_BN",)
+
 
 def build(seed: int = 0) -> Reducer:
     """SCOPE with its defaults."""

@@ -11,6 +11,8 @@ from atr.core.tokens import top_k_BK
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.merging import group_means
 
+MERGES = True
+NEEDS = ("keys_BND",)
 ONE_TILE = True
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.rectangles import middle_tokens_BK
 
+NEEDS = ("grid",)
 ONE_TILE = True
 
 

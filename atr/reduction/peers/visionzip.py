@@ -14,6 +14,8 @@ from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.merging import weighted_sums
 from atr.reduction.similarity import precise, rounded_cosines_BNN
 
+MERGES = True
+NEEDS = ("attention_BN", "keys_BND")
 ONE_TILE = True
 
 

@@ -15,6 +15,8 @@ from atr.reduction.attention_ranking import attention_order_BN
 from atr.reduction.base import EncoderOutput, Reducer
 from atr.reduction.similarity import rounded_cosines_BNN
 
+NEEDS = ("attention_BN",)
+
 
 @dataclass(frozen=True)
 class VisPruner:

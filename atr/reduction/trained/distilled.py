@@ -4,6 +4,7 @@ from atr.reduction.base import Reducer
 from atr.reduction.distilled import DistilledReducer
 from atr.reduction.selector import FeatureSelector
 
+NEEDS = ("grid", "projected_BND")
 WEIGHTS = "distill"
 
 

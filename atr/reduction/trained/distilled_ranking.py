@@ -3,6 +3,7 @@
 from atr.reduction.base import Reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
+NEEDS = ("grid",)
 WEIGHTS = "distill"
 
 

@@ -4,6 +4,7 @@ from atr.reduction.base import Reducer
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
 BUDGET = "own"
+NEEDS = ("grid",)
 WEIGHTS = "pretrain"
 
 

@@ -4,6 +4,7 @@ from atr.reduction.base import Reducer
 from atr.reduction.marginal_relevance import MMR
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
+NEEDS = ("grid",)
 ONE_TILE = True
 WEIGHTS = "pretrain"
 

@@ -4,6 +4,7 @@ from atr.reduction.base import Reducer
 from atr.reduction.coverage import Scope
 from atr.reduction.selector import FeatureSelector, SelectorReducer
 
+NEEDS = ("grid",)
 ONE_TILE = True
 WEIGHTS = "pretrain"
 

@@ -16,16 +16,16 @@ from atr.vlm.families.checked import checked_types
 from atr.vlm.families.rule import Rule, why_not_served
 from atr.vlm.families.table import CHECKED, TABLE
 
-__all__ = ["Family", "Layer", "Tiling", "family_named", "family_of", "supported_types"]
+__all__ = ["OWN_TYPES", "Family", "Layer", "Tiling", "family_named", "family_of", "supported_types"]
 
 _GROUP = "atr.families"
-_OWN_FILES = {
+OWN_TYPES = {
     "llava": "llava",
     "llava_next": "llava_next",
     "llava_next_video": "llava_next",
     "llava_onevision": "llava_onevision",
 }
-"""Model types whose features the model's own code packs with newlines, or that stay as they are."""
+"""Model types with a file of their own: their features are packed with newlines, or stay as they are."""
 
 
 def family_of(model: Any) -> Family:
@@ -56,7 +56,7 @@ def family_named(model_type: str) -> Family:
         raise ValueError(f"model type {model_type!r} is not supported, allowed: {allowed}")
     if model_type in TABLE:
         return Rule(TABLE[model_type])
-    family: Family = import_module(f"{__name__}.{_OWN_FILES[model_type]}").FAMILY
+    family: Family = import_module(f"{__name__}.{OWN_TYPES[model_type]}").FAMILY
     return family
 
 
@@ -67,7 +67,7 @@ def supported_types() -> list[str]:
 
 
 def _built_in() -> list[str]:
-    return [*_OWN_FILES, *sorted(TABLE)]
+    return [*OWN_TYPES, *sorted(TABLE)]
 
 
 def _describe(added: EntryPoint) -> str:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atr.features.attention_hooks import CAPTURABLE
 from atr.features.merged import encode_images
+from atr.features.query_key_attention import capture_merged_attention
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.base import Layer, Tiling
 from atr.vlm.families.grids import find_runs
@@ -50,14 +52,18 @@ class Rule:
         needs: Collection[str] = frozenset(),
         layer: Layer = None,
     ) -> EncodedTiles:
-        """Merged tokens, or the patch states of a numbered layer averaged over each token's patches."""
-        if unknown := sorted(set(needs) - _GIVEN):
-            raise ValueError(f"{unknown[0]} is not available from {model.config.model_type}")
+        """Merged tokens, or the patch states of a numbered layer averaged over each token's patches.
+
+        Attention and keys are averaged likewise, and those of merged tokens are of the layer that is merged.
+        """
+        _check_needs(model, tiling, needs)
         images = {key: value for key, value in inputs.items() if key in self.image_keys(model)}
-        output, states = encode_images(model, images, layer if isinstance(layer, int) else None)
+        signals = set(needs) & set(CAPTURABLE)
+        with capture_merged_attention(model, layer, tiling.grids, signals) as observed:
+            output, states = encode_images(model, images, layer if isinstance(layer, int) else None)
         counts = [rows * columns for rows, columns in tiling.grids]
         merged = _split(output.pooler_output, counts)
-        fields = {"features_BND": merged if states is None else states, "projected_BND": merged}
+        fields = {"features_BND": merged if states is None else states, "projected_BND": merged, **observed}
         if keys := _image_keys(inputs, len(counts)):
             fields["image_key_BX"] = keys
         return EncodedTiles.of_grids(tiling.grids, fields, output)
@@ -81,6 +87,16 @@ class Rule:
     def project(self, model: Any, features_BND: Tensor) -> Tensor:
         """The features themselves: merged tokens are what the language model is fed."""
         return features_BND
+
+
+def _check_needs(model: Any, tiling: Tiling, needs: Collection[str]) -> None:
+    if unknown := sorted(set(needs) - _GIVEN - set(CAPTURABLE)):
+        raise ValueError(f"{unknown[0]} is not available from {model.config.model_type}")
+    if "first_attention_BN" in needs and max(tiling.tiles) > 1:
+        raise ValueError(
+            f"first_attention_BN splits a budget by a first tile that shows the whole image, "
+            f"{model.config.model_type} gives it for images of one tile only"
+        )
 
 
 def image_encoder(model: Any) -> Any:
