@@ -167,15 +167,16 @@ def external_tower_name(config: Any) -> str | None:
 
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
-    """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
+    """Whether the model's tower may have this fingerprint; unknown if it is not loaded yet, or has none."""
+    tower = _tower(model) if known and hasattr(model, "model") else None
+    own = fingerprint(tower) if tower is not None else None
     return known is None or own is None or is_same_tower(known, own)
 
 
 def _tower(model: Any) -> Any:
-    """The model's vision tower; every family of the rule has one under one of these names."""
+    """The model's vision tower; None if patches go into the language model as they are."""
     names = "vision_tower", "visual", "vision_model", "vision_encoder"
-    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
+    return next((getattr(model.base_model, name) for name in names if hasattr(model.base_model, name)), None)
 
 
 def _name(model: Any) -> str:

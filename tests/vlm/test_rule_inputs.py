@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 from atr.config import Evaluate
+from atr.core.fingerprint import fingerprint
 from atr.core.records import Question, Trial
+from atr.features.merged import vision_tower
 from atr.reduction import FeatureSelector, Full
 from atr.vlm.checkpoint import load_vlm
+from atr.vlm.compatibility import check_selector
 from atr.vlm.generation import Generator, ReducedGenerator
 from atr.vlm.inputs import ImageInputs, Prompts
 from atr.vlm.processors import load_processor
@@ -158,6 +161,56 @@ def test_a_selectors_layer_reaches_the_encoder(generator, monkeypatch):
     batch = reduced.prepare([["a"]], ["w10"])
     (reply,) = reduced.answer(batch, Trial(0.5, 0))
     assert asked == ["merged"] and reply.tokens == round(0.5 * reply.tokens_full + 1e-9)
+
+
+def test_a_selector_of_another_tower_or_width_is_refused(generator):
+    selector = FeatureSelector(32, (4, 4), layers=1, heads=2, layer="merged", encoder="other")
+    own = fingerprint(vision_tower(generator.model))
+    selector.note(fingerprint=own)
+    check_selector(generator.model, selector)
+    selector.note(fingerprint=f"{int(own, 16) ^ (2**256 - 1):064x}")
+    with pytest.raises(ValueError, match="trained on encoder other, whose weights are not those"):
+        check_selector(generator.model, selector)
+    for layer in ("merged", 1):
+        other = FeatureSelector(16, (4, 4), layers=1, heads=2, layer=layer, encoder="other")
+        with pytest.raises(ValueError, match=f"layer {layer} of encoder other, features of width 16; .* 32"):
+            check_selector(generator.model, other)
+
+
+@torch.inference_mode()
+def test_a_selector_may_read_patches_of_a_layer(generator):
+    """Averaged over those of a token: one feature for each, which are not the merged ones."""
+    merged, states = (
+        generator.source.prepare([["a"]], ["w10"], layer=layer).encoded.value("features_BND")
+        for layer in ("merged", 1)
+    )
+    for one, other in zip(merged, states, strict=True):
+        assert one.shape == other.shape and not torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_a_selector_chooses_its_own_count_of_each_image(generator):
+    selector = FeatureSelector(32, (4, 4), layers=1, heads=2, layer="merged", initial_bias=0.0)
+    torch.nn.init.normal_(selector.trunk.head.weight)
+    batch = generator.prepare([["a"], ["b"]], ["w10", "w11"], layer="merged")
+    replies = generator.answer(batch, as_reducer(selector), None)
+    assert all(1 <= reply.tokens <= reply.tokens_full for reply in replies)
+    assert any(reply.tokens < reply.tokens_full for reply in replies)
+
+
+@torch.inference_mode()
+def test_merged_tokens_take_the_places_of_kept_ones(generator, model_type):
+    """Where an image is one tile, and has no further features that merging would leave behind."""
+    if model_type in TILED:
+        return
+    reducer = generator.reducer("average_pooling", 0, "")
+    batch = generator.prepare([["a"], ["b"]], ["w10", "w11"], reducer.needs)
+    if model_type == "qwen3_vl":
+        with pytest.raises(ValueError, match=r"^reducer AveragePooling merges tokens: .* qwen3_vl"):
+            generator.answer(batch, reducer, 0.5)
+        return
+    for reply in generator.answer(batch, reducer, 0.5):
+        assert reply.tokens == int(0.5 * reply.tokens_full + 0.5)
 
 
 def test_a_placeholder_in_a_question_is_refused(generator):
