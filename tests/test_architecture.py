@@ -120,7 +120,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("attention_hooks", "encoder", "preprocess", "query_key_attention")
+        shared = ("attention_hooks", "encoder", "merged", "preprocess", "query_key_attention")
         return lower == "reduction" or imported in {f"atr.features.{name}" for name in shared}
     return FLOORS[lower] < FLOORS[upper]
 

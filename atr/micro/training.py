@@ -193,7 +193,7 @@ def _share_first_layers(language: LlamaModel, count: int) -> LlamaModel:
     return first
 
 
-def encode_images(
+def encode_pictures(
     model: LlavaForConditionalGeneration, reading_layer: int, naming_layer: int, images_BHWC: Tensor
 ) -> TowerStates:
     """States of the patches of uint8 images after the tower's last layer and two inner ones."""

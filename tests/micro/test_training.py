@@ -13,7 +13,7 @@ from atr.micro.losses import name_loss
 from atr.micro.model import build_model, build_processor
 from atr.micro.params import Micro
 from atr.micro.targets import BLANK, TURN_TOKENS, Collator
-from atr.micro.training import MicroTraining, TowerStates, encode_images, encode_stored, train_micro_model
+from atr.micro.training import MicroTraining, TowerStates, encode_pictures, encode_stored, train_micro_model
 from atr.micro.vocabulary import VOCABULARY
 from atr.micro.world import DRAW
 from atr.reduction.checkpoints import Checkpoints
@@ -43,7 +43,7 @@ def processor():
 def new_module(processor, score=lambda model, benchmark: 0.5, **changes):
     torch.manual_seed(0)
     model = build_model(processor, SIZE, width=64, layers=1, text_layers=1).train()
-    return MicroTraining(model, recipe(**changes), score, partial(encode_images, model, 0, 1))
+    return MicroTraining(model, recipe(**changes), score, partial(encode_pictures, model, 0, 1))
 
 
 def frozen_module(processor, score=lambda model, benchmark: 0.5, **changes):
@@ -109,7 +109,7 @@ def test_naming_states_come_from_the_first_layers_of_the_language_model(processo
 def test_tower_states_are_those_after_three_of_its_layers(processor):
     model = build_model(processor, SIZE, width=64, layers=3, text_layers=1).eval()
     images = torch.randint(0, 256, (2, 168, 168, 3), dtype=torch.uint8)
-    features, read, named = encode_images(model, 1, 2, images)
+    features, read, named = encode_pictures(model, 1, 2, images)
     pixels = images.permute(0, 3, 1, 2) / 127.5 - 1
     tower = model.model.vision_tower
     state = tower.pre_layrnorm(tower.embeddings(pixels))

@@ -61,7 +61,7 @@ def by_reduce(generator, names, question, reducer, keep, monkeypatch):
     model, processor, store = generator.model, generator.processor, generator.source.features
     features = torch.stack([store[store.index(name)] for name in names])
     encoded = EncoderOutput(features.float(), store.grid, projected_BND=project(model, features))
-    monkeypatch.setattr("atr.vlm.reduce.encode", lambda model, inputs, tiling, needs: encoded)
+    monkeypatch.setattr(tower, "encode_tiles", lambda model, inputs, tiling, needs: encoded)
     turn = {
         "role": "user",
         "content": [{"type": "image"}] * len(names) + [{"type": "text", "text": question}],

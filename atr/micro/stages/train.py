@@ -46,14 +46,14 @@ def _build(params: MicroParams) -> tuple[Any, Any]:
     from atr.micro.drawing import SIZE
     from atr.micro.model import build_model, build_processor
     from atr.micro.scoring import score_benchmark
-    from atr.micro.training import MicroTraining, encode_images
+    from atr.micro.training import MicroTraining, encode_pictures
     from atr.micro.vocabulary import VOCABULARY
 
     recipe, processor = params.micro, build_processor(VOCABULARY, SIZE)
     model = build_model(processor, SIZE, recipe.width, recipe.layers, recipe.text_layers).train()
     count, seed = VALIDATION_QUESTIONS, params.seed
     score = partial(score_benchmark, processor, split="validation", count=count, seed=seed)
-    encode = partial(encode_images, model, recipe.reading_layer, recipe.naming_layer)
+    encode = partial(encode_pictures, model, recipe.reading_layer, recipe.naming_layer)
     return MicroTraining(model, recipe, score, encode), processor
 
 

@@ -14,10 +14,9 @@ from typing import Any, Literal, Protocol, Self
 from torch import Tensor
 
 from atr.vlm.encoded_tiles import EncodedTiles
+from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
-Grid = tuple[int, int]
-"""Rows and columns of tokens."""
 Layer = int | Literal["merged"] | None
 """Which features of an image a selector reads: those of a layer of the tower, the merged tokens, or those
 that the model itself reads."""

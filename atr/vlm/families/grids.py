@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
+"""Rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
-class Run:
+class PlaceholderRun:
     """Placeholders side by side: their `row`, their number, and the ids of the tokens in front (-1: none)."""
 
     row: int
@@ -24,30 +25,30 @@ class Run:
     tag: int
 
 
-Grids = Callable[[Any, Mapping[str, Tensor], Sequence[Run]], list[Grid]]
-Images = Callable[[Sequence[Run], Sequence[Grid]], list[int]]
+Grids = Callable[[Any, Mapping[str, Tensor], Sequence[PlaceholderRun]], list[Grid]]
+Images = Callable[[Sequence[PlaceholderRun], Sequence[Grid]], list[int]]
 
 
-def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[Run]:
+def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[PlaceholderRun]:
     """The runs of placeholders of all rows, in order."""
     starts_BL = placeholder_BL.clone()
     starts_BL[:, 1:] &= ~placeholder_BL[:, :-1]
     run_P = starts_BL.flatten().cumsum(0)[placeholder_BL.flatten()] - 1
     lengths = torch.bincount(run_P).tolist()
     return [
-        Run(row, length, int(ids_BL[row, column - 1]) if column else -1)
+        PlaceholderRun(row, length, int(ids_BL[row, column - 1]) if column else -1)
         for (row, column), length in zip(starts_BL.nonzero().tolist(), lengths, strict=True)
     ]
 
 
-def packed_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) -> list[Grid]:
+def packed_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Towers of packed patches: `image_grid_thw` over the merge size."""
     merge = model.config.vision_config.spatial_merge_size
     grids = torch.as_tensor(_require(inputs, "image_grid_thw")).tolist()
     return [(rows // merge, columns // merge) for _, rows, columns in grids]
 
 
-def sized_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) -> list[Grid]:
+def sized_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Images of their own size: `image_sizes` in pixels over patch and merge size."""
     side = model.config.vision_config.patch_size * model.config.spatial_merge_size
     return [
@@ -56,7 +57,7 @@ def sized_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) -
     ]
 
 
-def square_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) -> list[Grid]:
+def square_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Tiles of one square grid, as many as the pixels have: all placeholders are shared by them."""
     pixels, placeholders = inputs["pixel_values"], sum(run.length for run in runs)
     tiles = _count_tiles(pixels)
@@ -69,18 +70,18 @@ def square_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Run]) 
     return [(side, side)] * tiles
 
 
-def run_per_image(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def run_per_image(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """Each run of placeholders is an image, or several whole ones."""
     return _group(runs, grids, [True] * len(runs))
 
 
-def last_tag(runs: Sequence[Run], grids: Sequence[Grid]) -> list[int]:
+def last_tag(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
     """An image ends with the run that has the tag of its row's last run: the tile of the whole image."""
     last = {run.row: run.tag for run in runs}
     return _group(runs, grids, [run.tag == last[run.row] for run in runs])
 
 
-def _group(runs: Sequence[Run], grids: Sequence[Grid], ends: Sequence[bool]) -> list[int]:
+def _group(runs: Sequence[PlaceholderRun], grids: Sequence[Grid], ends: Sequence[bool]) -> list[int]:
     """Tiles of each image, whose last run `ends` marks; a run and a tile end together at each image's end."""
     counts, tile, count, left = [], 0, 0, 0
     for run, is_end in zip(runs, ends, strict=True):

@@ -13,7 +13,8 @@ from torch import Tensor
 from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
 from atr.reduction.base import EncoderOutput
 from atr.vlm.encoded_tiles import EncodedTiles
-from atr.vlm.families.base import Family, Grid, Layer, Tiling
+from atr.vlm.families.base import Family, Layer, Tiling
+from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
 
@@ -98,7 +99,8 @@ def token_grid(model: Any, pixels: Tensor) -> Grid:
 def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
     tower = model.model.vision_tower
     states = tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
-    features_BND = torch.cat([states[layer] for layer in _layers(model)], dim=-1)
+    chosen = [states[layer] for layer in _layers(model)]
+    features_BND = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
     has_class_token = model.config.vision_feature_select_strategy == "default"
     return features_BND[:, 1:] if has_class_token else features_BND
 
