@@ -98,7 +98,8 @@ def token_grid(model: Any, pixels: Tensor) -> Grid:
 
 def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
     tower = model.model.vision_tower
-    states = tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
+    # The layers by number: the tower then holds no others, whose states are as large as its activations.
+    states = tower(pixels_BCHW, output_hidden_states=list(_layers(model)), return_dict=True).hidden_states
     chosen = [states[layer] for layer in _layers(model)]
     features_BND = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
     has_class_token = model.config.vision_feature_select_strategy == "default"
