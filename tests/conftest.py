@@ -37,3 +37,9 @@ def repository(hub, tmp_path_factory):
     for name in hub.DATASETS:
         hub.write(folder, name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints():
+    """The maker of folders of tiny models of the rule, with their processors."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("checkpoints.py"))))

@@ -1,4 +1,4 @@
-"""The datasets of the paper's benchmarks in miniature: parquet files in their schemas, under their hub ids.
+"""The datasets of the hub's benchmarks in miniature: parquet files in their schemas, under their hub ids.
 
 And a cache of the hub's, which models and selectors are loaded from as if they had been downloaded.
 Loaded with runpy, as tests are no package: see conftest.py beside it.
@@ -64,6 +64,19 @@ DATASETS: dict[str, tuple[str, dict[str, pa.DataType], list[dict[str, Any]]]] = 
         {"type": STRING, "question": STRING, "answer": STRING, "image": IMAGE},
         [{"type": "human_test", "question": "Which value?", "answer": "14", "image": image(30 + n)}
          for n in range(3)],
+    ),
+    "ocrbench": (
+        "echo840/OCRBench/data/test-{part}.parquet",
+        {"dataset": STRING, "question": STRING, "question_type": STRING, "answer": STRINGS, "image": IMAGE},
+        [
+            {"dataset": dataset, "question": f" {question}\n", "question_type": kind, "answer": answers,
+             "image": image(110 + n)}
+            for n, (dataset, kind, question, answers) in enumerate((
+                ("IIIT5K", "Regular Text Recognition", "What is written in the image?", ["CENTRE"]),
+                ("docVQA", "Doc-oriented VQA", "What is the date?", ["11/1/1989", "1989"]),
+                ("HME100k", "Handwritten Mathematical Expression Recognition", "Which formula?", ["x ^ 2"]),
+            ))
+        ],
     ),
     "mmbench": (
         "lmms-lab/MMBench/en/dev-{part}.parquet",

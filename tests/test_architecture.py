@@ -120,8 +120,10 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == lower:
         return True
     if upper == "vlm" and FLOORS[lower] == 4:
-        shared = ("attention_hooks", "encoder", "merged", "preprocess", "query_key_attention")
-        return lower == "reduction" or imported in {f"atr.features.{name}" for name in shared}
+        shared = (
+            "attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess", "query_key_attention",
+        )  # fmt: skip
+        return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
 
 

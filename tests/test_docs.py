@@ -170,6 +170,58 @@ def test_an_overlay_is_laid_as_printed_and_planned(line, tmp_path, monkeypatch, 
         page = (ROOT / "docs" / "paper.md").read_text()
         for number in ("118.0 GB", "37,791,745", "118,720", "1,562,418"):
             assert number in page and number in printed, number
+    if line == "overlay experiments/qwen2.5-vl.yaml":
+        page = (ROOT / "docs" / "qwen.md").read_text()
+        for number in ("280.3 GB", "424.0 GB", "698,054", "256 to 2,048", "391 tokens"):
+            assert number in page and number in printed, number
+
+
+def test_costs_of_a_selection_are_those_of_the_table():
+    from atr.cli.model_sizes import decoder_of, prefill_saved
+    from atr.cli.plan import Autoencoder
+    from atr.config.presets import ENCODERS
+
+    rows = re.findall(
+        r"^\| (merged|patches)[^|]*\| (\d) \| ([\d.]+) \|(.*)\|$",
+        (ROOT / "docs/qwen.md").read_text(),
+        flags=re.M,
+    )
+    assert len(rows) == 5
+    for features, layers, ratio, cells in rows:
+        told = []
+        for name, sizes in (("qwen2.5-vl-7b", (391, 2_048)), ("qwen3-vl-8b", (300, 1_568))):
+            preset = ENCODERS[name]
+            width = preset.width if features == "merged" else preset.patch_width
+            selector = Autoencoder(width, int(layers), round(float(ratio) * width))
+            for tokens in sizes:
+                saved = prefill_saved(decoder_of(preset.path), tokens, round(tokens / 4))
+                told.append(f"{100 * selector.forward_flops(tokens, 1) / saved:.1f}")
+        assert [cell.strip() for cell in cells.split("|")] == told
+
+
+def test_bounds_of_an_image_in_tokens_are_those_of_the_table():
+    from atr.cli.image_tokens import TOKEN_SIDES, NativeResolution
+    from atr.config.presets import ENCODERS
+
+    rows = re.findall(
+        r"^\| (\S+?)(?:'s own)? \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) to ([\d,]+) \| (\d+) \|$",
+        (ROOT / "docs/qwen.md").read_text(),
+        flags=re.M,
+    )
+    assert len(rows) == 4
+    presets = {"Qwen2.5-VL": "qwen2.5-vl-7b", "Qwen3-VL": "qwen3-vl-8b"}
+    for name, *numbers in rows:
+        least, most, *told = (int(number.replace(",", "")) for number in numbers)
+        if name in presets:
+            preset = ENCODERS[presets[name]]
+            bounds = preset.min_pixels, preset.max_pixels
+        else:
+            written = yaml.safe_load((ROOT / "experiments" / name.strip("`")).read_text())
+            bounds, preset = (written["min_pixels"], written["max_pixels"]), written
+        hub = preset["encoder"] if isinstance(preset, dict) else preset.path.partition("@")[0]
+        resolution = NativeResolution(TOKEN_SIDES[hub], *bounds)
+        assert bounds == (least, most)
+        assert [resolution.fewest, resolution.largest, resolution.tokens(640, 480)] == told
 
 
 def test_peers_and_trained_reducers_stand_in_the_tables():
@@ -183,14 +235,19 @@ def test_peers_and_trained_reducers_stand_in_the_tables():
     assert len(rows) == len(reducers), "each once"
 
 
-def test_benchmarks_of_the_paper_stand_in_the_table():
+def test_benchmarks_of_the_hub_stand_in_the_table():
     from atr.core import catalog
 
     rows = re.findall(
         r"^\| (text|general) \| (\w+) \| [\d,]+ ", (ROOT / "docs/paper.md").read_text(), flags=re.MULTILINE
     )
-    overlay = yaml.safe_load((ROOT / "experiments/llava-next.yaml").read_text())
-    assert [name for _, name in rows] == overlay["prepare"]["benchmarks"]
+    overlays = ("llava-next", "qwen2.5-vl", "qwen3-vl")
+    papers, *others = (
+        yaml.safe_load((ROOT / f"experiments/{name}.yaml").read_text())["prepare"]["benchmarks"]
+        for name in overlays
+    )
+    assert [name for _, name in rows if name != "ocrbench"] == papers
+    assert all([name for _, name in rows] == benchmarks for benchmarks in others)
     for group, name in rows:
         assert catalog.constants(catalog.BENCHMARKS / f"{name}.py")["GROUP"] == group
 

@@ -1,4 +1,4 @@
-"""The command `atr`: estimate costs, write an experiment into params.yaml, check reducers, list reruns."""
+"""The command `atr`: plans costs, applies overlays, checks reducers and families, lists reruns."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -41,6 +41,9 @@ def _parser() -> ArgumentParser:
     check = commands.add_parser("check", help="check that a reducer meets the built-in ones' requirements")
     check.add_argument("reducers", nargs="+", metavar="reducer", help="name, file, or package.module:Class")
     check.set_defaults(run=_check)
+    family = commands.add_parser("check-family", help="prove on a tiny copy that a model type is served")
+    family.add_argument("model", metavar="folder-or-type", help="a local checkpoint, or a model_type")
+    family.set_defaults(run=_check_family)
     reruns = commands.add_parser("reruns", help="list the stages that a change to a file reruns")
     reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
     reruns.set_defaults(run=_reruns)
@@ -71,6 +74,12 @@ def _check(options: Namespace) -> None:
     from atr.reduction.conformance import check
 
     sys.exit(check(options.reducers))
+
+
+def _check_family(options: Namespace) -> None:
+    from atr.cli.check_family import check_family
+
+    sys.exit(check_family(options.model))
 
 
 def _reruns(options: Namespace) -> None:

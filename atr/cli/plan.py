@@ -1,13 +1,15 @@
 """Estimates the cost of the current parameters without loading weights or torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from atr.cli.disk import Disks
+from atr.cli.image_tokens import FeatureShape, NativeResolution, features_of, resolution_of
+from atr.cli.model_sizes import decoder_of, prefill_saved
 from atr.config.distill import Distill
 from atr.config.evaluate import Evaluate
+from atr.config.extract import Extract
 from atr.config.loader import pipeline, validate
 from atr.config.prepare import Prepare
 from atr.config.presets import EncoderPreset, VlmPreset
@@ -16,15 +18,13 @@ from atr.config.robustness import Robustness
 from atr.config.selector_training import SelectorTraining
 from atr.config.trainer import Trainer
 from atr.core import catalog
-from atr.core.files import read_json
 
-FEATURE_BYTES = 2
-"""Bytes per channel in the feature store: bfloat16."""
 BENCHMARK_QUESTIONS = {
     "textvqa": 5_000,
     "docvqa": 5_349,
     "infovqa": 2_801,
     "chartqa": 2_500,
+    "ocrbench": 1_000,
     "mmbench": 4_329,
     "ai2d": 3_088,
     "gqa": 12_578,
@@ -32,7 +32,7 @@ BENCHMARK_QUESTIONS = {
     "mmstar": 1_500,
     "scienceqa": 2_017,
 }
-"""Questions of the paper's benchmarks in the splits used, as their files in atr/benchmarks state."""
+"""Questions of the hub's benchmarks in the splits used, as their files in atr/benchmarks state."""
 IMAGES = {"gqa": 398}
 """Distinct images of benchmarks known to have fewer images than questions."""
 ROTATIONS = {"mmbench": 4}
@@ -41,70 +41,20 @@ SOURCES = {"micro": None, "coco": 117_266}
 """Number of pretraining images in a source; None: no limit."""
 SHRUNK = {"llava-onevision-7b": 10}
 """Maximum tokens of a model that shrinks its grid, in tiles: nine (`anyres_max_9`) and the base tile."""
-PIXELS = {"micro": 168 * 168, "coco": 640 * 480}
-"""Pixels of a prepared image; for COCO, of the most frequent size."""
+SIDES = {"micro": (168, 168), "coco": (640, 480)}
+"""(width, height) in pixels of a prepared image; for COCO, the most frequent size."""
+PHOTOGRAPH = SIDES["coco"]
+"""(width, height) that stands for the images of a folder where tokens depend on it."""
 PNG_BYTES = 1.7
 """Bytes per pixel of a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
 DEPLOYMENTS = 17
 """Deployments in stage robustness: the reference and the 16 variants of `atr.vlm.variants`."""
+SERVED = 0.25
+"""Kept fraction at which the cost of selection is compared with the prefill that it saves."""
+WORTH = 0.05
+"""Share of the saved prefill that selection may cost; more is a warning."""
 RESTORED = 4
 """Reconstructions of a validation image: from the hard mask, and from the top K at three kept fractions."""
-
-
-@dataclass(frozen=True)
-class FeatureShape:
-    """Shape of one image's features: N tokens of D channels."""
-
-    tokens: int
-    width: int
-
-    @property
-    def bytes(self) -> int:
-        """Size in the feature store."""
-        return self.tokens * self.width * FEATURE_BYTES
-
-
-KNOWN = {
-    "openai/clip-vit-large-patch14-336": FeatureShape(24 * 24, 1024),
-    "openai/clip-vit-large-patch14": FeatureShape(16 * 16, 1024),
-    "google/siglip-so400m-patch14-384": FeatureShape(27 * 27, 1152),
-    "facebook/dinov2-small": FeatureShape(16 * 16, 384),
-    "facebook/dinov2-base": FeatureShape(16 * 16, 768),
-}
-"""Feature shapes of encoders on the hub, at the image size of their own processors."""
-
-
-def features_of(path: str) -> FeatureShape | None:
-    """Feature shape of an encoder, by its hub id or from its folder's files; None if unknown."""
-    name = path.partition("@")[0]  # a revision does not change the shape
-    if name in KNOWN or not Path(path).is_dir():
-        return KNOWN.get(name)
-    try:
-        tree = read_json(Path(path, "config.json"))
-        vision = tree.get("vision_config", tree)
-        height, width = _processed_size(Path(path)) or _pair(vision["image_size"])
-        down, right = _pair(vision["patch_size"])
-        return FeatureShape((height // down) * (width // right), vision["hidden_size"])
-    except (KeyError, TypeError, ValueError):  # no such file or key: another kind of model
-        return None
-
-
-def _processed_size(folder: Path) -> tuple[int, int] | None:
-    """(height, width) of the images that the folder's image processor returns; None if it does not say."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            tree = read_json(folder / name)
-            processor = tree.get("image_processor", tree)
-            crop = processor.get("do_center_crop") and processor.get("crop_size")
-            size = crop or processor.get("size")
-            return _pair(size) if isinstance(size, int) or "height" in (size or {}) else None
-    return None
-
-
-def _pair(sides: Any) -> tuple[int, int]:
-    if isinstance(sides, dict):
-        return sides["height"], sides["width"]
-    return (sides, sides) if isinstance(sides, int) else (sides[0], sides[1])
 
 
 @dataclass(frozen=True)
@@ -121,9 +71,9 @@ class Autoencoder:
     hidden: int
 
     @classmethod
-    def of(cls, pretrain: Pretrain, width: int) -> "Autoencoder":
+    def of(cls, recipe: SelectorTraining, width: int) -> "Autoencoder":
         """The autoencoder with these parameters, for features of this width."""
-        return cls(width, pretrain.layers, round(pretrain.ffn_ratio * width))
+        return cls(width, recipe.layers, round(recipe.ffn_ratio * width))
 
     @property
     def selector(self) -> int:
@@ -167,17 +117,44 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Plan:
-    """The costs of a pipeline, from its parameters; `features` is None if the encoder is unknown."""
+    """The costs of a pipeline, from its parameters."""
 
     encoder: EncoderPreset
     vlm: VlmPreset
     trainer: Trainer
     prepare: Prepare
+    extract: Extract
     pretrain: Pretrain
     distill: Distill
     evaluate: Evaluate
     robustness: Robustness
-    features: FeatureShape | None
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """(width, height) in pixels of a typical pretraining image."""
+        return SIDES.get(self.prepare.source, PHOTOGRAPH)
+
+    @property
+    def resolution(self) -> NativeResolution | None:
+        """How the encoder resizes images if tokens depend on their size; else None."""
+        return resolution_of(self.encoder)
+
+    @property
+    def features(self) -> FeatureShape | None:
+        """Features of a typical pretraining image; None if the encoder is unknown."""
+        return features_of(self.encoder, self.extract.layer, self.image)
+
+    @property
+    def largest(self) -> FeatureShape | None:
+        """Features of the largest image; None if the encoder is unknown."""
+        features, resolution = self.features, self.resolution
+        return replace(features, tokens=resolution.largest) if features and resolution else features
+
+    @property
+    def tiles(self) -> int:
+        """Maximum tokens of an image that the language model reads, in tiles of the encoder's tokens."""
+        shrinks = self.evaluate.interpolation == "model"
+        return SHRUNK.get(self.vlm.name, self.vlm.tiles) if shrinks else self.vlm.tiles
 
     @property
     def questions(self) -> dict[str, int]:
@@ -238,33 +215,50 @@ class Plan:
     @property
     def prepared_bytes(self) -> int:
         """Estimated bytes of the pretraining images as PNG; 0 for a folder, whose image sizes are unknown."""
-        return round(self.prepare.images * PIXELS.get(self.prepare.source, 0) * PNG_BYTES)
+        width, height = SIDES.get(self.prepare.source, (0, 0))
+        return round(self.prepare.images * width * height * PNG_BYTES)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes written below data/: features of all images, and the estimated prepared images."""
-        size = self.features.bytes if self.features else 0
-        return (self.prepare.images + self.evaluation_images) * size + self.prepared_bytes
+        sizes = [shape.bytes if shape else 0 for shape in (self.features, self.largest)]
+        return self.prepare.images * sizes[0] + self.evaluation_images * sizes[1] + self.prepared_bytes
+
+    def selection_share(self, recipe: SelectorTraining, tokens: int) -> float | None:
+        """FLOPs of a selector per image of N tokens, or per tile of so many, over those of the prefill saved.
+
+        At the kept fraction SERVED; None if the language model or the encoder is unknown.
+        """
+        features, decoder = self.features, decoder_of(self.vlm.path)
+        if not (features and decoder):
+            return None
+        read = self.tiles * tokens
+        spent = self.tiles * Autoencoder.of(recipe, features.width).forward_flops(tokens, 1)
+        return spent / prefill_saved(decoder, read, round(SERVED * read))
 
 
 def load_plan(path: str | Path = "params.yaml") -> Plan:
     """The plan of a parameter file; raises ConfigError as the stages do."""
     values = validate(path, pipeline())
     parameters = {field.name: values[field.name] for field in fields(Plan) if field.name in values}
-    return Plan(**parameters, features=features_of(values["encoder"].path))
+    return Plan(**parameters)
 
 
 def lines(plan: Plan, disks: Disks) -> Iterator[str]:
     """The plan as text, one cost per line."""
     questions, images = plan.questions, plan.evaluation_images
-    yield f"encoder      {plan.encoder.name}: {_shape(plan.features)}"
+    yield f"encoder      {plan.encoder.name}: {_shape(plan)}"
+    if plan.resolution:
+        yield f"pixels       {_bounds(plan.resolution)}"
     yield f"vlm          {plan.vlm.name}: {_tiles(plan)}"
+    yield from _selection(plan)
     yield (
         f"images       {plan.prepare.images:,} to pretrain on ({plan.prepare.source}), "
         f"at most {images:,} with questions"
     )
-    if plan.features:
-        pretrain, evaluate = (_size(count * plan.features.bytes) for count in (plan.prepare.images, images))
+    if plan.features and plan.largest:
+        pretrain = _size(plan.prepare.images * plan.features.bytes)
+        evaluate = _size(images * plan.largest.bytes)
         yield f"features     {pretrain} for pretraining, at most {evaluate} for evaluation, bfloat16"
         yield from _training(plan, plan.features)
     taught = min(plan.distill.images, plan.prepare.images)
@@ -313,23 +307,32 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield f"encoder: tokens and width of {plan.encoder.path} are unknown, so features are not counted"
     else:
         yield from _unfit_selectors(plan, plan.features.width)
+        yield from _costly_selectors(plan)
     if plan.vlm.encoder is None:
         yield f"vlm: only stage distill, which loads it, can tell if it reads features of {plan.encoder.name}"
-    if source not in PIXELS:
+    if source not in SIDES:
         yield f"prepare.source: the prepared images of {source} are not counted, as they may have any size"
     if set(plan.prepare.names) & set(BENCHMARK_QUESTIONS):
-        yield "prepare.benchmarks: downloads and prepared images of the paper's benchmarks are not counted"
+        yield "prepare.benchmarks: downloads and prepared images of the hub's benchmarks are not counted"
     yield from _short(plan.stored_bytes, disks)
 
 
 def _unfit_selectors(plan: Plan, width: int) -> Iterator[str]:
     """Warnings of selectors whose heads or positions do not fit the feature width."""
-    recipes: dict[str, SelectorTraining] = {"pretrain": plan.pretrain, "distill": plan.distill}
-    for name, recipe in recipes.items():
+    for name, recipe in _recipes(plan).items():
         if width % recipe.heads:
             yield f"{name}.heads: {recipe.heads} does not divide the encoder's width {width}"
         if recipe.position == "sine" and width % 4:
             yield f"{name}.position: 4 does not divide the encoder's width {width}, as sine needs"
+
+
+def _costly_selectors(plan: Plan) -> Iterator[str]:
+    """Warnings of selectors that cost more than WORTH of the prefill that they save."""
+    for name, recipe in _recipes(plan).items():
+        share = plan.selection_share(recipe, plan.largest.tokens) if plan.largest else None
+        if share is not None and share > WORTH:
+            spent = f"{_percent(share)} of the prefill it saves at {_percent(SERVED)} kept"
+            yield f"{name}.ffn_ratio, {name}.layers: selection costs {spent}, more than {_percent(WORTH)}"
 
 
 def _short(needed: int, disks: Disks) -> Iterator[str]:
@@ -351,19 +354,57 @@ def _free(disks: Disks) -> str:
     return f"{_size(disks.data_free)}, and {_size(disks.cache_free)} on the disk of {disks.cache}"
 
 
-def _shape(features: FeatureShape | None) -> str:
-    if not features:
+def _shape(plan: Plan) -> str:
+    if not plan.features:
         return "unknown tokens and width"
-    return f"{features.tokens:,} tokens of {features.width:,} channels an image"
+    image = "an image" if not plan.resolution else f"for {_pixels(plan.image)}"
+    return f"{plan.features.tokens:,} tokens of {plan.features.width:,} channels {image}"
+
+
+def _pixels(image: tuple[int, int]) -> str:
+    return f"an image of {image[0]} x {image[1]} pixels"
+
+
+def _bounds(resolution: NativeResolution) -> str:
+    """What the image processor's bounds of an image's area mean in tokens."""
+    side = resolution.side
+    return (
+        f"{resolution.least:,} to {resolution.most:,} an image (min_pixels, max_pixels), {side} x {side} a "
+        f"token: {resolution.fewest:,} to {resolution.largest:,} tokens"
+    )
 
 
 def _tiles(plan: Plan) -> str:
     """Tokens per image that the language model reads with all tokens kept, newlines not counted."""
-    name, tiles = plan.vlm.name, plan.vlm.tiles
-    if plan.vlm.encoder is None or not plan.features:
+    if plan.vlm.encoder is None or not plan.largest:
         return "unknown tokens an image"
-    read = SHRUNK.get(name, tiles) if plan.evaluate.interpolation == "model" else tiles
-    return f"at most {read * plan.features.tokens:,} tokens an image, {tiles} tile(s)"
+    return f"at most {plan.tiles * plan.largest.tokens:,} tokens an image, {plan.vlm.tiles} tile(s)"
+
+
+def _recipes(plan: Plan) -> dict[str, SelectorTraining]:
+    return {"pretrain": plan.pretrain, "distill": plan.distill}
+
+
+def _selection(plan: Plan) -> Iterator[str]:
+    """What a selector costs beside the prefill that it saves, at a typical image and at the largest."""
+    sizes = {shape.tokens: None for shape in (plan.features, plan.largest) if shape}
+    costs: dict[str, list[str]] = {}
+    for name, recipe in _recipes(plan).items():
+        shares = {tokens: plan.selection_share(recipe, tokens) for tokens in sizes}
+        shown = [
+            f"{_percent(share)} at {plan.tiles * tokens:,} tokens"
+            for tokens, share in shares.items()
+            if share is not None
+        ]
+        if shown:
+            costs.setdefault(", ".join(shown), []).append(name)
+    for cost, names in costs.items():
+        whose = "" if len(costs) == 1 else f", of stage {names[0]}"
+        yield f"selection    costs {cost} of the prefill it saves at {_percent(SERVED)} kept, by FLOPs{whose}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 def _size(count: int) -> str:

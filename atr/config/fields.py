@@ -1,9 +1,9 @@
 """Field types that several sections share, with their ranges."""
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AllowInfNan, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 from atr.config.errors import UNKNOWN, join, refusal
 
@@ -25,6 +25,19 @@ OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 """Includes 0, excludes 1."""
 LearningRate = Annotated[float, Field(gt=0, le=1)]
+
+
+def _check_layer(layer: object) -> object:
+    is_index = type(layer) is int and -LAYERS <= layer <= LAYERS
+    if not (is_index or layer is None or layer == "merged"):
+        raise refusal(layer, f"null, merged, or -{LAYERS} <= layer <= {LAYERS}")
+    return layer
+
+
+EncoderLayer = Annotated[int | Literal["merged"], BeforeValidator(_check_layer)]
+"""Index into `hidden_states`, or merged: the tokens that the language model is fed."""
+OptionalEncoderLayer = Annotated[int | Literal["merged"] | None, BeforeValidator(_check_layer)]
+Pixels = Annotated[int | None, Field(ge=1, le=MANY)]
 
 
 def are_distinct(values: Collection[object]) -> bool:

@@ -71,6 +71,8 @@ class Params:
     seed: int
     encoder: EncoderPreset
     vlm: VlmPreset
+    min_pixels: int | None
+    max_pixels: int | None
     trainer: Trainer
     prepare: Prepare
     extract: Extract
@@ -131,7 +133,7 @@ def _flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A section as a dict, a preset as its name."""
-    if isinstance(value, int):
+    if value is None or isinstance(value, int):
         return value
     if isinstance(value, SectionFields):
         return dict(vars(value))
@@ -237,7 +239,7 @@ def _unquoted(value: Any, hint: Any) -> Any:
     kind = describe_type(hint)
     if isinstance(value, list) and kind in ("list[int]", "list[float]"):
         return [_unquoted(item, float if "float" in kind else int) for item in value]
-    if isinstance(value, str) and kind in ("int", "float", "int | None"):
+    if isinstance(value, str) and kind in ("int", "float", "int | None", "int | merged | None"):
         try:
             return float(value) if kind == "float" else int(value)
         except ValueError:

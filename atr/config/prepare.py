@@ -74,7 +74,7 @@ class Prepare:
     """Prompts about pretraining images for stage distill; images of the micro world have their own
     questions."""
     repository: Annotated[str, AfterValidator(_check_repository)] = "hub"
-    """Where coco and the paper's benchmarks are read from: hub, or a folder with each dataset under its hub
+    """Where coco and the hub's benchmarks are read from: hub, or a folder with each dataset under its hub
     id."""
 
     @property

@@ -11,7 +11,7 @@ import yaml
 from pydantic.dataclasses import dataclass
 
 from atr.config.errors import ConfigError, abridge, join
-from atr.config.fields import STRICT
+from atr.config.fields import STRICT, EncoderLayer, Pixels
 from atr.config.loader import build
 
 FOLDER = Path(__file__).with_suffix("")
@@ -27,12 +27,24 @@ class EncoderPreset:
     name: str
     path: str
     """Folder, or hub id (org/name, or org/name@revision), of the weights and of their image processor."""
-    layer: int = -2
-    """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads."""
+    layer: EncoderLayer = -2
+    """Index into `hidden_states`, as LLaVA's `vision_feature_layer`; -2 is what LLaVA itself reads. Or
+    merged: the tokens that the language model is fed, each made of several patches."""
     size: int | None = None
     """Side in pixels of the square that the whole image is resized to; None: the image processor's own."""
     width: int | None = None
-    """Channels of its features; None if unknown before it is loaded."""
+    """Channels of its features at `layer`; None if unknown before it is loaded."""
+    patch_width: int | None = None
+    """Channels of its patches' states, if `layer` is merged; None if unknown."""
+    min_pixels: Pixels = None
+    """Smallest area of an image, which smaller ones are enlarged to; None: the image processor's own."""
+    max_pixels: Pixels = None
+    """Largest area of an image, which larger ones are shrunk to; None: the image processor's own."""
+
+    def width_at(self, layer: int | str | None) -> int | None:
+        """Channels of its features at a layer, its own if None; None if unknown before it is loaded."""
+        other_kind = layer is not None and (layer == "merged") != (self.layer == "merged")
+        return self.patch_width if other_kind else self.width
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -50,7 +62,11 @@ class VlmPreset:
     tiles: int = 1
     """Maximum number of tiles of an image, the base tile included; 1 if unknown."""
     auto: bool = False
-    """Whether `vlm: auto` prefers this model if several read the encoder."""
+    """Whether `vlm: auto` takes this model if several read the encoder."""
+    min_pixels: Pixels = None
+    """Smallest area of an image, as the encoder's; None: the image processor's own."""
+    max_pixels: Pixels = None
+    """Largest area of an image, as the encoder's; None: the image processor's own."""
 
 
 Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
@@ -74,7 +90,7 @@ def _read(kind: type[Preset], path: Path) -> Preset:
 
 ENCODERS = read_presets(EncoderPreset, FOLDER / "encoders")
 VLMS = read_presets(VlmPreset, FOLDER / "vlms")
-"""Models that `auto` prefers come first."""
+"""Models that `auto` takes among several come first."""
 
 
 def resolve_encoder(name: str) -> EncoderPreset:
@@ -85,6 +101,11 @@ def resolve_encoder(name: str) -> EncoderPreset:
     return EncoderPreset(name=name, path=name)
 
 
+def is_known(encoder: EncoderPreset) -> bool:
+    """Whether the encoder is a preset, at whatever revision, whose facts hold."""
+    return _without_revision(encoder.name) in ENCODERS
+
+
 def resolve_vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
     """The model of that name, folder or hub id; raises ConfigError for a preset that reads another encoder.
 
@@ -93,12 +114,11 @@ def resolve_vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
     encoder_base, base = _without_revision(encoder.name), _without_revision(name)
     readers = [preset for preset in VLMS.values() if preset.encoder == encoder_base]
     allowed = f"{join([preset.name for preset in readers]) or 'no preset'}, a folder, or a hub id org/name"
-    if name == "auto" and readers:
-        return readers[0]
     if name == "auto":
-        raise ConfigError(
-            f"vlm: 'auto' finds no model that reads encoder {encoder.name!r}, allowed: {allowed}"
-        )
+        if len(readers) == 1 or (readers and readers[0].auto):
+            return readers[0]
+        found = f"{len(readers)} models that read" if readers else "no model that reads"
+        raise ConfigError(f"vlm: 'auto' finds {found} encoder {encoder.name!r}, allowed: {allowed}")
     preset = find_preset(VLMS, name)
     if preset and preset.encoder == encoder_base:
         return preset

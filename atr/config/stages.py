@@ -5,6 +5,7 @@ what a stage declares here, as DVC needs it there; tests/test_architecture.py ch
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from atr.config.common import Common
@@ -16,7 +17,7 @@ from atr.config.intrinsic import Intrinsic
 from atr.config.latency import Latency
 from atr.config.loader import ParameterFile
 from atr.config.prepare import Prepare
-from atr.config.presets import EncoderPreset, VlmPreset, resolve_encoder, resolve_vlm
+from atr.config.presets import EncoderPreset, VlmPreset, is_known, resolve_encoder, resolve_vlm
 from atr.config.pretrain import Pretrain
 from atr.config.report import Report
 from atr.config.robustness import Robustness
@@ -25,7 +26,7 @@ from atr.core import catalog
 
 STAGES = {
     "benchmark": (),
-    "models": ("encoder", "vlm"),
+    "models": ("encoder", "vlm", "min_pixels", "max_pixels"),
     "prepare": ("seed", "prepare"),
     "extract": ("encoder", "trainer", "extract"),
     "pretrain": ("seed", "encoder", "trainer", "pretrain", "evaluate.positions"),
@@ -107,22 +108,48 @@ def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
 def _resolve(values: dict[str, Any]) -> dict[str, Any]:
     encoder = resolve_encoder(values["encoder"])
     vlm = resolve_vlm(values["vlm"], encoder)
+    _check_layer(encoder, values["extract"].layer)
     _check_width(encoder, values)
+    encoder, vlm = bound_pixels(encoder, vlm, values["min_pixels"], values["max_pixels"])
     _check_reducers(vlm, values["evaluate"], values["report"])
     return values | {"encoder": encoder, "vlm": vlm}
 
 
+def bound_pixels(
+    encoder: EncoderPreset, vlm: VlmPreset, least: int | None, most: int | None
+) -> tuple[EncoderPreset, VlmPreset]:
+    """Both presets with the bounds of an image's area that are given; refuses bounds that cannot be met."""
+    asked = {"min_pixels": least, "max_pixels": most}
+    given: dict[str, Any] = {key: area for key, area in asked.items() if area is not None}
+    for key, value in given.items():
+        if is_known(encoder) and encoder.max_pixels is None:
+            raise failure(key, value, OUT_OF_RANGE, f"null, as {encoder.name} sets the size of images itself")
+    encoder, vlm = replace(encoder, **given), replace(vlm, **given)
+    least, most = encoder.min_pixels, encoder.max_pixels
+    if least is not None and most is not None and least > most:
+        raise failure("min_pixels", least, OUT_OF_RANGE, f"at most max_pixels, {most}")
+    return encoder, vlm
+
+
+def _check_layer(encoder: EncoderPreset, layer: int | str | None) -> None:
+    """Refuse merged tokens of an encoder that is known to merge none."""
+    if layer == "merged" and is_known(encoder) and encoder.layer != "merged":
+        allowed = f"null or an index, as {encoder.name} merges no patches"
+        raise failure("extract.layer", layer, OUT_OF_RANGE, allowed)
+
+
 def _check_width(encoder: EncoderPreset, sections: Mapping[str, Any]) -> None:
-    """Refuse selectors that do not fit the encoder's width, where it is known."""
-    if encoder.width is None:
+    """Refuse selectors that do not fit the features' width, where it is known."""
+    width = encoder.width_at(sections["extract"].layer)
+    if width is None:
         return
     for name in ("pretrain", "distill"):
         heads, position = sections[name].heads, sections[name].position
-        if encoder.width % heads:
-            allowed = f"a divisor of {encoder.width}, the width of {encoder.name}"
+        if width % heads:
+            allowed = f"a divisor of {width}, the width of {encoder.name}"
             raise failure(f"{name}.heads", heads, OUT_OF_RANGE, allowed)
-        if position != "none" and encoder.width % 4:
-            allowed = f"none, as 4 does not divide {encoder.width}"
+        if position != "none" and width % 4:
+            allowed = f"none, as 4 does not divide {width}"
             raise failure(f"{name}.position", position, OUT_OF_RANGE, allowed)
 
 

@@ -12,7 +12,7 @@ Shapes: the suffix of a tensor's name gives its dimensions in order, here and in
     M  tokens that attention keeps; R the remaining ones
     S  images of a shard; seeds; tokens of a shortened sequence
     P  tokens of all tiles of an image, packed into one sequence; patches
-    T  tokens of a vision tower, special tokens included; tiles of an image
+    T  tokens of a vision tower, special tokens included; tiles of an image; tokens of a ragged batch
     L  tokens of a language model's sequence; layers
     V  entries of a vocabulary
     A  answer tokens of a batch; E end tokens
@@ -172,11 +172,27 @@ def sine_positions(grid: tuple[int, int], width: int) -> Tensor:
 
     Wavelengths rise geometrically from 2 pi to 20,000 pi cells. Raises ValueError unless 4 divides the width.
     """
+    rows, columns = grid
+    row_N, column_N = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    return torch.cat([_sine_waves(axis_N, width) for axis_N in (row_N, column_N)], dim=1)
+
+
+def sine_positions_of_each(
+    grids: Sequence[tuple[int, int]], width: int, device: torch.device | None = None
+) -> Tensor:
+    """`sine_positions` of several images, concatenated; (T, width)."""
+    # Waves of a coordinate are computed once: those of all tokens would take as long as a Transformer layer.
+    waves = _sine_waves(torch.arange(max(map(max, grids)), device=device), width)
+    row_T = torch.cat([torch.arange(rows).repeat_interleave(columns) for rows, columns in grids])
+    column_T = torch.cat([torch.arange(columns).repeat(rows) for rows, columns in grids])
+    return torch.cat([waves[axis_T.to(waves.device)] for axis_T in (row_T, column_T)], dim=1)
+
+
+def _sine_waves(place_X: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of integer coordinates; (X, width / 2)."""
     if width % 4:
         raise ValueError(f"width: {width} cannot carry 2-D sine positions, allowed: a multiple of 4")
-    rows, columns = grid
-    frequencies = torch.exp(torch.arange(width // 4) * (-math.log(10_000.0) / (width // 4)))
-    row_N = torch.arange(rows).repeat_interleave(columns)
-    column_N = torch.arange(columns).repeat(rows)
-    angles = [axis_N[:, None] * frequencies for axis_N in (row_N, column_N)]
-    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    exponents = torch.arange(width // 4, device=place_X.device)
+    frequencies = torch.exp(exponents * (-math.log(10_000.0) / (width // 4)))
+    angles = place_X[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -12,35 +12,66 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from atr.core.ragged import Grid
 from atr.features.encoder import Encoder
 
 PICTURE_SIDE = 384
 """Approximate length in pixels of the longer side of one picture."""
 
 _Floats = NDArray[np.floating[Any]]
+_Pair = tuple[Image.Image, Image.Image]
 
 
 @torch.inference_mode()
 def pca_picture(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
     """PNG of the images in a row, each followed by its patches in their `pca_colours`.
 
-    Images are cropped around their centre to the shape of the encoder's grid. The encoder must be on the CPU
-    in float32, as loaded, so that the bytes do not depend on the device and precision of an extraction.
+    Images are cropped around their centre to the shape of the encoder's grid, unless the encoder gives them
+    grids of their own. The encoder must be on the CPU in float32, as loaded, so that the bytes do not depend
+    on the device and precision of an extraction.
     """
-    rows, columns = encoder.grid
-    cell = max(1, PICTURE_SIDE // max(encoder.grid))
-    width, height = columns * cell, rows * cell
-    cropped = [ImageOps.fit(image.convert("RGB"), (width, height)) for image in images]
-    features_BND = encoder(encoder.preprocess(cropped)).numpy()
-    picture = Image.new("RGB", (2 * width * len(cropped), height))
-    for place, (image, features_ND) in enumerate(zip(cropped, features_BND, strict=True)):
-        patches_RC3 = np.rint(255 * pca_colours(features_ND.reshape(rows, columns, -1))).astype(np.uint8)
-        patches = Image.fromarray(patches_RC3).resize(image.size, Image.Resampling.NEAREST)
-        picture.paste(image, (2 * place * width, 0))
-        picture.paste(patches, ((2 * place + 1) * width, 0))
+    encode = _encode_rectangular if encoder.grid else _encode_ragged
+    shown = [side for pair in encode(encoder, images) for side in pair]
+    picture = Image.new("RGB", (sum(side.width for side in shown), max(side.height for side in shown)))
+    left = 0
+    for side in shown:
+        picture.paste(side, (left, 0))
+        left += side.width
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
     return buffer.getvalue()
+
+
+def _encode_rectangular(encoder: Encoder, images: Sequence[Image.Image]) -> list[_Pair]:
+    """The cropped images, each with the picture of its patches."""
+    size = _size(encoder.grid)
+    cropped = [ImageOps.fit(image.convert("RGB"), size) for image in images]
+    features_BND = encoder(encoder.preprocess(cropped)).numpy()
+    return [
+        (image, _patches(features_ND, encoder.grid))
+        for image, features_ND in zip(cropped, features_BND, strict=True)
+    ]
+
+
+def _encode_ragged(encoder: Encoder, images: Sequence[Image.Image]) -> list[_Pair]:
+    """The whole images, each in the shape of its own grid, with the picture of its patches."""
+    whole = [image.convert("RGB") for image in images]
+    encoded: Any = encoder(encoder.preprocess(whole))
+    return [
+        (image.resize(_size(grid)), _patches(features_ND.numpy(), grid))
+        for image, (features_ND, grid) in zip(whole, encoded, strict=True)
+    ]
+
+
+def _size(grid: Grid) -> tuple[int, int]:
+    """Width and height of a picture, in pixels."""
+    cell = max(1, PICTURE_SIDE // max(grid))
+    return grid[1] * cell, grid[0] * cell
+
+
+def _patches(features_ND: _Floats, grid: Grid) -> Image.Image:
+    patches_RC3 = np.rint(255 * pca_colours(features_ND.reshape(*grid, -1))).astype(np.uint8)
+    return Image.fromarray(patches_RC3).resize(_size(grid), Image.Resampling.NEAREST)
 
 
 def pca_colours(features_RCD: _Floats) -> _Floats:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from atr.core.ragged import Grid
 from atr.features.attention_hooks import CAPTURABLE
 from atr.features.store import FeatureStore
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 COMPUTED_SIGNALS = frozenset({*CAPTURABLE, "pixels_BCHW", "encode"})
 ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
 """Needs of reducers that can be met without a language model."""
+RAGGED_SIGNALS = frozenset({"grid"})
+"""Those of them that can be met if images have grids of their own: the others come in rectangular batches."""
 
 
 def load_store_encoder(
@@ -28,17 +31,23 @@ def load_store_encoder(
     """The encoder of a store's features, on `device`; `folder` and errors as in `resolve_weights`."""
     # Most reducers need no encoder, and transformers takes seconds to import.
     from atr.features.encoder import Encoder
+    from atr.features.pixel_bounds import bound_area
     from atr.features.wheel_weights import resolve_weights
 
     path, layer = resolve_weights(preset.path, folder), store.manifest["layer"]
-    return Encoder.load(path, layer, preset.name, preset.size).to(device)
+    encoder = Encoder.load(path, layer, preset.name, preset.size)
+    bound_area(encoder.image_processor, preset.min_pixels, preset.max_pixels, path)
+    return encoder.to(device)
 
 
 def sample_evenly(store: FeatureStore, images: int, batch_size: int) -> Iterator[list[str]]:
-    """Ids of `images` evenly spaced images of a store (at most all), in batches."""
+    """Ids of `images` evenly spaced images of a store (at most all), in batches of images of one grid."""
     count = min(images, len(store))
-    ids = [store.ids[place * len(store) // count] for place in range(count)]
-    yield from (ids[start : start + batch_size] for start in range(0, count, batch_size))
+    by_grid: dict[Grid, list[str]] = {}
+    for place in (number * len(store) // count for number in range(count)):
+        by_grid.setdefault(store.grid_of(place), []).append(store.ids[place])
+    for ids in by_grid.values():
+        yield from (ids[start : start + batch_size] for start in range(0, len(ids), batch_size))
 
 
 @torch.inference_mode()
@@ -50,13 +59,14 @@ def observe_signals(
     needs: Collection[str],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Fields of EncoderOutput for these images: features, grid, and the signals that `needs` names.
+    """Fields of EncoderOutput for these images of one grid: features, grid, and the signals of `needs`.
 
     Opens pictures and loads the encoder only if `needs` asks for more than features and grid.
     """
-    features_BND = torch.stack([store[store.index(name)] for name in ids]).to(device)
-    fields = {"features_BND": features_BND, "grid": store.grid}
-    computed = COMPUTED_SIGNALS & set(needs)
+    places = [store.index(name) for name in ids]
+    features_BND = torch.stack([store[place] for place in places]).to(device)
+    fields = {"features_BND": features_BND, "grid": store.grid_of(places[0])}
+    computed = set() if store.is_ragged else COMPUTED_SIGNALS & set(needs)
     if not computed:
         return fields
     tower = encoder()

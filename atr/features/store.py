@@ -4,7 +4,10 @@
     manifest.json             written last: a folder without it is not a store
 
 Shard s holds the images [s * S, (s + 1) * S), so the bytes do not depend on the number of devices.
-Shapes: see atr.core.tokens; S images of a shard.
+
+If images have grids of their own, the store is ragged: a shard has "features" (T, D) of the n images, one
+after another, and "grids" (n, 2), the rows and columns of each; the manifest's `grid` and `tokens` are null.
+Shapes: see atr.core.tokens; S images of a shard, T tokens of all of them.
 """
 
 import errno
@@ -26,9 +29,12 @@ from tqdm import tqdm
 from atr.core.files import read_json, sha256, whole_file, write_json
 from atr.core.fingerprint import check_fingerprint
 from atr.core.finite import are_finite
+from atr.core.ragged import Grid, RaggedGrids
+from atr.core.tower_layer import TowerLayer, check_layer
 from atr.core.typed_json import ListedFile, check_distinct, parse_record, short, value_of
 
 STORE_FORMAT = "atr-features-1"
+RAGGED_FORMAT = "atr-features-2"
 MANIFEST_FILE = "manifest.json"
 STORE_DTYPE = torch.bfloat16
 
@@ -37,39 +43,62 @@ _DTYPE_NAME = str(STORE_DTYPE).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
+class _Shard(ListedFile):
+    """A listed shard; `tokens` of all its images together, in a ragged store alone."""
+
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class _Manifest:
     """The fields of manifest.json; raises ValueError naming the invalid one."""
 
     format: str
     encoder: str
-    layer: int
+    layer: TowerLayer
     fingerprint: str | None
     preprocess: dict[str, Any] | None
     dtype: str
-    tokens: int
-    grid: tuple[int, int]
+    tokens: int | None
+    grid: Grid | None
     width: int
     images: int
     parameters: dict[str, Any]
     resolved: dict[str, Any]
-    shards: list[ListedFile]
+    shards: list[_Shard]
 
     def __post_init__(self) -> None:
-        if self.format != STORE_FORMAT:
-            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {STORE_FORMAT}")
+        if self.format not in (STORE_FORMAT, RAGGED_FORMAT):
+            allowed = f"{STORE_FORMAT}, {RAGGED_FORMAT}"
+            raise ValueError(f"format: {short(self.format)} is not allowed, allowed: {allowed}")
         if self.dtype != _DTYPE_NAME:
             raise ValueError(f"dtype: {short(self.dtype)} is not allowed, allowed: {_DTYPE_NAME}")
+        check_layer(self.layer)
         check_fingerprint(self.fingerprint)
-        if min(*self.grid, self.width) < 1:
+        if min((*(self.grid or ()), self.width)) < 1:
             raise ValueError(f"grid, width: {self.grid}, {self.width} are not allowed, allowed: 1 and more")
-        if self.tokens != self.grid[0] * self.grid[1]:
-            raise ValueError(f"tokens: {self.tokens} is not allowed, allowed: the cells of grid {self.grid}")
+        self._check_tokens()
         check_distinct("shards", [shard.file for shard in self.shards])
         sizes = [shard.images for shard in self.shards]
         if sum(sizes) != self.images or not sizes:
             raise ValueError(f"the shards do not sum to {self.images} images")
         if set(sizes[:-1]) - {sizes[0]} or sizes[-1] > sizes[0]:
             raise ValueError(f"shards: {short(sizes)} images, allowed: equal counts, the last no larger")
+
+    def _check_tokens(self) -> None:
+        if (self.grid is None) != (self.format == RAGGED_FORMAT):
+            raise ValueError(
+                f"grid: {self.grid} is not allowed, allowed: null in {RAGGED_FORMAT}, rows and columns in "
+                f"{STORE_FORMAT}"
+            )
+        if self.tokens != (self.grid and self.grid[0] * self.grid[1]):
+            raise ValueError(f"tokens: {self.tokens} is not allowed, allowed: the cells of grid {self.grid}")
+        for shard in self.shards:
+            if self.grid is None and (shard.tokens is None or shard.tokens < shard.images):
+                raise ValueError(
+                    f"shards: {shard.file}: tokens: {shard.tokens} is not allowed, allowed: one and more for "
+                    f"each of {shard.images} images"
+                )
 
 
 def clear_store(folder: Path) -> None:
@@ -116,22 +145,63 @@ class ShardWriter:
             self._write(number, self._buffer_SND[:end])
 
     def _write(self, number: int, features_SND: Tensor) -> None:
-        path = self.folder / f"shard-{number:05d}.safetensors"
-        with whole_file(path) as temporary:
-            try:
-                save_file({"features": features_SND}, temporary, metadata={"ids": json.dumps(self._ids)})
-            except SafetensorError as error:  # raised for a full disk
-                raise OSError(errno.EIO, str(error)) from error
-        self.shards.append({"file": path.name, "images": len(self._ids), "sha256": sha256(path)})
+        self.shards.append(_save_shard(self.folder, number, self._ids, {"features": features_SND}))
         self._ids = []
+
+
+class RaggedShardWriter:
+    """As ShardWriter, for images with grids of their own."""
+
+    def __init__(self, folder: Path, images: int, shard_images: int) -> None:
+        self.folder = folder
+        self.images = images
+        self.shard_images = shard_images
+        self.shards: list[dict[str, Any]] = []
+        self._ids: list[str] = []
+        self._features: list[Tensor] = []
+        self._grids: list[Grid] = []
+
+    def add(self, first: int, ids: Sequence[str], features: Sequence[Tensor], grids: Sequence[Grid]) -> None:
+        """As `ShardWriter.add`, with features_ND and grid of each image; ValueError if the two do not fit."""
+        number, offset = divmod(first, self.shard_images)
+        end = offset + len(ids)
+        assert offset == len(self._ids) and end <= self.shard_images, "batches must fill shards in order"
+        for name, features_ND, (rows, columns) in zip(ids, features, grids, strict=True):
+            if len(features_ND) != rows * columns:
+                raise ValueError(f"image {name}: {len(features_ND)} features for a grid {rows} x {columns}")
+            features_ND = features_ND.to(STORE_DTYPE, copy=True)  # not a view that holds a whole batch
+            if not are_finite(features_ND):
+                raise ValueError(f"image {name}: the encoder's features are not finite")
+            self._features.append(features_ND)
+        self._ids.extend(ids)
+        self._grids.extend(grids)
+        if end == self.shard_images or first + len(ids) == self.images:
+            self._write(number)
+
+    def _write(self, number: int) -> None:
+        tensors = {"features": torch.cat(self._features), "grids": torch.tensor(self._grids)}
+        shard = _save_shard(self.folder, number, self._ids, tensors)
+        self.shards.append(shard | {"tokens": len(tensors["features"])})
+        self._ids, self._features, self._grids = [], [], []
+
+
+def _save_shard(folder: Path, number: int, ids: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Write a shard and return its entry in the manifest."""
+    path = folder / f"shard-{number:05d}.safetensors"
+    with whole_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"ids": json.dumps(ids)})
+        except SafetensorError as error:  # raised for a full disk
+            raise OSError(errno.EIO, str(error)) from error
+    return {"file": path.name, "images": len(ids), "sha256": sha256(path)}
 
 
 def write_manifest(
     folder: Path,
     *,
     encoder: str,
-    layer: int,
-    grid: tuple[int, int],
+    layer: TowerLayer,
+    grid: Grid | None,
     width: int,
     fingerprint: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
@@ -141,18 +211,19 @@ def write_manifest(
 ) -> None:
     """Complete a store; `shards` in any order, `parameters` as `FeatureStore.open` will expect them.
 
+    `grid` is None for a ragged store, whose images have grids of their own.
     `fingerprint` is that of the encoder's tower, `preprocess` is `describe_preprocessing` of its image
     processor (None if unknown); `resolved` holds precision, device and version of the checkpoint.
     """
     write_json(
         folder / MANIFEST_FILE,
         {
-            "format": STORE_FORMAT,
+            "format": STORE_FORMAT if grid else RAGGED_FORMAT,
             "encoder": encoder,
             "layer": layer,
             "dtype": _DTYPE_NAME,
-            "tokens": grid[0] * grid[1],
-            "grid": list(grid),
+            "tokens": grid and grid[0] * grid[1],
+            "grid": grid and list(grid),
             "width": width,
             "fingerprint": fingerprint,
             "preprocess": None if preprocess is None else dict(preprocess),
@@ -170,7 +241,7 @@ class FeatureStore(Dataset[Tensor]):
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._mapped: dict[int, Tensor] = {}
+        self._mapped: dict[int, Tensor | tuple[Tensor, ...]] = {}
 
     @classmethod
     def open(cls, folder: Path, expect: Mapping[str, Any] | None = None, verify: bool = True) -> Self:
@@ -198,10 +269,34 @@ class FeatureStore(Dataset[Tensor]):
         return store
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of an image's tokens."""
+    def is_ragged(self) -> bool:
+        """Whether images have grids of their own."""
+        return self.manifest["grid"] is None
+
+    @property
+    def grid(self) -> Grid:
+        """(rows, columns) of every image's tokens; raises ValueError for a ragged store."""
+        if self.is_ragged:
+            raise ValueError(f"{self.folder}: has no one grid, as its images have grids of their own")
         rows, columns = self.manifest["grid"]
         return rows, columns
+
+    @cached_property
+    def grids(self) -> list[Grid]:
+        """The grid of each image."""
+        if not self.is_ragged:
+            return [self.grid] * len(self)
+        return [grid for number in range(len(self.manifest["shards"])) for grid in self._grids(number)]
+
+    def grid_of(self, position: int) -> Grid:
+        """The grid of one image."""
+        return self.grids[position]
+
+    @property
+    def typical_grid(self) -> Grid:
+        """The grid of the image with the median number of tokens; that of all if the store is not ragged."""
+        ordered = sorted(self.grids, key=lambda grid: (grid[0] * grid[1], grid))
+        return ordered[(len(ordered) - 1) // 2]
 
     @property
     def width(self) -> int:
@@ -241,20 +336,42 @@ class FeatureStore(Dataset[Tensor]):
         """Pickle without the mapped shards; loader workers map them again and share the page cache."""
         return type(self), (self.folder, self.manifest)
 
-    def _map(self, number: int) -> Tensor:
-        path, images = self._shard(number)
+    def _map(self, number: int) -> Tensor | tuple[Tensor, ...]:
+        """features_SND of a shard, or the features_ND of each image of a ragged one."""
+        shard, path = self.manifest["shards"][number], self._path(number)
+        features = self._tensor(number, "features")
+        sizes = [shard["tokens"]] if self.is_ragged else [shard["images"], self.manifest["tokens"]]
+        shape = (*sizes, self.manifest["width"])
+        if features.shape != shape or features.dtype != STORE_DTYPE:
+            raise ValueError(f"{path}: features are {tuple(features.shape)}, the manifest says {shape}")
+        if not self.is_ragged:
+            return features
+        return RaggedGrids(tuple(self._grids(number))).split(features, dim=0)
+
+    def _grids(self, number: int) -> list[Grid]:
+        """The grids of a ragged shard's images."""
+        shard, path = self.manifest["shards"][number], self._path(number)
+        grids_S2 = self._tensor(number, "grids")
+        shape = (shard["images"], 2)
+        if grids_S2.shape != shape or grids_S2.dtype != torch.int64:
+            raise ValueError(f"{path}: grids are {tuple(grids_S2.shape)}, the manifest says {shape}")
+        grids = [(rows, columns) for rows, columns in grids_S2.tolist()]
+        tokens = sum(rows * columns for rows, columns in grids)
+        if min(map(min, grids)) < 1 or tokens != shard["tokens"]:
+            raise ValueError(f"{path}: grids of {tokens} tokens, the manifest says {shard['tokens']}")
+        return grids
+
+    def _tensor(self, number: int, name: str) -> Tensor:
+        path = self._path(number)
         try:
             with safe_open(path, framework="pt") as file:
-                features_SND: Tensor = file.get_tensor("features")
+                tensor: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable shard: {error}") from error
-        shape = (images, self.manifest["tokens"], self.manifest["width"])
-        if features_SND.shape != shape or features_SND.dtype != STORE_DTYPE:
-            raise ValueError(f"{path}: features are {tuple(features_SND.shape)}, the manifest says {shape}")
-        return features_SND
+        return tensor
 
     def _ids(self, number: int) -> list[str]:
-        path, images = self._shard(number)
+        path, images = self._path(number), self.manifest["shards"][number]["images"]
         try:
             with safe_open(path, framework="pt") as file:
                 decoded = json.loads(file.metadata()["ids"])
@@ -265,9 +382,8 @@ class FeatureStore(Dataset[Tensor]):
             raise ValueError(f"{path}: has {len(ids)} image ids, the manifest says {images}")
         return ids
 
-    def _shard(self, number: int) -> tuple[Path, int]:
-        shard = self.manifest["shards"][number]
-        return self.folder / shard["file"], shard["images"]
+    def _path(self, number: int) -> Path:
+        return self.folder / str(self.manifest["shards"][number]["file"])
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from atr.core.ragged import Grid, RaggedGrids
 from atr.core.tokens import gumbel_mask_BN, replace_dropped
+from atr.core.tower_layer import TowerLayer
 from atr.reduction.layers import HubModule
 from atr.reduction.reconstructor import FeatureReconstructor
 from atr.reduction.selector import FeatureSelector
@@ -25,7 +27,7 @@ class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv
         position: str = "sine",
         initial_bias: float = 2.0,
         encoder: str | None = None,
-        layer: int | None = None,
+        layer: TowerLayer | None = None,
         keep: float | None = None,
     ) -> None:
         super().__init__()
@@ -35,14 +37,23 @@ class FeatureAutoencoder(HubModule, library_name="atr", paper_url="https://arxiv
         self.masked_D = nn.Parameter(torch.zeros(width))
 
     def forward(
-        self, features_BND: Tensor, temperature: float, generator: torch.Generator | None = None
+        self,
+        features_BND: Tensor,
+        temperature: float,
+        generator: torch.Generator | None = None,
+        grid: Grid | RaggedGrids | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Restored features (B, N, D), and the sampled mask (B, N) from which they were restored."""
-        mask_BN = gumbel_mask_BN(self.selector(features_BND), temperature, generator)
-        return self.restore(features_BND, mask_BN), mask_BN
+        """Restored features (B, N, D), and the sampled mask (B, N) from which they were restored.
 
-    def restore(self, features_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        `grid` as in `FeatureSelector.forward`, here and in `restore`.
+        """
+        mask_BN = gumbel_mask_BN(self.selector(features_BND, grid), temperature, generator)
+        return self.restore(features_BND, mask_BN, grid), mask_BN
+
+    def restore(
+        self, features_BND: Tensor, mask_BN: Tensor, grid: Grid | RaggedGrids | None = None
+    ) -> Tensor:
         """Features restored from the tokens with mask 1, in the encoder's units; float32 (B, N, D)."""
         standardise = self.selector.standardise
         masked_BND = replace_dropped(standardise(features_BND), mask_BN, self.masked_D)
-        return standardise.inverse(self.reconstructor(masked_BND))
+        return standardise.inverse(self.reconstructor(masked_BND, grid))

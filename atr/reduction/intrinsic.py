@@ -2,6 +2,7 @@
 
 A merging reducer is measured by its merged tokens: features are reconstructed from these, each at its index.
 The index says little about a token that mixes several others, so a merger has no text coverage and no masks.
+The images of a batch share a grid, which other batches need not have: all measures are means over images.
 Shapes: see `atr.core.tokens`.
 """
 
@@ -77,15 +78,18 @@ class Selection:
         return features_BND.float()
 
 
-def why_not_measurable(reducer: Reducer | LayerReducer, available: Collection[str]) -> str:
+def why_not_measurable(
+    reducer: Reducer | LayerReducer, available: Collection[str], giver: str = "a language model"
+) -> str:
     """Why a reducer cannot be measured without a language model; empty if it can.
 
-    `available` names the optional fields of EncoderOutput that can be computed.
+    `available` names the optional fields of EncoderOutput that can be computed, and `giver` is what gives the
+    others.
     """
     if isinstance(reducer, LayerReducer):
         return LEFT_OUT
     if missing := sorted(reducer.needs - set(available)):
-        return f"needs {', '.join(missing)}, which a language model gives"
+        return f"needs {', '.join(missing)}, which {giver} gives"
     return ""
 
 
@@ -154,7 +158,7 @@ def _measure_batch(
 
 def unexplained(net: FeatureAutoencoder, batch: HeldOutBatch, selection: Selection) -> float:
     """Fraction of the variance that `net` does not reconstruct from the kept features, summed over images."""
-    restored_BND = net.restore(selection.features_BND(batch.encoded), selection.mask_BN)
+    restored_BND = net.restore(selection.features_BND(batch.encoded), selection.mask_BN, batch.encoded.grid)
     variance = net.selector.standardise.variance
     error = unexplained_variance(restored_BND, batch.encoded.features_BND.float(), variance)
     return len(restored_BND) * error.item()
@@ -172,7 +176,10 @@ def kept_indices(
     """Kept indices by seed and image, to compute the overlap of two reducers from; None for mergers."""
     if isinstance(drawn[0], Merger):
         return None
-    return [[mask_N.nonzero()[:, 0].tolist() for mask_N in _mask_IN(one, images, keep)] for one in drawn]
+    return [
+        [mask_N.nonzero()[:, 0].tolist() for mask_BN in _masks(one, images, keep) for mask_N in mask_BN]
+        for one in drawn
+    ]
 
 
 @torch.inference_mode()
@@ -182,15 +189,15 @@ def selector_stability(
     """IoU of the tokens that selectors of different training seeds keep, a mean over pairs and images."""
     line = []
     for fraction in keep:
-        masks = [_mask_IN(SelectorReducer(selector), images, fraction) for selector in selectors]
+        masks = [_masks(SelectorReducer(selector), images, fraction) for selector in selectors]
         line.append(fmean(iou(*pair) for pair in combinations(masks, 2)))
     return {"keep": list(keep), "seeds": len(selectors), "iou": line}
 
 
-def iou(one: Tensor, other: Tensor) -> float:
-    """Intersection over union of boolean masks (..., N), a mean over their other dimensions."""
-    ratios = (one & other).sum(-1).double() / (one | other).sum(-1)
-    return ratios.mean().item()
+def iou(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Intersection over union of boolean masks (B, N), a mean over the images of all batches."""
+    ratios = [(a & b).sum(-1).double() / (a | b).sum(-1) for a, b in zip(one, other, strict=True)]
+    return torch.cat(ratios).mean().item()
 
 
 def intrinsic_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict[str, float]]]:
@@ -202,5 +209,6 @@ def intrinsic_curves(measured: Mapping[str, Any]) -> Iterator[tuple[float, dict[
         yield keep, {name: line[place] for name, line in lines.items() if line is not None}
 
 
-def _mask_IN(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> Tensor:
-    return torch.cat([Selection.of(reducer, batch.encoded, keep).mask_BN.bool() for batch in images])
+def _masks(reducer: Reducer, images: Sequence[HeldOutBatch], keep: float) -> list[Tensor]:
+    """mask_BN of each batch."""
+    return [Selection.of(reducer, batch.encoded, keep).mask_BN.bool() for batch in images]

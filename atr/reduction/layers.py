@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments
-from atr.core.tokens import sine_positions
+from atr.core.ragged import Grid, RaggedGrids
+from atr.core.tokens import sine_positions, sine_positions_of_each
 from atr.core.typed_json import value_of
 
 _SMALLEST_VARIANCE = 1e-10
@@ -42,18 +43,25 @@ class Block(nn.Module):
         self.norm_feedforward = nn.LayerNorm(width)
         self.feedforward = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        """Self-attention, then the feed-forward net, each added to its input."""
-        x_BND = x_BND + self._attend(self.norm_attention(x_BND))
+    def forward(self, x_BND: Tensor, grids: RaggedGrids | None = None) -> Tensor:
+        """Self-attention, then the feed-forward net, each added to its input.
+
+        With `grids`, x is (1, T, D): attention stays within each image, all else works on all tokens at once.
+        """
+        x_BND = x_BND + self._attend(self.norm_attention(x_BND), grids)
         x_BND = x_BND + self.feedforward(self.norm_feedforward(x_BND))
         return x_BND
 
-    def _attend(self, x_BND: Tensor) -> Tensor:
+    def _attend(self, x_BND: Tensor, grids: RaggedGrids | None) -> Tensor:
         parts = self.query_key_value(x_BND).unflatten(-1, (3, self.heads, -1))
         # Each (B, H, N, d) with H heads of d channels; one copy here saves one of each part in every product.
         query, key, value = parts.permute(2, 0, 3, 1, 4).contiguous().unbind()
-        mixed_BND = _attention(query, key, value).transpose(1, 2).flatten(2)
-        projected_BND: Tensor = self.out(mixed_BND)
+        if grids is None:
+            mixed = _attention(query, key, value)
+        else:
+            images = zip(*(grids.split(part, dim=2) for part in (query, key, value)), strict=True)
+            mixed = torch.cat([_attention(*image) for image in images], dim=2)
+        projected_BND: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return projected_BND
 
 
@@ -102,23 +110,34 @@ class TransformerHead(nn.Module):
         if position == "sine":
             self.register_buffer("position_ND", sine_positions(self.grid, width), persistent=False)
 
-    def forward(self, x_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, N, D) to (B, N, outputs); raises ValueError if tokens or channels do not fit."""
-        x_BND = self.blocks(self._with_positions(x_BND, grid or self.grid))
+    def forward(self, x_BND: Tensor, grid: Grid | RaggedGrids | None = None) -> Tensor:
+        """(B, N, D) to (B, N, outputs), or (1, T, D) to (1, T, outputs) for images with grids of their own.
+
+        `grid` if it differs from the module's own. Raises ValueError if tokens or channels do not fit.
+        """
+        grid = self.grid if grid is None else grid
+        grids = grid if isinstance(grid, RaggedGrids) else None
+        x_BND = self._with_positions(x_BND, grid)
+        for block in self.blocks:
+            x_BND = block(x_BND, grids)
         outputs_BNO: Tensor = self.head(self.norm(x_BND))
         return outputs_BNO
 
-    def _with_positions(self, x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
-        rows, columns = grid
-        if x_BND.shape[1:] != (rows * columns, self.width):
-            shape, allowed = tuple(x_BND.shape[1:]), (rows * columns, self.width)
+    def _with_positions(self, x_BND: Tensor, grid: Grid | RaggedGrids) -> Tensor:
+        tokens = sum(grid.tokens) if isinstance(grid, RaggedGrids) else grid[0] * grid[1]
+        if x_BND.shape[1:] != (tokens, self.width):
+            shape, allowed = tuple(x_BND.shape[1:]), (tokens, self.width)
             raise ValueError(f"features: {shape} tokens and channels do not fit, allowed: {allowed}")
         if self.position == "none":
             return x_BND
-        # Sine positions are a function of row and column, so that they exist for any grid.
+        return x_BND + self._positions(grid, x_BND.device)
+
+    def _positions(self, grid: Grid | RaggedGrids, device: torch.device) -> Tensor:
+        """Sine positions are a function of row and column, so that they exist for any grid."""
+        if isinstance(grid, RaggedGrids):
+            return sine_positions_of_each(grid.each, self.width, device)
         is_trained = tuple(grid) == self.grid
-        position_ND = self.position_ND if is_trained else sine_positions(grid, self.width).to(x_BND.device)
-        return x_BND + position_ND
+        return self.position_ND if is_trained else sine_positions(grid, self.width).to(device)
 
 
 class Standardise(nn.Module):
@@ -235,7 +254,7 @@ def _check_config(kind: type[HubModule], config: Mapping[str, Any], weights: Pat
     try:
         with torch.device("meta"):
             expected = {key: tuple(value.shape) for key, value in kind(**config).state_dict().items()}
-    except RuntimeError as error:  # a size above the largest integer
+    except (RuntimeError, ValueError) as error:  # a size above the largest integer, or a refused value
         raise ValueError(f"{_CONFIG}: {error}") from error
     for key in sorted(expected.keys() | stored.keys()):
         if expected.get(key) != stored.get(key):

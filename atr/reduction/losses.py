@@ -1,9 +1,14 @@
-"""The training loss, Eq. 7 of the paper: ||R(S(F)) - F||_2 + max(L_pr, p)."""
+"""The training loss, Eq. 7 of the paper: ||R(S(F)) - F||_2 + max(L_pr, p).
+
+Of a ragged batch, whose images follow one another in (1, T, D), each loss is the mean over images too.
+"""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from atr.core.ragged import RaggedGrids, of_each_image
 
 
 def unexplained_variance(restored_BND: Tensor, features_BND: Tensor, variance: Tensor) -> Tensor:
@@ -27,9 +32,25 @@ RECONSTRUCTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """The first term of Eq. 7 by the name of its normalisation."""
 
 
-def kept_fraction(mask_BN: Tensor) -> Tensor:
+def reconstruction_loss(
+    normalise: str,
+    restored_BND: Tensor,
+    features_BND: Tensor,
+    variance: Tensor,
+    grids: RaggedGrids | None = None,
+) -> Tensor:
+    """The first term of Eq. 7, averaged over images; `normalise` is a key of RECONSTRUCTION."""
+    parts = (of_each_image(values, grids) for values in (restored_BND, features_BND))
+    distances = [
+        RECONSTRUCTION[normalise](restored, features, variance)
+        for restored, features in zip(*parts, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+def kept_fraction(mask_BN: Tensor, grids: RaggedGrids | None = None) -> Tensor:
     """L_pr of each image: the fraction of its tokens that are kept; kept_B."""
-    return mask_BN.mean(dim=1)
+    return torch.cat([mask.mean(dim=1) for mask in of_each_image(mask_BN, grids)])
 
 
 def at_least(kept_B: Tensor, p: float) -> Tensor:

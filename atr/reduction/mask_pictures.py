@@ -10,17 +10,26 @@ SIDE = 216
 GREY = (128, 128, 128)
 
 
-def mask_picture(images: Sequence[Image.Image], mask_BN: Tensor, grid: tuple[int, int]) -> Image.Image:
-    """Each image above its kept patches, the dropped ones in grey; one column per image."""
-    rows, columns = grid
-    cell = max(1, SIDE // max(grid))
-    width, height = columns * cell, rows * cell
-    picture = Image.new("RGB", (width * len(images), 2 * height))
-    for place, (image, mask_N) in enumerate(zip(images, mask_BN, strict=True)):
-        image = image.convert("RGB").resize((width, height))
-        picture.paste(image, (place * width, 0))
-        picture.paste(_grey_out(image, mask_N.reshape(rows, columns)), (place * width, height))
+def mask_picture(masked: Sequence[tuple[Image.Image, Tensor]]) -> Image.Image:
+    """Each image above its kept patches, the dropped ones in grey; one column per image.
+
+    `masked` are images with their mask_RC of tokens, which may have grids of their own.
+    """
+    shown = [(_resized(image, mask_RC), mask_RC) for image, mask_RC in masked]
+    height = max(image.height for image, _ in shown)
+    picture = Image.new("RGB", (sum(image.width for image, _ in shown), 2 * height))
+    left = 0
+    for image, mask_RC in shown:
+        picture.paste(image, (left, 0))
+        picture.paste(_grey_out(image, mask_RC), (left, height))
+        left += image.width
     return picture
+
+
+def _resized(image: Image.Image, mask_RC: Tensor) -> Image.Image:
+    rows, columns = mask_RC.shape
+    cell = max(1, SIDE // max(rows, columns))
+    return image.convert("RGB").resize((columns * cell, rows * cell))
 
 
 def _grey_out(image: Image.Image, mask_RC: Tensor) -> Image.Image:

@@ -14,11 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torchmetrics import ExplainedVariance
 
+from atr.core.ragged import Grid, RaggedFeatures, RaggedGrids, of_each_image
 from atr.core.tokens import budget, mask_of, random_mask_BN, top_k_BK
+from atr.core.tower_layer import TowerLayer
 from atr.reduction import losses
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.reduction.checkpoints import Checkpoints, WholeCheckpoints
 from atr.reduction.mask_pictures import mask_picture
+from atr.reduction.selector import FeatureSelector
 
 if TYPE_CHECKING:
     from atr.config.distill import Distill
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 VALIDATION_KEEP = (0.1, 0.3, 0.5)
 """Kept fractions at which validation restores from the top K tokens, as selected at inference."""
 
+FeatureBatch = Tensor | RaggedFeatures
+"""features_BND of images of one grid, or features of images with grids of their own."""
 Trained = TypeVar("Trained", "AutoencoderTraining", "ReconstructorTraining")
 
 
@@ -57,7 +62,7 @@ class RecordedTraining(LightningModule):
 
 
 class AutoencoderTraining(RecordedTraining):
-    """Trains selector and reconstructor: minimises L_rec + max(L_pr, p), Eq. 7, over features_BND."""
+    """Trains selector and reconstructor: minimises L_rec + max(L_pr, p), Eq. 7, over batches of features."""
 
     def __init__(self, autoencoder: FeatureAutoencoder, pretrain: "Pretrain", seed: int) -> None:
         super().__init__()
@@ -67,11 +72,12 @@ class AutoencoderTraining(RecordedTraining):
         self.explained_variance = ExplainedVariance()
         self._steps: list[dict[str, Tensor]] = []
 
-    def training_step(self, features_BND: Tensor, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: FeatureBatch, batch_idx: int) -> dict[str, Tensor]:
         """Loss and kept fraction of one batch with a sampled mask."""
+        features_BND, grids = _sequences(batch)
         noise = step_noise(self, self.seed)
-        restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise)
-        terms = self._terms(restored_BND, features_BND, mask_BN)
+        restored_BND, mask_BN = self.autoencoder(features_BND, self.pretrain.temperature, noise, grids)
+        terms = self._terms(restored_BND, features_BND, mask_BN, grids)
         self._steps.append({name: value.detach() for name, value in terms.items()})
         if is_logged_step(self.trainer):
             self.log_dict({f"train/{name}_step": value for name, value in terms.items()}, sync_dist=True)
@@ -89,28 +95,32 @@ class AutoencoderTraining(RecordedTraining):
         self._steps = []
         super().on_train_epoch_end()
 
-    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Loss and kept fraction with the hard mask, and reconstruction from the top K at VALIDATION_KEEP."""
-        logits_BN = self.autoencoder.selector(features_BND)
+        features_BND, grids = _sequences(batch)
+        logits_BN = self.autoencoder.selector(features_BND, grids)
         mask_BN = (logits_BN > 0).float()
-        restored_BND = self.autoencoder.restore(features_BND, mask_BN)
-        terms = self._terms(restored_BND, features_BND, mask_BN) | self._top_k(logits_BN, features_BND)
+        restored_BND = self.autoencoder.restore(features_BND, mask_BN, grids)
+        terms = self._terms(restored_BND, features_BND, mask_BN, grids)
+        terms |= self._top_k(logits_BN, features_BND, grids)
         named = {f"validation/{name}": value for name, value in terms.items()}
-        self.log_dict(named, sync_dist=True, batch_size=len(features_BND))
+        self.log_dict(named, sync_dist=True, batch_size=len(batch))
         self._explain(restored_BND, features_BND)
 
-    def _top_k(self, logits_BN: Tensor, features_BND: Tensor) -> dict[str, Tensor]:
+    def _top_k(self, logits_BN: Tensor, features_BND: Tensor, grids: RaggedGrids | None) -> dict[str, Tensor]:
         terms = {}
         for keep in VALIDATION_KEEP:
-            keep_BK = top_k_BK(logits_BN, budget(keep, logits_BN.shape[1]))
-            restored_BND = self.autoencoder.restore(features_BND, mask_of(keep_BK, logits_BN.shape[1]))
-            terms[f"loss_reconstruction_top_{keep}"] = self._distance(restored_BND, features_BND)
+            mask_BN = top_fraction_mask(logits_BN, keep, grids)
+            restored_BND = self.autoencoder.restore(features_BND, mask_BN, grids)
+            terms[f"loss_reconstruction_top_{keep}"] = self._distance(restored_BND, features_BND, grids)
         return terms
 
-    def _terms(self, restored_BND: Tensor, features_BND: Tensor, mask_BN: Tensor) -> dict[str, Tensor]:
+    def _terms(
+        self, restored_BND: Tensor, features_BND: Tensor, mask_BN: Tensor, grids: RaggedGrids | None
+    ) -> dict[str, Tensor]:
         """Eq. 7 term by term."""
-        reconstruction = self._distance(restored_BND, features_BND)
-        kept_B = losses.kept_fraction(mask_BN)
+        reconstruction = self._distance(restored_BND, features_BND, grids)
+        kept_B = losses.kept_fraction(mask_BN, grids)
         proportion = losses.at_least(kept_B, self.pretrain.keep)
         return {
             "loss": reconstruction + proportion,
@@ -119,8 +129,11 @@ class AutoencoderTraining(RecordedTraining):
             "kept": kept_B.mean(),
         }
 
-    def _distance(self, restored_BND: Tensor, features_BND: Tensor) -> Tensor:
-        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
+    def _distance(self, restored_BND: Tensor, features_BND: Tensor, grids: RaggedGrids | None) -> Tensor:
+        variance = self.autoencoder.selector.standardise.variance
+        return losses.reconstruction_loss(
+            self.pretrain.normalise, restored_BND, features_BND, variance, grids
+        )
 
     def _explain(self, restored_BND: Tensor, features_BND: Tensor) -> None:
         """Update the explained variance, averaged over channels; standardised, as its sums are float32."""
@@ -146,34 +159,46 @@ class ReconstructorTraining(LightningModule):
         self.pretrain = pretrain
         self.seed = seed
 
-    def training_step(self, features_BND: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: FeatureBatch, batch_idx: int) -> Tensor:
         """Loss of one batch with random masks."""
-        loss = self._loss(features_BND)
+        loss = self._loss(batch)
         if is_logged_step(self.trainer):
             self.log("random_masks/train/loss_reconstruction", loss, sync_dist=True)
         return loss
 
-    def validation_step(self, features_BND: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: FeatureBatch, batch_idx: int) -> None:
         """Loss of a batch of held-out images."""
-        name, loss = "random_masks/validation/loss_reconstruction", self._loss(features_BND)
-        self.log(name, loss, sync_dist=True, batch_size=len(features_BND))
+        name, loss = "random_masks/validation/loss_reconstruction", self._loss(batch)
+        self.log(name, loss, sync_dist=True, batch_size=len(batch))
 
-    def _loss(self, features_BND: Tensor) -> Tensor:
-        images, tokens, _ = features_BND.shape
-        mask_BN = random_mask_BN(images, tokens, step_noise(self, self.seed))
-        restored_BND = self.autoencoder.restore(features_BND, mask_BN)
-        return _reconstruction_loss(self.autoencoder, self.pretrain, restored_BND, features_BND)
+    def _loss(self, batch: FeatureBatch) -> Tensor:
+        features_BND, grids = _sequences(batch)
+        noise, parts = step_noise(self, self.seed), of_each_image(features_BND, grids)
+        masks = [random_mask_BN(part.shape[0], part.shape[1], noise) for part in parts]
+        mask_BN = torch.cat(masks, dim=1)
+        restored_BND = self.autoencoder.restore(features_BND, mask_BN, grids)
+        variance = self.autoencoder.selector.standardise.variance
+        return losses.reconstruction_loss(
+            self.pretrain.normalise, restored_BND, features_BND, variance, grids
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with linear warm-up and cosine decay to zero."""
         return optimizers(self, self.pretrain)
 
 
-def _reconstruction_loss(
-    autoencoder: FeatureAutoencoder, pretrain: "Pretrain", restored_BND: Tensor, features_BND: Tensor
-) -> Tensor:
-    distance = losses.RECONSTRUCTION[pretrain.normalise]
-    return distance(restored_BND, features_BND, autoencoder.selector.standardise.variance)
+def _sequences(batch: FeatureBatch) -> tuple[Tensor, RaggedGrids | None]:
+    """features_BND, or the (1, T, D) of a ragged batch with the grids of its images."""
+    return (batch, None) if isinstance(batch, Tensor) else (batch.features_1TD, batch.grids)
+
+
+def top_fraction_mask(logits_BN: Tensor, keep: float, grids: RaggedGrids | None = None) -> Tensor:
+    """Mask of each image's highest logits, the fraction `keep` of its own tokens; as `logits_BN`."""
+    masks = []
+    for part_BN in of_each_image(logits_BN, grids):
+        tokens = part_BN.shape[1]
+        masks.append(mask_of(top_k_BK(part_BN, budget(keep, tokens)), tokens))
+    return torch.cat(masks, dim=1)
 
 
 def is_logged_step(trainer: Trainer) -> bool:
@@ -264,11 +289,13 @@ class MaskPictures(Callback):
     """Draws the hard masks of a few validation images after each epoch; `publish` gets the PNG's path."""
 
     def __init__(
-        self, pictured: Sequence[tuple[Tensor, Image.Image]], folder: Path, publish: Callable[[Path], None]
+        self,
+        pictured: Sequence[tuple[Tensor, Grid, Image.Image]],
+        folder: Path,
+        publish: Callable[[Path], None],
     ) -> None:
-        """`pictured` are pairs of an image's features_ND and the image."""
-        self.features_BND = torch.stack([features_ND for features_ND, _ in pictured]).float()
-        self.images = [image for _, image in pictured]
+        """`pictured` are images, each with its features_ND and grid."""
+        self.pictured = pictured
         self.folder = folder
         self.publish = publish
 
@@ -278,11 +305,18 @@ class MaskPictures(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(module, AutoencoderTraining)
-        selector = module.autoencoder.selector
-        mask_BN = selector(self.features_BND.to(module.device)) > 0
+        masked = [
+            (image, self._mask_RC(module.autoencoder.selector, features_ND, grid))
+            for features_ND, grid, image in self.pictured
+        ]
         path = self.folder / f"epoch-{trainer.current_epoch:03d}.png"
-        mask_picture(self.images, mask_BN.cpu(), selector.grid).save(path)
+        mask_picture(masked).save(path)
         self.publish(path)
+
+    def _mask_RC(self, selector: FeatureSelector, features_ND: Tensor, grid: Grid) -> Tensor:
+        features_BND = features_ND.unsqueeze(0).to(selector.standardise.mean_D)
+        logits_BN: Tensor = selector(features_BND, grid)
+        return (logits_BN > 0).reshape(grid).cpu()
 
 
 def new_autoencoder(
@@ -290,7 +324,7 @@ def new_autoencoder(
     width: int,
     grid: tuple[int, int],
     encoder: str,
-    layer: int,
+    layer: TowerLayer,
     images: Iterable[Tensor],
 ) -> FeatureAutoencoder:
     """An untrained autoencoder for an encoder's features, standardised by `images`, their features_ND.

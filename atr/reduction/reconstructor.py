@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from atr.core.ragged import Grid, RaggedGrids
 from atr.reduction.layers import TransformerHead
 
 
@@ -17,7 +18,7 @@ class FeatureReconstructor(nn.Module):
         super().__init__()
         self.trunk = TransformerHead(width, width, grid, layers, heads, ffn_ratio, position)
 
-    def forward(self, masked_BND: Tensor) -> Tensor:
-        """Restored features, standardised; raises ValueError if tokens or channels do not fit."""
-        restored_BND: Tensor = self.trunk(masked_BND)
+    def forward(self, masked_BND: Tensor, grid: Grid | RaggedGrids | None = None) -> Tensor:
+        """Restored features, standardised; `grid` and errors as in TransformerHead."""
+        restored_BND: Tensor = self.trunk(masked_BND, grid)
         return restored_BND.float()

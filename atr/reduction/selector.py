@@ -9,7 +9,9 @@ from torch import Tensor
 
 from atr.core.fingerprint import check_fingerprint
 from atr.core.finite import check_finite
+from atr.core.ragged import Grid, RaggedGrids
 from atr.core.tokens import top_k_BK
+from atr.core.tower_layer import TowerLayer, check_layer
 from atr.reduction import selector_card
 from atr.reduction.base import EncoderOutput
 from atr.reduction.layers import HubModule, Standardise, TransformerHead
@@ -26,7 +28,9 @@ class FeatureSelector(
 
     A token is kept if its logit is positive (the mode of the Gumbel-softmax mask), or if it is one of the K
     highest. `encoder`, `layer`, `keep` (p of Eq. 7) and `record` describe the training and do not change the
-    output. Raises ValueError as TransformerHead does, and for a malformed fingerprint in the record.
+    output. `layer` is an index into the tower's `hidden_states`, or "merged" for the tokens as a language
+    model is fed them. Raises ValueError as TransformerHead does, and for another layer or a malformed
+    fingerprint in the record.
     """
 
     def __init__(
@@ -39,21 +43,27 @@ class FeatureSelector(
         position: str = "sine",
         initial_bias: float = 2.0,
         encoder: str | None = None,
-        layer: int | None = None,
+        layer: TowerLayer | None = None,
         keep: float | None = None,
         record: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.layer, self.keep = encoder, layer, keep
         self.record = dict(record or {})
+        check_layer(layer)
         check_fingerprint(self.record.get("fingerprint"))
         self.standardise = Standardise(width)
         self.trunk = TransformerHead(width, 1, grid, layers, heads, ffn_ratio, position, bias=initial_bias)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens in training."""
+        """Rows and columns of the tokens in training; of a typical image if `is_ragged`."""
         return self.trunk.grid
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether it was trained on images with grids of their own, and so serves any grid."""
+        return bool(self.record.get("ragged"))
 
     @property
     def is_taught(self) -> bool:
@@ -64,7 +74,7 @@ class FeatureSelector(
         """Add to the record, which is saved in config.json and shown in the model card.
 
         The card shows `data`, `images`, `seed`, the encoder's `fingerprint`, the `positions` of kept tokens
-        in distillation and evaluation, and a dict of `scores`.
+        in distillation and evaluation, a dict of `scores`, and whether the training was `ragged`.
         """
         self.record |= facts
         assert isinstance(self._hub_mixin_config, dict)
@@ -76,10 +86,11 @@ class FeatureSelector(
         fields = selector_card.fields(self._hub_mixin_config, self.record)
         return super().generate_model_card(*args, **fields | kwargs)
 
-    def forward(self, features_BND: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, features_BND: Tensor, grid: Grid | RaggedGrids | None = None) -> Tensor:
         """Keep logits, float32 (B, N); `grid` if it differs from the one in training.
 
-        Raises ValueError if tokens or channels do not fit.
+        With RaggedGrids, features and logits of all images follow one another, (1, T, D) and (1, T). Raises
+        ValueError if tokens or channels do not fit.
         """
         logits_BN1: Tensor = self.trunk(self.standardise(features_BND), grid)
         return logits_BN1.squeeze(-1).float()

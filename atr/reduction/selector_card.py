@@ -4,12 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from atr.core.tower_layer import MERGED
+
 TEMPLATE = """---
 {{ card_data }}
 ---
 # A selector of visual tokens for {{ encoder }}
 
-It ranks the tokens of a frozen vision tower by {{ worth }}, so that an unchanged LLaVA
+It ranks the tokens of a frozen vision tower by {{ worth }}, so that an unchanged {{ host }}
 with this tower reads only the best of them. The {{ part }} is that of
 [When Less is Enough: Adaptive Token Reduction for Efficient Image Representation]({{ paper_url }}).
 
@@ -21,7 +23,7 @@ inputs = processor(images=image, text=prompt, return_tensors="pt")
 model.generate(**reduce(model, inputs, selector, keep=0.4), max_new_tokens=32)
 ```
 
-Models that read another layer, another grid or the features of another tower are refused.
+Models that read another layer{{ other_grid }} or the features of another tower are refused.
 
 | | |
 |---|---|
@@ -50,10 +52,12 @@ def record(
 ) -> dict[str, Any]:
     """The record of a selector's training: data, images, fingerprint, seed and validation metrics.
 
+    It says `ragged` if the images had grids of their own.
     `store` and `prepared` are the manifests of the features and of the images.
     """
     marker = "validation/"
-    return {
+    ragged = {"ragged": True} if store["grid"] is None else {}
+    return ragged | {
         "data": prepared["prepare"]["source"],
         "images": store["images"],
         "fingerprint": store["fingerprint"],
@@ -67,10 +71,11 @@ def record(
 def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the template, from a selector's arguments and its record; all texts are escaped."""
     rows, columns = config["grid"]
+    is_ragged = bool(record.get("ragged"))
     facts = {
         "encoder": config["encoder"],
         "layer": config["layer"],
-        "grid": f"{rows} x {columns} tokens",
+        "grid": f"{rows} x {columns} tokens" + ", typical: images have their own" * is_ragged,
         "width of a feature": config["width"],
         "transformer layers": config["layers"],
         "kept proportion p in training": config["keep"],
@@ -93,6 +98,8 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
             else "how poorly the other tokens can reconstruct them"
         ),
         "part": "selector" if is_taught else "method",
+        "host": "vision-language model" if is_ragged or config["layer"] == MERGED else "LLaVA",
+        "other_grid": "" if is_ragged else ", another grid",
         "encoder": escaped(config["encoder"] or "an unnamed encoder"),
         "facts": {name: escaped(value) for name, value in facts.items() if value is not None},
         "scores": {escaped(name): f"{value:.4g}" for name, value in scores},

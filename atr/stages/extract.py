@@ -25,6 +25,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
         from atr.features.pca import pca_picture
+        from atr.features.pixel_bounds import bound_area
         from atr.features.store import MANIFEST_FILE
         from atr.features.wheel_weights import resolve_weights
 
@@ -32,6 +33,7 @@ def main(params: config.Params, split: str) -> None:
         layer = params.encoder.layer if extract.layer is None else extract.layer
         path = resolve_weights(params.encoder.path, ENCODER_FOLDER, layer)
         encoder = Encoder.load(path, layer, params.encoder.name, params.encoder.size)
+        bound_area(encoder.image_processor, params.encoder.min_pixels, params.encoder.max_pixels, path)
         images = PreparedImages(source, verify=tracking.is_first_process())
         data = ImageDataModule(
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers

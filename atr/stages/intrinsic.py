@@ -32,11 +32,23 @@ def _why_left_out(reducer: str) -> str:
     if catalog.reducer_traits(reducer).budget != "asked":
         return stages.NO_BUDGET
 
-    from atr.features.signals import ENCODER_SIGNALS
+    from atr.features.signals import ENCODER_SIGNALS, RAGGED_SIGNALS
     from atr.reduction.intrinsic import why_not_measurable
     from atr.reduction.registry import build_reducer, placeholder
 
-    return why_not_measurable(build_reducer(reducer, 0, placeholder()), ENCODER_SIGNALS)
+    built = build_reducer(reducer, 0, placeholder())
+    if reason := why_not_measurable(built, ENCODER_SIGNALS):
+        return reason
+    # Most reducers need no more than a ragged store has, so that none has to be opened to tell.
+    if not why_not_measurable(built, RAGGED_SIGNALS) or not _is_ragged():
+        return ""
+    return why_not_measurable(built, RAGGED_SIGNALS, "an encoder of one grid for all images")
+
+
+def _is_ragged() -> bool:
+    from atr.features.store import FeatureStore
+
+    return FeatureStore.open(stages.EVALUATE_FEATURES, verify=False).is_ragged
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def main(params: config.Params) -> None:
         images, pretrain = PreparedImages(stages.PRETRAIN_IMAGES, verify=first), params.pretrain
         data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, params.seed)
         module = _new_training(params, store, data)
-        examples = [(store[place], images[place][1]) for place in data.validation[: pretrain.mask_images]]
+        pictured = data.validation[: pretrain.mask_images]
+        examples = [(store[place], store.grid_of(place), images[place][1]) for place in pictured]
         publish = partial(run.artifact, folder="masks")
         pictures = pretraining.MaskPictures(examples, Path(folder), publish)
         checkpoints = Checkpoints(PRETRAIN_CHECKPOINTS, **stages.depends_on(params, stages.STORE))
@@ -49,7 +50,9 @@ def _new_training(params: config.Params, store: Any, data: Any) -> Any:
     seed_everything(params.seed, verbose=False)
     sample = (store[place] for place in data.training[: stages.STATISTICS])
     tower = store.manifest["encoder"], store.manifest["layer"]
-    autoencoder = pretraining.new_autoencoder(params.pretrain, store.width, store.grid, *tower, sample)
+    autoencoder = pretraining.new_autoencoder(
+        params.pretrain, store.width, store.typical_grid, *tower, sample
+    )
     return pretraining.AutoencoderTraining(autoencoder, params.pretrain, params.seed)
 
 

@@ -55,7 +55,7 @@ def _train(params: config.Params, store: "FeatureStore", number: int, run: "Run"
     seed_everything(seed, verbose=False)
     data = FeatureDataModule(store, pretrain.batch_size, pretrain.validation, seed)
     sample = (store[place] for place in data.training[:STATISTICS])
-    net = pretraining.new_autoencoder(pretrain, store.width, store.grid, *source, sample)
+    net = pretraining.new_autoencoder(pretrain, store.width, store.typical_grid, *source, sample)
     if number:
         selector = pretraining.AutoencoderTraining(net, pretrain, seed)
         return pretraining.train_beside(selector, data, pretrain.epochs, None, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from atr.core import hub
 from atr.core.finite import check_finite_weights
@@ -16,6 +16,9 @@ from atr.features.encoder import first_line, quiet, warn_of_substitute
 from atr.vlm.compatibility import external_tower_name
 from atr.vlm.external_tower import PREFIX, fetch_tower
 from atr.vlm.families import Family, family_named, family_of
+from atr.vlm.families.rule import Rule
+from atr.vlm.inputs import Prompts
+from atr.vlm.processors import load_processor, read_images
 
 _SAMPLE = Image.new("RGB", (97, 61))
 _WEIGHTS = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
@@ -67,6 +70,21 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
+def load_skeleton(path: str) -> Any:
+    """The model of a folder or hub id without its weights, on the meta device.
+
+    Raises a one-line ValueError naming `path` for a folder that is no checkpoint and for an unsupported model
+    family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
+    except OSError as error:
+        raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
+    _family(path, config.model_type)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
 def version_of(path: str, model: Any, resolve_weights: Callable[[str], str] = str) -> dict[str, str | None]:
     """Commit and digest of the checkpoint that `load_vlm` loaded, and the digest of an external tower."""
     tower = external_tower_name(model.config)
@@ -84,31 +102,52 @@ def _family(path: str, model_type: str) -> Family:
 
 def _load_processor(path: str, family: Family) -> Any:
     """The processor of texts and images of a folder or hub id; errors as in `load_vlm`."""
-    try:
-        processor: Any = getattr(family, "processor", AutoProcessor).from_pretrained(
-            **pretrained_arguments(path)
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable processor: {first_line(error)}") from error
-    # Without processor_config.json transformers returns a processor that fails at the first image.
-    field = "num_image_tokens" if hasattr(processor, "num_image_tokens") else "patch_size"
-    if not getattr(processor, field, None):
-        raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {field}")
-    if not processor.chat_template:
+    processor = load_processor(path, getattr(family, "processor", None))
+    if not isinstance(family, Rule):
+        # Without processor_config.json transformers returns a processor that fails at the first image.
+        field = "num_image_tokens" if hasattr(processor, "num_image_tokens") else "patch_size"
+        if not getattr(processor, field, None):
+            raise ValueError(f"{path}: no readable processor: its processor_config.json gives no {field}")
+    if not getattr(processor, "chat_template", None):
         raise ValueError(f"{path}: the processor has no chat template for questions")
     warn_of_substitute(path, processor.image_processor)
     return processor
 
 
-@torch.no_grad()
 def _check_token_count(path: str, config: Any, processor: Any) -> None:
+    """Refuse a processor with another token count than the model, before the model's weights are read."""
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(config)
+    if isinstance(family_of(skeleton), Rule):
+        _check_grids(path, skeleton, processor)
+    else:
+        _check_tower(path, skeleton, processor)
+
+
+def _check_grids(path: str, skeleton: Any, processor: Any) -> None:
+    """Compare the placeholders of one image with the grids that the model makes of it."""
+    text = Prompts(processor).text("", 1)
+    inputs, _ = read_images(processor, [[_SAMPLE]], [text], return_tensors="pt")
+    try:
+        grids = family_of(skeleton).tiling(skeleton, inputs).grids
+    except ValueError as error:
+        raise ValueError(f"{path}: processor and model disagree: {first_line(error)}") from error
+    placeholders = int((inputs["input_ids"] == skeleton.config.image_token_id).sum())
+    if placeholders != (read := sum(rows * columns for rows, columns in grids)):
+        raise ValueError(
+            f"{path}: the processor makes {placeholders} placeholders of an image of which the model reads "
+            f"{read} tokens: patch or merge size of its image processor is not the model's"
+        )
+
+
+@torch.no_grad()
+def _check_tower(path: str, skeleton: Any, processor: Any) -> None:
     """Refuse a model whose visual tokens are not the patches, and a processor with another token count.
 
     One image is processed and encoded on torch's meta device, where the model gives the same number of tokens
     without weights.
     """
-    with torch.device("meta"):
-        skeleton = AutoModelForImageTextToText.from_config(config)
+    config = skeleton.config
     inputs = processor(images=[[_SAMPLE]], text=[processor.image_token], return_tensors="pt")
     images = {key: inputs[key] for key in family_of(skeleton).image_keys(skeleton) if key in inputs}
     images["pixel_values"] = images["pixel_values"].to("meta")

@@ -12,15 +12,34 @@ from atr.core.fingerprint import fingerprint, is_same_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
 from atr.vlm.families import family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
+
+
+def is_ruled(model: Any) -> bool:
+    """Whether the model's family is the rule, whose images have grids of their own."""
+    return isinstance(family_of(model), Rule)
 
 
 def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
-    Layer, grid and width are compared, and the weights of the towers if both are known. A tower that was
-    fine-tuned with its language model, as in LLaVA-NeXT, counts as the original one.
+    Layer, grid and width are compared, and the weights of the towers if both are known; the grid not in a
+    family whose images have grids of their own. A tower that was fine-tuned with its language model, as in
+    LLaVA-NeXT, counts as the original one.
     """
+    if is_ruled(model):
+        _check_width(model, selector)
+    else:
+        _check_shape(model, selector)
+    if not _may_have_tower(model, selector.record.get("fingerprint")):
+        raise ValueError(
+            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
+            f"vision tower that {_name(model)} has, though of the same shape"
+        )
+
+
+def _check_shape(model: Any, selector: FeatureSelector) -> None:
     layer, depth = _layer(model)
     trained, read = [*selector.grid, selector.trunk.width], _shape(model)
     same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
@@ -29,10 +48,21 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
             f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
             f"(rows, columns, width); {_name(model)} reads layer {layer}, {read}"
         )
-    if not _may_have_tower(model, selector.record.get("fingerprint")):
+
+
+def _check_width(model: Any, selector: FeatureSelector) -> None:
+    """Merged tokens have the language model's width, states of patches the tower's."""
+    layer: Any = "merged" if selector.layer is None else selector.layer
+    vision = model.config.vision_config
+    read = (
+        model.get_input_embeddings().weight.shape[1]
+        if layer == "merged"
+        else getattr(vision, "embed_dim", vision.hidden_size)
+    )
+    if selector.trunk.width != read:
         raise ValueError(
-            f"the selector was trained on encoder {selector.encoder}, whose weights are not those of the "
-            f"vision tower that {_name(model)} has, though of the same shape"
+            f"the selector was trained on layer {layer} of encoder {selector.encoder}, features of width "
+            f"{selector.trunk.width}; {_name(model)} has width {read} there"
         )
 
 
@@ -59,14 +89,29 @@ def check_positions(model: Any, positions: str) -> None:
     check_choice("positions", positions)
     if positions != "original":
         return
+    family, model_type = family_of(model), model.config.model_type
+    if isinstance(family, Rule) and positions not in family.entry.positions:
+        allowed = ", ".join(family.entry.positions)
+        raise ValueError(
+            f"positions: original is not supported by {model_type}, whose generate drops position ids, "
+            f"allowed: {allowed}"
+        )
     text = model.config.get_text_config()
     if "flash" in str(text._attn_implementation):
         raise ValueError(
             f"positions: original is not safe under {text._attn_implementation}, allowed: contiguous"
         )
-    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
-    if "position_ids" not in signature(MODEL_MAPPING[type(text)].forward).parameters:
+    if not takes_positions(model):
         raise ValueError(f"positions: original is not supported by {text.model_type}, allowed: contiguous")
+
+
+def takes_positions(model: Any) -> bool:
+    """Whether the language model takes position ids."""
+    text = model.config.get_text_config()
+    # The class is looked up by its configuration, because the model's own method may be wrapped or compiled.
+    # A few language models stand in no mapping.
+    reader = MODEL_MAPPING[type(text)] if type(text) in MODEL_MAPPING else type(model.get_decoder())
+    return "position_ids" in signature(reader.forward).parameters
 
 
 def cuts_images(model: Any) -> bool:
@@ -116,8 +161,14 @@ def external_tower_name(config: Any) -> str | None:
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
     """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(model.model.vision_tower) if known and hasattr(model, "model") else None
+    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
     return known is None or own is None or is_same_tower(known, own)
+
+
+def _tower(model: Any) -> Any:
+    """The model's vision tower."""
+    names = "vision_tower", "visual", "vision_model"
+    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 
 def _name(model: Any) -> str:

@@ -5,7 +5,7 @@ branches of a prefix, V words of the vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -25,12 +25,14 @@ class _Prompts:
     number_B: Tensor
     ids_BL: Tensor
     position_B: Tensor
-    """Position id of the last token."""
+    """Position ids of the last token, (B,) or (axes, B)."""
     prefix_B: Tensor
     branch_B: Tensor
 
     def select(self, rows: Tensor) -> Self:
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        per_prompt = ("number_B", "position_B", "prefix_B", "branch_B")
+        chosen = {name: getattr(self, name)[..., rows] for name in per_prompt}
+        return replace(self, ids_BL=self.ids_BL[rows], **chosen)
 
     def add(self, token_B: Tensor) -> Self:
         return replace(
@@ -80,11 +82,11 @@ def _read(
     if split is None:
         given = {name: value for name, value in inputs.items() if name not in _CACHES}
         cache, logits_B1V = PrefixCache.prefill(model, {"input_ids": input_ids, **given})
-        position_B, branch_B = inputs["position_ids"][:, -1], torch.zeros_like(number_B)
+        position_B, branch_B = inputs["position_ids"][..., -1], torch.zeros_like(number_B)
         return cache, _Prompts(number_B, input_ids, position_B, number_B, branch_B), logits_B1V[:, -1]
     cache, _ = PrefixCache.prefill(model, split.prefixes)
-    logits_UQV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
-    position_B = split.suffixes["position_ids"][:, -1]
+    logits_UQV = cache.extend(split.pack(), keep=int(split.branch_B.max()) + 1)
+    position_B = split.suffixes["position_ids"][..., -1]
     prompts = _Prompts(number_B, input_ids, position_B, split.prefix_B, split.branch_B)
     return cache, prompts, logits_UQV[split.prefix_B, split.branch_B]
 

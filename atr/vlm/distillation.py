@@ -24,12 +24,14 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr.core.tokens import budget, mask_of, perturb_BN, top_k_BK, top_k_mask_BN
-from atr.reduction import FeatureSelector
+from atr.core.tower_layer import TowerLayer
+from atr.reduction import FeatureSelector, SelectorReducer
 from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.pretraining import DivergedError, RecordedTraining, fit, optimizers, step_noise
 from atr.vlm.generation import Generator
 from atr.vlm.prefix import why_not_shared
 from atr.vlm.prompted import Answers, PromptedBatch, PromptedImage, PromptReader
+from atr.vlm.reduce import layer_of
 from atr.vlm.teacher import PromptedImages, StoredAnswers, answer
 from atr.vlm.tiling import ROW_END
 from atr.vlm.weighted_attention import WeightedSequence, log_probabilities
@@ -46,6 +48,18 @@ TokenWeights = tuple[Tensor, Tensor]
 """The weights of an image's tokens, 1 kept and 0 dropped, and a mask of those that the model reads."""
 
 
+def check_teacher(model: Any) -> None:
+    """Raise ValueError for a model whose prompts cannot share the reading of an image.
+
+    The weights of `model` are not read, so that it may be on the meta device.
+    """
+    if reason := why_not_shared(model):
+        raise ValueError(
+            f"distill: {model.config.model_type} cannot teach: {reason}; allowed: causal attention to all "
+            "tokens before, as in llava, qwen2_5_vl, qwen3_vl, internvl and idefics3"
+        )
+
+
 class Distillation(RecordedTraining):
     """Trains a selector to minimise the divergence of the model's answers from those with all tokens.
 
@@ -57,10 +71,9 @@ class Distillation(RecordedTraining):
     def __init__(self, selector: FeatureSelector, generator: Generator, recipe: "Distill", seed: int) -> None:
         """Raise ValueError for a model whose cache several prompts cannot share."""
         super().__init__()
-        if reason := why_not_shared(generator.model):
-            raise ValueError(f"the language model cannot teach: {reason}")
+        check_teacher(generator.model)
         self.selector, self.generator, self.recipe, self.seed = selector, generator, recipe, seed
-        self.reader = PromptReader(generator)
+        self.reader = PromptReader(generator, layer_of(generator.model, SelectorReducer(selector)))
         self.answers: StoredAnswers | Mapping[str, Answers] = {}
 
     def on_fit_start(self) -> None:
@@ -196,7 +209,7 @@ def new_selector(
     width: int,
     grid: tuple[int, int],
     encoder: str,
-    layer: int,
+    layer: TowerLayer,
     images: Iterable[Tensor],
 ) -> FeatureSelector:
     """An untrained selector with logits of 0, standardised by the features_ND of `images`.

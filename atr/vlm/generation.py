@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from atr.core import catalog
 from atr.core.records import Question, Reply, Trial
+from atr.features.pixel_bounds import bound_area
 from atr.reduction import Reducer, SelectorReducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
@@ -24,20 +26,26 @@ from atr.vlm.compatibility import (
     check_positions,
     check_selector,
     cuts_images,
+    is_ruled,
     other_images,
     warn_of_positions,
 )
 from atr.vlm.decoding import decode_greedily
+from atr.vlm.families import Layer, family_of, supported_types
+from atr.vlm.families.table import TABLE
 from atr.vlm.image_tokens import ImageTokens
 from atr.vlm.in_llm import LayerPruning, prune_layers
 from atr.vlm.inputs import FeatureInputs, ImageInputs, ImagesByName, NamedFeatures, Prompts, VisualInputs
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.prefix import split_prompts, why_not_shared
-from atr.vlm.reduce import Prepared, shorten
+from atr.vlm.processors import read_images
+from atr.vlm.reduce import Prepared, layer_of, shorten
 
 if TYPE_CHECKING:
     from atr.config.evaluate import Evaluate
     from atr.config.presets import VlmPreset
+
+_LARGE = Image.new("RGB", (1600, 1200))
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,12 @@ class Generator:
         for features of another layer or shape than the model reads.
         """
         model, processor = load_vlm(vlm.path, weight_dtype(precision), resolve_weights=resolve_weights)
+        bound_area(processor.image_processor, vlm.min_pixels, vlm.max_pixels, vlm.path)
         check_positions(model, settings.positions)
         model = model.to(device)
         source: VisualInputs | None = None
         computed = None
-        if vlm.stored and not cuts_images(model):
+        if vlm.stored and not is_ruled(model) and not cuts_images(model):
             store = features()
             source = _feature_inputs(vlm.path, model, processor, store, images)
             computed = store.manifest["resolved"] if source else None
@@ -106,10 +115,11 @@ class Generator:
         """Build a reducer for this model, its weights on the model's device.
 
         `name` is a built-in one, or the path of the user's file without `.py`. Raises ValueError as
-        `build_reducer` does, for a selector trained on features that the model does not read, and for a
-        reducer of ONE_TILE if the model cuts images into tiles.
+        `build_reducer` does, for a selector trained on features that the model does not read, for a reducer
+        of ONE_TILE if the model's images are cut into tiles, and for one between the layers of a language
+        model that it does not serve.
         """
-        if catalog.reducer_traits(name).one_tile and cuts_images(self.model):
+        if catalog.reducer_traits(name).one_tile and self._cuts_images:
             allowed = ", ".join(
                 other for other in catalog.reducers() if not catalog.reducer_traits(other).one_tile
             )
@@ -119,6 +129,7 @@ class Generator:
             )
         with self.model.device:
             reducer = build_reducer(name, seed, selector)
+        self._check_layers(name, reducer)
         if isinstance(reducer, SelectorReducer):
             check_selector(self.model, reducer.selector)
             warn_of_positions(reducer.selector, self.settings.positions)
@@ -128,15 +139,34 @@ class Generator:
         """The kept fractions that a reducer can reach: all, unless it prunes inside the language model.
 
         There a fraction is a mean over the layers, and the first layers read every token. Raises ValueError
-        if none can be reached, and for a language model with too few layers.
+        if none can be reached, for a language model with too few layers, and for a family that such reducers
+        do not serve.
         """
         reducer = build_reducer(name, 0, placeholder())
         if not isinstance(reducer, LayerReducer):
             return list(keeps)
+        self._check_layers(name, reducer)
         reached = [keep for keep in keeps if keep_for(reducer, keep, self._layers, self._tile) is not None]
         if not reached:
             raise self._unreachable(reducer, max(keeps))
         return reached
+
+    def _check_layers(self, name: str, reducer: Reducer | LayerReducer) -> None:
+        if isinstance(reducer, LayerReducer) and is_ruled(self.model):
+            allowed = ", ".join(kind for kind in supported_types() if kind not in TABLE)
+            raise ValueError(
+                f"reducer {name} prunes between the layers of the language model, which is not supported for "
+                f"{self.model.config.model_type}, allowed: {allowed}"
+            )
+
+    @cached_property
+    def _cuts_images(self) -> bool:
+        """Whether images may be cut into tiles; where the model does not say, a large image is tried."""
+        if not is_ruled(self.model):
+            return cuts_images(self.model)
+        text = Prompts(self.processor).text("", 1)
+        inputs, _ = read_images(self.processor, [[_LARGE]], [text], return_tensors="pt")
+        return family_of(self.model).tiling(self.model, inputs).tiles != (1,)
 
     def batches(self, questions: Sequence[Question], tokens: int) -> list[list[int]]:
         """Indices of the questions in batches of at most `tokens` tokens, as in `batch_by_tokens`.
@@ -146,7 +176,8 @@ class Generator:
         """
         lengths = Prompts(self.processor).lengths([question.question for question in questions])
         images = [question.images for question in questions]
-        return batch_by_tokens(images, lengths, self.source.tokens, tokens, self._shares, self.source.pads)
+        visual = self.source.count_tokens(name for names in images for name in names)
+        return batch_by_tokens(images, lengths, visual, tokens, self._shares, self.source.pads)
 
     @torch.inference_mode()
     def prepare(
@@ -154,12 +185,16 @@ class Generator:
         images: Sequence[Sequence[str]],
         questions: Sequence[str],
         needs: Collection[str] = frozenset(),
+        layer: Layer = None,
     ) -> QuestionBatch:
-        """Encode and project the images and tokenize the prompts, once for all reducers and budgets."""
+        """Encode and project the images and tokenize the prompts, once for all reducers and budgets.
+
+        `needs` and `layer` are what the reducers read of the images, as in `VisualInputs.prepare`.
+        """
         prompts = Prompts(self.processor)
-        blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model.device)
+        blind = prompts.tokenize((prompts.text(text, 0) for text in questions), self.model)
         (count,) = {len(names) for names in images}
-        whole = self.source.prepare(images, questions, needs) if count else None
+        whole = self.source.prepare(images, questions, needs, layer) if count else None
         return QuestionBatch(
             count, shorten(self.model, blind, ImageTokens([]), [], self.settings.positions), whole
         )
@@ -196,17 +231,22 @@ class Generator:
 
         `questions` maps an image to the question it is shown with, which some reducers read. If the image is
         cut into tiles, the indices are those of the tile of the whole image; for pruning inside the language
-        model, those that its last layer reads.
+        model, those that its last layer reads. Images of different grids have theirs by name in `grids`.
         """
-        kept, grid = {}, None
+        kept: dict[str, list[int]] = {}
+        grids: dict[str, list[int]] = {}
+        layer = layer_of(self.model, reducer)
         # One image at a time, as all of them might not fit in memory.
         for image, question in questions.items():
-            whole = self.source.prepare([[image]], [question], reducer.needs)
+            whole = self.source.prepare([[image]], [question], reducer.needs, layer)
             if "text_BD" in reducer.needs:
                 whole = whole.with_text()
-            (kept_K,) = whole.layout.in_whole_image(self._select(whole, reducer, keep))
-            kept[image], grid = kept_K.tolist(), list(whole.layout.tiling.grid)
-        return {"grid": grid, "keep": keep, "masks": kept}
+            ((kept_K, grid),) = whole.layout.in_whole_image(self._select(whole, reducer, keep))
+            kept[image], grids[image] = kept_K.tolist(), list(grid)
+        shapes = list(map(list, {tuple(grid) for grid in grids.values()}))
+        if len(shapes) > 1:
+            return {"grids": grids, "keep": keep, "masks": kept}
+        return {"grid": shapes[0] if shapes else None, "keep": keep, "masks": kept}
 
     @property
     def _layers(self) -> int:
@@ -215,7 +255,7 @@ class Generator:
 
     @property
     def _tile(self) -> int:
-        """Tokens per tile."""
+        """Tokens per tile of a family with a tower of one image size, as those that LayerReducers serve."""
         vision = self.model.config.vision_config
         return int((vision.image_size // vision.patch_size) ** 2)
 
@@ -310,8 +350,10 @@ class ReducedGenerator:
 
     def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> QuestionBatch:
         """As `Generator.prepare`, with the fields of EncoderOutput that the reducer needs."""
-        needs = frozenset().union(*(reducer.needs for reducer in self.reducers.values()))
-        return self.generator.prepare(images, questions, needs=needs)
+        reducers = list(self.reducers.values())
+        needs = frozenset().union(*(reducer.needs for reducer in reducers))
+        # One selector is built for all seeds.
+        return self.generator.prepare(images, questions, needs, layer_of(self.generator.model, reducers[0]))
 
     def answer(self, batch: QuestionBatch, trial: Trial) -> list[Reply]:
         """As `Generator.answer`, under one trial."""

@@ -5,7 +5,7 @@ counts are the same for both.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, ClassVar, Protocol
@@ -16,10 +16,15 @@ from torch import Tensor
 
 from atr.reduction import EncoderOutput
 from atr.vlm.encoded_tiles import EncodedTiles
-from atr.vlm.families import Tiling
+from atr.vlm.families import Layer, Tiling, family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.families.tower import encode_tiles, project
+from atr.vlm.processors import count_image_tokens, make_token_types, read_images
 from atr.vlm.reduce import Prepared, prepare
+from atr.vlm.sequence import has_axes
 from atr.vlm.tiling import TileLayout
+
+_GRIDS = "image_grid_thw"
 
 
 class NamedFeatures(Protocol):
@@ -51,20 +56,21 @@ class VisualInputs(Protocol):
     pads: ClassVar[bool]
     """Whether prompts of different lengths may share a batch, left-padded to the longest."""
 
-    @property
-    def tokens(self) -> int:
-        """Most visual tokens that an image can have, without reduction."""
+    def count_tokens(self, images: Iterable[str]) -> dict[str, int]:
+        """Visual tokens of each image without reduction, at most; by its name."""
 
     def prepare(
         self,
         images: Sequence[Sequence[str]],
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
+        layer: Layer = None,
     ) -> Prepared:
         """Encode the images of each question, named in the order of its prompt, and tokenize the prompts.
 
         A question may be a conversation, as in `Prompts.text`. `needs` names the optional fields of
-        EncoderOutput that the reducers read.
+        EncoderOutput that the reducers read, `layer` is what they read of an image, as in
+        `atr.vlm.reduce.prepare`.
         """
 
 
@@ -108,23 +114,23 @@ class Prompts:
         options = self.options(texts) | {"padding": False, "return_tensors": None}
         return [len(ids) for ids in self.processor.tokenizer(texts, **options)["input_ids"]]
 
-    def expand(self, question: str | Sequence[str], tokens: Sequence[int]) -> str:
-        """The prompt of a question with as many placeholders for each image as it has `tokens`.
+    def expand(self, question: str | Sequence[str], images: Sequence[str]) -> str:
+        """The prompt of a question with the text of each of its `images`, as `read_images` gives it.
 
         Raises ValueError for a question that contains a placeholder.
         """
         placeholder = self.processor.image_token
-        parts = self.text(question, len(tokens)).split(placeholder)
-        if len(parts) != len(tokens) + 1:
+        parts = self.text(question, len(images)).split(placeholder)
+        if len(parts) != len(images) + 1:
             raise ValueError(f"question: {question!r} contains the placeholder {placeholder} of an image")
-        runs = [placeholder * count for count in tokens]
-        return "".join(itertools.chain.from_iterable(zip(parts, [*runs, ""], strict=True)))
+        return "".join(itertools.chain.from_iterable(zip(parts, [*images, ""], strict=True)))
 
-    def tokenize(self, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
-        """Token ids and attention mask of prompts that hold one placeholder per visual token."""
+    def tokenize(self, texts: Iterable[str], model: Any) -> dict[str, Tensor]:
+        """Token ids, attention mask and token types of expanded prompts, as the model reads them."""
         texts = list(texts)
-        tokens = self.processor.tokenizer(texts, **self.options(texts)).to(device)
-        return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+        tokens = self.processor.tokenizer(texts, **self.options(texts)).to(model.device)
+        read = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+        return read | make_token_types(self.processor, model, read["input_ids"])
 
 
 @dataclass(frozen=True)
@@ -146,24 +152,31 @@ class FeatureInputs:
         images: Sequence[Sequence[str]],
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
+        layer: Layer = None,
     ) -> Prepared:
-        """As `VisualInputs.prepare`; images are opened only for attention, keys or pixels."""
+        """As `VisualInputs.prepare`; images are opened only for attention, keys or pixels.
+
+        The features are of the stored layer, which is the model's own.
+        """
         shown = [name for names in images for name in names]
         place = {name: position for position, name in enumerate(dict.fromkeys(shown))}
         encoded = EncodedTiles.of_one_grid(self._encode(list(place), needs))
         prompts = Prompts(self.processor)
         texts = [
-            prompts.expand(question, [self.tokens] * len(names))
+            prompts.expand(question, [self.processor.image_token * self._tokens] * len(names))
             for names, question in zip(images, questions, strict=True)
         ]
         layout = TileLayout(self.model, Tiling.of_one_grid((1,) * len(place), self.features.grid))
-        inputs = prompts.tokenize(texts, self.model.device)
+        inputs = prompts.tokenize(texts, self.model)
         image_of = [place[name] for name in shown]
         return Prepared(self.model, inputs, layout, encoded, layout.tokens(encoded), image_of)
 
+    def count_tokens(self, images: Iterable[str]) -> dict[str, int]:
+        """As `VisualInputs.count_tokens`; all images have as many."""
+        return dict.fromkeys(images, self._tokens)
+
     @property
-    def tokens(self) -> int:
-        """Tokens of an image."""
+    def _tokens(self) -> int:
         rows, columns = self.features.grid
         return rows * columns
 
@@ -200,34 +213,67 @@ class ImageInputs:
         images: Sequence[Sequence[str]],
         questions: Sequence[str | Sequence[str]],
         needs: Collection[str] = frozenset(),
+        layer: Layer = None,
     ) -> Prepared:
         """As `VisualInputs.prepare`; raises ValueError for a question that contains a placeholder."""
-        prompts, samples = Prompts(self.processor), list(dict.fromkeys(map(tuple, images)))
-        # Nested, so that OneVision's processor does not cut the images of a question with several.
-        pictures = [[self.images.image(name) for name in names] for names in samples]
-        texts = [self.processor.image_token * len(names) for names in samples]
-        inputs = self.processor(images=pictures, text=texts, **prompts.options(texts))
-        needed = set(needs) - {"text_BD"}
-        encoded = prepare(self.model, inputs.to(self.model.device), self.interpolation, needed)
+        samples = list(dict.fromkeys(map(tuple, images)))
+        encoded, written = self._encode(samples, needs, layer)
         bounds = itertools.pairwise(itertools.accumulate(map(len, samples), initial=0))
         shown = {names: range(first, after) for names, (first, after) in zip(samples, bounds, strict=True)}
         rows = [shown[tuple(names)] for names in images]
-        lengths = encoded.layout.lengths
+        prompts = Prompts(self.processor)
         texts = [
-            prompts.expand(question, [lengths[image] for image in row])
+            prompts.expand(question, [written[image] for image in row])
             for question, row in zip(questions, rows, strict=True)
         ]
-        prepared = replace(
-            encoded,
-            inputs=prompts.tokenize(texts, self.model.device),
-            image_of=list(itertools.chain.from_iterable(rows)),
-        )
+        image_of = list(itertools.chain.from_iterable(rows))
+        inputs = prompts.tokenize(texts, self.model) | _image_grids(self.model, encoded.inputs, image_of)
+        prepared = replace(encoded, inputs=inputs, image_of=image_of)
         return prepared.with_text() if "text_BD" in needs else prepared
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of an image with as many tiles as the model allows, newlines included."""
-        return _most_tokens(self.model.config, self.interpolation)
+    def _encode(
+        self, samples: Sequence[Sequence[str]], needs: Collection[str], layer: Layer
+    ) -> tuple[Prepared, list[str]]:
+        """The images of each sample encoded, and the text of each image in a prompt.
+
+        Raises ValueError if the prompts do not keep the images of a sample apart.
+        """
+        prompts = Prompts(self.processor)
+        pictures = [[self.images.image(name) for name in names] for names in samples]
+        # In the model's own template, whose text between images may tell one's tokens from the next one's.
+        texts = [prompts.text("", len(names)) for names in samples]
+        inputs, written = read_images(self.processor, pictures, texts, **prompts.options(texts))
+        needed = set(needs) - {"text_BD"}
+        encoded = prepare(self.model, inputs.to(self.model.device), self.interpolation, needed, layer)
+        lengths, count = encoded.layout.lengths, sum(map(len, samples))
+        if len(lengths) != count:
+            raise ValueError(
+                f"{self.model.config.model_type}: {count} images became {len(lengths)} in the prompts, whose "
+                "chat template puts images side by side, allowed: questions with one image"
+            )
+        if self.interpolation == "off" or not written:  # has other tokens than the processor writes
+            written = [self.processor.image_token * length for length in lengths]
+        return encoded, written
+
+    def count_tokens(self, images: Iterable[str]) -> dict[str, int]:
+        """As `VisualInputs.count_tokens`.
+
+        An image that is cut by LLaVA's rules counts as many as it can have; elsewhere the processor counts
+        the tokens of an image of its size.
+        """
+        names = list(dict.fromkeys(images))
+        if isinstance(family_of(self.model), Rule):
+            sizes = [self.images.image(name).size for name in names]
+            counts = count_image_tokens(self.processor, [(height, width) for width, height in sizes])
+            return dict(zip(names, counts, strict=True))
+        return dict.fromkeys(names, _most_tokens(self.model.config, self.interpolation))
+
+
+def _image_grids(model: Any, inputs: Mapping[str, Any], image_of: Sequence[int]) -> dict[str, Tensor]:
+    """What a model with several axes of positions reads of each image to number its tokens."""
+    if not has_axes(model) or _GRIDS not in inputs:
+        return {}
+    return {_GRIDS: torch.as_tensor(inputs[_GRIDS])[list(image_of)]}
 
 
 def _most_tokens(config: Any, interpolation: str) -> int:

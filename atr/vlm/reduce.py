@@ -127,7 +127,7 @@ def reduce(
     check_reducer(model, reducer, positions)
     if "pixel_values" not in inputs:
         return Reduced(shorten(model, inputs, ImageTokens([]), [], positions))
-    prepared = prepare(model, inputs, interpolation, reducer.needs, _layer(model, reducer))
+    prepared = prepare(model, inputs, interpolation, reducer.needs, layer_of(model, reducer))
     kept = select_tokens(reducer, prepared.encoded, prepared.layout, policy)
     return prepared.keep_tokens(kept, reducer, policy)
 
@@ -298,7 +298,7 @@ def shorten(
     return shorter
 
 
-def _layer(model: Any, reducer: Reducer) -> Layer:
+def layer_of(model: Any, reducer: Any) -> Layer:
     """The features that a reducer reads: those of its selector's training, where the family has a choice."""
     if isinstance(reducer, SelectorReducer) and isinstance(family_of(model), Rule):
         return reducer.selector.layer

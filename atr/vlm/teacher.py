@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from atr.core.files import whole_file
 from atr.vlm.prefix import PrefixCache, SplitPrompts
@@ -47,8 +46,8 @@ def answer(reader: PromptReader, batch: Sequence[PromptedImage]) -> list[Answers
     prompted = reader.read(batch)
     split = _split(model, prompted)
     cache, _ = PrefixCache.prefill(model, split.prefixes)
-    logits_UQV = cache.extend(*split.pack(), keep=int(split.branch_B.max()) + 1)
-    prompts = _Unfinished(cache, split.prefix_B, split.branch_B, split.suffixes["position_ids"][:, -1])
+    logits_UQV = cache.extend(split.pack(), keep=int(split.branch_B.max()) + 1)
+    prompts = _Unfinished(cache, split.prefix_B, split.branch_B, split.suffixes["position_ids"][..., -1])
     log_probabilities_BV = logits_UQV[prompts.row_B, prompts.branch_B].float().log_softmax(-1)
     number_B = torch.arange(len(log_probabilities_BV), device=log_probabilities_BV.device)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in number_B]
@@ -70,7 +69,10 @@ def answer(reader: PromptReader, batch: Sequence[PromptedImage]) -> list[Answers
 
 @dataclass(frozen=True)
 class _Unfinished:
-    """Prompts whose answers have not ended: rows and branches in the cache, positions of the last tokens."""
+    """Prompts whose answers have not ended: rows and branches in the cache, positions of the last tokens.
+
+    Positions are (B,) or (axes, B).
+    """
 
     cache: PrefixCache
     row_B: Tensor
@@ -82,7 +84,7 @@ class _Unfinished:
         rows_U, row_B = torch.unique(self.row_B[stay_B], return_inverse=True)
         self.cache.select(rows_U)
         return replace(
-            self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[stay_B] + 1
+            self, row_B=row_B, branch_B=self.branch_B[stay_B], position_B=self.position_B[..., stay_B] + 1
         )
 
     def read(self, ids_B: Tensor) -> Tensor:
@@ -98,29 +100,36 @@ def _joined(found: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Answers:
 
 def _split(model: Any, prompted: PromptedBatch) -> SplitPrompts:
     """All prompts of a batch, behind the prefixes with all visual tokens."""
-    prefixes: dict[str, Any] = _padded(prompted.prefixes, [0] * len(prompted.prefixes), pad_id(model))
-    tokens = [prompted.prepared.tokens.images[image] for image in prompted.prepared.image_of]
-    prefixes["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+    fill, prepared = pad_id(model), prompted.prepared
+    prefixes: dict[str, Any] = _padded(prompted.prefixes, [at[..., :-1] for at in prompted.positions], fill)
+    tokens = prepared.tokens.of(prepared.image_of)
+    prefixes["mm_encoder_outputs"] = tokens.keep([torch.arange(len(image)) for image in tokens.images])
     pairs = [(image, branch) for image, part in enumerate(prompted.prompts) for branch in range(len(part))]
     suffixes = [prompted.prompts[image][branch] for image, branch in pairs]
-    starts = [len(prompted.prefixes[image]) for image, _ in pairs]
+    places = [
+        prompted.positions[image][..., -1:] + torch.arange(len(suffix_T), device=suffix_T.device)
+        for (image, _), suffix_T in zip(pairs, suffixes, strict=True)
+    ]
+    behind = _padded(suffixes, places, fill)
+    prefixes |= prompted.token_types(prefixes["input_ids"])
+    behind |= prompted.token_types(behind["input_ids"])
     image_B, branch_B = torch.tensor(pairs, device=suffixes[0].device).unbind(1)
-    return SplitPrompts(prefixes, _padded(suffixes, starts, pad_id(model)), image_B, branch_B)
+    return SplitPrompts(prefixes, behind, image_B, branch_B)
 
 
-def _padded(rows: Sequence[Tensor], starts: Sequence[int], fill: int) -> dict[str, Tensor]:
-    """Left-padded ids, with positions that begin at `starts`."""
+def _padded(rows: Sequence[Tensor], places: Sequence[Tensor], fill: int) -> dict[str, Tensor]:
+    """Left-padded ids and their position ids, (B, T) or (axes, B, T)."""
+    longest = max(map(len, rows))
 
     def pad(values: Sequence[Tensor], value: int = 0) -> Tensor:
-        return pad_sequence(list(values), batch_first=True, padding_value=value, padding_side="left")
+        return torch.stack(
+            [F.pad(part, (longest - part.shape[-1], 0), value=value) for part in values], dim=-2
+        )
 
-    positions = [
-        start + torch.arange(len(row), device=row.device) for start, row in zip(starts, rows, strict=True)
-    ]
     return {
         "input_ids": pad(rows, fill),
         "attention_mask": pad([torch.ones_like(row) for row in rows]),
-        "position_ids": pad(positions),
+        "position_ids": pad(places),
     }
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Tiling, family_of
+from atr.vlm.families.grids import Grid
+from atr.vlm.families.rule import Rule
 from atr.vlm.image_tokens import ImageTokens
 
 ROW_END = -1
@@ -70,9 +72,19 @@ class TileLayout:
         """Visual tokens of each image: packed tokens without newlines."""
         return [int((tile_P != ROW_END).sum()) for tile_P in self.tile_of]
 
-    def in_whole_image(self, kept: list[Tensor]) -> list[Tensor]:
-        """The kept indices that lie in tile 0 of each image, in its raster order: tile 0 is packed first."""
-        return [kept_K[tile_P[kept_K] == 0] for kept_K, tile_P in zip(kept, self.tile_of, strict=True)]
+    def in_whole_image(self, kept: list[Tensor]) -> list[tuple[Tensor, Grid]]:
+        """The kept indices that lie in the tile of the whole image, in its raster order, and its grid.
+
+        That is an image's first tile, or the last one, as its family has it.
+        """
+        family = family_of(self.model)
+        whole = family.entry.whole if isinstance(family, Rule) else 0
+        found = []
+        for kept_K, tile_P, grids in zip(kept, self.tile_of, self.grids, strict=True):
+            inside_P = tile_P == range(len(grids))[whole]
+            place_P = inside_P.cumsum(0) - 1
+            found.append((place_P[kept_K[inside_P[kept_K]]], grids[whole]))
+        return found
 
     def groups(self, budget: str) -> list[list[Tensor]]:
         """Indices of the packed tokens that share a budget, without newlines.

@@ -1,5 +1,7 @@
-"""The paper's ten: prompts word for word, and answers scored by hand, on rows in the datasets' schemas."""
+"""The paper's ten and OCRBench: prompts word for word, and answers scored by hand, on rows in schema."""
 
+import random
+import string
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from atr.benchmarks import load_benchmark
 from atr.datasets import parquet
 
-TEXT = {"textvqa", "docvqa", "infovqa", "chartqa", "mmbench"}
+TEXT = {"textvqa", "docvqa", "infovqa", "chartqa", "mmbench", "ocrbench"}
 GENERAL = {"ai2d", "gqa", "mmmu", "mmstar", "scienceqa"}
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -40,6 +42,7 @@ PROMPTS = {
     "docvqa": f"What is the date, 0?\n{SHORT}",
     "infovqa": f"How many?\n{SHORT}",
     "chartqa": "Which value?\nAnswer the question with a single word.",
+    "ocrbench": "What is written in the image?",
     "mmbench": "Look at the fruit. Which is it, 0? There are several options:\nA. apple\nB. pear\nC. plum\n\n"
     + LETTER,
     "ai2d": f"Which eats grass?\nA. fox\nB. hare\nC. owl\n{LETTER}",
@@ -119,3 +122,72 @@ SCORED = [
 def test_scores_by_hand(name, prediction, answers, choices, expected):
     question = SimpleNamespace(answers=answers, choices=choices)
     assert load_benchmark(name).score(prediction, question) == pytest.approx(expected)
+
+
+OCRBENCH = [
+    ("Regular Text Recognition/IIIT5K/0000", "It says CENTRE.", ["centre"], 1.0),
+    ("Regular Text Recognition/IIIT5K/0000", "cent re", ["centre"], 0.0),
+    ("Regular Text Recognition/IIIT5K/0000", "the\nCentre", ["The centre"], 1.0),
+    ("Regular Text Recognition/IIIT5K/0000", "the\n centre", ["the centre"], 0.0),  # two blanks
+    ("Doc-oriented VQA/docVQA/0600", "5 May", ["1 June", " may\n"], 1.0),
+    ("Doc-oriented VQA/docVQA/0600", "", ["may"], 0.0),
+    ("Key Information Extraction/SROIE/0700", "RM 12.50", ["12.50", "12.5"], 1.0),
+    ("Handwritten Mathematical Expression Recognition/HME100k/0999", "x ^ { 2 }\n+ A", ["x^{2} + A"], 1.0),
+    ("Handwritten Mathematical Expression Recognition/HME100k/0999", "x ^ { 2 } + a", ["x^{2} + A"], 0.0),
+    ("Handwritten Mathematical Expression Recognition/HME100k/0999", "= x^{2} + A .", ["x ^ {2} + A"], 1.0),
+]
+
+
+def ocrbench(kind, prediction, answers):
+    return load_benchmark("ocrbench").score(
+        prediction, SimpleNamespace(id=f"ocrbench/{kind}", answers=answers)
+    )
+
+
+@pytest.mark.parametrize("kind, prediction, answers, expected", OCRBENCH)
+def test_ocrbench_by_hand(kind, prediction, answers, expected):
+    assert ocrbench(kind, prediction, answers) == expected
+
+
+def contained(dataset, prediction, answers):
+    """The official rule, letter by letter: no str method of the benchmark's own is used."""
+    gap = set(string.whitespace)
+
+    def letters(text):
+        while text and text[0] in gap:
+            text = text[1:]
+        while text and text[-1] in gap:
+            text = text[:-1]
+        if dataset == "HME100k":
+            return [letter for letter in text if letter not in " \n"]
+        return [
+            " " if letter == "\n" else letter.swapcase() if letter.isupper() else letter for letter in text
+        ]
+
+    said = letters(prediction)
+    return any(
+        said[place : place + len(answer)] == answer
+        for answer in map(letters, answers)
+        for place in range(len(said) - len(answer) + 1)
+    )
+
+
+@pytest.mark.parametrize("dataset", ["HME100k", "svt", "textVQA"])
+def test_ocrbench_is_the_official_rule_on_random_texts(dataset):
+    draw = random.Random(dataset)
+    scores = []
+    for _ in range(3000):
+        prediction = "".join(draw.choices("aAb \n\t", k=draw.randrange(9)))
+        answers = [
+            "".join(draw.choices("aAb \n", k=draw.randrange(1, 4))) for _ in range(draw.randrange(1, 3))
+        ]
+        scores.append(ocrbench(f"Kind/{dataset}/0001", prediction, answers))
+        assert scores[-1] == contained(dataset, prediction, answers), (prediction, answers)
+    assert 0 < sum(scores) < len(scores)
+
+
+def test_an_id_of_ocrbench_says_what_kind_of_text_it_asks_about(hub, repository):
+    rows = hub.DATASETS["ocrbench"][2]
+    assert [example.id for example in read(repository, "ocrbench")] == [
+        f"{row['question_type']}/{row['dataset']}/{number:04d}" for number, row in enumerate(rows)
+    ]

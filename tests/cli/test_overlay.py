@@ -14,6 +14,8 @@ from atr.config.stages import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = (ROOT / "params.yaml").read_text()
+QWEN = {"qwen2.5-vl": (28, 3584), "qwen3-vl": (32, 4096)}
+"""Side of a token in pixels, and its channels."""
 EXPERIMENTS = {path.stem: path for path in sorted((ROOT / "experiments").glob("*.yaml"))}
 
 
@@ -38,8 +40,8 @@ def keys(text):
     return re.findall(r"^ *\w+:", text, flags=re.MULTILINE)
 
 
-def test_the_papers_two_experiments_are_shipped():
-    assert set(EXPERIMENTS) == {"llava-next", "llava-onevision"}
+def test_the_papers_two_experiments_and_those_of_qwen_are_shipped():
+    assert set(EXPERIMENTS) == {"llava-next", "llava-onevision", *QWEN}
     tracked = subprocess.run(
         ["git", "check-ignore", *EXPERIMENTS.values()], cwd=ROOT, capture_output=True, text=True
     )
@@ -52,6 +54,24 @@ def test_an_experiment_states_every_parameter_of_its_stages(name):
     assert list(tree) == list(PIPELINE.keys)
     for section, kind in PIPELINE.sections.items():
         assert list(tree[section]) == [key.name for key in fields(kind)]
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_an_experiment_with_qwen_holds_what_idpruners_table_has(params, name):
+    side, width = QWEN[name]
+    overlay.apply(EXPERIMENTS[name], path=params)
+    evaluate = config.load("report", params).evaluate
+    assert evaluate.keep == [0.1, 0.25]
+    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.BENCHMARK_QUESTIONS)
+    assert {"full", "divprune", "selector_mmr"} <= set(evaluate.names)
+    models = config.load("models", params)
+    assert models.encoder.path == models.vlm.path and models.vlm.encoder == models.encoder.name
+    costs = plan.load_plan(params)
+    assert costs.features.width == width and costs.resolution.side == side
+    assert costs.resolution.least <= 640 * 480 <= costs.resolution.most, "photographs of COCO as they are"
+    for recipe in (costs.pretrain, costs.distill):
+        assert 0.02 < costs.selection_share(recipe, costs.largest.tokens) < plan.WORTH
+    assert recipe.heads * 128 == width
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -82,7 +102,9 @@ def test_an_experiment_holds_what_the_paper_states(params, name, encoder, width,
     assert trained.pretrain.warmup == 0.05
     assert evaluate.keep == [round(0.1 * tenths, 1) for tenths in range(1, keep + 1)]
     assert set(evaluate.reducers) == {"full", "none", "random"}
-    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.BENCHMARK_QUESTIONS)
+    assert set(config.load("prepare", params).prepare.benchmarks) == set(plan.BENCHMARK_QUESTIONS) - {
+        "ocrbench"
+    }
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

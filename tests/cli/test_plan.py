@@ -8,25 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlavaNextConfig,
-    LlavaOnevisionConfig,
-    SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import LlavaNextConfig, LlavaOnevisionConfig
 
 from atr import config
 from atr.cli import overlay, plan
 from atr.cli.disk import Disks
-from atr.config.presets import ENCODERS, VLMS
+from atr.config.presets import VLMS
 from atr.config.pretrain import Pretrain
 from atr.config.trainer import Trainer
 from atr.features.datamodule import FeatureDataModule
-from atr.features.encoder import Encoder
 from atr.reduction.autoencoder import FeatureAutoencoder
 from atr.vlm.variants import VARIANTS
 
@@ -52,59 +42,6 @@ def planned(tmp_path):
         return plan.load_plan(path)
 
     return planned
-
-
-@pytest.mark.parametrize(
-    ("path", "image", "hundred_thousand"),
-    [("openai/clip-vit-large-patch14-336", 1.18, 118), ("google/siglip-so400m-patch14-384", 1.68, 168)],
-)
-def test_stored_features_have_the_papers_size(path, image, hundred_thousand):
-    features = plan.features_of(path)
-    assert round(features.bytes / 1e6, 2) == image
-    assert round(100_000 * features.bytes / 1e9) == hundred_thousand
-
-
-def test_every_preset_is_known():
-    assert all(plan.features_of(preset.path) for preset in ENCODERS.values())
-
-
-SMALL = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32}
-CROP = {"crop_size": {"height": 42, "width": 42}, "size": {"shortest_edge": 48}}
-
-
-@pytest.mark.parametrize(
-    ("model", "settings", "processor"),
-    [
-        (
-            CLIPVisionModel,
-            CLIPVisionConfig(**SMALL, patch_size=14, image_size=42),
-            CLIPImageProcessorPil(**CROP),
-        ),
-        (
-            SiglipVisionModel,
-            SiglipVisionConfig(**SMALL, patch_size=16, image_size=72),
-            SiglipImageProcessorPil(size={"height": 72, "width": 72}),
-        ),
-    ],
-)
-def test_a_folder_is_read_as_the_encoder_finds_it(tmp_path, model, settings, processor):
-    model(settings).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    encoder = Encoder.load(str(tmp_path))
-    rows, columns = encoder.grid
-    assert plan.features_of(str(tmp_path)) == plan.FeatureShape(rows * columns, encoder.width)
-
-
-def test_the_shipped_model_is_read_from_its_folder():
-    assert plan.features_of("data/micro/llava") == plan.FeatureShape(144, 192)
-
-
-@pytest.mark.parametrize("content", [None, "{}", "{", '{"vision_config": {"image_size": 28}}'])
-def test_what_is_no_encoder_is_unknown(tmp_path, content):
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    assert plan.features_of(str(tmp_path)) is None
-    assert plan.features_of("some/tower") is None
 
 
 def autoencoder(pretrain, width, grid):
@@ -278,6 +215,31 @@ def test_coco_holds_what_its_reader_says():
                 "llava-onevision-7b: at most 26,973 tokens an image, 37 tile(s)",
                 "168.0 GB for pretraining",
                 "1,081,674: each question under 27 trials (full 1, none 1, random 12, selector 6, ",
+                "costs 0.71 % at 26,973 tokens of the prefill it saves at 25 % kept, by FLOPs",
+            ],
+        ),
+        (
+            "qwen2.5-vl",
+            [],
+            [
+                "qwen2.5-vl-7b: 391 tokens of 3,584 channels for an image of 640 x 480 pixels",
+                "(min_pixels, max_pixels), 28 x 28 a token: 256 to 2,048 tokens",
+                "qwen2.5-vl-7b: at most 2,048 tokens an image, 1 tile(s)",
+                "costs 3.7 % at 391 tokens, 4.3 % at 2,048 tokens of the prefill it saves at 25 % kept",
+                # 391 and 2,048 tokens of 3,584 channels in two bytes.
+                "280.3 GB for pretraining, at most 424.0 GB for evaluation",
+                "41,062: textvqa 5,000",
+                "698,054: each question under 17 trials (full 1, none 1, random 4, divprune 2, selector 2, ",
+            ],
+        ),
+        (
+            "qwen3-vl",
+            ["min_pixels=null", "max_pixels=null", "extract.layer=-2", "prepare.source=micro"],
+            [
+                # 168 x 168 pixels are enlarged to 65,536 or a little more.
+                "qwen3-vl-8b: 64 tokens of 1,152 channels for an image of 168 x 168 pixels",
+                "65,536 to 16,777,216 an image (min_pixels, max_pixels), 32 x 32 a token: 64 to ",
+                "14.7 GB for pretraining",
             ],
         ),
     ],
@@ -367,3 +329,39 @@ def test_what_the_disk_does_not_hold_is_a_warning(linked, one_disk, data, cache,
     told = list(plan._short(100 * GB, disks))
     assert len(told) == len(short)
     assert all(part in warning for part, warning in zip(short, told, strict=True))
+
+
+@pytest.mark.parametrize("layers, ratio, layer, is_costly", [
+    (3, 4.0, "merged", True), (3, 0.25, "merged", False), (1, 4.0, "merged", False), (3, 4.0, -2, False),
+])  # fmt: skip
+def test_a_selection_that_costs_more_than_a_twentieth_of_what_it_saves_is_a_warning(
+    planned, layers, ratio, layer, is_costly
+):
+    width = 3584 if layer == "merged" else 1280
+    settings = [f"pretrain.{key}={value}" for key, value in (("layers", layers), ("ffn_ratio", ratio))]
+    heads = [f"{stage}.heads={width // 128}" for stage in ("pretrain", "distill")]
+    costs = planned("qwen2.5-vl", *settings, *heads, f"extract.layer={layer}")
+    told = [warning for warning in plan.warnings(costs, ROOMY) if "selection costs" in warning]
+    expected = (
+        "pretrain.ffn_ratio, pretrain.layers: selection costs 10 % of the prefill it saves at 25 % kept, "
+    )
+    assert told == ([expected + "more than 5 %"] if is_costly else [])
+
+
+def test_the_share_of_a_selection_by_hand(planned):
+    """Qwen2.5-VL-7B: 6.53 billion weights; in each of 28 layers four FLOPs a channel and pair of tokens."""
+    costs = planned("qwen2.5-vl")
+    weights = 28 * (2 * 3584**2 + 2 * 3584 * 512 + 3 * 3584 * 18944)
+    pairs = (2048 * 2049 - 512 * 513) // 2
+    saved = 2 * weights * (2048 - 512) + 28 * 4 * 3584 * pairs
+    spent = 2048 * (3 * (8 * 3584**2 + 4 * 3584 * 896 + 4 * 2048 * 3584) + 2 * 3584)
+    assert costs.selection_share(costs.pretrain, 2048) == pytest.approx(spent / saved)
+    assert costs.selection_share(replace(costs.pretrain, ffn_ratio=4.0), 2048) > 2 * spent / saved
+
+
+def test_tiles_are_selected_from_one_by_one(planned):
+    costs = planned("llava-next")
+    size = plan.Autoencoder.of(costs.pretrain, 1024)
+    decoder = plan.decoder_of(costs.vlm.path)
+    expected = 5 * size.forward_flops(576, 1) / plan.prefill_saved(decoder, 2880, 720)
+    assert costs.selection_share(costs.pretrain, 576) == expected

@@ -13,6 +13,10 @@ from atr.config.common import Common
         ("encoder", "tests/no-such-tower", "folder"),
         ("vlm", "llava", "micro"),
         ("vlm", None, "str"),
+        ("min_pixels", 0, "null, or 1 <= min_pixels"),
+        ("max_pixels", 2**31, "max_pixels <= 2147483647"),
+        ("max_pixels", "many", "int | None"),
+        ("max_pixels", 1000, "null, as micro sets the size of images itself"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(check_refused, key, value, allowed):
@@ -24,6 +28,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(check_refused, key, value, al
     [
         {"seed": 0},
         {"seed": 2**32 - 1},
+        {"min_pixels": 1, "max_pixels": 2**31 - 1},
     ],
 )
 def test_the_ends_of_a_range_are_allowed(check_allowed, values):

@@ -67,7 +67,7 @@ def test_the_whole_file_is_known_for_tracking():
 def test_flat_names_every_parameter_once():
     table = config.flat(SHIPPED)
     assert table["seed"] == 0 and table["vlm"] == "micro" and table["pretrain.keep"] == 0.45
-    assert len(table) == 3 + sum(len(fields(kind)) for kind in PIPELINE.sections.values())
+    assert len(table) == 5 + sum(len(fields(kind)) for kind in PIPELINE.sections.values())
 
 
 @pytest.mark.parametrize(

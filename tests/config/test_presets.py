@@ -11,6 +11,13 @@ from atr.config.presets import ENCODERS, VLMS, EncoderPreset, VlmPreset, find_pr
 ROOT = Path(__file__).parents[2]
 ONE_HEAD = {"pretrain__heads": 1, "distill__heads": 1}
 """A divisor of every encoder's width."""
+MERGED = (
+    "qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-2b", "qwen3-vl-8b",
+    "internvl3-8b", "gemma-3-4b", "smolvlm-500m",
+)  # fmt: skip
+"""Models whose own tokens are the features."""
+BOUNDED = MERGED[:4]
+"""Those whose image processor bounds the area of an image."""
 
 
 @pytest.fixture
@@ -50,6 +57,7 @@ def test_an_impossible_pair_names_the_models_that_read_the_encoder(write, messag
         ("dinov2-small", ["micro-dinov2"]),
         ("clip-vit-large-patch14-336", ["llava-next-7b", "llava-1.5-7b"]),
         ("siglip-so400m-patch14-384", ["llava-onevision-7b"]),
+        *((name, [name]) for name in MERGED),
     ],
 )
 def test_encoders_have_their_models(write, message, labels, encoder, readers):
@@ -58,6 +66,81 @@ def test_encoders_have_their_models(write, message, labels, encoder, readers):
         assert config.load("evaluate", write(encoder=encoder, vlm=name, **ONE_HEAD)).vlm == VLMS[name]
     refused = message(write(encoder=encoder, vlm="micro"))
     assert f"'micro' does not read encoder {encoder!r}, allowed: {', '.join(readers)}, a folder" in refused
+
+
+def test_auto_refuses_to_choose_among_models_that_none_is_marked_for(write, message, monkeypatch):
+    both = {name: VlmPreset(name=name, path=f"x/{name}", encoder="micro") for name in ("one", "two")}
+    monkeypatch.setattr(presets, "VLMS", both)
+    text = message(write())
+    assert text == (
+        "vlm: 'auto' finds 2 models that read encoder 'micro', allowed: one, two, a folder, or a hub id "
+        "org/name"
+    )
+    monkeypatch.setattr(presets, "VLMS", {"two": replace(both["two"], auto=True), "one": both["one"]})
+    assert config.load("evaluate", write()).vlm.name == "two"
+
+
+def test_a_model_reads_its_own_encoder_alone(write, message):
+    text = message(write(encoder="qwen2.5-vl-3b", vlm="qwen2.5-vl-7b", **ONE_HEAD))
+    assert text == (
+        "vlm: 'qwen2.5-vl-7b' does not read encoder 'qwen2.5-vl-3b', allowed: qwen2.5-vl-3b, a folder, or a "
+        "hub id org/name"
+    )
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_model_whose_own_tokens_are_the_features_shares_the_checkpoint_of_its_encoder(name):
+    encoder, vlm = ENCODERS[name], VLMS[name]
+    assert (encoder.path, encoder.name, encoder.layer) == (vlm.path, vlm.encoder, "merged")
+    assert not vlm.stored and encoder.width != encoder.patch_width
+    assert (encoder.max_pixels is not None) == (encoder.min_pixels is not None) == (name in BOUNDED)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in MERGED])
+def test_encoders_that_merge_nothing_have_no_merged_tokens(write, message, name):
+    text = message(write(encoder=name, vlm="org/model", extract__layer="merged", **ONE_HEAD))
+    assert text == (
+        f"extract.layer: 'merged' is out of range, allowed: null or an index, as {name} merges no patches"
+    )
+
+
+@pytest.mark.parametrize(
+    ("layer", "heads", "width"), [(None, 7, 3584), ("merged", 7, 3584), (31, 5, 1280), (-1, 5, 1280)]
+)
+def test_heads_divide_the_width_of_the_layer_that_is_read(write, message, layer, heads, width):
+    chosen = {"encoder": "qwen2.5-vl-7b", "extract__layer": layer, "distill__heads": 1}
+    assert config.load("pretrain", write(pretrain__heads=heads, **chosen)).pretrain.heads == heads
+    text = message(write(pretrain__heads=12 - heads, **chosen))
+    assert text.startswith(f"pretrain.heads: {12 - heads} is out of range, allowed: a divisor of {width}, ")
+
+
+def test_bounds_of_an_images_area_reach_encoder_and_model(write):
+    path = write(encoder="qwen2.5-vl-7b", min_pixels=200_704, max_pixels=1_605_632, **ONE_HEAD)
+    params = config.load("models", path)
+    for preset in (params.encoder, params.vlm):
+        assert (preset.min_pixels, preset.max_pixels) == (200_704, 1_605_632)
+    assert (params.min_pixels, params.max_pixels) == (200_704, 1_605_632), "declared to DVC"
+    params = config.load("models", write(encoder="qwen2.5-vl-7b", max_pixels=1_605_632, **ONE_HEAD))
+    assert (params.encoder.min_pixels, params.vlm.min_pixels) == (3_136, None)
+    own = config.load("models", write(encoder="org/tower", vlm="org/model", max_pixels=99))
+    assert own.encoder.max_pixels == own.vlm.max_pixels == 99
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds", "told"),
+    [
+        ("qwen2.5-vl-7b", {"min_pixels": 900, "max_pixels": 800},
+         "min_pixels: 900 * at most max_pixels, 800"),
+        ("qwen2.5-vl-7b", {"max_pixels": 3_000}, "min_pixels: 3136 * at most max_pixels, 3000"),
+        ("gemma-3-4b", {"min_pixels": 9},
+         "min_pixels: 9 * null, as gemma-3-4b sets the size of images itself"),
+        ("smolvlm-500m@v1", {"max_pixels": 9},
+         "max_pixels: 9 * null, as smolvlm-500m@v1 sets the size of images itself"),
+    ],
+)  # fmt: skip
+def test_bounds_that_cannot_be_met_are_refused(write, message, name, bounds, told):
+    text = message(write(encoder=name, **bounds, **ONE_HEAD))
+    assert text == told.replace("*", "is out of range, allowed:")
 
 
 @pytest.mark.parametrize("name", [name for name, preset in ENCODERS.items() if name != preset.path])
@@ -141,13 +224,12 @@ def test_a_name_that_no_folder_can_have_is_unknown(write, message, key, name):
     assert text.startswith(f"{key}: ") and len(text) < 1000
 
 
-def test_the_width_of_a_preset_is_that_of_its_files():
-    from atr.cli import plan
+def test_the_width_of_a_preset_in_a_folder_is_that_of_its_files():
+    from atr.cli.image_tokens import features_of
 
-    for preset in ENCODERS.values():
-        assert plan.features_of(str(ROOT / preset.path) if "data/" in preset.path else preset.path).width == (
-            preset.width
-        )
+    micro = ENCODERS["micro"]
+    files = replace(micro, path=str(ROOT / micro.path), width=None)
+    assert features_of(files, None, (168, 168)).width == micro.width
 
 
 def test_a_new_file_in_the_folder_is_a_preset(tmp_path):
@@ -169,7 +251,10 @@ def test_at_most_one_shipped_model_of_an_encoder_is_marked_for_auto():
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("path: org/tower\nlayer: last\n", "layer: 'last' has a wrong type, allowed: int"),
+        (
+            "path: org/tower\nlayer: mergd\n",
+            "layer: 'mergd' is out of range, allowed: null, merged, or -1024",
+        ),
         ("path: org/tower\nlayers: 3\n", "layers: 3 is an unknown key, allowed: name, path, layer"),
         ("layer: 3\n", "path: missing"),
         ("[1, 2]", "allowed: a preset in YAML"),

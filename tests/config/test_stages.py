@@ -13,6 +13,8 @@ from atr.core import catalog
 ROOT = Path(__file__).parents[2]
 ONE_HEAD = {"pretrain__heads": 1, "distill__heads": 1}
 """A divisor of every encoder's width."""
+TILED = ("llava-next", "llava-onevision")
+"""Experiments whose model cuts images into tiles."""
 HEAVY = {"torch", "lightning", "transformers", "mlflow", "pandas", "sklearn", "matplotlib"}
 
 
@@ -40,7 +42,7 @@ def test_the_lines_of_the_paper_but_for_all_tokens_may_be_left_out(write, reduce
     assert config.load("report", write(evaluate__reducers=reducers)).evaluate.reducers == reducers
 
 
-@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", None])
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", "qwen3-vl", None])
 def test_make_compare_takes_all_that_serve_the_model(tmp_path, write, name):
     """The recipe as it stands, with a dvc that only prints its arguments."""
     shutil.copy(ROOT / "Makefile", tmp_path)
@@ -63,7 +65,7 @@ def test_make_compare_takes_all_that_serve_the_model(tmp_path, write, name):
         "distilled": catalog.trained("distill"),
     }
     serving = {
-        key: [other for other in names if not name or not catalog.reducer_traits(other).one_tile]
+        key: [other for other in names if name not in TILED or not catalog.reducer_traits(other).one_tile]
         for key, names in every.items()
     }
     expected = [f"evaluate.{key}=[{','.join(names)}]" for key, names in serving.items()]

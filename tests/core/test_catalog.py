@@ -109,7 +109,7 @@ def test_a_trait_that_is_not_allowed_is_named(tmp_path, monkeypatch, line, named
 def test_benchmarks_have_the_groups_of_their_files():
     groups = catalog.benchmarks()
     assert {name: catalog.benchmark_group(name) for name in groups} == groups
-    assert len(groups) == 16 and set(groups.values()) == set(catalog.GROUPS)
+    assert len(groups) == 17 and set(groups.values()) == set(catalog.GROUPS)
     assert {"docs", "textvqa"} <= set(groups) and "runner" not in groups
     assert list(groups.values()) == sorted(groups.values(), key=catalog.GROUPS.index)
 

@@ -21,6 +21,7 @@ from atr.core.tokens import (
     replace_dropped,
     shares,
     sine_positions,
+    sine_positions_of_each,
     top_k_BK,
     top_k_mask_BN,
 )
@@ -298,3 +299,11 @@ def test_the_wavelengths_of_sine_positions_rise_geometrically_to_20000_pi(grid, 
 def test_sine_positions_refuse_a_width_not_divisible_by_4():
     with pytest.raises(ValueError, match=r"width: 18 .* a multiple of 4"):
         sine_positions((2, 2), 18)
+
+
+def test_sine_positions_of_several_grids_are_those_of_each():
+    grids = [(2, 5), (1, 1), (7, 3), (2, 5)]
+    each = torch.cat([sine_positions(grid, 16) for grid in grids])
+    assert torch.equal(sine_positions_of_each(grids, 16), each)
+    with pytest.raises(ValueError, match="width: 18 cannot carry 2-D sine positions"):
+        sine_positions_of_each(grids, 18)

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from PIL import Image
 from torch import nn
 
-from atr.features.datamodule import FeatureDataModule, ShardBatches
-from atr.features.store import FeatureStore, ShardWriter, write_manifest
+from atr.core.ragged import RaggedFeatures
+from atr.features.datamodule import FeatureDataModule, ShardBatches, TokenBatches
+from atr.features.store import FeatureStore, RaggedShardWriter, ShardWriter, write_manifest
 
 
 def numbered(images):
@@ -34,6 +37,30 @@ def a_store(folder: Path, images: int) -> FeatureStore:
         folder, encoder="tiny", layer=-2, grid=(1, 2), width=3, parameters={}, shards=writer.shards
     )
     return FeatureStore.open(folder)
+
+
+def a_ragged_store(folder: Path, grids) -> FeatureStore:
+    """As `a_store`, in these grids."""
+    writer = RaggedShardWriter(folder, len(grids), 8)
+    for first, (rows, columns) in enumerate(grids):
+        writer.add(
+            first, [f"image/{first}"], [torch.full((rows * columns, 3), float(first))], [(rows, columns)]
+        )
+    write_manifest(
+        folder, encoder="tiny", layer="merged", grid=None, width=3, parameters={}, shards=writer.shards
+    )
+    return FeatureStore.open(folder)
+
+
+def sizes_of(images):
+    """Grids of 1 to 60 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [tuple(grid) for grid in torch.randint(1, 9, (images, 2), generator=generator).tolist()]
+
+
+@pytest.fixture
+def ragged(tmp_path):
+    return a_ragged_store(tmp_path / "ragged", sizes_of(50))
 
 
 @pytest.fixture
@@ -65,7 +92,14 @@ def test_ranks_share_whole_shards(world_size):
 
 def drawn(loader, epoch):
     loader.sampler.set_epoch(epoch)
-    return [batch[:, 0, 0].int().tolist() for batch in loader]
+    return [images_of(batch) for batch in loader]
+
+
+def images_of(batch):
+    """The indices of a batch's images."""
+    if isinstance(batch, RaggedFeatures):
+        return [int(part[0, 0, 0]) for part in batch.grids.split(batch.features_1TD)]
+    return batch[:, 0, 0].int().tolist()
 
 
 def test_the_split_depends_on_the_seed_alone_and_covers_the_store(store):
@@ -130,6 +164,10 @@ def test_too_few_images_for_a_batch_of_each_device_are_refused(tmp_path):
         data.train_dataloader()
 
 
+def dtype_of(batch):
+    return (batch.features_1TD if isinstance(batch, RaggedFeatures) else batch).dtype
+
+
 class Recorder(LightningModule):
     """Records its training batches."""
 
@@ -139,12 +177,12 @@ class Recorder(LightningModule):
         self.seen: list[list[int]] = []
 
     def training_step(self, batch):
-        assert batch.dtype == torch.float32
-        self.seen.append(batch[:, 0, 0].int().tolist())
+        assert dtype_of(batch) == torch.float32
+        self.seen.append(images_of(batch))
         return self.weight.sum()
 
     def validation_step(self, batch):
-        assert batch.dtype == torch.float32
+        assert dtype_of(batch) == torch.float32
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -188,11 +226,92 @@ def train(store, folder, callbacks=(), resume=None):
     return module.seen
 
 
-@pytest.mark.parametrize("step", [10, 14, 20, 27])
-def test_a_resumed_training_repeats_the_batches_since_the_last_epochs_checkpoint(step, store, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "step"), [*(("store", step) for step in (10, 14, 20, 27)), ("ragged", 14), ("ragged", 20)]
+)
+def test_a_resumed_training_repeats_the_batches_since_the_last_epochs_checkpoint(
+    kind, step, request, tmp_path
+):
+    store = request.getfixturevalue(kind)
     whole = train(store, tmp_path / "whole")
     before = train(store, tmp_path / "cut", [Interruption(step + 1)])
     after = train(store, tmp_path / "resumed", resume=tmp_path / "cut/last.ckpt")
     assert len(whole) == 30 and len({str(batches) for batches in whole}) == 30
     assert len(before) == step + 1
     assert before[: step // 10 * 10] + after == whole
+
+
+def test_ragged_batches_hold_the_features_and_grids_of_their_images_and_nothing_else(ragged):
+    for batch in FeatureDataModule(ragged, 4, 0.2, seed=1).train_dataloader():
+        assert batch.grids.each == tuple(ragged.grid_of(place) for place in images_of(batch))
+        whole = torch.cat([ragged[place] for place in images_of(batch)])
+        assert batch.features_1TD.dtype == torch.bfloat16 and torch.equal(batch.features_1TD[0], whole)
+
+
+def test_a_ragged_store_of_equal_grids_gives_the_batches_of_a_store_of_one(store, tmp_path):
+    equal = a_ragged_store(tmp_path / "equal", [(1, 2)] * 50)
+    for batch_size, epoch in ((4, 0), (4, 3), (7, 1), (40, 2)):
+        modules = [FeatureDataModule(images, batch_size, 0.2, seed=1) for images in (store, equal)]
+        for loader in ("train_dataloader", "val_dataloader"):
+            one, other = (drawn(getattr(module, loader)(), epoch) for module in modules)
+            assert one == other
+
+
+def test_a_ragged_epoch_depends_on_seed_and_epoch_alone(ragged):
+    data = FeatureDataModule(ragged, 4, 0.2, seed=1)
+    loader = data.train_dataloader()
+    first, second = drawn(loader, 0), drawn(loader, 1)
+    assert first == drawn(data.train_dataloader(), 0) != second
+    assert len(first) == len(second) == len(loader) == 10
+    for batches in (first, second):
+        seen = list(chain(*batches))
+        assert len(set(seen)) == len(seen) and set(seen) <= set(data.training) and len(seen) > 36
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_take_turns_at_the_same_ragged_batches(ragged, world_size):
+    alone = drawn(FeatureDataModule(ragged, 2, 0.2, seed=1).train_dataloader(), 5)
+    of_ranks = []
+    for rank in range(world_size):
+        data = FeatureDataModule(ragged, 2, 0.2, seed=1)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+        of_ranks.append(drawn(data.train_dataloader(), 5))
+        assert len(drawn(data.val_dataloader(), 0)) == -(-5 // world_size)
+    assert [batch for turn in zip(*of_ranks, strict=True) for batch in turn] == alone[: 20 - 20 % world_size]
+
+
+def test_ragged_validation_is_the_held_out_images_in_a_fixed_order(ragged):
+    data = FeatureDataModule(ragged, 4, 0.2, seed=1)
+    for epoch in (0, 1):
+        assert list(chain(*drawn(data.val_dataloader(), epoch))) == data.validation
+
+
+def test_too_few_ragged_images_are_refused(tmp_path):
+    data = FeatureDataModule(a_ragged_store(tmp_path, [(1, 9), (1, 1), (2, 2)]), 4, 0.2, seed=0)
+    with pytest.raises(ValueError, match="2 training images are fewer than one batch of 4 for each of 1 dev"):
+        data.train_dataloader()
+
+
+@given(
+    tokens=st.lists(st.integers(1, 400), min_size=1, max_size=40),
+    batch_size=st.integers(1, 10),
+    seed=st.one_of(st.none(), st.integers(0, 9)),
+    epoch=st.integers(0, 3),
+)
+@example(tokens=[1, 400, 400, 1, 1], batch_size=1, seed=None, epoch=0)
+def test_batches_by_tokens_have_one_image_at_least_and_few_tokens_above_the_budget(
+    tokens, batch_size, seed, epoch
+):
+    sampler = TokenBatches(tokens, batch_size, seed, 0, 1)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    images = list(chain(*batches))
+    assert len(batches) == len(sampler) and all(batches)
+    assert len(batches) == (len(tokens) // batch_size if seed is not None else -(-len(tokens) // batch_size))
+    assert len(set(images)) == len(images)
+    if seed is None:
+        assert images == list(range(len(tokens)))
+    # Half an image may stand out on either side; more only where a batch would else have had no image.
+    budget = batch_size * sum(tokens) / len(tokens)
+    if max(tokens) <= budget:
+        assert all(sum(tokens[index] for index in batch) <= budget + max(tokens) for batch in batches)

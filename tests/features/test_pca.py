@@ -98,3 +98,36 @@ def test_each_image_is_followed_by_its_patches():
 def test_drawing_is_deterministic():
     image = Image.effect_noise((64, 64), 50).convert("RGB")
     assert pca_picture(CellMeans((4, 4)), [image]) == pca_picture(CellMeans((4, 4)), [image])
+
+
+class OwnGrids(CellMeans):
+    """A fake encoder that gives each image a cell for every 10 pixels."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def preprocess(self, images):
+        return [super(OwnGrids, self).preprocess([image]) for image in images]
+
+    def forward(self, pixel_values):
+        return [self._encode(pixels_1CHW) for pixels_1CHW in pixel_values]
+
+    def _encode(self, pixels_1CHW):
+        grid = (pixels_1CHW.shape[2] // 10, pixels_1CHW.shape[3] // 10)
+        cells_1DRC = torch.nn.functional.adaptive_avg_pool2d(pixels_1CHW, grid)
+        return cells_1DRC[0].flatten(1).T, grid
+
+
+def test_an_image_of_its_own_grid_is_drawn_whole_beside_its_patches():
+    wide, tall = Image.new("RGB", (60, 20), (0, 90, 0)), Image.new("RGB", (10, 40), (0, 0, 80))
+    wide.paste((200, 0, 0), (0, 0, 30, 20))
+    drawn = np.asarray(Image.open(io.BytesIO(pca_picture(OwnGrids(), [wide, tall]))))
+    assert drawn.shape == (384, 2 * 384 + 2 * 96, 3)
+    first, patches, second, others = np.split(drawn, [384, 768, 864], axis=1)
+    assert (first[:128, :180] == (200, 0, 0)).all() and (first[:128, 220:] == (0, 90, 0)).all()
+    assert not first[128:].any() and not patches[128:].any()
+    assert (second == (0, 0, 80)).all() and not others.any()  # of equal patches no component differs
+    cells = patches[:128].reshape(2, 64, 6, 64, 3).swapaxes(1, 2)
+    assert (cells == cells[:, :, :1, :1]).all()
+    red = cells[:, :, 0, 0, 0]
+    assert (red[:, :3] == red[0, 0]).all() and (red[:, 3:] == red[0, 3]).all() and red[0, 0] != red[0, 3]

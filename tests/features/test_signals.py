@@ -9,11 +9,12 @@ from atr.config import EncoderPreset
 from atr.features.signals import (
     COMPUTED_SIGNALS,
     ENCODER_SIGNALS,
+    RAGGED_SIGNALS,
     load_store_encoder,
     observe_signals,
     sample_evenly,
 )
-from atr.features.store import FeatureStore, ShardWriter, write_manifest
+from atr.features.store import FeatureStore, RaggedShardWriter, ShardWriter, write_manifest
 
 NAMES = [f"image/{number}" for number in range(3)]
 PICTURES = {name: Image.new("RGB", (28, 28), (80 * place, 30, 90)) for place, name in enumerate(NAMES)}
@@ -80,3 +81,21 @@ def test_images_are_sampled_at_even_steps_in_batches(project, images, size):
     assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
     taken = [store.index(name) for batch in batches for name in batch]
     assert taken == {1: [0], 2: [0, 1], 3: [0, 1, 2], 5: [0, 1, 2]}[images]
+
+
+def test_images_of_grids_of_their_own_come_in_batches_of_one_grid(tmp_path):
+    grids = [(1, 2), (2, 1), (1, 2), (2, 2), (1, 2), (2, 1)]
+    names = [f"image/{number}" for number in range(len(grids))]
+    writer = RaggedShardWriter(tmp_path, len(names), 8)
+    writer.add(0, names, [torch.randn(rows * columns, 24) for rows, columns in grids], grids)
+    write_manifest(
+        tmp_path, encoder="tiny", layer="merged", grid=None, width=24, parameters={}, shards=writer.shards
+    )
+    store = FeatureStore.open(tmp_path)
+    batches = list(sample_evenly(store, 6, 2))
+    assert batches == [[names[0], names[2]], [names[4]], [names[1], names[5]], [names[3]]]
+    for batch in batches:
+        fields = observe_signals(store, batch, refused, refused, ENCODER_SIGNALS, CPU)
+        assert set(fields) == {"features_BND", *RAGGED_SIGNALS}
+        assert {fields["grid"]} == {store.grid_of(store.index(name)) for name in batch}
+        assert torch.equal(fields["features_BND"], torch.stack([store[store.index(name)] for name in batch]))

@@ -24,7 +24,7 @@ class Echo:
 
     selector = SimpleNamespace(standardise=SimpleNamespace(variance=torch.tensor(2.0)))
 
-    def restore(self, features_BND, mask_BN):
+    def restore(self, features_BND, mask_BN, grid):
         return features_BND * mask_BN[..., None]
 
 
@@ -121,7 +121,7 @@ def test_overlap_is_that_of_sets(sets):
         torch.tensor([[token in pair[side] for token in range(TOKENS)] for pair in sets]) for side in (0, 1)
     )
     expected = sum(len(a & b) / len(a | b) for a, b in sets) / len(sets)
-    assert intrinsic.iou(one, other) == pytest.approx(expected)
+    assert intrinsic.iou([one], [other]) == pytest.approx(expected)
 
 
 def test_kept_indices_come_by_seed_and_by_image_whatever_the_batches():
@@ -171,10 +171,10 @@ class Jealous(Echo):
     def __init__(self):
         self.shown = []
 
-    def restore(self, features_BND, mask_BN):
+    def restore(self, features_BND, mask_BN, grid):
         assert not any(reference() is not None for reference in self.shown)
         self.shown.append(weakref.ref(features_BND))
-        return super().restore(features_BND, mask_BN)
+        return super().restore(features_BND, mask_BN, grid)
 
 
 @pytest.mark.parametrize("drawn", [[Random(0), Random(1)], [Doubling()]])

@@ -33,20 +33,6 @@ from atr import config
 from atr.cli import overlay
 from atr.core.answer_files import load_rows
 from atr.core.files import read_json
-from atr.stages import (
-    SPLITS,
-    distill,
-    evaluate,
-    extract,
-    intrinsic,
-    latency,
-    prefill,
-    prepare,
-    pretrain,
-    reconstructor,
-    report,
-    robustness,
-)
 from atr.vlm.families.llava_onevision import OnevisionImageProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -87,28 +73,13 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def project(family, hub, tmp_path_factory):
+def project(family, hub, run_overlay, tmp_path_factory):
     """A project in which the whole pipeline has run under one of the overlays."""
     folder = tmp_path_factory.mktemp(family)
     for name, (_, _, rows) in hub.DATASETS.items():
         hub.write(folder / "hub", name, [*rows, NO_IMAGE] if name == "mmmu" else None)
     save_checkpoints(folder, family)
-    shutil.copy(ROOT / "params.yaml", folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", "")  # and taken back, as Lightning's logger sets it
-        overlay.apply(ROOT / "experiments" / f"{OVERLAYS[family]}.yaml", SETTINGS)
-        prepare.main(config.load("prepare"))
-        for split in SPLITS:
-            extract.main(config.load("extract"), split)
-        pretrain.main(config.load("pretrain"))
-        distill.main(config.load("distill"))
-        reconstructor.main(config.load("reconstructor"))
-        prefill.main(config.load("prefill"))
-        for reducer in reducers():
-            for stage in (evaluate, intrinsic, latency, robustness):
-                stage.main(config.load(stage.__name__.rpartition(".")[2]), reducer)
-        report.main(config.load("report"))
+    run_overlay(folder, OVERLAYS[family], SETTINGS)
     return folder
 
 

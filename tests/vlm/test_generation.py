@@ -576,7 +576,7 @@ def test_a_batch_may_mix_lengths_but_not_numbers_of_images(make_seeing):
         *pose("i", images=2),
     ]
     generator, unshared = make_seeing(), make_seeing(share_prefix=False)
-    one_image = generator.source.tokens
+    one_image = generator.source.count_tokens(["wide"])["wide"]
     assert unshared.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 2, 1], [3, 5]]
     assert generator.batches(mixed, tokens=2 * (2 * one_image + 2)) == [[4], [0, 1, 2], [3, 5]]
 

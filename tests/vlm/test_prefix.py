@@ -49,7 +49,7 @@ def branch_logits(model, reduced, images):
     split = split_prompts(model, reduced, images)
     cache, _ = PrefixCache.prefill(model, split.prefixes)
     most = int(split.branch_B.max()) + 1
-    return split, cache.extend(*split.pack(), keep=most)[split.prefix_B, split.branch_B]
+    return split, cache.extend(split.pack(), keep=most)[split.prefix_B, split.branch_B]
 
 
 @FAMILIES
@@ -96,10 +96,10 @@ def test_gradients_reach_what_the_branches_share(model, shorten):
 
 def test_suffixes_stand_side_by_side_with_their_last_tokens_at_the_end(model, shorten):
     reduced, images = shorten(PROMPTS)
-    ids_UT, _, branch_UT = split_prompts(model, reduced, images).pack()
+    tokens = split_prompts(model, reduced, images).pack()
     letters = {letter: 5 + place for place, letter in enumerate("abcdefghijk")}
-    assert ids_UT[0].tolist() == [letters[letter] for letter in "bcfadg"]
-    assert branch_UT.tolist() == [[1, 1, 2, 0, 1, 2], [*[NO_BRANCH] * 3, 0, NO_BRANCH, NO_BRANCH]]
+    assert tokens.ids_UT[0].tolist() == [letters[letter] for letter in "bcfadg"]
+    assert tokens.branch_UT.tolist() == [[1, 1, 2, 0, 1, 2], [*[NO_BRANCH] * 3, 0, NO_BRANCH, NO_BRANCH]]
 
 
 @pytest.mark.parametrize("prompts", [["<image> a", "b"], ["<image> a", "b <image>"]])
@@ -140,8 +140,8 @@ REASONS = {
     "mistral": "the cache of mistral has layers of type DynamicSlidingWindowLayer",
     "qwen2 with windows": "the cache of qwen2 has layers of type DynamicSlidingWindowLayer",
     "qwen3_next": "the cache of qwen3_next has layers of type LinearAttentionLayer",
-    "gemma3": "gemma3 distinguishes token types",
-    "paligemma": "paligemma distinguishes token types",
+    "gemma3": "gemma3 lets the tokens of a prefix see later ones",
+    "paligemma": "paligemma lets the tokens of a prefix see later ones",
 }
 
 

@@ -71,7 +71,7 @@ def _build(params: MicroParams, path: str, standardise: Any) -> tuple[Any, Any]:
     from atr.vlm.checkpoint import load_vlm
 
     recipe, size, layer = params.micro_dinov2, ENCODER.size, ENCODER.layer
-    assert size is not None
+    assert size is not None and isinstance(layer, int)
     processor = build_processor(VOCABULARY, size, load_image_processor(path, size))
     trained, _ = load_vlm(LANGUAGE_MODEL, torch.float32)
     model = build_model_on_tower(ENCODER.path, path, layer, processor, size, trained, recipe.new_layers)

@@ -12,8 +12,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from atr.vlm.families.base import Family, Layer, Tiling
+from atr.vlm.families.checked import checked_types
 from atr.vlm.families.rule import Rule, why_not_served
-from atr.vlm.families.table import TABLE
+from atr.vlm.families.table import CHECKED, TABLE
 
 __all__ = ["OWN_TYPES", "Family", "Layer", "Tiling", "family_named", "family_of", "supported_types"]
 
@@ -48,6 +49,8 @@ def family_named(model_type: str) -> Family:
         raise ValueError(f"{_describe(added[-1])} has the name of {other}, allowed: a name of its own")
     if added:
         return _load(added[0])
+    if not is_built_in and model_type in checked_types():
+        return Rule(CHECKED)
     if not is_built_in:
         allowed = ", ".join(supported_types())
         raise ValueError(f"model type {model_type!r} is not supported, allowed: {allowed}")

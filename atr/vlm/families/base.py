@@ -9,15 +9,16 @@ packed values, D width, P packed tokens of an image.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from atr.core.tower_layer import TowerLayer
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
-Layer = int | Literal["merged"] | None
+Layer = TowerLayer | None
 """Which features of an image a selector reads: those of a layer of the tower, the merged tokens, or those
 that the model itself reads."""
 

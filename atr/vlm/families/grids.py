@@ -6,23 +6,25 @@ placeholders in the text. Shapes: B rows, L tokens of a row.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from math import isqrt
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
-"""Rows and columns of tokens."""
 
 
 @dataclass(frozen=True)
 class PlaceholderRun:
-    """Placeholders side by side: their `row`, their number, and the ids of the tokens in front (-1: none)."""
+    """Placeholders side by side: their `row` and number, and the tokens `before` and `after` (-1: none)."""
 
     row: int
     length: int
-    tag: int
+    before: int
+    after: int
 
 
 Grids = Callable[[Any, Mapping[str, Tensor], Sequence[PlaceholderRun]], list[Grid]]
@@ -31,35 +33,85 @@ Images = Callable[[Sequence[PlaceholderRun], Sequence[Grid]], list[int]]
 
 def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[PlaceholderRun]:
     """The runs of placeholders of all rows, in order."""
-    starts_BL = placeholder_BL.clone()
+    starts_BL, ends_BL = placeholder_BL.clone(), placeholder_BL.clone()
     starts_BL[:, 1:] &= ~placeholder_BL[:, :-1]
-    run_P = starts_BL.flatten().cumsum(0)[placeholder_BL.flatten()] - 1
-    lengths = torch.bincount(run_P).tolist()
-    return [
-        PlaceholderRun(row, length, int(ids_BL[row, column - 1]) if column else -1)
-        for (row, column), length in zip(starts_BL.nonzero().tolist(), lengths, strict=True)
-    ]
+    ends_BL[:, :-1] &= ~placeholder_BL[:, 1:]
+    bordered_BL = F.pad(ids_BL, (1, 1), value=-1)
+    runs = []
+    for (row, start), (_, end) in zip(starts_BL.nonzero().tolist(), ends_BL.nonzero().tolist(), strict=True):
+        before, after = int(bordered_BL[row, start]), int(bordered_BL[row, end + 2])
+        runs.append(PlaceholderRun(row, end + 1 - start, before, after))
+    return runs
 
 
-def packed_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
-    """Towers of packed patches: `image_grid_thw` over the merge size."""
-    merge = model.config.vision_config.spatial_merge_size
-    grids = torch.as_tensor(_require(inputs, "image_grid_thw")).tolist()
-    return [(rows // merge, columns // merge) for _, rows, columns in grids]
+def native_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
+    """The grids that the processor's sizes say, whichever it gives; without sizes, tiles are square."""
+    known = set(signature(model.base_model.get_image_features).parameters) - {"kwargs"}
+    for key, find in _BY_SIZES.items():
+        if key in known:
+            return find(model, inputs)
+    return square_grids(inputs["pixel_values"], runs)
 
 
-def sized_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
+def packed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
+    """Towers of packed patches: `image_grid_thw` (time, rows, columns) over the merge size."""
+    sizes = _merged(_require(inputs, "image_grid_thw"), merge_size(model))
+    return [(rows, columns) for _, rows, columns in sizes]
+
+
+def shaped_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
+    """Padded patches of each tile: `spatial_shapes` (rows, columns) over the merge size."""
+    return _merged(_require(inputs, "spatial_shapes"), merge_size(model))
+
+
+def strip_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
+    """Patches of all tiles in one strip: `target_sizes` (rows, columns) over both merges of MiniCPM-V 4.6."""
+    config = model.config
+    in_tower = 1 if config.downsample_mode == "4x" else 2
+    sizes = _merged(_require(inputs, "target_sizes"), in_tower)
+    return _merged(torch.tensor(sizes), merge_size(model) ** config.merger_times)
+
+
+def placed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
+    """Patches with their (column, row), -1 for padding: the largest of each over the merge size."""
+    places_BNX = _require(inputs, "image_position_ids")
+    return _merged(places_BNX.amax(1).flip(-1) + 1, merge_size(model))
+
+
+def sized_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Images of their own size: `image_sizes` in pixels over patch and merge size."""
-    side = model.config.vision_config.patch_size * model.config.spatial_merge_size
-    return [
-        (height // side, width // side)
-        for height, width in torch.as_tensor(_require(inputs, "image_sizes")).tolist()
-    ]
+    return _merged(_require(inputs, "image_sizes"), model.config.vision_config.patch_size * merge_size(model))
 
 
-def square_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
+_BY_SIZES = {
+    "image_grid_thw": packed_grids,
+    "spatial_shapes": shaped_grids,
+    "target_sizes": strip_grids,
+    "image_position_ids": placed_grids,
+    "image_sizes": sized_grids,
+}
+"""By the argument of `get_image_features` that says the sizes of tiles."""
+
+
+def merge_size(model: Any) -> int:
+    """Patches along a side of a token; raises ValueError if the configuration does not say it."""
+    for config in (model.config.vision_config, model.config):
+        for name in ("spatial_merge_size", "merge_kernel_size", "pooling_kernel_size", "downsample_factor"):
+            if value := getattr(config, name, None):
+                sides = value if isinstance(value, list | tuple) else [value]
+                return int(sides[0])
+    raise ValueError(
+        f"model type {model.config.model_type!r}: its config does not say how patches are merged"
+    )
+
+
+def _merged(sizes: Any, side: int) -> list[Any]:
+    return [tuple(size // side for size in shape) for shape in torch.as_tensor(sizes).tolist()]
+
+
+def square_grids(pixels: Tensor, runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Tiles of one square grid, as many as the pixels have: all placeholders are shared by them."""
-    pixels, placeholders = inputs["pixel_values"], sum(run.length for run in runs)
+    placeholders = sum(run.length for run in runs)
     tiles = _count_tiles(pixels)
     side = isqrt(placeholders // tiles) if tiles else 0
     if tiles * side**2 != placeholders:
@@ -75,10 +127,23 @@ def run_per_image(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list
     return _group(runs, grids, [True] * len(runs))
 
 
-def last_tag(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
-    """An image ends with the run that has the tag of its row's last run: the tile of the whole image."""
-    last = {run.row: run.tag for run in runs}
-    return _group(runs, grids, [run.tag == last[run.row] for run in runs])
+def until_tag(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
+    """An image ends with the run whose tag is that of its row's last run: the tile of the whole image."""
+    last = {run.row: run.before for run in runs}
+    return _group(runs, grids, [run.before == last[run.row] for run in runs])
+
+
+def until_end(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
+    """An image ends with the run that the token after its row's last run follows: the end of an image."""
+    last = {run.row: run.after for run in runs}
+    return _group(runs, grids, [run.after == last[run.row] for run in runs])
+
+
+def from_start(runs: Sequence[PlaceholderRun], grids: Sequence[Grid]) -> list[int]:
+    """An image begins with the run that has the token before its row's first run: the start of an image."""
+    first: dict[int, int] = {}
+    starts = [run.before == first.setdefault(run.row, run.before) for run in runs]
+    return _group(runs, grids, [*starts[1:], True])
 
 
 def _group(runs: Sequence[PlaceholderRun], grids: Sequence[Grid], ends: Sequence[bool]) -> list[int]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from atr.vlm.families.grids import (
     Grids,
     Images,
-    last_tag,
-    packed_grids,
+    from_start,
+    native_grids,
     run_per_image,
-    sized_grids,
-    square_grids,
+    until_end,
+    until_tag,
 )
 
 
@@ -20,7 +20,7 @@ from atr.vlm.families.grids import (
 class Entry:
     """What cannot be asked of a model; the defaults are the rule."""
 
-    grids: Grids = square_grids
+    grids: Grids = native_grids
     """The grid of tokens of each tile, in the order of the placeholders."""
     images: Images = run_per_image
     """How many tiles each image has, from the runs of its placeholders."""
@@ -34,20 +34,43 @@ class Entry:
     """Tokens between two runs of placeholders of an image belong to the run "before" or "after" them."""
     positions: tuple[str, ...] = ("original", "contiguous")
     """Position ids that the model respects."""
+    whole: int = -1
+    """Which of an image's tiles shows all of it: the last one, or 0, the first."""
 
 
-_PACKED = Entry(grids=packed_grids)
-_DEEP = Entry(grids=packed_grids, levels="deepstack_features")
+_DEEP = Entry(levels="deepstack_features")
 
 TABLE = {
+    "aya_vision": Entry(images=until_tag, tags="after"),
+    "cohere2_vision": Entry(images=from_start, tags="before"),
+    "ernie4_5_vl_moe": Entry(),
+    "exaone4_5": Entry(positions=("contiguous",)),
     "gemma3": Entry(),
+    "gemma4": Entry(),
+    "glm46v": Entry(),
+    "glm4v": Entry(),
+    "glm_ocr": Entry(),
+    "got_ocr2": Entry(),
+    "hyperclovax_vision_v2": Entry(positions=("contiguous",)),
+    "idefics3": Entry(images=until_tag, tags="after"),
     "internvl": Entry(),
-    "mistral3": Entry(grids=sized_grids, tags="before"),
+    "kimi_k25": Entry(),
+    "lfm2_vl": Entry(images=until_end, tags="after"),
+    "lighton_ocr": Entry(),
+    "minicpmv4_6": Entry(images=from_start),
+    "mistral3": Entry(tags="before"),
+    "ovis2": Entry(images=from_start, tags="before", carried=("visual_indicator_features",)),
+    "paddleocr_vl": Entry(),
     "paligemma": Entry(first=1),
-    "qwen2_5_vl": _PACKED,
-    "qwen2_vl": _PACKED,
+    "qwen2_5_vl": Entry(),
+    "qwen2_vl": Entry(),
+    "qwen3_5": Entry(),
+    "qwen3_5_moe": Entry(),
     "qwen3_vl": _DEEP,
     "qwen3_vl_moe": _DEEP,
-    "smolvlm": Entry(images=last_tag, tags="after"),
+    "smolvlm": Entry(images=until_tag, tags="after"),
     "vipllava": Entry(),
 }
+
+CHECKED = Entry()
+"""For a type outside the table that `atr check-family` has proven."""

@@ -6,18 +6,20 @@ holds for the code of the model type. It takes well under a second to build and 
 
 import inspect
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from atr.vlm.families.tiny_inputs import tiny_inputs
 
-__all__ = ["TINY_TYPES", "tiny_config", "tiny_inputs", "tiny_model"]
+__all__ = ["TINY_TYPES", "load_config", "tiny_config", "tiny_inputs", "tiny_model"]
 
 _WIDTH, _HEADS, _HEAD_WIDTH, _LAYERS, _VOCABULARY = 32, 2, 16, 2, 128
 _PATCH, _SIDE = 4, 6
@@ -91,7 +93,7 @@ TINY_TYPES = (
     "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "paligemma", "internvl",
     "smolvlm", "idefics3", "mistral3", "aya_vision", "cohere2_vision", "glm4v", "glm46v", "glm_ocr",
     "paddleocr_vl", "ernie4_5_vl_moe", "kimi_k25", "lfm2_vl", "minicpmv4_6", "ovis2", "lighton_ocr",
-    "got_ocr2",
+    "got_ocr2", "exaone4_5", "hyperclovax_vision_v2",
 )  # fmt: skip
 """Model types whose default configuration makes a tiny copy."""
 
@@ -118,6 +120,19 @@ def tiny_config(config: Any, **text: Any) -> Any:
         raise ValueError(f"model type {config.model_type!r} cannot be shrunk: {_line(error)}") from error
 
 
+def load_config(folder_or_type: str) -> Any:
+    """The configuration of a local folder, or the default one of a model type.
+
+    Raises ValueError, one line, for a folder without a valid configuration, and for an unknown type.
+    """
+    if not Path(folder_or_type).is_dir():
+        return _default_config(folder_or_type)
+    try:
+        return AutoConfig.from_pretrained(folder_or_type, local_files_only=True)
+    except Exception as error:  # missing, damaged, or of a type that transformers does not know
+        raise ValueError(f"{folder_or_type}: its configuration cannot be read: {_line(error)}") from error
+
+
 def tiny_model(
     config: Any, attention: str = "eager", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Any:
@@ -128,7 +143,7 @@ def tiny_model(
     """
     try:
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._from_config(
-            config, attn_implementation=attention, dtype=torch.float32
+            deepcopy(config), attn_implementation=attention, dtype=torch.float32
         )
     except Exception as error:  # a tower of a library that is not installed, widths that do not fit, ...
         raise ValueError(f"model type {config.model_type!r} cannot be built: {_line(error)}") from error
@@ -144,7 +159,7 @@ def tiny_model(
 
 def _default_config(model_type: str) -> Any:
     if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"model type {model_type!r} is not known to transformers")
+        raise ValueError(f"{model_type!r} is neither a local folder nor a model type of transformers")
     config = CONFIG_MAPPING[model_type]()
     if model_type == "gemma4":  # its default has no images
         config = type(config)(vision_config={"model_type": "gemma4_vision"})

@@ -56,32 +56,69 @@ def tiny_inputs(
 
 
 def _row_ids(model: Any, images: Sequence[Sequence[int]], seed: Sequence[int]) -> Tensor:
-    """Text, and each image's runs of placeholders between its start and end tokens; int64 (L,)."""
+    """Text, and each image's runs of placeholders between its tags; int64 (L,)."""
     generator = torch.Generator().manual_seed(hash(tuple(seed)) % 2**31)
     low, high = _TEXT_IDS
 
     def text(count: int) -> list[int]:
         return torch.randint(low, high, (count,), generator=generator).tolist()
 
-    start, end = _borders(model.config)
     tokens = text(3 + seed[-1] % 3 if images else 5)
     for number, runs in enumerate(images):
-        tokens += text(2 * number) + start
-        for at, length in enumerate(runs):
-            tokens += text(1 if at else 0) + [model.config.image_token_id] * length
-        tokens += end
+        tokens += text(2 * number) + _image_ids(model.config, runs)
     return torch.tensor(tokens + text(4))
 
 
-def _borders(config: Any) -> tuple[list[int], list[int]]:
-    """The tokens before and after each image that the configuration names."""
-    return tuple(  # type: ignore[return-value]  # a pair
-        [number] if (number := _first_of(config, names)) is not None else []
-        for names in (
-            ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index"),
-            ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index"),
-        )
+def _image_ids(config: Any, runs: Sequence[int]) -> list[int]:
+    """The placeholders of an image with the tags that the family's processor puts around them."""
+    start, end, tile, whole = _tags(config)
+    style = _STYLES.get(config.model_type, _PLAIN)
+    ids = [start]
+    for at, length in enumerate(runs):
+        is_last = at == len(runs) - 1
+        tags = {"tile": tile, "whole": whole if is_last else tile, "end": whole if at else end}
+        if style.before and (at or style.first) and (len(runs) > 1 or style.single):
+            ids.append(tags[style.before])
+        ids += [config.image_token_id] * length
+        if style.after:
+            ids.append(tags[style.after])
+    return ids if style.after == "end" else [*ids, end]
+
+
+@dataclass(frozen=True)
+class _Style:
+    """The tags `before` and `after` the runs of an image; of the `first` run, and of a `single` one, too."""
+
+    before: str = ""
+    after: str = ""
+    first: bool = True
+    single: bool = True
+
+
+_PLAIN = _Style()
+_STYLES = {
+    "aya_vision": _Style(before="whole"),
+    "cohere2_vision": _Style(after="tile"),
+    "idefics3": _Style(before="whole"),
+    "lfm2_vl": _Style(before="whole", single=False),
+    "minicpmv4_6": _Style(before="tile", after="end", first=False),
+    "mistral3": _Style(before="tile", first=False),
+    "ovis2": _Style(after="tile"),
+    "smolvlm": _Style(before="whole"),
+}
+"""Families of several runs an image."""
+
+
+def _tags(config: Any) -> tuple[int, int, int, int]:
+    """The start and end of an image, and the tags of a tile and of the tile of the whole image."""
+    start = _first_of(
+        config, ("vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index")
     )
+    end = _first_of(config, ("vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index"))
+    if indicators := getattr(config, "visual_indicator_token_ids", None):
+        return indicators[0], indicators[-1], indicators[1], indicators[2]
+    first = _TEXT_IDS[1]
+    return (start or first), (end or first + 1), first + 2, first + 3
 
 
 def _first_of(config: Any, names: Sequence[str]) -> Any:
@@ -98,7 +135,7 @@ def _token_types(model: Any, input_ids: Tensor) -> dict[str, Tensor]:
     if "token_type_ids" in names:  # PaliGemma's are 0 for all of a prompt
         types["token_type_ids"] = is_image.long() * (model.config.model_type != "paligemma")
     if "moe_mm_token_type_ids" in names:  # start and end belong to the image
-        borders = torch.tensor([number for side in _borders(model.config) for number in side])
+        borders = torch.tensor(_tags(model.config)[:2])
         types["moe_mm_token_type_ids"] = (is_image | torch.isin(input_ids, borders)).long()
     return types
 
@@ -140,6 +177,15 @@ def _merge(config: Any) -> int:
     raise ValueError(f"model type {config.model_type!r}: its configuration says not how patches are merged")
 
 
+def _tiles(model: Any, image: int) -> list[tuple[int, int]]:
+    """Rows and columns in tokens of each tile of an image: one, or two tiles beside the whole image."""
+    whole = IMAGES[image]
+    if whole[1] != 3:
+        return [whole]
+    tiles = {"lfm2_vl": [(2, 2), (2, 2), whole], "minicpmv4_6": [whole, (2, 2), (1, 2)]}
+    return tiles.get(model.config.model_type, [whole])
+
+
 def _patch(config: Any) -> int:
     size = config.vision_config.patch_size
     return int(size[0] if isinstance(size, list | tuple) else size)
@@ -159,7 +205,7 @@ def _packed(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
 
 def _patch_shape(model: Any) -> tuple[int, ...]:
     """The shape of a patch as the tower's first layer takes it: flat, or (channels, height, width)."""
-    tower = getattr(model.base_model, "visual", None) or model.base_model.vision_tower
+    tower = _first_of(model.base_model, ("visual", "vision_tower", "vision_model", "vision_encoder"))
     first = next(module for module in tower.modules() if isinstance(module, _FIRST_LAYERS))
     if isinstance(first, torch.nn.Conv2d):
         return (first.in_channels, *first.kernel_size)
@@ -249,19 +295,23 @@ def _padded(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
 
 
 def _naflex(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
-    """Flat patches of each image, padded to the longest, with a mask and the shape in patches."""
+    """Flat patches of each tile, padded to the longest, with a mask and the shape in patches."""
     images, merge = _numbers(rows), _merge(model.config)
-    shapes = [(IMAGES[image][0] * merge, IMAGES[image][1] * merge) for image in images]
-    longest, width = max(h * w for h, w in shapes), 3 * _patch(model.config) ** 2
+    shapes = [[(h * merge, w * merge) for h, w in _tiles(model, image)] for image in images]
+    longest, width = max(h * w for tiles in shapes for h, w in tiles), 3 * _patch(model.config) ** 2
     patches = [
         F.pad(_draw(image, h * w, width), (0, 0, 0, longest - h * w))
-        for image, (h, w) in zip(images, shapes, strict=True)
+        for image, tiles in zip(images, shapes, strict=True)
+        for h, w in tiles
     ]
-    mask = torch.arange(longest)[None] < torch.tensor([[h * w] for h, w in shapes])
-    pixels = {"pixel_values": torch.stack(patches), "pixel_attention_mask": mask.long()}
-    return TinyImages(
-        pixels | {"spatial_shapes": torch.tensor(shapes)}, [[h * w // merge**2] for h, w in shapes]
-    )
+    flat = torch.tensor([shape for tiles in shapes for shape in tiles])
+    mask = torch.arange(longest)[None] < flat.prod(1, keepdim=True)
+    pixels = {
+        "pixel_values": torch.stack(patches),
+        "pixel_attention_mask": mask.long(),
+        "spatial_shapes": flat,
+    }
+    return TinyImages(pixels, [[h * w // merge**2 for h, w in tiles] for tiles in shapes])
 
 
 def _positioned(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
@@ -281,12 +331,17 @@ def _positioned(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
 
 
 def _strip(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
-    """The patches of all images side by side in one strip, with the (rows, columns) of each in patches."""
+    """The patches of all tiles side by side in one strip, with the (rows, columns) of each in patches."""
     images, merge, patch = _numbers(rows), 2 * _merge(model.config), _patch(model.config)
-    shapes = [(IMAGES[image][0] * merge, IMAGES[image][1] * merge) for image in images]
-    strips = [_draw(image, 3, patch, h * w * patch) for image, (h, w) in zip(images, shapes, strict=True)]
-    pixels = {"pixel_values": torch.cat(strips, -1)[None], "target_sizes": torch.tensor(shapes)}
-    return TinyImages(pixels, [[h * w // merge**2] for h, w in shapes])
+    shapes = [[(h * merge, w * merge) for h, w in _tiles(model, image)] for image in images]
+    strips = [
+        _draw(image, 3, patch, h * w * patch)
+        for image, tiles in zip(images, shapes, strict=True)
+        for h, w in tiles
+    ]
+    sizes = torch.tensor([shape for tiles in shapes for shape in tiles])
+    pixels = {"pixel_values": torch.cat(strips, -1)[None], "target_sizes": sizes}
+    return TinyImages(pixels, [[h * w // merge**2 for h, w in tiles] for tiles in shapes])
 
 
 _LAYOUTS: Mapping[str, Layout] = {

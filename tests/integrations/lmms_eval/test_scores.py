@@ -27,6 +27,8 @@ WORDS = (
 CHOICES, LONG = ["apple", "pear", "plum"], ["a red fox", "the brown hare", "an owl", "pear"]
 NUMBERS = ("5", "5%", "5.2", "100", "105", "1,900", "yes", "0", "0.0", " 5", "1900", "0.05", "Yes")
 OPEN = ("5", "3.43", "nokia", "1,234", "apple")
+CONTAINED = ("the answer", "theanswer", "A  pear", "answer:", "2e3", " an\nplum ", "Apple", "APPLE")
+DATASETS = ("HME100k", "IIIT5K")
 THEIRS = """\
 import json, random, sys
 
@@ -36,6 +38,7 @@ from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from lmms_eval.tasks.mmmu.utils import (
     eval_open, get_multi_choice_info, parse_multi_choice_response, parse_open_response
 )
+from lmms_eval.tasks.ocrbench.utils import ocrbench_process_results
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 
 cases = json.load(open(sys.argv[1]))
@@ -65,6 +68,16 @@ json.dump({
         float(eval_open(cases["open"][number % len(cases["open"])], parse_open_response(text)))
         for number, text in enumerate(texts)
     ],
+    "ocrbench": {
+        dataset: [
+            ocrbench_process_results(
+                {"answer": [answer, "12"], "dataset": dataset, "question_type": "Doc-oriented VQA"}, [text]
+            )["ocrbench_accuracy"]["score"]
+            for text in texts
+            for answer in cases["contained"]
+        ]
+        for dataset in cases["datasets"]
+    },
     "chartqa": [relaxed_correctness(said, right) for said in cases["numbers"] for right in cases["numbers"]],
 }, open(sys.argv[2], "w"))
 """
@@ -80,6 +93,7 @@ def texts():
 def theirs(texts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scores")
     cases = {"texts": texts, "choices": CHOICES, "long": LONG, "open": OPEN, "numbers": NUMBERS}
+    cases |= {"contained": CONTAINED, "datasets": DATASETS}
     (folder / "cases.json").write_text(json.dumps(cases))
     (folder / "theirs.py").write_text(THEIRS)
     command = [Path(COMMAND).with_name("python"), "theirs.py", "cases.json", "said.json"]
@@ -132,3 +146,18 @@ def test_open_answers_of_mmmu(texts, theirs):
 def test_chartqa(theirs):
     ours = [bool(score("chartqa", said, right)) for said in NUMBERS for right in NUMBERS]
     assert ours == theirs["chartqa"]
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_ocrbench(dataset, texts, theirs):
+    """Of formulas, lmms-eval lowers the case of the prediction but not of the answer; ours keeps both."""
+    name = f"ocrbench/Doc-oriented VQA/{dataset}/0001"
+    cases = [(text, answer) for text in texts for answer in CONTAINED]
+    ours = [
+        load_benchmark("ocrbench").score(
+            text.lower() if dataset == "HME100k" else text, SimpleNamespace(id=name, answers=[answer, "12"])
+        )
+        for text, answer in cases
+    ]
+    assert ours == theirs["ocrbench"][dataset]
+    assert 0 < sum(ours) < len(ours)
