@@ -40,8 +40,10 @@ FLOORS = {
 HOMES = {
     "transformers": (
         "atr.features.encoder",
+        "atr.features.merged",
         "atr.features.pixel_values",
         "atr.features.query_key_attention",
+        "atr.features.vision_half",
         "atr.vlm.*",
         "atr.micro.*",
         "atr.integrations.lmms_eval.*",

@@ -1,4 +1,4 @@
-"""The command `atr`: plans costs, applies overlays, checks reducers and families, lists reruns."""
+"""The command `atr`: plans costs, writes experiments, checks reducers and models, lists families, reruns."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -44,6 +44,9 @@ def _parser() -> ArgumentParser:
     family = commands.add_parser("check-family", help="prove on a tiny copy that a model type is served")
     family.add_argument("model", metavar="folder-or-type", help="a local checkpoint, or a model_type")
     family.set_defaults(run=_check_family)
+    families = commands.add_parser("families", help="print the model types that are supported, and how")
+    families.add_argument("--markdown", action="store_true", help="print the page docs/families.md")
+    families.set_defaults(run=_families)
     reruns = commands.add_parser("reruns", help="list the stages that a change to a file reruns")
     reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
     reruns.set_defaults(run=_reruns)
@@ -80,6 +83,12 @@ def _check_family(options: Namespace) -> None:
     from atr.cli.check_family import check_family
 
     sys.exit(check_family(options.model))
+
+
+def _families(options: Namespace) -> None:
+    from atr.cli import families
+
+    print(families.page() if options.markdown else "\n".join(families.table_lines()))
 
 
 def _reruns(options: Namespace) -> None:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 BITS = 256
 MAX_DIFFERING_BITS = BITS // 4
@@ -21,12 +22,20 @@ def fingerprint(tower: Any) -> str | None:
 
     None if the weights are not in memory (offloaded to the meta device).
     """
-    kernel = next(weight for weight in tower.get_input_embeddings().parameters() if weight.ndim == 4)
+    kernel = _patch_kernel(tower)
     if kernel.is_meta:
         return None
     places = torch.arange(BITS, device=kernel.device) * _STRIDE % kernel.numel()
     positive = (kernel.detach().flatten()[places] > 0).tolist()
     return f"{int(''.join('01'[bit] for bit in positive), 2):0{BITS // 4}x}"
+
+
+def _patch_kernel(tower: Any) -> Tensor:
+    """Weights by which a tower embeds pixels: a convolution, or a linear layer of flattened patches."""
+    layers = nn.Conv2d, nn.Conv3d, nn.Linear
+    # Every tower of transformers registers its modules in the order in which it runs them.
+    weight: Tensor = next(module for module in tower.modules() if isinstance(module, layers)).weight
+    return weight
 
 
 def check_fingerprint(known: object) -> None:

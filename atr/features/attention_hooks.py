@@ -15,26 +15,54 @@ CAPTURABLE = ("attention_BN", "keys_BND", "first_attention_BN")
 """Signals that `capture_attention` can give."""
 _FIRST_LAYER = 1  # as an index into `hidden_states`
 
-# Number of class tokens by type of tower; they come first, followed by register tokens.
-CLASS_TOKENS = {
+# Number of class tokens by type of tower, or the configuration's field for it; they come first.
+CLASS_TOKENS: dict[str, int | str] = {
     "clip_vision_model": 1,
     "siglip_vision_model": 0,  # SigLIP 2 as well, in its checkpoints of one resolution
     "vit": 1,
     "dinov2": 1,
     "dinov2_with_registers": 1,
     "dinov3_vit": 1,
+    "aimv2_vision_model": 0,
+    "beit": 1,
+    "chinese_clip_vision_model": 1,
+    "deit": 1,
+    "ijepa": 0,
+    "internvl_vision": 1,
+    "mlcd_vision_model": 1,
+    "pixio": "n_cls_tokens",
+    "radio": "num_cls_tokens",
+    "sapiens2": 1,
+    "tipsv2_vision_model": 1,
+    "vit_msn": 1,
+}
+# Tokens between class tokens and patches, where not the configuration's `num_register_tokens`.
+_REGISTERS: dict[str, int | str] = {
+    "deit": 1,  # the distillation token
+    "radio": "num_registers",
 }
 
 
 def leading_tokens(config: Any) -> tuple[int, int]:
     """Numbers of class tokens and of all tokens before the patches, for a tower type in CLASS_TOKENS.
 
-    The class token does not count if the configuration has `untrained_class_token`: no loss ever read it, as
+    The class tokens do not count if the configuration has `untrained_class_token`: no loss ever read them, as
     in a tower trained from scratch through a projector that reads only the patches.
     """
-    class_tokens = CLASS_TOKENS[config.model_type]
-    extra_tokens = class_tokens + getattr(config, "num_register_tokens", 0)
+    class_tokens = _count(config, CLASS_TOKENS[config.model_type])
+    extra_tokens = class_tokens + _count(config, _REGISTERS.get(config.model_type, "num_register_tokens"))
     return 0 if getattr(config, "untrained_class_token", False) else class_tokens, extra_tokens
+
+
+def _count(config: Any, tokens: int | str) -> int:
+    return tokens if isinstance(tokens, int) else int(getattr(config, tokens, 0))
+
+
+def layers_to_run(model: str, layer: int, depth: int) -> int:
+    """Number of layers to run to get `layer` of `depth`; raises ValueError naming `model` if out of range."""
+    if layer == 0 or not -depth <= layer <= depth:
+        raise ValueError(f"{model}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
+    return int(layer if layer > 0 else depth + 1 + layer)
 
 
 @contextmanager
@@ -43,8 +71,8 @@ def capture_attention(
 ) -> Iterator[dict[str, Tensor]]:
     """Observe one forward of `tower` in the block; after the block the dict holds the signals in `needs`.
 
-    - "attention_BN", float32: the class token's attention to each patch, averaged over heads; without a class
-      token the attention of all patches, averaged over them too (the column mean of the attention matrix);
+    - "attention_BN", float32: the first class token's attention to each patch, averaged over heads; without
+      class tokens the attention of all patches, averaged over them too (the column mean of the matrix);
     - "keys_BND": the patches' keys as the layer projects them, averaged over heads; their width D is C;
     - "first_attention_BN": like "attention_BN", in the tower's first layer.
 
@@ -105,17 +133,23 @@ def _mean_keys(tower: Any, module: Any, call: _Call) -> Tensor:
     """Each token's key, averaged over heads; (B, T, C)."""
     args, kwargs = call
     hidden_BTD = args[0] if args else kwargs["hidden_states"]
-    keys_BTHC: Tensor = module.k_proj(hidden_BTD).unflatten(-1, (tower.config.num_attention_heads, -1))
+    # Grouped attention has fewer heads of keys than of queries.
+    channels = module.q_proj.out_features // tower.config.num_attention_heads
+    keys_BTHC: Tensor = module.k_proj(hidden_BTD).unflatten(-1, (-1, channels))
     return keys_BTHC.mean(2)
 
 
 def _attention_module(tower: Any, layer: int) -> Any:
     """The attention module of the layer whose output is `hidden_states[layer]`."""
+    return next(module for module in tower_layer(tower, layer).modules() if hasattr(module, "k_proj"))
+
+
+def tower_layer(tower: Any, layer: int) -> nn.Module:
+    """The module of a tower whose output is `hidden_states[layer]`; `layer` is not 0."""
     depth = tower.config.num_hidden_layers
     stacks = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
     layers = next(stack for stack in stacks if len(stack) == depth)
-    index = layer - 1 if layer > 0 else depth + layer
-    return next(module for module in layers[index].modules() if hasattr(module, "k_proj"))
+    return layers[layer - 1 if layer > 0 else depth + layer]
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from atr.core.ragged import RaggedFeatures
 from atr.core.threads import map_ahead
 from atr.features.store import FeatureStore
 
-ImageBatch = tuple[int, list[str], Tensor]  # index of the first image, ids, pixel_values_BCHW
-Preprocess = Callable[[Sequence[Image.Image]], Tensor]
+# Index of the first image, ids, and what `preprocess` gives: pixel_values_BCHW, or a dict of tensors.
+ImageBatch = tuple[int, list[str], Any]
+Preprocess = Callable[[Sequence[Image.Image]], Any]
 _Batch = TypeVar("_Batch", Tensor, RaggedFeatures)
 
 
@@ -88,10 +89,12 @@ class ImageLoader:
         return map_ahead(self._load, self.numbers, self.threads)
 
     def _load(self, number: int) -> ImageBatch:
-        first, ids, pixel_values_BCHW = self.batches[number]
-        if torch.cuda.is_available():
-            pixel_values_BCHW = pixel_values_BCHW.pin_memory()
-        return first, ids, pixel_values_BCHW
+        first, ids, inputs = self.batches[number]
+        if not torch.cuda.is_available():
+            return first, ids, inputs
+        if isinstance(inputs, Tensor):
+            return first, ids, inputs.pin_memory()
+        return first, ids, {name: values.pin_memory() for name, values in inputs.items()}
 
 
 class ImageDataModule(LightningDataModule):

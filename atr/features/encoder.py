@@ -1,10 +1,10 @@
-"""The frozen vision tower: images in, one feature vector per patch out.
+"""The frozen vision encoder: images in, one feature vector per patch or visual token out.
 
-Shapes: see atr.core.tokens; N patches, T tokens of the tower.
+Shapes: see atr.core.tokens; N patches or tokens of an image, T tokens of the tower.
 """
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,8 +28,18 @@ from transformers.utils import logging
 
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments, split_revision
-from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, leading_tokens
-from atr.features.pixel_values import Preprocessor
+from atr.core.ragged import Grid
+from atr.core.tower_layer import MERGED, TowerLayer, check_layer
+from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, layers_to_run, leading_tokens
+from atr.features.merged import PATCHES
+from atr.features.pixel_values import NativePreprocessor, Preprocessor
+from atr.features.vision_half import (
+    PATCHES_PER_PASS,
+    NaflexTower,
+    VisionHalf,
+    in_passes,
+    without_language_model,
+)
 
 # Prefix of the tower's weights in checkpoints that hold more (LLaVA, CLIP, SigLIP), in old and new layouts.
 _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
@@ -37,15 +47,41 @@ _TOWER_PREFIX = r"^(model\.)?(vision_tower\.)?(vision_model\.)?"
 # Modules after the last layer: they do not affect hidden states, and many checkpoints lack them.
 _UNUSED = ("pooler.", "head.")
 
+_NAFLEX = "siglip2_vision_model"
+_REFUSED = {
+    "vit_mae": "shuffles the patches anew in each forward",
+    "pixtral": "gives several images as one sequence",
+    "data2vec-vision": "keeps its attention where no hook can read it",
+}
+
+# Settings of image processors with which a host's encoder sees each image whole, not cut into tiles.
+_WHOLE_IMAGES: dict[str, dict[str, Any]] = {
+    "gemma3": {"do_pan_and_scan": False},
+    "internvl": {"crop_to_patches": False},
+    "smolvlm": {"do_image_splitting": False},
+    "idefics3": {"do_image_splitting": False},
+}
+_NATIVE = {
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "gemma4",
+    "mistral3",
+}
+"""Types of models whose images have grids of their own."""
+
 
 @dataclass(frozen=True)
 class TokenLayout:
     """Tokens of an image in the tower's order: class tokens, register tokens, patches."""
 
-    grid: tuple[int, int]
-    """(rows, columns) of the patches."""
+    grid: Grid | None
+    """(rows, columns) of the patches; None if images have grids of their own."""
     class_tokens: int
-    """0 or 1."""
+    """Class tokens, before all others."""
     extra_tokens: int
     """Class and register tokens, before the patches."""
     width: int
@@ -53,26 +89,31 @@ class TokenLayout:
 
 
 class Encoder(nn.Module):
-    """A frozen vision tower, truncated after the layer whose output is read.
+    """A frozen vision encoder: a tower up to the layer that is read, or a model up to its merged tokens.
 
-    `layer` is an index into `hidden_states`, like LLaVA's `vision_feature_layer`. `preprocess` turns PIL
-    images into pixel_values_BCHW. `options` are passed to every forward of the tower.
+    `layer` is an index into `hidden_states`, like LLaVA's `vision_feature_layer`, or "merged". `preprocess`
+    turns PIL images into pixel_values_BCHW, or into a dict of tensors if the encoder `is_ragged`. `options`
+    are passed to every forward of the tower. `reader` runs the tower where its output is not one grid of
+    patches.
     """
 
     def __init__(
         self,
         tower: PreTrainedModel,
-        preprocess: Preprocessor,
+        preprocess: Preprocessor | NativePreprocessor,
         layout: TokenLayout,
         name: str,
-        layer: int,
+        layer: TowerLayer,
         options: Mapping[str, Any],
+        reader: VisionHalf | NaflexTower | None = None,
     ) -> None:
         super().__init__()
-        self.tower = tower.requires_grad_(False)
+        self.tower = tower
+        self.reader = reader
+        self.requires_grad_(False)
         self.eval()
         self.image_processor = preprocess.processor
-        self.preprocess = preprocess
+        self.preprocess: Callable[[Sequence[Image.Image]], Any] = preprocess
         self.layout = layout
         self.name = name
         self.layer = layer
@@ -80,7 +121,11 @@ class Encoder(nn.Module):
 
     @classmethod
     def load(
-        cls, path: str, layer: int = -2, name: str | None = None, size: int | tuple[int, int] | None = None
+        cls,
+        path: str,
+        layer: TowerLayer = -2,
+        name: str | None = None,
+        size: int | tuple[int, int] | None = None,
     ) -> Self:
         """Load the tower of a vision model, or of a model with a vision tower (LLaVA, CLIP, SigLIP).
 
@@ -88,23 +133,86 @@ class Encoder(nn.Module):
         side or (height, width), resizes the whole image and interpolates the tower's positions; with None the
         image processor of `path` decides. Layers after `layer` are neither loaded nor run.
 
+        In a vision-language model that makes a token of several patches (a type in
+        `atr.features.merged.PATCHES`) a feature is a token: with `layer` "merged" as its language model is
+        fed it, with an integer the mean of its patches after that layer. The language model is not loaded.
+        Each image is encoded whole, even if the model would cut it into tiles.
+
         Raises ValueError naming the folder or file if it is missing or damaged, or if weights are missing, of
-        another shape or not finite. Before any weight is read, raises it for a type of tower that is not in
-        CLASS_TOKENS, a layer that the tower lacks, and an image size that it does not accept.
+        another shape or not finite. Before any weight is read, raises it for a type of tower or model that is
+        not supported, a layer that it lacks, and an image size that it does not accept.
         """
-        config, prefix = _vision_config(path)
-        _check_type(path, config)
-        config.num_hidden_layers = layers_to_run(path, layer, config.num_hidden_layers)
+        config = _model_config(path)
+        check_layer(layer)
+        if _makes_tokens(config, layer):
+            return cls._load_half(path, config, layer, name, size)
+        vision = getattr(config, "vision_config", config)
+        _check_type(path, vision)
+        if isinstance(layer, str):
+            allowed = f"an int, or a model of type {', '.join(PATCHES)}"
+            raise ValueError(f"{path}: {config.model_type} has no {layer} tokens, allowed: {allowed}")
+        vision.num_hidden_layers = layers_to_run(path, layer, vision.num_hidden_layers)
+        prefix = None if vision is config else _TOWER_PREFIX
+        if vision.model_type == _NAFLEX:
+            return cls._load_naflex(path, vision, prefix, layer, name, size)
         preprocess = Preprocessor(load_image_processor(path, size))
-        resized = size is not None and tuple(_pair(size)) != tuple(_pair(config.image_size))
-        options = {"interpolate_pos_encoding": True} if resized and _interpolates(config) else {}
-        layout = _measure(path, config, preprocess, options)
-        tower = _load_tower(path, config, prefix)
+        resized = size is not None and tuple(_pair(size)) != tuple(_pair(vision.image_size))
+        options = {"interpolate_pos_encoding": True} if resized and _interpolates(vision) else {}
+        layout = _measure(path, vision, preprocess, options)
+        tower = _load_tower(path, vision, prefix)
         return cls(tower, preprocess, layout, name or path, layer, options)
 
+    @classmethod
+    def _load_half(
+        cls, path: str, config: Any, layer: TowerLayer, name: str | None, size: int | tuple[int, int] | None
+    ) -> Self:
+        """Load tower and merger of a vision-language model."""
+        vision, patches = config.vision_config, PATCHES[config.model_type]
+        if isinstance(layer, int):
+            layers_to_run(path, layer, vision.num_hidden_layers)
+            width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is the merger's
+        else:
+            width = config.get_text_config().hidden_size
+        processor = _native_processor(path, size, _processor_settings(config))
+        _check_patches(path, processor, vision)
+        preprocess: Preprocessor | NativePreprocessor
+        if patches.is_ragged:
+            preprocess, grid = NativePreprocessor(processor), None
+        else:
+            preprocess = Preprocessor(processor)
+            grid = _whole_grid(path, preprocess, config)
+        half = VisionHalf(
+            _read_weights(without_language_model(MODEL_MAPPING[type(config)]), path, config, None), layer
+        )
+        return cls(half.tower, preprocess, TokenLayout(grid, 0, 0, width), name or path, layer, {}, half)
+
+    @classmethod
+    def _load_naflex(
+        cls,
+        path: str,
+        config: Any,
+        prefix: str | None,
+        layer: int,
+        name: str | None,
+        size: int | tuple[int, int] | None,
+    ) -> Self:
+        """Load SigLIP 2's tower for images of any aspect ratio."""
+        processor = _native_processor(path, size, {})
+        _check_patches(path, processor, config)
+        tower = _load_tower(path, config, prefix)
+        layout = TokenLayout(None, 0, 0, config.hidden_size)
+        return cls(tower, NativePreprocessor(processor), layout, name or path, layer, {}, NaflexTower(tower))
+
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of the patch tokens."""
+    def is_ragged(self) -> bool:
+        """Whether images have grids of their own."""
+        return self.layout.grid is None
+
+    @property
+    def grid(self) -> Grid:
+        """(rows, columns) of the features; raises ValueError if images have grids of their own."""
+        if self.layout.grid is None:
+            raise ValueError(f"{self.name}: has no one grid, as its images have grids of their own")
         return self.layout.grid
 
     @property
@@ -113,56 +221,111 @@ class Encoder(nn.Module):
         return self.layout.width
 
     def forward(self, pixel_values_BCHW: Tensor) -> Tensor:
-        """features_BND of the patches at `layer`, without class and register tokens."""
-        return self.states(pixel_values_BCHW)[-1]
+        """features_BND at `layer`, without class and register tokens; not for a ragged encoder."""
+        if self.reader is None:
+            return self.states(pixel_values_BCHW)[-1]
+        return torch.stack([features_ND for features_ND, _ in self.images(pixel_values_BCHW)])
+
+    def images(self, inputs: Tensor | Mapping[str, Tensor]) -> list[tuple[Tensor, Grid]]:
+        """features_ND and grid of each image, from what `preprocess` gives."""
+        if isinstance(inputs, Tensor):
+            if self.reader is None:
+                return [(features_ND, self.grid) for features_ND in self(inputs)]
+            inputs = {"pixel_values": inputs}
+        assert self.reader is not None
+        passes = in_passes(inputs, self.reader.side, PATCHES_PER_PASS)
+        return [image for part in passes for image in self.reader(part)]
 
     def states(self, pixel_values_BCHW: Tensor) -> list[Tensor]:
-        """Hidden states (B, N, D) of the patches after each layer, from the first to `layer`."""
+        """Hidden states (B, N, D) of the patches after each layer, from the first to `layer`.
+
+        Raises ValueError if features are not those of single patches in one grid.
+        """
+        if self.reader is not None:
+            raise ValueError(f"{self.name}: has no states of single patches, allowed: a tower of one grid")
         states = self.tower(pixel_values_BCHW, output_hidden_states=True, **self.options).hidden_states
         return [state_BTD[:, self.layout.extra_tokens :] for state_BTD in states[1:]]
 
     def observe(self, pixel_values_BCHW: Tensor, needs: Collection[str]) -> dict[str, Tensor]:
         """features_BND, and the attention and keys of the same layer that `needs` names, by field name.
 
-        `needs` and errors as in `atr.features.attention_hooks.capture_attention`.
+        `needs` and errors as in `atr.features.attention_hooks.capture_attention`; ValueError for any need if
+        features are not those of single patches in one grid.
         """
+        if self.reader is not None and needs:
+            raise ValueError(f"{self.name}: {min(needs)} is not available, allowed: a tower of one grid")
         extra = self.layout.class_tokens, self.layout.extra_tokens
         with capture_attention(self.tower, -1, *extra, needs) as signals:
             features_BND = self(pixel_values_BCHW)
         return {"features_BND": features_BND, **signals}
 
 
-def _vision_config(path: str) -> tuple[PretrainedConfig, str | None]:
-    """The tower's configuration, and the prefix of its weights if the checkpoint holds more."""
+def _model_config(path: str) -> PretrainedConfig:
+    """The configuration of the checkpoint's model, of which the tower may be a part."""
     if split_revision(path)[0].count("/") > 1 and not Path(path).is_dir():
         raise ValueError(f"{path}: there is no such folder, and a hub id cannot have two slashes")
     try:
-        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
+        return AutoConfig.from_pretrained(**pretrained_arguments(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
-    if hasattr(config, "vision_config"):
-        return config.vision_config, _TOWER_PREFIX
-    return config, None
+
+
+def _makes_tokens(config: Any, layer: TowerLayer) -> bool:
+    """Whether features are tokens of a vision-language model, which the tower alone cannot give."""
+    patches = PATCHES.get(config.model_type)
+    return patches is not None and (layer == MERGED or patches.block(config) > 1)
 
 
 def _check_type(path: str, config: PretrainedConfig) -> None:
     """Refuse towers whose tokens are not known to be class tokens, registers and one grid of patches."""
-    if config.model_type == "siglip2_vision_model":
-        raise ValueError(
-            f"{path}: SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed "
-            "resolution, such as siglip2-so400m-patch14-384"
-        )
-    if config.model_type not in CLASS_TOKENS:
-        raise ValueError(
-            f"{path}: {config.model_type} is not a supported vision tower, allowed: {', '.join(CLASS_TOKENS)}"
-        )
+    kind = config.model_type
+    if kind not in CLASS_TOKENS and kind != _NAFLEX:
+        reason = f", as it {_REFUSED[kind]}" if kind in _REFUSED else ""
+        allowed = ", ".join([*CLASS_TOKENS, _NAFLEX])
+        raise ValueError(f"{path}: {kind} is not a supported vision tower{reason}, allowed: {allowed}")
 
 
-def layers_to_run(path: str, layer: int, depth: int) -> int:
-    """Number of layers to run to get `layer` of `depth`; raises ValueError naming `path` if out of range."""
-    if layer == 0 or not -depth <= layer <= depth:
-        raise ValueError(f"{path}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
-    return int(layer if layer > 0 else depth + 1 + layer)
+def _native_processor(path: str, size: int | tuple[int, int] | None, settings: Mapping[str, Any]) -> Any:
+    """The image processor of a model that accepts no other `size`."""
+    if size is not None:
+        raise ValueError(f"{path}: size: {size} is not allowed, allowed: that of its image processor")
+    return load_image_processor(path, None, settings)
+
+
+def _processor_settings(config: Any) -> dict[str, Any]:
+    """Settings of the image processor other than in its own file: images whole, and in whole tokens."""
+    if config.model_type == "mistral3":  # as its processor tells its image processor in each call
+        side = config.vision_config.patch_size * config.spatial_merge_size
+        return {"patch_size": {"height": side, "width": side}}
+    return _WHOLE_IMAGES.get(config.model_type, {})
+
+
+def _check_patches(path: str, processor: Any, vision: Any) -> None:
+    """Refuse an image processor that cuts patches in which the tower could not read them."""
+    fields = {
+        "patch_size": "patch_size",
+        "temporal_patch_size": "temporal_patch_size",
+        "merge_size": "spatial_merge_size",
+        "pooling_kernel_size": "pooling_kernel_size",
+    }
+    for field, needed in fields.items():
+        value, allowed = getattr(processor, field, None), getattr(vision, needed, None)
+        if isinstance(value, int) and allowed is not None and value != allowed:
+            raise ValueError(f"{path}: its image processor has {field} {value}, allowed: {allowed}")
+
+
+def _whole_grid(path: str, preprocess: Preprocessor, config: Any) -> Grid:
+    """Tokens of an image that the model sees whole; raises ValueError unless its size is the tower's."""
+    height, width = _processed_size(path, preprocess)
+    allowed = _pair(config.vision_config.image_size)
+    if (height, width) != tuple(allowed):
+        raise ValueError(
+            f"{path}: its image processor gives {height} x {width} pixels, allowed: {allowed[0]} x "
+            f"{allowed[1]}"
+        )
+    patch = _pair(config.vision_config.patch_size)[0]
+    side = patch * PATCHES[config.model_type].block(config)
+    return height // side, width // side
 
 
 def _interpolates(config: PretrainedConfig) -> bool:
@@ -219,15 +382,21 @@ def _pair(sides: int | Sequence[int]) -> Sequence[int]:
 
 
 def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreTrainedModel:
+    return _read_weights(AutoModel, path, config, {prefix: ""} if prefix else None)
+
+
+def _read_weights(
+    cls: Any, path: str, config: PretrainedConfig, key_mapping: dict[str, str] | None
+) -> PreTrainedModel:
     local = Path(path, "model.safetensors")
     weights = local if local.exists() else path
     try:
         with quiet():
             # Let transformers report weights of another shape, so that our own error can name them.
-            tower, report = AutoModel.from_pretrained(
+            model, report = cls.from_pretrained(
                 **pretrained_arguments(path),
                 config=config,
-                key_mapping={prefix: ""} if prefix else None,
+                key_mapping=key_mapping,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -235,9 +404,10 @@ def _load_tower(path: str, config: PretrainedConfig, prefix: str | None) -> PreT
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{weights}: no readable weights: {first_line(error)}") from error
     _refuse_incomplete(str(weights), report)
-    used = {key: weight for key, weight in tower.state_dict().items() if not key.startswith(_UNUSED)}
+    used = {key: weight for key, weight in model.state_dict().items() if not key.startswith(_UNUSED)}
     check_finite_weights(used, str(weights))
-    return tower
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _refuse_incomplete(weights: str, report: dict[str, Any]) -> None:
@@ -251,17 +421,25 @@ def _refuse_incomplete(weights: str, report: dict[str, Any]) -> None:
         raise ValueError(f"{weights}: lacks {len(missing)} weights of the vision tower, first {missing[0]}")
 
 
-def load_image_processor(path: str, size: int | tuple[int, int] | None) -> Any:
-    """The image processor of a folder or hub id; `size` and errors as in `Encoder.load`."""
-    resized: dict[str, Any] = {}
+def load_image_processor(
+    path: str, size: int | tuple[int, int] | None, settings: Mapping[str, Any] | None = None
+) -> Any:
+    """The image processor of a folder or hub id; `size` and errors as in `Encoder.load`.
+
+    `settings` take the place of those in the folder.
+    """
+    changed = dict(settings or {})
     if size:
         height, width = _pair(size)
-        resized = {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
+        changed |= {"size": {"height": height, "width": width}, "do_resize": True, "do_center_crop": False}
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(
-                **pretrained_arguments(path), backend="pil", **resized
+                **pretrained_arguments(path), backend="pil", **changed
             )
+    except ImportError as error:  # torchvision, for a processor that has no other form
+        missing = first_line(error).partition(". ")[0]
+        raise ValueError(f"{path}: no readable image processor: {missing}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: no readable image processor: {first_line(error)}") from error
     warn_of_substitute(path, processor)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from atr.core.fingerprint import fingerprint
 from atr.core.hardware import resolved
+from atr.core.ragged import Grid
 from atr.features.datamodule import ImageBatch, ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.preprocess import describe_preprocessing
-from atr.features.store import STORE_DTYPE, ShardWriter, clear_store, write_manifest
+from atr.features.store import STORE_DTYPE, RaggedShardWriter, ShardWriter, clear_store, write_manifest
 
 
 class FeatureExtraction(LightningModule):
@@ -26,19 +27,25 @@ class FeatureExtraction(LightningModule):
         super().__init__()
         self.encoder = encoder
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """features_BND in the store's dtype."""
-        _, _, pixel_values_BCHW = batch
-        features_BND: Tensor = self.encoder(pixel_values_BCHW)
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | list[tuple[Tensor, Grid]]:
+        """features_BND in the store's dtype; features_ND and grid of each image if these differ in size."""
+        _, _, inputs = batch
+        if self.encoder.is_ragged:
+            return [(features_ND.to(STORE_DTYPE), grid) for features_ND, grid in self.encoder.images(inputs)]
+        features_BND: Tensor = self.encoder(inputs)
         return features_BND.to(STORE_DTYPE)
 
 
 class StoreWriter(Callback):
     """Writes each rank's shards as they fill; `finish` completes the store with its manifest."""
 
-    def __init__(self, folder: Path, images: int, shard_images: int) -> None:
+    def __init__(self, folder: Path, images: int, shard_images: int, is_ragged: bool = False) -> None:
         self.folder = folder
-        self.writer = ShardWriter(folder, images, shard_images)
+        self.writer: ShardWriter | RaggedShardWriter
+        if is_ragged:
+            self.writer = RaggedShardWriter(folder, images, shard_images)
+        else:
+            self.writer = ShardWriter(folder, images, shard_images)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove an existing store before any rank writes."""
@@ -57,7 +64,11 @@ class StoreWriter(Callback):
     ) -> None:
         """Add the batch to its shard."""
         first, ids, _ = batch
-        self.writer.add(first, ids, outputs.cpu())
+        if isinstance(self.writer, RaggedShardWriter):
+            features, grids = zip(*outputs, strict=True)
+            self.writer.add(first, ids, [features_ND.cpu() for features_ND in features], grids)
+        else:
+            self.writer.add(first, ids, outputs.cpu())
 
     def finish(
         self,
@@ -80,7 +91,7 @@ class StoreWriter(Callback):
                 self.folder,
                 encoder=encoder.name,
                 layer=encoder.layer,
-                grid=encoder.grid,
+                grid=None if encoder.is_ragged else encoder.grid,
                 width=encoder.width,
                 fingerprint=fingerprint(encoder.tower),
                 preprocess=describe_preprocessing(encoder.image_processor),
@@ -103,7 +114,8 @@ def fill_store(
 
     `version` is the encoder's `atr.core.hub.checkpoint_version`.
     """
-    writer = StoreWriter(folder, len(data.batches.images), data.batches.shard_images)
+    batches = data.batches
+    writer = StoreWriter(folder, len(batches.images), batches.shard_images, encoder.is_ragged)
     trainer = Trainer(
         **trainer_kwargs,
         callbacks=[writer],

@@ -30,7 +30,7 @@ def pca_picture(encoder: Encoder, images: Sequence[Image.Image]) -> bytes:
     grids of their own. The encoder must be on the CPU in float32, as loaded, so that the bytes do not depend
     on the device and precision of an extraction.
     """
-    encode = _encode_rectangular if encoder.grid else _encode_ragged
+    encode = _encode_ragged if encoder.is_ragged else _encode_rectangular
     shown = [side for pair in encode(encoder, images) for side in pair]
     picture = Image.new("RGB", (sum(side.width for side in shown), max(side.height for side in shown)))
     left = 0
@@ -56,7 +56,7 @@ def _encode_rectangular(encoder: Encoder, images: Sequence[Image.Image]) -> list
 def _encode_ragged(encoder: Encoder, images: Sequence[Image.Image]) -> list[_Pair]:
     """The whole images, each in the shape of its own grid, with the picture of its patches."""
     whole = [image.convert("RGB") for image in images]
-    encoded: Any = encoder(encoder.preprocess(whole))
+    encoded = encoder.images(encoder.preprocess(whole))
     return [
         (image.resize(_size(grid)), _patches(features_ND.numpy(), grid))
         for image, (features_ND, grid) in zip(whole, encoded, strict=True)

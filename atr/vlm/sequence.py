@@ -15,6 +15,7 @@ from transformers import GenerationMixin
 
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
+from atr.vlm.families.videos import video_keys
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
@@ -24,12 +25,12 @@ TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
     """Raise ValueError for inputs other than text and images, and for token types that do not fit."""
     types = token_types(model)
-    known = TEXT_KEYS | family_of(model).image_keys(model) | types
+    known = TEXT_KEYS | family_of(model).image_keys(model) | video_keys(model) | types
     if unknown := sorted(set(inputs) - known):
         raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
     if missing := sorted(TEXT_KEYS - set(inputs)):
         raise ValueError(f"inputs: {missing[0]} is missing, needed: {', '.join(sorted(TEXT_KEYS))}")
-    if "pixel_values" in inputs and (missing := sorted(types - set(inputs))):
+    if set(inputs) & {"pixel_values", "pixel_values_videos"} and (missing := sorted(types - set(inputs))):
         raise ValueError(
             f"inputs: {missing[0]} is missing, without which {model.config.model_type} misreads images"
         )

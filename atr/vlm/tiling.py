@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atr.core.ragged import Grid
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Tiling, family_of
-from atr.vlm.families.grids import Grid
 from atr.vlm.families.rule import Rule
 from atr.vlm.image_tokens import ImageTokens
 

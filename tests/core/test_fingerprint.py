@@ -5,13 +5,25 @@ from copy import deepcopy
 import pytest
 import torch
 from transformers import (
+    Aimv2VisionConfig,
     AutoModel,
+    BeitConfig,
+    ChineseCLIPVisionConfig,
     CLIPVisionConfig,
+    DeiTConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
     DINOv3ViTConfig,
+    IJepaConfig,
+    InternVLVisionConfig,
+    MLCDVisionConfig,
+    PixioConfig,
+    RadioConfig,
+    Sapiens2Config,
     SiglipVisionConfig,
+    Tipsv2VisionConfig,
     ViTConfig,
+    ViTMSNConfig,
 )
 
 from atr.core.fingerprint import BITS, MAX_DIFFERING_BITS, fingerprint, is_same_tower
@@ -20,12 +32,24 @@ from atr.features.encoder import CLASS_TOKENS
 CONFIGS = {
     kind.model_type: kind
     for kind in (
+        Aimv2VisionConfig,
+        BeitConfig,
+        ChineseCLIPVisionConfig,
         CLIPVisionConfig,
+        DeiTConfig,
         Dinov2Config,
         Dinov2WithRegistersConfig,
         DINOv3ViTConfig,
+        IJepaConfig,
+        InternVLVisionConfig,
+        MLCDVisionConfig,
+        PixioConfig,
+        RadioConfig,
+        Sapiens2Config,
         SiglipVisionConfig,
+        Tipsv2VisionConfig,
         ViTConfig,
+        ViTMSNConfig,
     )
 }
 SHAPE = {

@@ -1,4 +1,8 @@
-"""A tiny DINOv2, and an ONNX graph of it like those of torch's exporter."""
+"""A tiny DINOv2, an ONNX graph of it like those of torch's exporter, and tiny vision-language models."""
+
+import runpy
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,3 +91,16 @@ def _exported(weights):
         numpy_helper.from_array(torch.as_tensor(value).numpy(), name) for name, value in constants.items()
     ]
     return helper.make_model(helper.make_graph(nodes, "tiny", [], [], initializers))
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory):
+    """The maker of tiny vision-language models, each with its folder; to be read only."""
+    save = runpy.run_path(str(Path(__file__).with_name("hosts.py")))["save"]
+
+    @cache
+    def host(kind):
+        folder = tmp_path_factory.mktemp("host") / kind
+        return save(kind, folder), folder
+
+    return host

@@ -4,35 +4,66 @@ import json
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Aimv2Config,
+    Aimv2Model,
+    Aimv2TextConfig,
+    Aimv2VisionConfig,
+    Aimv2VisionModel,
+    BeitConfig,
+    BeitModel,
     BitImageProcessorPil,
+    ChineseCLIPConfig,
+    ChineseCLIPModel,
+    ChineseCLIPTextConfig,
+    ChineseCLIPVisionConfig,
+    ChineseCLIPVisionModel,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPTextConfig,
     CLIPVisionConfig,
     CLIPVisionModel,
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
+    IJepaConfig,
+    IJepaModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MLCDVisionConfig,
+    MLCDVisionModel,
+    PixioConfig,
+    PixioModel,
+    RadioConfig,
+    RadioModel,
+    Sapiens2Config,
+    Sapiens2Model,
     SiglipConfig,
     SiglipModel,
     SiglipTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
+    Tipsv2VisionConfig,
+    Tipsv2VisionModel,
     ViTConfig,
     ViTModel,
+    ViTMSNConfig,
+    ViTMSNModel,
 )
 
 from atr.features import encoder as encoder_module
@@ -47,6 +78,9 @@ SMALL = {
     "image_size": 56,
 }
 WIDE = SMALL | {"intermediate_size": 32}
+TWO_HEADS = {"num_attention_heads": 2}  # axial rotary positions turn four channels at a time
+GROUPED = {"num_key_value_heads_per_layer": [2, 1, 1]}
+PAIRS = {"patch_size": [14, 14], "image_size": [56, 56]}
 TOWERS = {  # class, configuration, number of tokens that are not patches
     "clip": (CLIPVisionModel, CLIPVisionConfig(**WIDE), 1),
     "untrained": (CLIPVisionModel, CLIPVisionConfig(**WIDE, untrained_class_token=True), 1),
@@ -55,7 +89,49 @@ TOWERS = {  # class, configuration, number of tokens that are not patches
     "dinov2": (Dinov2Model, Dinov2Config(**SMALL, mlp_ratio=2), 1),
     "registers": (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SMALL, mlp_ratio=2), 5),
     "dinov3": (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, num_register_tokens=2), 3),
+    "aimv2": (Aimv2VisionModel, Aimv2VisionConfig(**WIDE), 0),
+    "aimv2_native": (Aimv2VisionModel, Aimv2VisionConfig(**WIDE, is_native=True), 0),
+    "beit": (BeitModel, BeitConfig(**WIDE, use_relative_position_bias=True), 1),
+    "beit_shared": (BeitModel, BeitConfig(**WIDE, use_shared_relative_position_bias=True), 1),
+    "chinese_clip": (ChineseCLIPVisionModel, ChineseCLIPVisionConfig(**WIDE), 1),
+    "deit": (DeiTModel, DeiTConfig(**WIDE), 2),
+    "ijepa": (IJepaModel, IJepaConfig(**WIDE), 0),
+    "internvl": (InternVLVisionModel, InternVLVisionConfig(**(WIDE | PAIRS), use_qk_norm=True), 1),
+    "mlcd": (MLCDVisionModel, MLCDVisionConfig(**(WIDE | TWO_HEADS)), 1),
+    "pixio": (PixioModel, PixioConfig(**SMALL, mlp_ratio=2, n_cls_tokens=4), 4),
+    "radio": (RadioModel, RadioConfig(**SMALL, mlp_ratio=2.0, max_img_size=112), 10),
+    "sapiens2": (Sapiens2Model, Sapiens2Config(**(WIDE | TWO_HEADS), **GROUPED, num_register_tokens=2), 3),
+    "tipsv2": (Tipsv2VisionModel, Tipsv2VisionConfig(**SMALL, mlp_ratio=2, num_register_tokens=2), 3),
+    "vit_msn": (ViTMSNModel, ViTMSNConfig(**WIDE), 1),
 }
+FIRST = ("clip", "untrained", "siglip", "vit", "dinov2", "registers", "dinov3")
+RESIZABLE = set(TOWERS) - {"aimv2"}
+
+
+def kinds_at(*layers, others):
+    """All towers at layer -2, and at the other layers the first of them; the rest of these are slow."""
+    return [
+        pytest.param(kind, layer, marks=[pytest.mark.slow] if layer in others and kind not in FIRST else [])
+        for kind in TOWERS
+        for layer in (*layers, *others)
+    ]
+
+
+INTERPOLATED = {  # whose forward must be told to
+    "clip", "untrained", "siglip", "vit", "beit", "beit_shared", "chinese_clip", "deit", "ijepa", "vit_msn",
+}  # fmt: skip
+UNKNOWN = (
+    "altclip", "altclip_vision_model", "blip", "clipseg", "convnextv2", "dinov3_convnext", "eomt",
+    "gemma4_vision",
+    "hiera", "llama4_vision_model", "metaclip_2", "metaclip_2_vision_model", "mllama_vision_model", "owlvit",
+    "owlv2", "qwen2_5_vl_vision", "qwen3_vl_vision", "resnet", "sam_vision_model", "smolvlm_vision", "swin",
+    "videomae", "vitdet", "vjepa2", "xclip",
+)  # fmt: skip
+WITHIN = {  # the tower of a whole model
+    "altclip": "altclip_vision_model", "blip": "blip_vision_model", "clipseg": "clipseg_vision_model",
+    "metaclip_2": "metaclip_2_vision_model", "owlvit": "owlvit_vision_model", "owlv2": "owlv2_vision_model",
+    "xclip": "xclip_vision_model",
+}  # fmt: skip
 TEXT = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -101,8 +177,7 @@ def tower_in(kind, folder):
     return str(saved(model, folder)), model
 
 
-@pytest.mark.parametrize("layer", [-3, -2, -1, 1, 3])
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize(("kind", "layer"), kinds_at(-2, others=(-3, -1, 1, 3)))
 def test_features_are_the_hidden_states_of_transformers_without_extra_tokens(kind, layer, tmp_path):
     path, model = tower_in(kind, tmp_path / kind)
     pixels_BCHW = torch.randn(2, 3, 56, 56)
@@ -113,8 +188,7 @@ def test_features_are_the_hidden_states_of_transformers_without_extra_tokens(kin
     assert (encoder.grid, encoder.width, encoder.layer, encoder.name) == ((4, 4), 24, layer, path)
 
 
-@pytest.mark.parametrize("layer", [-2, -1, 1])
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize(("kind", "layer"), kinds_at(-2, others=(-1, 1)))
 def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, layer, tmp_path):
     path, model = tower_in(kind, tmp_path / kind)
     pixels_BCHW = torch.randn(2, 3, 56, 56)
@@ -138,8 +212,9 @@ def test_attention_and_keys_are_those_of_transformers_at_the_same_layer(kind, la
         rows_BHT = heads_BHTT[:, :, 0] if has_class else heads_BHTT[:, :, extra:].sum(2) / 16
         torch.testing.assert_close(seen[need], rows_BHT.mean(1)[:, extra:], rtol=1e-5, atol=1e-7)
         assert seen[need].std() > 1e-4  # a constant would prove nothing
-    chunks = projected[0][:, extra:].split(8, dim=-1)  # three heads of eight channels
-    torch.testing.assert_close(seen["keys_BND"], sum(chunks) / 3, rtol=1e-5, atol=1e-6)
+    # Three heads of eight channels, or two of twelve.
+    chunks = projected[0][:, extra:].split(24 // model.config.num_attention_heads, dim=-1)
+    torch.testing.assert_close(seen["keys_BND"], sum(chunks) / len(chunks), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +330,19 @@ def test_half_precision_weights_are_computed_in_float32(folder):
             SiglipModel,
             SiglipConfig(text_config=SiglipTextConfig(**TEXT), vision_config=SiglipVisionConfig(**WIDE)),
         ),
+        (
+            Aimv2Model,
+            Aimv2Config(text_config=Aimv2TextConfig(**TEXT), vision_config=Aimv2VisionConfig(**WIDE)),
+        ),
+        (
+            ChineseCLIPModel,
+            ChineseCLIPConfig(
+                text_config=ChineseCLIPTextConfig(**TEXT), vision_config=ChineseCLIPVisionConfig(**WIDE)
+            ),
+        ),
     ],
 )
-def test_tower_inside_clip_and_siglip_is_read(cls, whole, tmp_path):
+def test_tower_inside_a_model_of_images_and_text_is_read(cls, whole, tmp_path):
     torch.manual_seed(0)
     model = cls(whole)
     encoder = Encoder.load(str(saved(model, tmp_path)), -2)
@@ -276,12 +361,12 @@ def test_grid_is_that_of_the_processed_image(tmp_path):
     assert encoder(pixels_BCHW).shape == (1, 18, 24)
 
 
-@pytest.mark.parametrize("kind", TOWERS)
+@pytest.mark.parametrize("kind", sorted(RESIZABLE))
 def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))
     pixels_BCHW = encoder.preprocess([Image.effect_noise((100, 90), 90).convert("RGB")])
-    options = {"interpolate_pos_encoding": True} if kind in ("clip", "untrained", "siglip", "vit") else {}
+    options = {"interpolate_pos_encoding": True} if kind in INTERPOLATED else {}
     with torch.inference_mode():
         states = model(pixels_BCHW, output_hidden_states=True, **options).hidden_states[-2]
         seen = encoder.observe(pixels_BCHW, {"attention_BN"})
@@ -436,12 +521,41 @@ def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwa
     refused(folder, "no readable weights", layer=3, size=28)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_naflex_is_refused_before_any_weight_is_read(whole, tmp_path):
-    tower = {"model_type": "siglip2_vision_model"}
-    config = {"model_type": "siglip2", "vision_config": tower} if whole else tower
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    refused(tmp_path, "SigLIP 2 NaFlex gives every image its own grid, allowed: checkpoints of a fixed")
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("vit_mae", ", as it shuffles the patches anew in each forward"),
+        ("pixtral", ", as it gives several images as one sequence"),
+        ("data2vec-vision", ", as it keeps its attention where no hook can read it"),
+        # Types that AutoModel does not know, or whose configurations lack depth, channels or patch size.
+        *((kind, "") for kind in UNKNOWN),
+    ],
+)
+def test_other_towers_are_refused_before_any_weight_is_read(kind, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    kind = WITHIN.get(kind, kind)
+    refused(tmp_path, rf"{tmp_path.name}: {kind} is not a supported vision tower{reason}, allowed: clip_")
+
+
+@pytest.mark.parametrize("tower", ["pixtral", "vit_mae"])
+def test_a_refused_tower_within_a_llava_is_named(tower, tmp_path):
+    config = {"model_type": "llava", "vision_config": {"model_type": tower}, "text_config": TEXT}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "llama"}}))
+    refused(tmp_path, rf"{tmp_path.name}: {tower} is not a supported vision tower, as it")
+
+
+@pytest.mark.parametrize("layer", ["merged", "last"])
+def test_a_tower_alone_has_no_merged_tokens(layer, folder):
+    allowed = "llava has no merged tokens, allowed: an int" if layer == "merged" else "allowed: int, 'merged'"
+    refused(folder, allowed, layer=layer)
+
+
+def test_a_tower_of_one_grid_gives_images_one_by_one_as_well(folder):
+    encoder = Encoder.load(str(folder))
+    pixels_BCHW = torch.randn(3, 3, 56, 56)
+    features, grids = zip(*encoder.images(pixels_BCHW), strict=True)
+    assert torch.equal(torch.stack(features), encoder(pixels_BCHW))
+    assert (encoder.is_ragged, grids) == (False, (encoder.grid,) * 3)
 
 
 def test_the_extra_tokens_of_the_configuration_are_measured(folder, monkeypatch):
@@ -455,3 +569,16 @@ def test_loading_restores_the_verbosity_of_transformers(folder):
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     Encoder.load(str(folder))
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_the_page_of_encoders_lists_every_type_and_its_tokens():
+    page = Path(__file__).parents[2].joinpath("docs/encoders.md").read_text()
+    towers, _, rest = page.partition("## SigLIP 2 NaFlex")
+    listed = dict(re.findall(r"^\| `(\S+)` \| `?(\w+)`? \|", towers, flags=re.MULTILINE))
+    assert listed == {kind: str(count) for kind, count in encoder_module.CLASS_TOKENS.items()}
+    registers = dict(re.findall(r"^\| `(\S+)` \| \S+ \| (\S+)", towers, flags=re.MULTILINE))
+    with_registers = {model.config_class.model_type for model, _, extra in TOWERS.values() if extra > 1}
+    assert {kind for kind, count in registers.items() if count != "0"} == with_registers - {"pixio"}
+    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(encoder_module.PATCHES)
+    for kind in encoder_module._REFUSED:
+        assert f"- `{kind}` " in rest

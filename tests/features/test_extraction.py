@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from atr.core.hub import checkpoint_digest, checkpoint_version
 from atr.features.datamodule import ImageDataModule
 from atr.features.encoder import Encoder
 from atr.features.extraction import fill_store
-from atr.features.preprocess import describe_preprocessing
+from atr.features.merged import vision_tower
+from atr.features.pca import pca_picture
+from atr.features.preprocess import describe_preprocessing, probe_image
 from atr.features.store import FeatureStore
 
 PARAMETERS = {"encoder": "tiny"}
@@ -33,9 +36,9 @@ def pictures(count=10):
     return images
 
 
-def extract(checkpoint, folder, images=None, shard=4, workers=0, **trainer_kwargs):
+def extract(checkpoint, folder, images=None, shard=4, workers=0, layer=-2, **trainer_kwargs):
     images = pictures() if images is None else images
-    encoder = Encoder.load(str(checkpoint), name="tiny")
+    encoder = Encoder.load(str(checkpoint), layer, name="tiny")
     data = ImageDataModule(images, encoder.preprocess, 3, shard, workers)
     quiet = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
     version = checkpoint_version(str(checkpoint))
@@ -146,6 +149,49 @@ def test_an_interrupted_run_leaves_no_store(error, workers, checkpoint, tmp_path
     assert sorted(content(tmp_path)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     with pytest.raises(ValueError, match=r"manifest\.json is missing"):
         FeatureStore.open(tmp_path)
+
+
+def uneven_pictures(count=10):
+    """Images of which any two neighbours have other sizes."""
+    return [(f"image/{n}", probe_image(30 + 20 * (n % 4), 100 - 6 * n)) for n in range(count)]
+
+
+@pytest.mark.parametrize("layer", ["merged", 2])
+def test_a_store_of_images_with_grids_of_their_own_holds_each_images_features(layer, hosts, tmp_path):
+    model, checkpoint = hosts("qwen2_5_vl")
+    extract(checkpoint, tmp_path, uneven_pictures(), layer=layer)
+    store, encoder = FeatureStore.open(tmp_path, PARAMETERS), Encoder.load(str(checkpoint), layer)
+    assert store.is_ragged and len(set(store.grids)) > 3
+    assert (store.manifest["layer"], store.width) == (layer, 16 if layer == "merged" else 32)
+    assert store.manifest["fingerprint"] == fingerprint(vision_tower(model))
+    assert store.manifest["preprocess"] == describe_preprocessing(encoder.image_processor)
+    with torch.inference_mode():
+        for place, (_, image) in enumerate(uneven_pictures()):
+            ((features_ND, grid),) = encoder.images(encoder.preprocess([image]))
+            assert store.grid_of(place) == grid
+            torch.testing.assert_close(store[place].float(), features_ND, rtol=2**-8, atol=1e-5)
+
+
+def test_ragged_extraction_gives_the_same_bytes_by_threads_and_over_a_former_store(hosts, tmp_path):
+    _, checkpoint = hosts("mistral3")
+    extract(checkpoint, tmp_path / "one", uneven_pictures(), layer="merged")
+    extract(checkpoint, tmp_path / "two", uneven_pictures(13), layer="merged")
+    extract(checkpoint, tmp_path / "two", uneven_pictures(), layer="merged", workers=3)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_merged_features_of_images_of_one_grid_fill_a_rectangular_store(hosts, tmp_path):
+    _, checkpoint = hosts("smolvlm")
+    extract(checkpoint, tmp_path, uneven_pictures(), layer="merged")
+    store = FeatureStore.open(tmp_path, PARAMETERS)
+    assert (store.is_ragged, store.grid, store.manifest["layer"]) == (False, (2, 2), "merged")
+
+
+def test_the_picture_of_ragged_features_has_each_image_in_its_own_shape(hosts):
+    encoder = Encoder.load(str(hosts("qwen3_vl")[1]), "merged")
+    png = pca_picture(encoder, [probe_image(112, 56), probe_image(56, 112)])
+    width, height = Image.open(BytesIO(png)).size
+    assert (width, height) == (2 * 384 + 2 * 192, 384)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The model arguments of `atr_llava`, checked before anything is loaded."""
+"""The model arguments of `atr`, checked before anything is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -19,11 +19,14 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """A LLaVA, a selector, and the options of `atr.vlm.reduce.reduce`, which explains them.
+    """A model, a selector, and the options of `atr.vlm.reduce.reduce`, which explains them.
 
     `pretrained` and `selector` are folders or hub ids. `keep` is a fraction if written as a float (1.0 keeps
-    all tokens) and a count if written as an int (1 keeps one). `device` defaults to accelerate's choice;
-    `selector_digest` is described in `atr.integrations.lmms_eval.selector_digest`.
+    all tokens), a count if written as an int (1 keeps one), or "adaptive"; then `bounds` are the lowest and
+    the highest, written as low:high. `system_prompt`, `min_pixels`, `max_pixels`, `max_patches` and
+    `enable_thinking` take the place of the values that lmms-eval's own class has for the model's family
+    (`atr.integrations.lmms_eval.prompts`). `device` defaults to accelerate's choice; `selector_digest` is
+    described in `atr.integrations.lmms_eval.selector_digest`.
     Raises ValueError naming key, value and what is allowed.
     """
 
@@ -33,7 +36,13 @@ class Arguments:
     positions: str = POSITIONS
     budget: str = "image"
     newline: str = "keep"
+    bounds: tuple[float, float] = (0.0, 1.0)
     interpolation: str = "model"
+    system_prompt: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_patches: int | None = None
+    enable_thinking: bool | None = None
     dtype: str = "auto"
     attn_implementation: str = "sdpa"
     device: str | None = None
@@ -52,7 +61,8 @@ class Arguments:
         size = str(given.get("batch_size", 1))  # lmms-eval passes text
         if not size.isdecimal() or int(size) == 0:
             raise ValueError(f"batch_size: {size!r} is not allowed, allowed: an integer >= 1")
-        return cls(**{**given, "batch_size": int(size)})
+        parsed = {"bounds": _parse_bounds(given["bounds"])} if "bounds" in given else {}
+        return cls(**{**given, **parsed, "batch_size": int(size)})
 
     def __post_init__(self) -> None:
         for key in ("pretrained", "selector"):
@@ -68,11 +78,32 @@ class Arguments:
             )
         if self.device is not None:
             _check_device(self.device)
+        for key in ("min_pixels", "max_pixels", "max_patches"):
+            value = getattr(self, key)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{key}: {value!r} is not allowed, allowed: an integer >= 1")
+        if not isinstance(self.enable_thinking, bool | None):
+            raise ValueError(f"enable_thinking: {self.enable_thinking!r} is unknown, allowed: True, False")
+        if not isinstance(self.system_prompt, str | None):
+            raise ValueError(f"system_prompt: {self.system_prompt!r} is not allowed, allowed: a text")
 
     @property
     def policy(self) -> Policy:
         """The token budget and how it is applied."""
-        return Policy(self.keep, self.positions, self.budget, self.newline)
+        return Policy(self.keep, self.positions, self.budget, self.newline, self.bounds)
+
+
+def _parse_bounds(given: Any) -> Any:
+    """Two bounds from the text low:high, as lmms-eval's arguments have no pairs; others stay."""
+    if not isinstance(given, str):
+        return given
+    try:
+        low, high = (int(part) if part.isdecimal() else float(part) for part in given.split(":"))
+    except ValueError as error:
+        raise ValueError(
+            f"bounds: {given!r} is not allowed, allowed: low:high, two fractions or counts, such as 0.1:0.5"
+        ) from error
+    return low, high
 
 
 def _check_device(name: str) -> None:

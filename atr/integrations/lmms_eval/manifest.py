@@ -2,4 +2,8 @@
 
 from lmms_eval.models.registry_v2 import ModelManifest
 
-MANIFEST = ModelManifest(model_id="atr_llava", chat_class_path="atr.integrations.lmms_eval.model.AtrLlava")
+MANIFEST = ModelManifest(
+    model_id="atr",
+    chat_class_path="atr.integrations.lmms_eval.model.Atr",
+    aliases=("atr_llava",),  # its name until it served more than LLaVA
+)

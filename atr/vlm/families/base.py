@@ -13,9 +13,9 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor
 
+from atr.core.ragged import Grid
 from atr.core.tower_layer import TowerLayer
 from atr.vlm.encoded_tiles import EncodedTiles
-from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
 Layer = TowerLayer | None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Grid = tuple[int, int]
+from atr.core.ragged import Grid
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from atr.vlm.families.tiny_inputs import ROWS, tiny_inputs
 from atr.vlm.reduce import Reduced, prepare, reduce
 
 TOLERANCE = 1e-5
-"""Largest difference of logits in float32 between two ways to compute the same."""
+"""Largest difference of logits in float32 between removing tokens and masking them."""
+ROUNDING = 3e-5
+"""The same between a loop and a cache, a batch and its rows: their sums have other orders at every step."""
 MATTERS = 1e-3
 """Dropping half of the tokens must move the logits by more, or no check of them would mean anything."""
 NEW_TOKENS = 4
@@ -156,15 +158,16 @@ EXACT: dict[str, Callable[[Any, Rows], float]] = {
     "all kept, generate": all_kept_generate,
 }
 """Checks that allow no difference, in any attention and dtype."""
+MASKED = "half dropped = masked"
 CLOSE: dict[str, Callable[[Any, Rows], float]] = {
-    "half dropped = masked": half_dropped_masked,
+    MASKED: half_dropped_masked,
     "greedy = loop": greedy_loop,
     "greedy = loop, contiguous": greedy_loop_contiguous,
     "batch = rows alone": rows_alone,
     "beams": beams,
     "sampling": sampling,
 }
-"""Checks that allow TOLERANCE, in float32."""
+"""Checks in float32 alone, of which MASKED allows TOLERANCE and the others ROUNDING."""
 
 
 def prove(
@@ -181,7 +184,7 @@ def prove(
         model = tiny_model(config, attention, dtype)
         checks = EXACT if dtype != torch.float32 else {**EXACT, **CLOSE}
         for (name, check), (case, rows) in product(checks.items(), cases.items()):
-            allowed = 0.0 if name in EXACT else TOLERANCE
+            allowed = 0.0 if name in EXACT else TOLERANCE if name == MASKED else ROUNDING
             yield run_check(model, name, check, case, rows, attention, dtype, allowed)
 
 

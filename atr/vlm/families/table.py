@@ -34,11 +34,14 @@ class Entry:
     """Tokens between two runs of placeholders of an image belong to the run "before" or "after" them."""
     positions: tuple[str, ...] = ("original", "contiguous")
     """Position ids that the model respects."""
+    videos: bool = False
+    """Whether videos beside the images are served; their tokens stay whole."""
     whole: int = -1
     """Which of an image's tiles shows all of it: the last one, or 0, the first."""
 
 
-_DEEP = Entry(levels="deepstack_features")
+_QWEN = Entry(videos=True)
+_DEEP = Entry(levels="deepstack_features", videos=True)
 
 TABLE = {
     "aya_vision": Entry(images=until_tag, tags="after"),
@@ -62,10 +65,10 @@ TABLE = {
     "ovis2": Entry(images=from_start, tags="before", carried=("visual_indicator_features",)),
     "paddleocr_vl": Entry(),
     "paligemma": Entry(first=1),
-    "qwen2_5_vl": Entry(),
-    "qwen2_vl": Entry(),
-    "qwen3_5": Entry(),
-    "qwen3_5_moe": Entry(),
+    "qwen2_5_vl": _QWEN,
+    "qwen2_vl": _QWEN,
+    "qwen3_5": _QWEN,
+    "qwen3_5_moe": _QWEN,
     "qwen3_vl": _DEEP,
     "qwen3_vl_moe": _DEEP,
     "smolvlm": Entry(images=until_tag, tags="after"),

@@ -136,23 +136,24 @@ def load_config(folder_or_type: str) -> Any:
 def tiny_model(
     config: Any, attention: str = "eager", dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Any:
-    """A model of a configuration, usually one of `tiny_config`, with every weight drawn from a fixed seed.
+    """A model of a configuration, usually of `tiny_config`, with every weight drawn from a fixed seed.
 
-    Weights have a standard deviation of .08, so that tokens matter; those of norms are near 1. It is in
-    evaluation mode, and generates to the full length. Raises ValueError, one line, if it cannot be built.
+    Weights have a standard deviation of .08, so that tokens matter; vectors, as the weights of norms, are
+    that far from their first values. It is in evaluation mode, and generates to the full length. Raises
+    ValueError, one line, if it cannot be built.
     """
-    try:
-        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._from_config(
-            deepcopy(config), attn_implementation=attention, dtype=torch.float32
-        )
-    except Exception as error:  # a tower of a library that is not installed, widths that do not fit, ...
-        raise ValueError(f"model type {config.model_type!r} cannot be built: {_line(error)}") from error
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = kind._from_config(deepcopy(config), attn_implementation=attention, dtype=torch.float32)
+        except Exception as error:  # a tower of a library that is not installed, widths that do not fit, ...
+            raise ValueError(f"model type {config.model_type!r} cannot be built: {_line(error)}") from error
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             drawn = torch.randn(weight.shape, generator=generator) * 0.08
-            is_scale = weight.ndim == 1 and not name.endswith(("bias", "A_log"))
-            weight.copy_(drawn + 1 if is_scale else drawn)
+            weight.copy_(weight + drawn if weight.ndim == 1 else drawn)
     model.generation_config = GenerationConfig(pad_token_id=0)
     return model.to(dtype).eval()
 

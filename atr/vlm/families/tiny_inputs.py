@@ -228,9 +228,9 @@ def _square(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     return TinyImages({"pixel_values": pixels}, runs)
 
 
-_TILED = frozenset({"internvl", "aya_vision", "cohere2_vision", "ovis2", "gemma3"})
+_TILED = frozenset({"internvl", "aya_vision", "cohere2_vision", "ovis2"})
 """Families whose processors may cut an image into tiles and say of it nothing but the tiles' pixels."""
-_TAGGED = frozenset({"aya_vision", "cohere2_vision", "ovis2", "gemma3"})
+_TAGGED = frozenset({"aya_vision", "cohere2_vision", "ovis2"})
 """Of these, the ones with text between the tiles of an image."""
 
 

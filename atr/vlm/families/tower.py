@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atr.core.ragged import Grid
 from atr.features.attention_hooks import CAPTURABLE, CLASS_TOKENS, capture_attention, leading_tokens
 from atr.reduction.base import EncoderOutput
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.base import Family, Layer, Tiling
-from atr.vlm.families.grids import Grid
 from atr.vlm.image_tokens import ImageTokens
 
 
@@ -70,10 +70,13 @@ def encode_tiles(
     pixels_BCHW = pixels.to(tower.device, tower.dtype)
     signals = set(needs) & set(CAPTURABLE)
     with capture_attention(tower, _layers(model)[-1], *_leading_tokens(tower, signals), signals) as observed:
-        features_BND = _features(model, pixels_BCHW)
+        states = _states(model, pixels_BCHW)
+    features_BND = _join(model, states)
     fields: dict[str, Any] = {"pixels_BCHW": pixels_BCHW, "encode": partial(_features, model), **observed}
     needed = {name: value for name, value in fields.items() if name in needs}
-    projected_BND = project(model, features_BND)
+    # As the model does it: in bfloat16, a product's bits depend on the layout of the values in memory.
+    own_BND = _without_class(model, states[0]) if len(states) == 1 else features_BND
+    projected_BND = project(model, own_BND)
     return EncoderOutput(
         features_BND, tiling.grid, projected_BND=projected_BND, image_key_BX=pixels, **needed
     )
@@ -97,13 +100,25 @@ def token_grid(model: Any, pixels: Tensor) -> Grid:
 
 
 def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
-    tower = model.model.vision_tower
+    return _join(model, _states(model, pixels_BCHW))
+
+
+def _states(model: Any, pixels_BCHW: Tensor) -> list[Tensor]:
+    """The tower's states at each of the layers that the model reads, class token included."""
+    tower, layers = model.model.vision_tower, _layers(model)
     # The layers by number: the tower then holds no others, whose states are as large as its activations.
-    states = tower(pixels_BCHW, output_hidden_states=list(_layers(model)), return_dict=True).hidden_states
-    chosen = [states[layer] for layer in _layers(model)]
-    features_BND = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+    states = tower(pixels_BCHW, output_hidden_states=list(layers), return_dict=True).hidden_states
+    return [states[layer] for layer in layers]
+
+
+def _join(model: Any, states: Sequence[Tensor]) -> Tensor:
+    joined_BTD = states[0].contiguous() if len(states) == 1 else torch.cat(list(states), dim=-1)
+    return _without_class(model, joined_BTD)
+
+
+def _without_class(model: Any, states_BTD: Tensor) -> Tensor:
     has_class_token = model.config.vision_feature_select_strategy == "default"
-    return features_BND[:, 1:] if has_class_token else features_BND
+    return states_BTD[:, 1:] if has_class_token else states_BTD
 
 
 def _layers(model: Any) -> Sequence[int]:

@@ -8,6 +8,7 @@ import torch
 
 from atr import FeatureSelector
 from atr.integrations.lmms_eval.arguments import Arguments
+from atr.integrations.lmms_eval.prompts import prompt_of
 from atr.integrations.lmms_eval.reduced_vlm import ReducedVlm
 
 _VLM = runpy.run_path(str(Path(__file__).parents[2] / "vlm/conftest.py"))
@@ -31,6 +32,9 @@ def make_vlm(model, processor, selector):
 
     def make(**arguments):
         given = {"pretrained": "tiny/llava", "selector": "tiny/selector", "keep": 1.0} | arguments
-        return ReducedVlm(model, processor, selector, Arguments.of(given))
+        arguments = Arguments.of(given)
+        return ReducedVlm(
+            model, processor, selector, arguments, prompt_of(model.config.model_type, arguments)
+        )
 
     return make

@@ -27,6 +27,15 @@ def test_a_count_stays_a_count_and_a_fraction_a_fraction(keep):
 
 
 @pytest.mark.parametrize(
+    "given, expected", [("0.1:0.5", (0.1, 0.5)), ("16:0.5", (16, 0.5)), ("0:1.0", (0, 1.0)), ((2, 4), (2, 4))]
+)
+def test_bounds_are_two_fractions_or_counts(given, expected):
+    found = Arguments.of(NEEDED | {"keep": "adaptive", "bounds": given}).policy.bounds
+    assert found == expected
+    assert list(map(type, found)) == list(map(type, expected))
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         ({"keep": 1.2}, r"keep: 1\.2 is out of range, allowed: a fraction 0 <= keep <= 1, or an int"),
@@ -40,6 +49,16 @@ def test_a_count_stays_a_count_and_a_fraction_a_fraction(keep):
         ({"budget": "row"}, "budget: 'row' is unknown, allowed: image, tile"),
         ({"newline": "drop"}, "newline: 'drop' is unknown, allowed: keep, follow"),
         ({"interpolation": "on"}, "interpolation: 'on' is unknown, allowed: model, off"),
+        ({"keep": "adaptive", "bounds": "0.5"}, "bounds: '0.5' is not allowed, allowed: low:high, two"),
+        ({"keep": "adaptive", "bounds": "a:b"}, "bounds: 'a:b' is not allowed, allowed: low:high"),
+        ({"keep": "adaptive", "bounds": "0.9:0.1"}, r"bounds: \(0.9, 0.1\) is out of range, allowed: two"),
+        ({"keep": "adaptive", "bounds": 0.1}, "bounds: 0.1 is not allowed, allowed: two fractions"),
+        ({"bounds": "0.1:0.5"}, r"bounds: \(0.1, 0.5\) is not allowed with keep 0.4, only with adaptive"),
+        ({"min_pixels": 0}, "min_pixels: 0 is not allowed, allowed: an integer >= 1"),
+        ({"max_pixels": 0.5}, "max_pixels: 0.5 is not allowed, allowed: an integer >= 1"),
+        ({"max_patches": True}, "max_patches: True is not allowed, allowed: an integer >= 1"),
+        ({"enable_thinking": 1}, "enable_thinking: 1 is unknown, allowed: True, False"),
+        ({"system_prompt": 7}, "system_prompt: 7 is not allowed, allowed: a text"),
         ({"dtype": "int8"}, "dtype: 'int8' is unknown, allowed: auto, float32, float16, bfloat16"),
         ({"device": "gpu"}, "device: 'gpu' is unknown, allowed: cpu, cuda"),
         ({"device": "cuda:99"}, "device: 'cuda:99' does not exist, allowed: cpu"),

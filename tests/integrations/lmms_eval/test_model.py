@@ -100,7 +100,7 @@ def write_task(folder, answers, questions=QUESTIONS, output_type="generate_until
     (folder / "decoding.py").write_text(DECODING)
 
 
-def evaluate(folder, *options, **changes):
+def evaluate(folder, *options, model="atr", **changes):
     """Run lmms-eval's command on the task in `folder`, offline, with this code."""
     arguments = {
         "pretrained": folder / "llava",
@@ -108,7 +108,7 @@ def evaluate(folder, *options, **changes):
         "keep": 0.5,
     } | changes
     command = [
-        COMMAND, "--model", "atr_llava",
+        COMMAND, "--model", model,
         "--model_args", ",".join(f"{key}={value}" for key, value in arguments.items()),
         "--include_path", folder / "task", "--tasks", "atr_two", "--device", "cpu", "--log_samples",
         "--output_path", folder / "results", *options,
@@ -162,10 +162,10 @@ def test_a_question_that_cannot_be_answered_is_named_and_nothing_is_scored(vlm, 
     assert not list((tmp_path / "results").rglob("*.json*"))
 
 
-def test_a_wrong_argument_is_refused_by_name(vlm, tmp_path):
+def test_a_wrong_argument_is_refused_by_name_under_the_models_old_name_too(vlm, tmp_path):
     write_task(tmp_path / "task", ["x", "y"])
     (tmp_path / "llava/model.safetensors").unlink()  # must not be read
-    code, log = evaluate(tmp_path, "--verbosity", "DEBUG", positions="gappy")
+    code, log = evaluate(tmp_path, "--verbosity", "DEBUG", model="atr_llava", positions="gappy")
     assert code != 0
     assert "positions: 'gappy' is unknown, allowed: original, contiguous" in log
 
