@@ -80,7 +80,7 @@ def vision_tower(model: Any) -> Any:
     """The vision tower of a vision-language model."""
     return next(
         getattr(model.base_model, name)
-        for name in ("visual", "vision_tower", "vision_model")
+        for name in ("visual", "vision_tower", "vision_model", "vision_encoder")
         if hasattr(model.base_model, name)
     )
 
