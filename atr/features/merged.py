@@ -77,12 +77,9 @@ def image_features(model: Any, inputs: Inputs) -> Any:
 
 
 def vision_tower(model: Any) -> Any:
-    """The vision tower of a vision-language model."""
-    return next(
-        getattr(model.base_model, name)
-        for name in ("visual", "vision_tower", "vision_model", "vision_encoder")
-        if hasattr(model.base_model, name)
-    )
+    """The vision tower of a model; None if its language model reads the patches themselves."""
+    base, names = model.base_model, ("visual", "vision_tower", "vision_model", "vision_encoder")
+    return next((getattr(base, name) for name in names if hasattr(base, name)), None)
 
 
 class _Reached(Exception):

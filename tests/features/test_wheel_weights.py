@@ -112,13 +112,17 @@ def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, inde
 
 
 @pytest.mark.parametrize(
-    ("layer", "reason"), [(40, "there is no layer 40, allowed: 1 to"), ("merged", "layer 'merged' is not")]
+    ("layer", "named"),
+    [
+        (40, "there is no layer 40, allowed: 1 to"),
+        ("merged", "layer 'merged' is not allowed: the encoder merges no tokens, allowed: int"),
+    ],
 )
-def test_a_missing_layer_is_refused_before_any_download(layer, reason, index, tmp_path, monkeypatch):
+def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch, layer, named):
     monkeypatch.setattr(
         "atr.features.wheel_weights._unreachable", lambda *path: pytest.fail("the hub was asked")
     )
-    with pytest.raises(ValueError, match=f"org/tiny: {reason}"):
+    with pytest.raises(ValueError, match=f"org/tiny: {named}"):
         resolve_weights("org/tiny", tmp_path / "encoders", layer=layer)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,4 +153,18 @@ def test_a_reducer_of_signals_that_ragged_features_lack_is_left_out_by_name(proj
     results = measure(reducer)
     assert results["lines"] is None
     assert results["left_out"].startswith("needs ")
-    assert results["left_out"].endswith(", which an encoder of one grid for all images gives")
+    assert results["left_out"].endswith(", which an encoder of single patches in one grid gives")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_batches_of_an_epoch(project):
+    params = OmegaConf.load("params.yaml")
+    params.trainer.update({"devices": 2, "strategy": "ddp"})
+    params.pretrain.batch_size = 2
+    OmegaConf.save(params, "params.yaml")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "atr.stages.reconstructor"], check=True, env=environment)
+    assert FeatureAutoencoder.from_pretrained(RANDOM_MASKS).selector.grid == (3, 3)
+    others = RANDOM_MASKS.parent.glob("selector-*")
+    assert [FeatureSelector.from_pretrained(folder).layer for folder in others] == ["merged"]
