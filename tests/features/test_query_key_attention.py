@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from atr.features import query_key_attention
 from atr.features.query_key_attention import PATCH_ORDER, capture_merged_attention, mean_received
+from atr.vlm.families import family_of
 from atr.vlm.families.tiny import tiny_config, tiny_inputs, tiny_model
-from atr.vlm.families.tiny_inputs import TINY_IMAGES, image_arguments
+from atr.vlm.families.tiny_inputs import image_arguments
 
 HEADS = 2
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
@@ -160,11 +161,7 @@ def make_tiny(kind):
     model = tiny_model(tiny_config(kind))
     inputs = tiny_inputs(model, [(0, 3), (2,)])
     pixels = {name: inputs[name] for name in image_arguments(model) if name in inputs}
-    if not pixels.keys() <= {"pixel_values", "pixel_attention_mask"}:
-        return model, pixels, [TINY_IMAGES[image] for image in (0, 3, 2)]
-    tiles = int((pixels["pixel_values"].flatten(-3) != 0).any(-1).sum())  # without blank ones
-    side = math.isqrt(len(tokens_of(model, pixels)) // tiles)
-    return model, pixels, [(side, side)] * tiles
+    return model, pixels, list(family_of(model).tiling(model, inputs).grids)
 
 
 @torch.no_grad()
