@@ -8,7 +8,7 @@ from pathlib import Path
 from atr.vlm.families import family_named, family_of
 from atr.vlm.families.checked import checked_file, on_trial, record_checked
 from atr.vlm.families.proof import ProofResult, prove
-from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
+from atr.vlm.families.tiny import load_config, tiny_config, tiny_inputs, tiny_model
 
 
 def check_family(folder_or_type: str) -> int:
@@ -16,7 +16,7 @@ def check_family(folder_or_type: str) -> int:
 
     The model is that of a local folder's config.json, or the default one of a type. Raises ValueError, one
     line, for a model that is no vision-language model, cannot be shrunk or built, or lacks what a family
-    needs.
+    needs, and for pixels of no known layout.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its advice is on real models
     config = tiny_config(load_config(folder_or_type))
@@ -26,6 +26,7 @@ def check_family(folder_or_type: str) -> int:
     print(f"{model_type}, transformers {version('transformers')}: a tiny copy of {weights:,} random weights")
     with on_trial(model_type):
         family_of(model)
+        tiny_inputs(model)  # what cannot be made is said once, and not by each check
         results = list(prove(config))
     family_named.cache_clear()  # it may have admitted the type on trial
     print("\n".join(table_lines(results)))

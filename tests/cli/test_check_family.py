@@ -72,6 +72,7 @@ def test_a_failed_check_exits_with_1_and_records_nothing(monkeypatch, capsys):
     [
         ("no_such_type", "'no_such_type' is neither a local folder nor a model type"),
         ("llama", "'llama' is no image-text-to-text model"),
+        ("fuyu", "'fuyu': its inputs cannot be made by hand"),
         ("mllama", "'mllama' is not supported: its forward does not name mm_encoder_outputs"),
     ],
 )

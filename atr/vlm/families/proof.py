@@ -260,10 +260,21 @@ def _loop(model: Any, reduced: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     for _ in range(NEW_TOKENS):
         fresh = {key: reduced[key] for key in reduced if key == "mm_encoder_outputs"}
         logits_BV = _last(model(**{**inputs, **fresh}, use_cache=False).logits).float()
-        tokens.append(logits_BV.argmax(-1))
+        tokens.append(_without_placeholders(model, logits_BV).argmax(-1))
         logits.append(logits_BV)
         inputs = _append(model, inputs, tokens[-1])
     return torch.stack(tokens, 1), torch.stack(logits, 1)
+
+
+def _without_placeholders(model: Any, logits_BV: Tensor) -> Tensor:
+    """Logits by which no placeholder is chosen: in a longer input it would stand for a further image."""
+    return logits_BV.index_fill(1, torch.tensor(_placeholder_ids(model)), -math.inf)
+
+
+def _placeholder_ids(model: Any) -> list[int]:
+    names = ("image_token_id", "video_token_id", "audio_token_id")
+    known = (getattr(model.config, name, None) for name in names)
+    return [number for number in known if number is not None]
 
 
 def _append(model: Any, inputs: Mapping[str, Any], token_B: Tensor) -> dict[str, Any]:
@@ -288,7 +299,8 @@ def _generate(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 def _call_generate(model: Any, inputs: Mapping[str, Any], **settings: Any) -> Any:
     """`generate`; raises Refused for a one-line ValueError that names the model type."""
-    known = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "output_logits": True}
+    known: dict[str, Any] = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "output_logits": True}
+    known["suppress_tokens"] = _placeholder_ids(model)
     try:
         return model.generate(**inputs, return_dict_in_generate=True, **{**known, **settings})
     except ValueError as error:

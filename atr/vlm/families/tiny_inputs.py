@@ -42,10 +42,10 @@ def tiny_inputs(
     """The processor's output for `rows`, each with the images of the given numbers, among text.
 
     Equal numbers are equal images, up to the length of TINY_IMAGES. A row's text depends on its images and on
-    `seed` only, so that a row has the same tokens in any batch. Raises ValueError for a model whose pixel
-    arguments are of no known layout.
+    `seed` only, so that a row has the same tokens in any batch. Raises ValueError, one line, for a model
+    whose pixels are of no known layout.
     """
-    made = _layout(model)(model, rows) if any(rows) else TinyImages({}, [])
+    made = _make_images(model, rows) if any(rows) else TinyImages({}, [])
     # Some towers leave it to the user to cast pixels to the model's dtype.
     pixels = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.pixels.items()}
     runs = iter(made.runs)
@@ -55,6 +55,17 @@ def tiny_inputs(
     input_ids = torch.stack([F.pad(row, pad(longest - len(row)), value=0) for row in ids])
     mask = torch.stack([F.pad(torch.ones_like(row), pad(longest - len(row))) for row in ids])
     return {"input_ids": input_ids, "attention_mask": mask, **pixels, **_token_types(model, input_ids)}
+
+
+def _make_images(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
+    try:
+        return _layout(model)(model, rows)
+    except (
+        Exception
+    ) as error:  # a configuration without what a layout asks, a tower that wants something else
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        model_type = model.config.model_type
+        raise ValueError(f"model type {model_type!r}: its inputs cannot be made by hand: {reason}") from error
 
 
 def _row_ids(model: Any, images: Sequence[Sequence[int]], seed: Sequence[int]) -> Tensor:

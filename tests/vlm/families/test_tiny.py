@@ -38,7 +38,7 @@ def test_rows_are_ragged_and_the_same_in_any_batch(model_type):
     model = tiny_model(tiny_config(model_type))
     inputs = tiny_inputs(model)
     lengths = inputs["attention_mask"].sum(1)
-    assert len(set(lengths.tolist())) == len(ROWS)
+    assert len(set(lengths.tolist())) > 1
     for row, images in enumerate(ROWS):
         alone = tiny_inputs(model, [images])
         for key in ("input_ids", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"):
