@@ -106,6 +106,8 @@ class Generator:
             "vlm": version_of(vlm.path, model, resolve_weights),
             "features": computed,
         }
+        if vlm.min_pixels or vlm.max_pixels:
+            resolved["pixels"] = {"min_pixels": vlm.min_pixels, "max_pixels": vlm.max_pixels}
         generator = cls(model, processor, source, settings, resolved)
         if settings.share_prefix and generator._obstacle:
             print(f"{vlm.path}: each prompt reads its images anew: {generator._obstacle}", file=sys.stderr)

@@ -39,8 +39,11 @@ SETTINGS = (
 """Of the machine and of the sizes; all else is as the overlay has it."""
 BOUNDS = ("min_pixels=1024", "max_pixels=1600")
 """16 to 25 tokens of 8 x 8 pixels."""
-WITHOUT_BOUNDS = ("min_pixels=null", "max_pixels=null", "evaluate.selectors=[selector, selector_adaptive]")
-"""Tiles have one size; selector_mmr cannot compare their tokens."""
+WITHOUT_BOUNDS = (
+    "min_pixels=null", "max_pixels=null", "evaluate.reducers=[full, none, random]",
+    "evaluate.selectors=[selector, selector_adaptive]", "evaluate.distilled=[distilled]",
+)  # fmt: skip
+"""Tiles have one size, and selector_mmr cannot compare tokens between them."""
 KEEP = (0.1, 0.25)
 COUNTED = ("random", "selector", "distilled")
 """Reducers whose counts are checked image by image."""
