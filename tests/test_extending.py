@@ -88,7 +88,8 @@ def micro():
 
 def test_every_block_is_run_here():
     assert {path for path, _, _ in BLOCKS} == {
-        "my_package/far_from_mean.py", "my_package/receipts.py", "my_package/my_llava.py", "my_package/my_vlm.py",
+        "my_package/far_from_mean.py", "my_package/receipts.py", "my_package/my_llava.py",
+        "my_package/my_vlm.py",
         "pyproject.toml",
         "atr/config/presets/encoders/siglip-base-patch16-224.yaml", "atr/stages/mistakes.py",
         "atr/config/mistakes.py", "atr/config/stages.py", "params.yaml", "dvc.yaml",
