@@ -178,8 +178,9 @@ def external_tower_name(config: Any) -> str | None:
 
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
-    """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(vision_tower(model)) if known and hasattr(model, "model") else None
+    """Whether the model's tower may have this fingerprint; unknown if it is not loaded yet, or has none."""
+    tower = vision_tower(model) if known and hasattr(model, "model") else None
+    own = None if tower is None else fingerprint(tower)
     return known is None or own is None or is_same_tower(known, own)
 
 
