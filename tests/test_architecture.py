@@ -367,11 +367,13 @@ def test_a_new_file_that_no_parameter_names_reruns_nothing(pipeline, file):
 def test_the_lazy_exports_are_the_things_themselves():
     import atr
     from atr.reduction.selector import FeatureSelector
+    from atr.vlm.boxes import token_boxes
     from atr.vlm.input_checks import check_inputs
     from atr.vlm.reduce import reduce
 
     assert atr.FeatureSelector is FeatureSelector
     assert atr.check_inputs is check_inputs
     assert atr.reduce is reduce
+    assert atr.token_boxes is token_boxes
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = atr.no_such_name

@@ -88,7 +88,9 @@ def micro():
 
 def test_every_block_is_run_here():
     assert {path for path, _, _ in BLOCKS} == {
-        "my_package/far_from_mean.py", "my_package/receipts.py", "my_package/my_llava.py", "pyproject.toml",
+        "my_package/far_from_mean.py", "my_package/receipts.py", "my_package/my_llava.py",
+        "my_package/my_vlm.py",
+        "pyproject.toml",
         "atr/config/presets/encoders/siglip-base-patch16-224.yaml", "atr/stages/mistakes.py",
         "atr/config/mistakes.py", "atr/config/stages.py", "params.yaml", "dvc.yaml",
     }  # fmt: skip
@@ -158,24 +160,47 @@ def test_a_benchmark_is_prepared_and_scored(project, hub, monkeypatch):
     assert score("12.50", questions[0]) == 1 and score("no idea at all", questions[0]) == 0
 
 
-def test_a_family_is_found_by_its_entry_point(project):
+@pytest.fixture
+def installed(project):
+    """The project with its families, and what `pip install` leaves of their entry points."""
+    write(project, "my_package/my_llava.py", "my_package/my_vlm.py", "pyproject.toml")
+    declared = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    folder = project / "my_package-0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Name: {declared['name']}\nVersion: {declared['version']}\n")
+    ((group, points),) = declared["entry-points"].items()
+    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+
+
+def test_a_family_is_found_by_its_entry_point(installed):
     from atr import reduce
     from atr.reduction.registry import build_reducer
 
-    write(project, "my_package/my_llava.py", "pyproject.toml")
-    # What `pip install` leaves of the entry points.
-    declared = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    installed = project / "my_package-0.1.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text(f"Name: {declared['name']}\nVersion: {declared['version']}\n")
-    ((group, points),) = declared["entry-points"].items()
-    lines = [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
-    (installed / "entry_points.txt").write_text("\n".join(lines))
     model, inputs = micro()
     reducer = build_reducer("l2_norm")
     expected = reduce(model, inputs, reducer, keep=0.4).kept[0].indices_K
     model.config.model_type = "my_llava"
     assert torch.equal(reduce(model, inputs, reducer, keep=0.4).kept[0].indices_K, expected)
+
+
+@torch.no_grad()
+def test_an_entry_says_where_a_type_leaves_the_rule(installed):
+    from atr import reduce
+    from atr.reduction.registry import build_reducer
+    from atr.vlm.families.tiny import tiny_config, tiny_model
+    from atr.vlm.families.tiny_inputs import tiny_inputs
+    from atr.vlm.families.videos import video_keys
+
+    model, reducer = tiny_model(tiny_config("exaone4_5")), build_reducer("divprune")
+    inputs = tiny_inputs(model)
+    model.config.model_type = "my_vlm"
+    with pytest.raises(ValueError, match="positions: original is not supported by my_vlm, whose generate"):
+        reduce(model, inputs, reducer, keep=0.5)
+    reduced = reduce(model, inputs, reducer, keep=0.5, positions="contiguous")
+    assert [kept.tokens for kept in reduced.kept] == [3, 3, 2]
+    assert model(**reduced).logits.isfinite().all()
+    assert "pixel_values_videos" in video_keys(model)
 
 
 def test_an_encoder_is_a_preset(package):

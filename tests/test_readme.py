@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import checkpoints
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -63,7 +65,7 @@ def test_the_library_example_runs_as_printed_in_a_fresh_clone(monkeypatch):
     from atr.micro import world
     from atr.vlm.checkpoint import load_vlm
 
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     model, processor = load_vlm(str(ROOT / "data/micro/llava"), torch.float32)
     monkeypatch.chdir(ROOT)
     lengths = []
@@ -84,3 +86,28 @@ def test_the_library_example_runs_as_printed_in_a_fresh_clone(monkeypatch):
     for block in library:
         exec(block, names)
     assert names["reduced"].kept[0].tokens == 58
+
+
+def test_the_second_example_reduces_an_untouched_qwen(tmp_path):
+    """The printed lines, with a tiny checkpoint of the same class in place of the hub's."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText
+
+    from atr import reduce
+    from atr.vlm.processors import load_processor
+
+    first, example = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert "from atr import FeatureSelector, reduce" in first and "Qwen/Qwen2.5-VL-7B-Instruct" in example
+    folder = checkpoints.write(tmp_path / "qwen", "qwen2_5_vl")
+    names = {
+        "AutoModelForImageTextToText": AutoModelForImageTextToText,
+        "processor": load_processor(str(folder)),
+        "reduce": reduce,
+        "image": Image.new("RGB", (40, 32), "red"),
+        "prompt": "w3 <|vision_start|><|image_pad|><|vision_end|> w7",
+    }
+    exec(example.replace("Qwen/Qwen2.5-VL-7B-Instruct", str(folder)), names)
+    (kept,) = names["reduced"].kept
+    assert kept.tokens == round(0.25 * kept.of) and kept.tiles == ((4, 5),)
+    assert type(names["model"]).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert names["reduced"]["input_ids"].shape[1] == names["inputs"]["input_ids"].shape[1] - 15

@@ -38,6 +38,8 @@ kept the model answers bit for bit as if untouched, and without half of them as 
 - *Reducers also get*: beside the features that the model reads, the states of a numbered layer of the tower
   (layers), the attention weights and keys of its last layer, the pixels. A reducer that needs more is
   refused.
+- *Refused*: what raises an error that names it. Videos beside images are served elsewhere; their tokens stay
+  whole.
 - *Removed is masked*: whether removing a token is the same function as masking it, by the type's default
   configuration; a checkpoint may have another window. Where it is not, a warning says so once.
 

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from atr.core.finite import check_finite
 from atr.vlm.families import family_of
+from atr.vlm.views import configured_images
 
 TOLERATED_LEVELS = 1.0
 """Root mean square difference of pixels, in levels of 255, that rounding in another library explains."""
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Names of Pillow's filters; all but the first are antialiased."""
+_PRINTED = 16
+"""Most values that a message prints."""
 _PLAIN = ("nearest", "bilinear", "bicubic")
 """Filters of torch without antialiasing."""
 
@@ -26,8 +29,9 @@ def check_inputs(model: Any, processor: Any, inputs: Mapping[str, Any], images: 
     or pixels differ from those that the model's processor makes by more than rounding. It names the mean and
     standard deviation, the filter, the missing antialiasing, the missing crop or the channel order.
     """
-    own = processor.image_processor(images, return_tensors="pt")
-    name = type(processor.image_processor).__name__
+    image_processor = configured_images(processor)
+    own = image_processor(images, return_tensors="pt")
+    name = type(image_processor).__name__
     for key in sorted(family_of(model).image_keys(model) & set(own)):
         if key not in inputs:
             raise ValueError(f"inputs: {key} is missing, which {name} makes")
@@ -35,16 +39,23 @@ def check_inputs(model: Any, processor: Any, inputs: Mapping[str, Any], images: 
         if given.shape != expected.shape:
             raise ValueError(f"inputs: {key} is {tuple(given.shape)}, {name} makes {tuple(expected.shape)}")
         if key != "pixel_values" and not torch.equal(given.cpu(), expected):
-            raise ValueError(f"inputs: {key} is {given.tolist()}, {name} makes {expected.tolist()}")
+            raise ValueError(_unequal(key, given, expected, name))
     check_finite(torch.as_tensor(inputs["pixel_values"]), "inputs: pixel_values")
-    mistakes = _mistakes(processor.image_processor, inputs["pixel_values"], own["pixel_values"], images)
+    mistakes = _mistakes(image_processor, inputs["pixel_values"], own["pixel_values"], images)
     if mistakes:
         raise ValueError(f"inputs: pixel_values are not those that {name} makes: {', '.join(mistakes)}")
 
 
+def _unequal(key: str, given: Tensor, expected: Tensor, name: str) -> str:
+    if expected.numel() > _PRINTED:
+        count = int((given.cpu() != expected).sum())
+        return f"inputs: {key} differs from what {name} makes in {count} of {expected.numel()} values"
+    return f"inputs: {key} is {given.tolist()}, {name} makes {expected.tolist()}"
+
+
 def _mistakes(processor: Any, given: Tensor, own: Tensor, images: Sequence[Any]) -> list[str]:
     """What differs from the processor: the variant of its preprocessing that explains the pixels best."""
-    given = given.detach().float().cpu()
+    given, own = (_by_channel(processor, pixels) for pixels in (given.detach().float().cpu(), own))
     fit = _Fit(processor, given, own.to(given.dtype))
     if fit.error <= TOLERATED_LEVELS:
         return fit.normalised()
@@ -54,6 +65,17 @@ def _mistakes(processor: Any, given: Tensor, own: Tensor, images: Sequence[Any])
     if fits[nearest].error > fit.error / 2:
         return [f"they differ by {fit.error:.1f} of 255 levels"]
     return [nearest, *fits[nearest].normalised()]
+
+
+def _by_channel(processor: Any, pixels: Tensor) -> Tensor:
+    """Pixels with the channels in the third dimension from the end, wherever they belong in an image.
+
+    Some processors give the flat patches of all images, channels first, or those of each, channels last.
+    """
+    channels = len(processor.image_mean)
+    if pixels.ndim == 2:
+        return pixels.reshape(len(pixels), channels, -1, processor.patch_size)
+    return pixels.reshape(*pixels.shape[:2], -1, channels).movedim(-1, 1) if pixels.ndim == 3 else pixels
 
 
 class _Fit:
@@ -105,7 +127,7 @@ def _variants(processor: Any, own: Tensor, images: Sequence[Any]) -> dict[str, T
 
     def preprocess(processor: Any, **changes: Any) -> Tensor:
         pixels: Tensor = processor(images, return_tensors="pt", **changes)["pixel_values"]
-        return pixels
+        return _by_channel(processor, pixels)
 
     height, width = own.shape[-2:]
     variants = {"channels in the order blue, green, red": own.flip(-3)}

@@ -83,7 +83,7 @@ def find_views(processor: Any, shown: Shown) -> list[View]:
     Raises ValueError, one line, for an image processor of unknown geometry, and if the processor cuts such an
     image into other tiles.
     """
-    images = _configured(processor)
+    images = configured_images(processor)
     kinds = (kind.__name__.removesuffix("Pil").removesuffix("Fast") for kind in type(images).__mro__)
     geometry = next((_GEOMETRIES[kind] for kind in kinds if kind in _GEOMETRIES), None)
     if geometry is None:
@@ -99,12 +99,15 @@ def find_views(processor: Any, shown: Shown) -> list[View]:
     return views
 
 
-def _configured(processor: Any) -> Any:
-    """The image processor with the settings that its processor gives it in every call."""
+def configured_images(processor: Any) -> Any:
+    """A copy of the image processor with the settings that its processor gives it in every call."""
     images = copy(getattr(processor, "image_processor", processor))
     settings: Mapping[str, Any] = getattr(processor, "images_kwargs", None) or {}
     for name, value in settings.items():
         setattr(images, name, value)
+    if type(processor).__name__ == "PixtralProcessor":  # it counts the patches of a token as one
+        side = processor.patch_size * processor.spatial_merge_size
+        images.patch_size = {"height": side, "width": side}
     images.vision_aspect_ratio = getattr(processor, "vision_aspect_ratio", None)
     return images
 

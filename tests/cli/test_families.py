@@ -89,8 +89,12 @@ def test_where_removing_is_not_masking_the_default_configuration_says_so(model_t
     assert summarise_family(model_type).removed == removed
 
 
-def test_what_a_deep_stack_refuses_is_named():
-    assert summarise_family("qwen3_vl").refused == "merging reducers"
+@pytest.mark.parametrize(
+    ("model_type", "refused"),
+    [("qwen3_vl", "merging reducers"), ("exaone4_5", "videos, original positions"), ("llava", "videos")],
+)
+def test_what_a_family_refuses_is_named(model_type, refused):
+    assert summarise_family(model_type).refused == refused
 
 
 def test_the_tests_prove_the_types_with_the_pinned_version():

@@ -1,14 +1,26 @@
 """What `check_inputs` says of mistakes in preprocessing, made here with torch alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    Gemma4ImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    PaddleOCRVLImageProcessorPil,
+    PixtralImageProcessorPil,
+    Qwen2VLImageProcessorPil,
+    SiglipImageProcessorPil,
+    SmolVLMImageProcessorPil,
+)
 
 from atr import check_inputs
 from atr.datasets.photographs import photograph
+from atr.vlm.families.tiny import tiny_config, tiny_model
 from atr.vlm.input_checks import _without_antialias
 
 SIDE = 56
@@ -160,3 +172,57 @@ def test_a_processor_that_resizes_several_images_at_once_is_understood_as_well()
     made_BCHW = plain.resize(pixels_BCHW, (4, 4))
     assert torch.equal(made_BCHW, pixels_BCHW[..., ::2, ::2].float())
     assert torch.equal(made_BCHW[1], plain.resize(pixels_BCHW[1], (4, 4)))
+
+
+NATIVE = {
+    "qwen2_5_vl": Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 56 * 56, "longest_edge": 80 * 80}, patch_size=4
+    ),
+    "paddleocr_vl": PaddleOCRVLImageProcessorPil(
+        size={"shortest_edge": 56 * 56, "longest_edge": 80 * 80}, patch_size=4
+    ),
+    "gemma4": Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70),
+    "mistral3": PixtralImageProcessorPil(size={"longest_edge": 80}, patch_size=8),
+    "internvl": GotOcr2ImageProcessorPil(size={"height": 48, "width": 48}, max_patches=4),
+    "smolvlm": SmolVLMImageProcessorPil(size={"longest_edge": 96}, max_image_size={"longest_edge": 48}),
+}
+"""Image processors whose pixels are patches, tiles or images of their own size."""
+
+
+@pytest.fixture
+def native(family):
+    settings = {"crop_to_patches": True} if family == "internvl" else {}
+    processor = SimpleNamespace(image_processor=NATIVE[family], images_kwargs=settings)
+    return tiny_model(tiny_config(family)), processor
+
+
+@pytest.mark.parametrize("family", NATIVE)
+def test_pixels_of_families_with_grids_of_their_own_are_compared(native, photographs):
+    model, processor = native
+    made = processor.image_processor(photographs, return_tensors="pt", **processor.images_kwargs)
+    check_inputs(model, processor, made, photographs)
+    check_inputs(model, processor, made | {"pixel_values": made["pixel_values"].bfloat16()}, photographs)
+    with pytest.raises(ValueError, match=r"^inputs: pixel_values is \(.*makes \("):
+        check_inputs(model, processor, made | {"pixel_values": made["pixel_values"][..., 1:]}, photographs)
+
+
+@pytest.mark.parametrize("family", sorted(set(NATIVE) - {"gemma4"}))  # it resizes by a function of its module
+def test_a_missing_antialias_and_the_order_of_channels_are_told_of_them(native, photographs):
+    model, processor = native
+    plain = _without_antialias(processor.image_processor, "bicubic")
+    made = plain(photographs, return_tensors="pt", **processor.images_kwargs)
+    with pytest.raises(ValueError, match="resized by bicubic without antialias"):
+        check_inputs(model, processor, made, photographs)
+    blue = [Image.fromarray(np.array(image)[..., ::-1].copy()) for image in photographs]
+    made = processor.image_processor(blue, return_tensors="pt", **processor.images_kwargs)
+    with pytest.raises(ValueError, match="channels in the order blue, green, red"):
+        check_inputs(model, processor, made, photographs)
+
+
+@pytest.mark.parametrize("family", ["gemma4"])
+def test_many_sizes_that_differ_are_counted_and_not_printed(native, photographs):
+    model, processor = native
+    made = processor.image_processor(photographs, return_tensors="pt")
+    moved = made | {"image_position_ids": made["image_position_ids"].flip(-1)}
+    with pytest.raises(ValueError, match=r"^inputs: image_position_ids differs .* in \d+ of \d+ values$"):
+        check_inputs(model, processor, moved, photographs)

@@ -19,6 +19,7 @@ from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
 from atr.vlm.families.tiny_inputs import tiny_inputs
+from atr.vlm.families.videos import video_keys
 from atr.vlm.sequence import has_axes, token_types
 from atr.vlm.tiling import TileLayout
 
@@ -182,7 +183,8 @@ def _scores(model: Any, inputs: Mapping[str, Tensor], tiling: Tiling) -> list[st
 def _refused(model: Any) -> list[str]:
     """What the family refuses by name."""
     family = family_of(model)
-    if not isinstance(family, Rule):
-        return []
-    refused = [] if "original" in family.entry.positions else ["original positions"]
-    return [*refused, "merging reducers"] if family.entry.levels else refused
+    refused = [] if video_keys(model) else ["videos"]
+    if isinstance(family, Rule):
+        refused += [] if "original" in family.entry.positions else ["original positions"]
+        refused += ["merging reducers"] if family.entry.levels else []
+    return refused
