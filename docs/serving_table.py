@@ -29,13 +29,13 @@ def main() -> None:
 
 def lines() -> Iterator[str]:
     """The table, a row for each reducer, and the model types that its columns stand for."""
-    header = ["reducer", *NEEDS, "merges", "inside", *serving.KINDS.values()]
+    header = ["reducer", *NEEDS, "merges", "inside", *serving.FAMILY_KINDS.values()]
     yield _row(header)
     yield _row(["---"] * len(header))
     for name in catalog.reducers():
-        yield _row([name, *_needs(name), *(_serves(name, kind) for kind in serving.KINDS)])
+        yield _row([name, *_needs(name), *(_serves(name, kind) for kind in serving.FAMILY_KINDS)])
     yield ""
-    for kind, title in serving.KINDS.items():
+    for kind, title in serving.FAMILY_KINDS.items():
         yield f"- *{title}*: {_listed(name for name, own in serving.FAMILIES.items() if own == kind)}."
     yield f"- *some* by attention and keys: {_listed(serving.observed_types())}."
     yield f"- *some* that merge: all but {_listed(serving.SEVERAL_LAYERS)}."

@@ -1,15 +1,15 @@
 """Which reducers serve which model families, said before anything heavy is imported or loaded.
 
 A reducer says in constants at the top of its file what it needs (`atr.core.catalog.ReducerTraits`); a family
-is of one of KINDS. A user's reducer without such constants is not refused here, but when images are encoded,
-if it needs what the family does not give.
+is of one of FAMILY_KINDS. A user's reducer without such constants is not refused here, but when images are
+encoded, if it needs what the family does not give.
 """
 
 from collections.abc import Callable
 
 from atr.core import catalog
 
-KINDS = {
+FAMILY_KINDS = {
     "llava": "LLaVA-1.5",
     "llava_tiled": "LLaVA with tiles",
     "one_size": "one size",
@@ -36,10 +36,12 @@ FAMILIES = {
     "ovis2": "tiled",
     "smolvlm": "tiled",
     "ernie4_5_vl_moe": "native",
+    "exaone4_5": "native",
     "gemma4": "native",
     "glm46v": "native",
     "glm4v": "native",
     "glm_ocr": "native",
+    "hyperclovax_vision_v2": "native",
     "kimi_k25": "native",
     "lighton_ocr": "native",
     "mistral3": "native",

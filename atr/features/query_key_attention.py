@@ -19,16 +19,19 @@ from transformers import AttentionInterface
 from transformers.vision_utils import get_vision_window_index
 
 from atr.features.attention_hooks import CAPTURABLE
+from atr.features.merged import vision_tower
 
 PATCH_ORDER = {
     "aya_vision": "raster",
     "cohere2_vision": "raster",
     "ernie4_5_vl_moe": "blocks",
+    "exaone4_5": "windows",
     "gemma3": "raster",
     "gemma4": "raster",
     "glm46v": "blocks",
     "glm4v": "blocks",
     "glm_ocr": "blocks",
+    "hyperclovax_vision_v2": "blocks",
     "idefics3": "raster",
     "internvl": "raster",
     "kimi_k25": "raster",
@@ -82,7 +85,7 @@ def capture_merged_attention(
     if not needs:
         yield signals
         return
-    tower = _tower(model)
+    tower = vision_tower(model)
     modules = {need: _attention_module(model, tower, layer, need) for need in needs}
     with _record_calls(modules) as calls:
         yield signals
@@ -296,11 +299,6 @@ def _block(model: Any, depth: int, layer: int | str | None) -> int:
 
 def _depth(tower: Any) -> int:
     return int(getattr(tower.config, "num_hidden_layers", None) or tower.config.depth)
-
-
-def _tower(model: Any) -> Any:
-    names = ("visual", "vision_tower", "vision_model", "vision_encoder")
-    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
 
 
 def _check(model: Any, needs: Collection[str]) -> None:

@@ -83,10 +83,10 @@ def draw_pages(images: Sequence[str], image: ImageLookup, masks: dict[str, Masks
         grid = figure.subplots(len(images), 1 + len(masks), squeeze=False)
         for line, name in zip(grid, images, strict=True):
             picture = image(name)
-            _draw_patches(line[0], picture, next(iter(masks.values())).grid, kept=None)
+            _draw_picture(line[0], picture)
             line[0].set_ylabel(drawable(name)[:40], fontsize=7.5)
             for axes, mask in zip(line[1:], masks.values(), strict=True):
-                _draw_patches(axes, picture, mask.grid, mask.kept[name])
+                _draw_patches(axes, picture, mask.grid_of(name), mask.kept[name])
         for axes, title in zip(grid[0], ["image", *map(_column_title, masks.items())], strict=True):
             axes.set_title(title, fontsize=9)
         return png(figure)
@@ -199,19 +199,22 @@ def _column_title(item: tuple[str, Masks]) -> str:
     return f"{reducer}, {masks.keep:.0%}".replace("%", " %")
 
 
-def _draw_patches(
-    axes: Axes, picture: Image.Image, grid: tuple[int, int], kept: Sequence[int] | None
-) -> None:
-    """Draw an image; with kept patches, also the grid, and the other patches grey."""
+def _draw_picture(axes: Axes, picture: Image.Image) -> tuple[int, int, int, int]:
+    """Draw an image; the extent in which it lies."""
     width, height = picture.size
     extent = (0, width, height, 0)
     axes.imshow(picture, extent=extent, interpolation="nearest")
-    if kept is not None:
-        axes.imshow(_veil(grid, kept), extent=extent, interpolation="nearest")
-        axes.vlines(np.linspace(0, width, grid[1] + 1), 0, height, color="white", linewidth=0.3)
-        axes.hlines(np.linspace(0, height, grid[0] + 1), 0, width, color="white", linewidth=0.3)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=True, color="#999999", linewidth=0.5)
+    return extent
+
+
+def _draw_patches(axes: Axes, picture: Image.Image, grid: tuple[int, int], kept: Sequence[int]) -> None:
+    """Draw an image with the grid of its tokens, those that are not kept grey."""
+    extent, (width, height) = _draw_picture(axes, picture), picture.size
+    axes.imshow(_veil(grid, kept), extent=extent, interpolation="nearest")
+    axes.vlines(np.linspace(0, width, grid[1] + 1), 0, height, color="white", linewidth=0.3)
+    axes.hlines(np.linspace(0, height, grid[0] + 1), 0, width, color="white", linewidth=0.3)
 
 
 def _veil(grid: tuple[int, int], kept: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -224,7 +227,7 @@ def _veil(grid: tuple[int, int], kept: Sequence[int]) -> np.ndarray[Any, np.dtyp
 def _draw_example(axes: Axes, case: Case, picture: Image.Image) -> None:
     """Draw an image with the question above it and the answers below it."""
     axes.set_axis_on()
-    _draw_patches(axes, picture, (1, 1), kept=None)
+    _draw_picture(axes, picture)
     axes.set_title(_wrapped(f"{case.row.benchmark}: {case.row.question}", 34, 2), fontsize=8, loc="left")
     for line, name in enumerate(SHOWN):
         row = case.answers[name]

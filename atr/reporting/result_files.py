@@ -1,7 +1,7 @@
 """Reads the files of stages evaluate and pretrain, and checks that their results are comparable."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,14 @@ def _read_evaluation(reducer: str, folder: Path) -> Evaluation:
 class _StoredMasks:
     """The content of masks.json."""
 
-    grid: tuple[int, int]
     keep: float | None
     masks: dict[str, list[int]]
+    grid: tuple[int, int] | None = None
+    grids: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if missing := sorted(set(self.masks) - set(self.grids)) if self.grid is None else []:
+            raise ValueError(f"grids: {missing[0]} is missing, allowed: one per image, or one grid for all")
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,12 @@ def _read_masks(path: Path, stage: str) -> Masks | None:
         return None
     with naming_stage(stage):
         stored = parse_record(_StoredMasks, content, str(path))
-        rows, columns = stored.grid
-        for image, kept in stored.masks.items():
+        masks = Masks(stored.grid, stored.keep, stored.masks, stored.grids)
+        for image, kept in masks.kept.items():
+            rows, columns = masks.grid_of(image)
             if not all(0 <= index < rows * columns for index in kept):
                 raise ValueError(f"{path}: image {image} keeps patches outside the grid {rows} x {columns}")
-    return Masks(stored.grid, stored.keep, stored.masks)
+    return masks
 
 
 def _read_rows(path: Path, stage: str) -> list[Row]:

@@ -30,12 +30,20 @@ class ScorePoint:
 
 @dataclass(frozen=True)
 class Masks:
-    """Kept patches of a few images, as indices in raster order into a grid of rows x columns."""
+    """Kept tokens of a few images, as indices in raster order into a grid of rows x columns.
 
-    grid: tuple[int, int]
+    `grid` is that of all images, None if each has its own in `grids`.
+    """
+
+    grid: tuple[int, int] | None
     keep: float | None
     """None if the reducer chooses a count for each image."""
     kept: dict[str, list[int]]
+    grids: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def grid_of(self, image: str) -> tuple[int, int]:
+        """Rows and columns of an image's tokens."""
+        return self.grid or self.grids[image]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ def main(params: config.Params) -> None:
         from atr.reduction import selector_card
         from atr.reduction.checkpoints import Checkpoints
         from atr.vlm import distillation
+        from atr.vlm.checkpoint import load_skeleton
 
+        distillation.check_teacher(load_skeleton(params.vlm.path))  # before anything is read
         kwargs = lightning_kwargs(params.trainer)
         expected, first = {"encoder": params.encoder.name}, tracking.is_first_process()
         store = FeatureStore.open(stages.PRETRAIN_FEATURES, expected, verify=first)
@@ -36,7 +38,7 @@ def main(params: config.Params) -> None:
         seed_everything(seed, verbose=False)
         sample = (store[store.index(names[place])] for place in data.training[: stages.STATISTICS])
         tower = store.manifest["encoder"], store.manifest["layer"]
-        selector = distillation.new_selector(recipe, store.width, store.grid, *tower, sample)
+        selector = distillation.new_selector(recipe, store.width, store.typical_grid, *tower, sample)
         module = distillation.Distillation(selector, _load_generator(params, images, store), recipe, seed)
         read = stages.depends_on(params, stages.STORE, stages.PRETRAIN_IMAGES / "manifest.json")
         checkpoints = Checkpoints(DISTILL_CHECKPOINTS, teacher=dict(module.generator.resolved), **read)

@@ -5,6 +5,7 @@ from typing import Any
 
 from atr import config
 from atr.core import catalog
+from atr.core.serving import serves
 from atr.stages import LATENCY, NO_BUDGET, entry_of_reducer, weights_of, write_results
 from atr.stages.prefill import load_model
 
@@ -22,7 +23,7 @@ def main(params: config.Params, reducer: str) -> None:
         return
 
     with tracking.run("latency", params, part=reducer) as run:
-        for entry in write(**_time(params, reducer))["entries"]:
+        for entry in write(**NOT_TIMED | _time(params, reducer))["entries"]:
             name = f"{reducer}/batch {entry['batch']}/milliseconds"
             run.metrics({name: entry["milliseconds"]}, entry["kept"])
         run.artifact(LATENCY / reducer)
@@ -39,23 +40,27 @@ def _why_left_out(reducer: str) -> str:
 
 
 def _time(params: config.Params, reducer: str) -> dict[str, Any]:
+    """The times of a reducer, or why it cannot serve the model."""
     from atr.reduction import SelectorReducer
     from atr.reduction.registry import build_reducer
     from atr.vlm import latency
-    from atr.vlm.compatibility import check_selector
+    from atr.vlm.compatibility import check_selector, is_ruled
+    from atr.vlm.reduce import layer_of
 
-    model, machine = load_model(params)
+    model, processor, machine = load_model(params)
+    settings = params.latency
+    batches = [latency.make_noise(model, processor, batch, params.seed) for batch in settings.batches]
+    if is_ruled(model) and (left_out := serves(reducer, model.config.model_type, batches[0].is_cut)):
+        return {"left_out": left_out}
     with model.device:
         built: Any = build_reducer(reducer, 0, weights_of(reducer))
     if isinstance(built, SelectorReducer):
         check_selector(model, built.selector)
-    settings = params.latency
+    layer = layer_of(model, built)
     entries = [
         {"reducer": reducer, **entry}
-        for batch in settings.batches
-        for entry in latency.time_selection(
-            model, built, settings.kept, latency.noise(model, batch, params.seed), settings.seconds
-        )
+        for images in batches
+        for entry in latency.time_selection(images, built, settings.kept, settings.seconds, layer)
     ]
     return {**machine, "entries": entries, "left_out": ""}
 

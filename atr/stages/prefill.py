@@ -16,9 +16,9 @@ def main(params: config.Params) -> None:
         from atr.core.tokens import budget
         from atr.vlm import latency
 
-        model, machine = load_model(params)
+        model, processor, machine = load_model(params)
         settings = params.latency
-        tokens = latency.encode_noise(model, latency.noise(model, 1, params.seed)).tokens
+        tokens = latency.make_noise(model, processor, 1, params.seed).tokens
         counts = sorted({tokens, *(budget(kept, tokens) for kept in settings.kept)})
         times = [
             latency.time_prefill(model, count, batch, settings.seconds)
@@ -32,19 +32,25 @@ def main(params: config.Params) -> None:
         run.artifact(PREFILL)
 
 
-def load_model(params: config.Params) -> tuple[Any, dict[str, Any]]:
-    """The model on the first device in the trainer's precision, and the record of device and model."""
+def load_model(params: config.Params) -> tuple[Any, Any, dict[str, Any]]:
+    """Model and processor, and the record of both and of the device.
+
+    The model is on the first device, in the trainer's precision.
+    """
     from atr.core.hardware import first_device, precision_of, resolved
     from atr.core.timing import device_name
+    from atr.features.pixel_bounds import bound_area
     from atr.features.wheel_weights import resolve_weights
     from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 
     precision = precision_of(params.trainer)
     device = first_device(params.trainer.accelerator)
     tower = partial(resolve_weights, folder=ENCODER_FOLDER)
-    model, _ = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
+    model, processor = load_vlm(params.vlm.path, weight_dtype(precision), resolve_weights=tower)
+    bound_area(processor.image_processor, params.vlm.min_pixels, params.vlm.max_pixels, params.vlm.path)
     computed = resolved(precision, device) | {"vlm": version_of(params.vlm.path, model, tower)}
-    return model.to(device), {"device": f"{device_name(device)}, {precision}", "resolved": computed}
+    machine = {"device": f"{device_name(device)}, {precision}", "resolved": computed}
+    return model.to(device), processor, machine
 
 
 if __name__ == "__main__":

@@ -70,6 +70,21 @@ def load_vlm(
     return model.eval().requires_grad_(False), processor
 
 
+def load_skeleton(path: str) -> Any:
+    """The model of a folder or hub id without its weights, on the meta device.
+
+    Raises a one-line ValueError naming `path` for a folder that is no checkpoint and for an unsupported model
+    family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(**pretrained_arguments(path))
+    except OSError as error:
+        raise ValueError(f"{path}: no model could be loaded from it: {error}") from error
+    _family(path, config.model_type)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
 def version_of(path: str, model: Any, resolve_weights: Callable[[str], str] = str) -> dict[str, str | None]:
     """Commit and digest of the checkpoint that `load_vlm` loaded, and the digest of an external tower."""
     tower = external_tower_name(model.config)
@@ -114,15 +129,13 @@ def _check_grids(path: str, skeleton: Any, processor: Any) -> None:
     text = Prompts(processor).text("", 1)
     inputs, _ = read_images(processor, [[_SAMPLE]], [text], return_tensors="pt")
     try:
-        grids = family_of(skeleton).tiling(skeleton, inputs).grids
+        family_of(skeleton).tiling(skeleton, inputs)
     except ValueError as error:
-        raise ValueError(f"{path}: processor and model disagree: {first_line(error)}") from error
-    placeholders = int((inputs["input_ids"] == skeleton.config.image_token_id).sum())
-    if placeholders != (read := sum(rows * columns for rows, columns in grids)):
+        found = first_line(error).partition(";")[0]
         raise ValueError(
-            f"{path}: the processor makes {placeholders} placeholders of an image of which the model reads "
-            f"{read} tokens: patch or merge size of its image processor is not the model's"
-        )
+            f"{path}: the model cannot read the images that its processor makes: {found}: patch size, merge "
+            "size or tokens per tile are not the model's"
+        ) from error
 
 
 @torch.no_grad()

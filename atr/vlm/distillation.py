@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from atr.core.tokens import budget, mask_of, perturb_BN, top_k_BK, top_k_mask_BN
+from atr.core.tower_layer import TowerLayer
 from atr.reduction import FeatureSelector, SelectorReducer
 from atr.reduction.checkpoints import Checkpoints
 from atr.reduction.pretraining import DivergedError, RecordedTraining, fit, optimizers, step_noise
@@ -208,7 +209,7 @@ def new_selector(
     width: int,
     grid: tuple[int, int],
     encoder: str,
-    layer: int,
+    layer: TowerLayer,
     images: Iterable[Tensor],
 ) -> FeatureSelector:
     """An untrained selector with logits of 0, standardised by the features_ND of `images`.

@@ -16,6 +16,7 @@ from atr.core.records import Question
 from atr.reduction import Full, Reducer
 from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.policy import Policy
+from atr.vlm.reduce import layer_of
 from atr.vlm.variants import VARIANTS, Variant, after_encoding, deploy, pixel_digest
 
 Cell = tuple[str, float]
@@ -174,6 +175,8 @@ def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dic
     """Kept tokens and scores in variants that share the encodings of the generator."""
     generator, cells, questions = observed.generator, observed.cells, observed.questions
     needs = frozenset().union(*(reducer.needs for reducer in observed.reducers.values()))
+    layers = {layer_of(generator.model, reducer) for reducer in observed.reducers.values()} - {None}
+    assert len(layers) < 2, "images are encoded once, for selectors of one layer"
     seen = {
         name: Observation({cell: [] for cell in cells}, {cell: {} for cell in cells}) for name in variants
     }
@@ -181,7 +184,8 @@ def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dic
     in_turn = sorted(variants.items(), key=lambda item: item[1].features is not None)
     for indices in generator.batches(questions, observed.tokens):
         together = [questions[index] for index in indices]
-        batch = generator.prepare([one.images for one in together], [one.question for one in together], needs)
+        shown, asked = [one.images for one in together], [one.question for one in together]
+        batch = generator.prepare(shown, asked, needs, next(iter(layers), None))
         for name, variant in in_turn:
             changed, changed_batch = after_encoding(generator, batch, variant)
             _observe_batch(

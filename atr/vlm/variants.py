@@ -6,7 +6,7 @@ positions.
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -20,10 +20,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from atr.core.layout import Positions
+from atr.features.merged import vision_tower
+from atr.vlm.compatibility import is_ruled
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.tower import project
 from atr.vlm.generation import Generator, QuestionBatch
 from atr.vlm.inputs import ImageInputs, ImagesByName
+from atr.vlm.reduce import Prepared
 
 BLOCK = 32
 """Number of weights that share a scale in GGUF's Q8_0 and Q4_0."""
@@ -81,15 +84,38 @@ def deploy(generator: Generator, variant: Variant) -> Iterator[Generator]:
     if variant.processor:
         variant.processor(processor.image_processor)
     images = _ChangedImages(source.images, variant.image) if variant.image else source.images
-    own = model.model.vision_tower
+    own = vision_tower(model)
+    (place,) = (name for name, module in model.base_model.named_children() if module is own)
     if variant.tower:
-        model.model.vision_tower = deepcopy(own)
-        variant.tower(model.model.vision_tower)
+        setattr(model.base_model, place, _changed(model, own, variant.tower))
     try:
         source = replace(source, processor=processor, images=images)
         yield replace(generator, processor=processor, source=source)
     finally:
-        model.model.vision_tower = own
+        setattr(model.base_model, place, own)
+
+
+def _changed(model: Any, own: Any, change: Callable[[Any], None]) -> Any:
+    """A copy of the tower, changed; in families of the rule its output has the precision of the own one.
+
+    There the model's own projector follows, and some of them do not cast; `project` does so for a LLaVA.
+    """
+    tower = deepcopy(own)
+    change(tower)
+    if is_ruled(model):
+        tower.register_forward_hook(lambda module, args, output: _cast(output, own.dtype))
+    return tower
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    """All floating tensors of an output in one dtype."""
+    if isinstance(values, Tensor):
+        return values.to(dtype) if values.is_floating_point() else values
+    if isinstance(values, Mapping):
+        return type(values)(**{name: _cast(value, dtype) for name, value in values.items()})
+    return (
+        type(values)(_cast(value, dtype) for value in values) if isinstance(values, list | tuple) else values
+    )
 
 
 def after_encoding(
@@ -98,7 +124,9 @@ def after_encoding(
     """Generator and encoded batch with the variant's `positions` and `features`; the tower does not run."""
     if variant.positions:
         generator = replace(generator, settings=replace(generator.settings, positions=variant.positions))
-    if variant.features and (whole := batch.whole):
+    if variant.features and batch.whole and is_ruled(batch.whole.model):
+        batch = replace(batch, whole=_change_tokens(batch.whole, variant.features))
+    elif variant.features and (whole := batch.whole):
         change, encoded = variant.features, whole.encoded.whole
         features_BND = change(encoded.features_BND)
         encoded = replace(
@@ -110,6 +138,21 @@ def after_encoding(
         tiles = EncodedTiles.of_one_grid(encoded)
         batch = replace(batch, whole=replace(whole, encoded=tiles, tokens=whole.layout.tokens(tiles)))
     return generator, batch
+
+
+def _change_tokens(whole: Prepared, change: Callable[[Tensor], Tensor]) -> Prepared:
+    """Merged tokens changed both for the reducers and for the language model, which is fed them."""
+    groups = [
+        replace(
+            group,
+            features_BND=change(group.features_BND),
+            projected_BND=change(group.require("projected_BND")),
+        )
+        for group in whole.encoded.groups
+    ]
+    levels = [[change(tokens_PD) for tokens_PD in level] for level in whole.tokens.levels]
+    tokens = replace(whole.tokens, images=list(map(change, whole.tokens.images)), levels=levels)
+    return replace(whole, encoded=replace(whole.encoded, groups=tuple(groups)), tokens=tokens)
 
 
 def _then(change: Callable[[Tensor], Tensor], encode: Callable[[Tensor], Tensor] | None) -> Any:
@@ -172,7 +215,7 @@ def _use_float16(tower: Any) -> None:
     tower.half()
     if tower.device.type == "cpu":
         for module in tower.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
                 _sum_in_float32(module)
 
 

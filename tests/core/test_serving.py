@@ -12,7 +12,7 @@ LLAVA = ("llava", "llava_next", "llava_next_video", "llava_onevision")
 
 
 def test_every_family_is_of_a_kind():
-    assert set(serving.FAMILIES.values()) == set(serving.KINDS)
+    assert set(serving.FAMILIES.values()) == set(serving.FAMILY_KINDS)
     assert set(serving.SEVERAL_LAYERS) | set(serving.observed_types()) <= set(serving.FAMILIES)
 
 

@@ -105,12 +105,15 @@ def _features(model: Any, pixels_BCHW: Tensor) -> Tensor:
 
 def _states(model: Any, pixels_BCHW: Tensor) -> list[Tensor]:
     """The tower's states at each of the layers that the model reads, class token included."""
-    states = model.model.vision_tower(pixels_BCHW, output_hidden_states=True, return_dict=True).hidden_states
-    return [states[layer] for layer in _layers(model)]
+    tower, layers = model.model.vision_tower, _layers(model)
+    # The layers by number: the tower then holds no others, whose states are as large as its activations.
+    states = tower(pixels_BCHW, output_hidden_states=list(layers), return_dict=True).hidden_states
+    return [states[layer] for layer in layers]
 
 
 def _join(model: Any, states: Sequence[Tensor]) -> Tensor:
-    return _without_class(model, torch.cat(list(states), dim=-1))
+    joined_BTD = states[0].contiguous() if len(states) == 1 else torch.cat(list(states), dim=-1)
+    return _without_class(model, joined_BTD)
 
 
 def _without_class(model: Any, states_BTD: Tensor) -> Tensor:
