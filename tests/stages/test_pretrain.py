@@ -346,12 +346,12 @@ toy["run"]()
         ("the results are written, and not yet logged", "selector", "", 0, []),
     ],
 )
-def test_a_kill_costs_no_more_than_an_epoch(log, moment, owner, name, call, made):
+def test_a_kill_costs_no_more_than_an_epoch(log, warm_stages, moment, owner, name, call, made):
     unbroken, weights = run(), (SELECTOR / "model.safetensors").read_bytes()
     shutil.rmtree(METRICS.parent)
     script = KILLED.format(path=__file__, owner=owner, name=name, call=call)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment).returncode == -signal.SIGKILL
+    assert warm_stages.run("-c", script, env=environment).returncode == -signal.SIGKILL
     remove_outputs()
     log.pictures = []
     assert run() == unbroken and (SELECTOR / "model.safetensors").read_bytes() == weights

@@ -23,7 +23,6 @@ from atr.integrations.lmms_eval.conversations import make_inputs
 from atr.integrations.lmms_eval.model import Atr
 from atr.integrations.lmms_eval.prompts import prompt_of
 from atr.integrations.lmms_eval.reduced_vlm import Decoding
-from atr.vlm.families import family_named
 
 QWEN = (
     "{% for message in messages %}{% if loop.first and message.role != 'system' %}<|im_start|>system\n"
@@ -233,16 +232,10 @@ def theirs(family, folder):
 def ours(family, folder, number):
     arguments = Arguments(str(folder), "none", 1.0)
     prompt = prompt_of(family, arguments)
-    kind = (
-        getattr(family_named(family), "processor", hf.AutoProcessor) if family in SERVED else hf.AutoProcessor
-    )
     conversation = ChatMessages(messages=messages(documents(prompt)[number])).to_hf_messages()
-    inputs = make_inputs(kind.from_pretrained(folder), prompt, [conversation])
+    inputs = make_inputs(hf.AutoProcessor.from_pretrained(folder), prompt, [conversation])
     options = {"max_new_tokens": 7} if number else {}
     return inputs, Decoding.of(prompt.decoding, options).as_generate()
-
-
-SERVED = ("llava", "llava_next")
 
 
 def question(inputs):
