@@ -12,12 +12,15 @@ from atr.config import Evaluate
 from atr.core.fingerprint import fingerprint
 from atr.core.records import Question, Trial
 from atr.features.merged import vision_tower
-from atr.reduction import FeatureSelector, Full
+from atr.reduction import FeatureSelector, Full, SelectorReducer
+from atr.reduction.marginal_relevance import MMR
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_selector
 from atr.vlm.generation import Generator, ReducedGenerator
 from atr.vlm.inputs import ImageInputs, Prompts
+from atr.vlm.policy import Policy
 from atr.vlm.processors import load_processor
+from atr.vlm.reduce import layer_of
 from atr.vlm.selection import as_reducer
 
 SIZES = {"a": (40, 30), "b": (20, 50), "c": (90, 30), "d": (9, 9)}
@@ -186,6 +189,22 @@ def test_a_selector_may_read_patches_of_a_layer(generator):
     )
     for one, other in zip(merged, states, strict=True):
         assert one.shape == other.shape and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wrap", [as_reducer, lambda selector: MMR(SelectorReducer(selector))])
+def test_images_that_were_encoded_at_another_layer_are_refused(generator, wrap):
+    """Both widths are 32 here: nothing else would tell."""
+    merged, states = (
+        wrap(FeatureSelector(32, (4, 4), layers=1, heads=2, layer=layer)) for layer in ("merged", 1)
+    )
+    assert layer_of(generator.model, merged, Full()) == "merged"
+    assert layer_of(generator.model, states, Full()) == 1
+    with pytest.raises(ValueError, match=r"^layer: selectors of layers 1, merged read the same images"):
+        layer_of(generator.model, merged, states)
+    with torch.inference_mode():
+        whole = generator.prepare([["d"]], ["w10"]).whole
+    with pytest.raises(ValueError, match=r"^layer: the images were encoded at merged, the selector reads 1"):
+        whole.choose(states, Policy(0.5))
 
 
 @torch.inference_mode()
