@@ -170,7 +170,16 @@ class Prepared:
         reducer = as_reducer(reducer)
         check_reducer(self.model, reducer, policy.positions)
         check_keep(reducer, policy.keep)
+        self._check_layer(reducer)
         return select_tokens(reducer, self.encoded, self.layout, policy)
+
+    def _check_layer(self, reducer: Reducer) -> None:
+        """Raise ValueError if the images were encoded at another layer than the reducer's selector reads."""
+        read, encoded = layer_of(self.model, reducer), self.layer or MERGED
+        if read is not None and read != encoded:
+            raise ValueError(
+                f"layer: the images were encoded at {encoded}, the selector reads {read}, allowed: the same"
+            )
 
     def keep_tokens(self, kept: Sequence[Tensor], reducer: Reducer, policy: Policy) -> Reduced:
         """The input with the `kept` tokens (K,) of each encoded image, which `choose` gave for `reducer`."""
