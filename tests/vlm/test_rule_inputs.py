@@ -209,12 +209,15 @@ def test_images_that_were_encoded_at_another_layer_are_refused(generator, wrap):
 
 @torch.inference_mode()
 def test_a_selector_chooses_its_own_count_of_each_image(generator):
+    torch.manual_seed(0)
     selector = FeatureSelector(32, (4, 4), layers=1, heads=2, layer="merged", initial_bias=0.0)
     torch.nn.init.normal_(selector.trunk.head.weight)
     batch = generator.prepare([["a"], ["b"]], ["w10", "w11"], layer="merged")
     replies = generator.answer(batch, as_reducer(selector), None)
-    assert all(1 <= reply.tokens <= reply.tokens_full for reply in replies)
-    assert any(reply.tokens < reply.tokens_full for reply in replies)
+    encoded, layout = batch.whole.encoded, batch.whole.layout
+    logits = encoded.map(lambda tiles: selector(tiles.features_BND, tiles.grid)[..., None])
+    above = [max(1, int((logits_P1 > 0).sum())) for logits_P1 in layout.values(logits)]
+    assert [reply.tokens for reply in replies] == above
 
 
 @torch.inference_mode()
