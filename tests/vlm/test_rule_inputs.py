@@ -24,7 +24,14 @@ from atr.vlm.reduce import layer_of
 from atr.vlm.selection import as_reducer
 
 SIZES = {"a": (40, 30), "b": (20, 50), "c": (90, 30), "d": (9, 9)}
-TYPES = ["qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm", "idefics3"]
+TYPES = [
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "gemma3",
+    "internvl",
+    "idefics3",
+    pytest.param("smolvlm", marks=pytest.mark.slow),
+]
 TILED = ("internvl", "smolvlm", "idefics3")
 
 
@@ -54,7 +61,7 @@ def model_type(folder):
     return json.loads((folder / "config.json").read_text())["model_type"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def generator(folder):
     vlm = SimpleNamespace(path=str(folder), stored=True, min_pixels=None, max_pixels=None)
     return Generator.load(
