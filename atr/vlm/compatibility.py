@@ -73,11 +73,17 @@ def _check_width(model: Any, selector: FeatureSelector) -> None:
         raise ValueError(f"{trained}; {_name(model)} has width {read} there")
 
 
-def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
+def selector_of(reducer: Any) -> FeatureSelector | None:
+    """The trained selector of a reducer, or of the scores that it goes by; None if it has none."""
+    parts = [reducer, *getattr(reducer, "__dict__", {}).values()]
+    return next((part.selector for part in parts if isinstance(part, SelectorReducer)), None)
+
+
+def check_reducer(model: Any, reducer: Any, positions: str) -> None:
     """As `check_selector` if the reducer has a selector, with the warning of `warn_of_positions`."""
-    if isinstance(reducer, SelectorReducer):
-        check_selector(model, reducer.selector)
-        warn_of_positions(reducer.selector, positions)
+    if (selector := selector_of(reducer)) is not None:
+        check_selector(model, selector)
+        warn_of_positions(selector, positions)
 
 
 def check_keep(reducer: Reducer, keep: float | str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from atr.core import catalog
 from atr.core.records import Question, Reply, Trial
 from atr.features.pixel_bounds import bound_area
-from atr.reduction import Reducer, SelectorReducer
+from atr.reduction import Reducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
 from atr.reduction.registry import build_reducer, placeholder
 from atr.vlm.batching import batch_by_tokens
@@ -24,11 +24,10 @@ from atr.vlm.checkpoint import load_vlm, version_of, weight_dtype
 from atr.vlm.compatibility import (
     check_features,
     check_positions,
-    check_selector,
+    check_reducer,
     cuts_images,
     is_ruled,
     other_images,
-    warn_of_positions,
 )
 from atr.vlm.decoding import decode_greedily
 from atr.vlm.families import Layer, family_of, supported_types
@@ -132,9 +131,7 @@ class Generator:
         with self.model.device:
             reducer = build_reducer(name, seed, selector)
         self._check_layers(name, reducer)
-        if isinstance(reducer, SelectorReducer):
-            check_selector(self.model, reducer.selector)
-            warn_of_positions(reducer.selector, self.settings.positions)
+        check_reducer(self.model, reducer, self.settings.positions)
         return reducer
 
     def reachable(self, name: str, keeps: Sequence[float]) -> list[float]:
@@ -352,10 +349,9 @@ class ReducedGenerator:
 
     def prepare(self, images: Sequence[Sequence[str]], questions: Sequence[str]) -> QuestionBatch:
         """As `Generator.prepare`, with the fields of EncoderOutput that the reducer needs."""
-        reducers = list(self.reducers.values())
+        reducers = self.reducers.values()
         needs = frozenset().union(*(reducer.needs for reducer in reducers))
-        # One selector is built for all seeds.
-        return self.generator.prepare(images, questions, needs, layer_of(self.generator.model, reducers[0]))
+        return self.generator.prepare(images, questions, needs, layer_of(self.generator.model, *reducers))
 
     def answer(self, batch: QuestionBatch, trial: Trial) -> list[Reply]:
         """As `Generator.answer`, under one trial."""

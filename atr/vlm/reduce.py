@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atr.reduction import FeatureSelector, Merger, Reducer, SelectorReducer
+from atr.core.tower_layer import MERGED
+from atr.reduction import FeatureSelector, Merger, Reducer
 from atr.reduction.checked import select_merged
-from atr.vlm.compatibility import check_keep, check_positions, check_reducer
+from atr.vlm.compatibility import check_keep, check_positions, check_reducer, selector_of
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Layer, family_of
 from atr.vlm.families.exactness import warn_if_inexact
@@ -154,6 +155,8 @@ class Prepared:
     tokens: ImageTokens
     image_of: Sequence[int]
     videos: Mapping[str, Any] = field(default_factory=dict)
+    layer: Layer = None
+    """What was read of the images, as in `prepare`."""
 
     def reduce(self, reducer: Reducer | FeatureSelector, policy: Policy) -> Reduced:
         """The input shortened under a policy; result and errors as in `atr.vlm.reduce.reduce`."""
@@ -167,7 +170,16 @@ class Prepared:
         reducer = as_reducer(reducer)
         check_reducer(self.model, reducer, policy.positions)
         check_keep(reducer, policy.keep)
+        self._check_layer(reducer)
         return select_tokens(reducer, self.encoded, self.layout, policy)
+
+    def _check_layer(self, reducer: Reducer) -> None:
+        """Raise ValueError if the images were encoded at another layer than the reducer's selector reads."""
+        read, encoded = layer_of(self.model, reducer), self.layer or MERGED
+        if read is not None and read != encoded:
+            raise ValueError(
+                f"layer: the images were encoded at {encoded}, the selector reads {read}, allowed: the same"
+            )
 
     def keep_tokens(self, kept: Sequence[Tensor], reducer: Reducer, policy: Policy) -> Reduced:
         """The input with the `kept` tokens (K,) of each encoded image, which `choose` gave for `reducer`."""
@@ -270,7 +282,7 @@ def prepare(
         layout = unresampled
     encoded = family.encode(model, inputs, tiling, set(needs) - {"text_BD"}, layer)
     image_of, videos = range(len(tiling.tiles)), encode_videos(model, inputs)
-    prepared = Prepared(model, inputs, layout, encoded, layout.tokens(encoded), image_of, videos)
+    prepared = Prepared(model, inputs, layout, encoded, layout.tokens(encoded), image_of, videos, layer)
     return prepared.with_text() if "text_BD" in needs else prepared
 
 
@@ -313,8 +325,16 @@ def shorten(
     return shorter
 
 
-def layer_of(model: Any, reducer: Any) -> Layer:
-    """The features that a reducer reads: those of its selector's training, where the family has a choice."""
-    if isinstance(reducer, SelectorReducer) and isinstance(family_of(model), Rule):
-        return reducer.selector.layer
-    return None
+def layer_of(model: Any, *reducers: Any) -> Layer:
+    """The features that reducers read: those of their selectors' training, where the family has a choice.
+
+    Raises ValueError for selectors that read different ones.
+    """
+    if not isinstance(family_of(model), Rule):
+        return None
+    selectors = [selector for reducer in reducers if (selector := selector_of(reducer)) is not None]
+    layers: set[Layer] = {selector.layer or MERGED for selector in selectors}
+    if len(layers) > 1:
+        named = ", ".join(sorted(map(str, layers)))
+        raise ValueError(f"layer: selectors of layers {named} read the same images, allowed: of one layer")
+    return next(iter(layers), None)

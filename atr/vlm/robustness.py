@@ -175,8 +175,7 @@ def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dic
     """Kept tokens and scores in variants that share the encodings of the generator."""
     generator, cells, questions = observed.generator, observed.cells, observed.questions
     needs = frozenset().union(*(reducer.needs for reducer in observed.reducers.values()))
-    layers = {layer_of(generator.model, reducer) for reducer in observed.reducers.values()} - {None}
-    assert len(layers) < 2, "images are encoded once, for selectors of one layer"
+    layer = layer_of(generator.model, *observed.reducers.values())
     seen = {
         name: Observation({cell: [] for cell in cells}, {cell: {} for cell in cells}) for name in variants
     }
@@ -185,7 +184,7 @@ def observe(observed: ObservedQuestions, variants: Mapping[str, Variant]) -> dic
     for indices in generator.batches(questions, observed.tokens):
         together = [questions[index] for index in indices]
         shown, asked = [one.images for one in together], [one.question for one in together]
-        batch = generator.prepare(shown, asked, needs, next(iter(layers), None))
+        batch = generator.prepare(shown, asked, needs, layer)
         for name, variant in in_turn:
             changed, changed_batch = after_encoding(generator, batch, variant)
             _observe_batch(

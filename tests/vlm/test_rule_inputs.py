@@ -12,16 +12,26 @@ from atr.config import Evaluate
 from atr.core.fingerprint import fingerprint
 from atr.core.records import Question, Trial
 from atr.features.merged import vision_tower
-from atr.reduction import FeatureSelector, Full
+from atr.reduction import FeatureSelector, Full, SelectorReducer
+from atr.reduction.marginal_relevance import MMR
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_selector
 from atr.vlm.generation import Generator, ReducedGenerator
 from atr.vlm.inputs import ImageInputs, Prompts
+from atr.vlm.policy import Policy
 from atr.vlm.processors import load_processor
+from atr.vlm.reduce import layer_of
 from atr.vlm.selection import as_reducer
 
 SIZES = {"a": (40, 30), "b": (20, 50), "c": (90, 30), "d": (9, 9)}
-TYPES = ["qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "smolvlm", "idefics3"]
+TYPES = [
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "gemma3",
+    "internvl",
+    "idefics3",
+    pytest.param("smolvlm", marks=pytest.mark.slow),
+]
 TILED = ("internvl", "smolvlm", "idefics3")
 
 
@@ -51,7 +61,7 @@ def model_type(folder):
     return json.loads((folder / "config.json").read_text())["model_type"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def generator(folder):
     vlm = SimpleNamespace(path=str(folder), stored=True, min_pixels=None, max_pixels=None)
     return Generator.load(
@@ -188,14 +198,33 @@ def test_a_selector_may_read_patches_of_a_layer(generator):
         assert one.shape == other.shape and not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("wrap", [as_reducer, lambda selector: MMR(SelectorReducer(selector))])
+def test_images_that_were_encoded_at_another_layer_are_refused(generator, wrap):
+    """Both widths are 32 here: nothing else would tell."""
+    merged, states = (
+        wrap(FeatureSelector(32, (4, 4), layers=1, heads=2, layer=layer)) for layer in ("merged", 1)
+    )
+    assert layer_of(generator.model, merged, Full()) == "merged"
+    assert layer_of(generator.model, states, Full()) == 1
+    with pytest.raises(ValueError, match=r"^layer: selectors of layers 1, merged read the same images"):
+        layer_of(generator.model, merged, states)
+    with torch.inference_mode():
+        whole = generator.prepare([["d"]], ["w10"]).whole
+    with pytest.raises(ValueError, match=r"^layer: the images were encoded at merged, the selector reads 1"):
+        whole.choose(states, Policy(0.5))
+
+
 @torch.inference_mode()
 def test_a_selector_chooses_its_own_count_of_each_image(generator):
+    torch.manual_seed(0)
     selector = FeatureSelector(32, (4, 4), layers=1, heads=2, layer="merged", initial_bias=0.0)
     torch.nn.init.normal_(selector.trunk.head.weight)
     batch = generator.prepare([["a"], ["b"]], ["w10", "w11"], layer="merged")
     replies = generator.answer(batch, as_reducer(selector), None)
-    assert all(1 <= reply.tokens <= reply.tokens_full for reply in replies)
-    assert any(reply.tokens < reply.tokens_full for reply in replies)
+    encoded, layout = batch.whole.encoded, batch.whole.layout
+    logits = encoded.map(lambda tiles: selector(tiles.features_BND, tiles.grid)[..., None])
+    above = [max(1, int((logits_P1 > 0).sum())) for logits_P1 in layout.values(logits)]
+    assert [reply.tokens for reply in replies] == above
 
 
 @torch.inference_mode()

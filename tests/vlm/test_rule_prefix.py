@@ -15,8 +15,8 @@ from atr.vlm.reduce import prepare, shorten
 from atr.vlm.sequence import TOKEN_TYPES, position_ids
 from atr.vlm.weighted_attention import WeightedSequence, log_probabilities
 
-# Several axes of positions, further features in the first layers, experts, tiles, row tags, one tensor.
-USUAL = ("qwen2_5_vl", "qwen3_vl_moe", "ernie4_5_vl_moe", "smolvlm", "mistral3", "internvl")
+# Several axes of positions, further features in the first layers, experts by token types, one tensor.
+USUAL = ("qwen2_5_vl", "qwen3_vl_moe", "ernie4_5_vl_moe", "internvl")
 WHY_NOT = {
     "qwen3_5": "the cache of qwen3_5_text has layers of type LinearAttentionLayer",
     "qwen3_5_moe": "the cache of qwen3_5_moe_text has layers of type LinearAttentionLayer",
