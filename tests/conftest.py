@@ -39,6 +39,28 @@ def repository(hub, tmp_path_factory):
     return folder
 
 
+_WARM = runpy.run_path(str(Path(__file__).with_name("warm.py")))
+
+
+def _warm(modules):
+    """Starts at the first command, and ends with the session."""
+    server = _WARM["Warm"](_WARM[modules])
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def warm_stages():
+    """Runs stages in processes of their own that need not import torch, Lightning and the like."""
+    yield from _warm("STAGES")
+
+
+@pytest.fixture(scope="session")
+def warm_dvc():
+    """Runs commands of DVC in processes of their own that need not import it."""
+    yield from _warm("DVC")
+
+
 @pytest.fixture(scope="session")
 def checkpoints():
     """The maker of folders of tiny models of the rule, with their processors."""

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,20 +29,26 @@ COMMANDS = {
 ANNOUNCED = "WARNING: This will remove all cache except items used in the workspace of the current repo.\n"
 
 
-def call(folder, *command):
-    """What a command prints, which must succeed."""
+@pytest.fixture(scope="module")
+def call(warm_dvc):
+    """Runs a command, which must succeed, and gives what it prints."""
     environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull}
     for who in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{who}_NAME": "atr", f"GIT_{who}_EMAIL": "atr@localhost"}
-    if command[0] == "dvc":
-        command = (sys.executable, "-m", *command)
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+
+    def call(folder, *command):
+        if command[0] == "dvc":
+            done = warm_dvc.run("-m", *command, cwd=folder, env=environment)
+        else:
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
+def clone(call, tmp_path_factory):
     """A clone of a repository like ours in which all stages have run and an experiment was saved."""
     home = tmp_path_factory.mktemp("clone")
     origin, clone = home / "origin", home / "clone"
@@ -79,7 +84,7 @@ def leave_results(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_clone_is_clean_under(command, clone):
+def test_a_clone_is_clean_under(command, call, clone):
     said = call(clone, "dvc", *command.split())
     assert COMMANDS[command] in said
     assert "data/micro/training" not in said

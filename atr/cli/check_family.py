@@ -1,12 +1,13 @@
 """`atr check-family`: proves a model type on a tiny copy, and lets the rule admit it from then on."""
 
+import logging
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from atr.vlm.families import family_named, family_of
 from atr.vlm.families.checked import checked_file, on_trial, record_checked
-from atr.vlm.families.proof import Result, prove
+from atr.vlm.families.proof import ProofResult, prove
 from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
 
 
@@ -17,6 +18,7 @@ def check_family(folder_or_type: str) -> int:
     line, for a model that is no vision-language model, cannot be shrunk or built, or lacks what a family
     needs.
     """
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # its advice is on real models
     config = tiny_config(load_config(folder_or_type))
     model_type = config.model_type
     model = tiny_model(config)
@@ -37,7 +39,7 @@ def check_family(folder_or_type: str) -> int:
     return 0
 
 
-def table_lines(results: Sequence[Result]) -> list[str]:
+def table_lines(results: Sequence[ProofResult]) -> list[str]:
     """A row for each check, a column for each attention and dtype: the largest difference of all batches."""
     columns = list(dict.fromkeys((result.attention, result.dtype) for result in results))
     names = list(dict.fromkeys(result.check for result in results))
@@ -53,7 +55,7 @@ def table_lines(results: Sequence[Result]) -> list[str]:
     return [*lines, *notes]
 
 
-def _cell(results: Sequence[Result]) -> str:
+def _cell(results: Sequence[ProofResult]) -> str:
     if not results:
         return "-"
     if all(result.note.startswith("refused") for result in results):
@@ -63,7 +65,7 @@ def _cell(results: Sequence[Result]) -> str:
     return f"{failed}{largest:.1e}" if largest else f"{failed}0"
 
 
-def _describe(result: Result) -> str:
+def _describe(result: ProofResult) -> str:
     where = f"{result.check}, {result.case}, {result.attention} {result.dtype}"
     found = f"difference {result.difference:.1e}, allowed {result.allowed:.0e}"
     return f"{where}: {found}{'; ' if result.note else ''}{result.note}"

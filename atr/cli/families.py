@@ -4,7 +4,7 @@ from textwrap import fill
 
 from atr.vlm.families import supported_types
 from atr.vlm.families.checked import checked_types
-from atr.vlm.families.summary import Summary, built_in_types, find_others, summarise
+from atr.vlm.families.summary import Summary, built_in_types, find_others, summarise_family
 
 COLUMNS = (
     "model type",
@@ -53,10 +53,10 @@ These do not name `mm_encoder_outputs`, would ignore it without a word, and are 
 {without}"""
 
 
-def table_lines() -> list[str]:
+def family_lines() -> list[str]:
     """The table for a terminal: all supported types, and those that `atr check-family` has proven here."""
     names = dict.fromkeys([*supported_types(), *sorted(checked_types())])
-    rows = [COLUMNS, *(_cells(summarise(name)) for name in names)]
+    rows = [COLUMNS, *(_cells(summarise_family(name)) for name in names)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
@@ -64,7 +64,7 @@ def table_lines() -> list[str]:
 def page() -> str:
     """The page docs/families.md, of the built-in types."""
     names = built_in_types()
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *(_cells(summarise(name)) for name in names)]
+    rows = [COLUMNS, ("---",) * len(COLUMNS), *(_cells(summarise_family(name)) for name in names)]
     others = find_others(names)
     untried, without = (fill(", ".join(names), _WIDTH) for names in (others.untried, others.without))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

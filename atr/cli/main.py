@@ -88,7 +88,7 @@ def _check_family(options: Namespace) -> None:
 def _families(options: Namespace) -> None:
     from atr.cli import families
 
-    print(families.page() if options.markdown else "\n".join(families.table_lines()))
+    print(families.page() if options.markdown else "\n".join(families.family_lines()))
 
 
 def _reruns(options: Namespace) -> None:

@@ -41,9 +41,9 @@ SOURCES = {"micro": None, "coco": 117_266}
 """Number of pretraining images in a source; None: no limit."""
 SHRUNK = {"llava-onevision-7b": 10}
 """Maximum tokens of a model that shrinks its grid, in tiles: nine (`anyres_max_9`) and the base tile."""
-SIDES = {"micro": (168, 168), "coco": (640, 480)}
+PREPARED_SIZES = {"micro": (168, 168), "coco": (640, 480)}
 """(width, height) in pixels of a prepared image; for COCO, the most frequent size."""
-PHOTOGRAPH = SIDES["coco"]
+PHOTOGRAPH = PREPARED_SIZES["coco"]
 """(width, height) that stands for the images of a folder where tokens depend on it."""
 PNG_BYTES = 1.7
 """Bytes per pixel of a prepared PNG: the mean over six photographs of scikit-image and scikit-learn."""
@@ -132,7 +132,7 @@ class Plan:
     @property
     def image(self) -> tuple[int, int]:
         """(width, height) in pixels of a typical pretraining image."""
-        return SIDES.get(self.prepare.source, PHOTOGRAPH)
+        return PREPARED_SIZES.get(self.prepare.source, PHOTOGRAPH)
 
     @property
     def resolution(self) -> NativeResolution | None:
@@ -215,7 +215,7 @@ class Plan:
     @property
     def prepared_bytes(self) -> int:
         """Estimated bytes of the pretraining images as PNG; 0 for a folder, whose image sizes are unknown."""
-        width, height = SIDES.get(self.prepare.source, (0, 0))
+        width, height = PREPARED_SIZES.get(self.prepare.source, (0, 0))
         return round(self.prepare.images * width * height * PNG_BYTES)
 
     @property
@@ -310,7 +310,7 @@ def warnings(plan: Plan, disks: Disks) -> Iterator[str]:
         yield from _costly_selectors(plan)
     if plan.vlm.encoder is None:
         yield f"vlm: only stage distill, which loads it, can tell if it reads features of {plan.encoder.name}"
-    if source not in SIDES:
+    if source not in PREPARED_SIZES:
         yield f"prepare.source: the prepared images of {source} are not counted, as they may have any size"
     if set(plan.prepare.names) & set(BENCHMARK_QUESTIONS):
         yield "prepare.benchmarks: downloads and prepared images of the hub's benchmarks are not counted"

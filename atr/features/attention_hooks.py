@@ -59,7 +59,7 @@ def _count(config: Any, tokens: int | str) -> int:
 
 
 def layers_to_run(model: str, layer: int, depth: int) -> int:
-    """Number of layers to run to get `layer` of `depth`; raises ValueError naming `model` if out of range."""
+    """Number of layers to run to get `layer` of `depth`; ValueError naming `model` if there is none."""
     if layer == 0 or not -depth <= layer <= depth:
         raise ValueError(f"{model}: there is no layer {layer}, allowed: 1 to {depth}, or -{depth} to -1")
     return int(layer if layer > 0 else depth + 1 + layer)

@@ -29,15 +29,20 @@ from transformers.utils import logging
 from atr.core.finite import check_finite_weights
 from atr.core.hub import pretrained_arguments, split_revision
 from atr.core.ragged import Grid
-from atr.core.tower_layer import MERGED, TowerLayer, check_layer
+from atr.core.tower_layer import TowerLayer, check_layer
 from atr.features.attention_hooks import CLASS_TOKENS, capture_attention, layers_to_run, leading_tokens
 from atr.features.merged import PATCHES
 from atr.features.pixel_values import NativePreprocessor, Preprocessor
 from atr.features.vision_half import (
     PATCHES_PER_PASS,
+    TOKEN_ENCODERS,
     NaflexTower,
     VisionHalf,
+    check_patches,
     in_passes,
+    makes_tokens,
+    processor_settings,
+    whole_grid,
     without_language_model,
 )
 
@@ -53,25 +58,6 @@ _REFUSED = {
     "pixtral": "gives several images as one sequence",
     "data2vec-vision": "keeps its attention where no hook can read it",
 }
-
-# Settings of image processors with which a host's encoder sees each image whole, not cut into tiles.
-_WHOLE_IMAGES: dict[str, dict[str, Any]] = {
-    "gemma3": {"do_pan_and_scan": False},
-    "internvl": {"crop_to_patches": False},
-    "smolvlm": {"do_image_splitting": False},
-    "idefics3": {"do_image_splitting": False},
-}
-_NATIVE = {
-    "qwen2_vl",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "qwen3_vl_moe",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "gemma4",
-    "mistral3",
-}
-"""Types of models whose images have grids of their own."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +119,10 @@ class Encoder(nn.Module):
         side or (height, width), resizes the whole image and interpolates the tower's positions; with None the
         image processor of `path` decides. Layers after `layer` are neither loaded nor run.
 
-        In a vision-language model that makes a token of several patches (a type in
-        `atr.features.merged.PATCHES`) a feature is a token: with `layer` "merged" as its language model is
-        fed it, with an integer the mean of its patches after that layer. The language model is not loaded.
-        Each image is encoded whole, even if the model would cut it into tiles.
+        In a vision-language model that makes a token of several patches (a type in TOKEN_ENCODERS) a feature
+        is a token: with `layer` "merged" as its language model is fed it, with an integer the mean of its
+        patches after that layer. The language model is not loaded. Each image is encoded whole, even if the
+        model would cut it into tiles.
 
         Raises ValueError naming the folder or file if it is missing or damaged, or if weights are missing, of
         another shape or not finite. Before any weight is read, raises it for a type of tower or model that is
@@ -144,12 +130,12 @@ class Encoder(nn.Module):
         """
         config = _model_config(path)
         check_layer(layer)
-        if _makes_tokens(config, layer):
-            return cls._load_half(path, config, layer, name, size)
         vision = getattr(config, "vision_config", config)
-        _check_type(path, vision)
+        if vision is not None and makes_tokens(config, layer):
+            return cls._load_half(path, config, layer, name, size)
+        _check_type(path, vision or config)
         if isinstance(layer, str):
-            allowed = f"an int, or a model of type {', '.join(PATCHES)}"
+            allowed = f"an int, or a model of type {', '.join(TOKEN_ENCODERS)}"
             raise ValueError(f"{path}: {config.model_type} has no {layer} tokens, allowed: {allowed}")
         vision.num_hidden_layers = layers_to_run(path, layer, vision.num_hidden_layers)
         prefix = None if vision is config else _TOWER_PREFIX
@@ -173,14 +159,14 @@ class Encoder(nn.Module):
             width = getattr(vision, "embed_dim", vision.hidden_size)  # Qwen2-VL's hidden_size is the merger's
         else:
             width = config.get_text_config().hidden_size
-        processor = _native_processor(path, size, _processor_settings(config))
-        _check_patches(path, processor, vision)
+        processor = _native_processor(path, size, processor_settings(config))
+        check_patches(path, processor, vision)
         preprocess: Preprocessor | NativePreprocessor
         if patches.is_ragged:
             preprocess, grid = NativePreprocessor(processor), None
         else:
             preprocess = Preprocessor(processor)
-            grid = _whole_grid(path, preprocess, config)
+            grid = whole_grid(path, _processed_size(path, preprocess), config)
         half = VisionHalf(
             _read_weights(without_language_model(MODEL_MAPPING[type(config)]), path, config, None), layer
         )
@@ -198,7 +184,7 @@ class Encoder(nn.Module):
     ) -> Self:
         """Load SigLIP 2's tower for images of any aspect ratio."""
         processor = _native_processor(path, size, {})
-        _check_patches(path, processor, config)
+        check_patches(path, processor, config)
         tower = _load_tower(path, config, prefix)
         layout = TokenLayout(None, 0, 0, config.hidden_size)
         return cls(tower, NativePreprocessor(processor), layout, name or path, layer, {}, NaflexTower(tower))
@@ -270,18 +256,12 @@ def _model_config(path: str) -> PretrainedConfig:
         raise ValueError(f"{path}: no readable model configuration: {first_line(error)}") from error
 
 
-def _makes_tokens(config: Any, layer: TowerLayer) -> bool:
-    """Whether features are tokens of a vision-language model, which the tower alone cannot give."""
-    patches = PATCHES.get(config.model_type)
-    return patches is not None and (layer == MERGED or patches.block(config) > 1)
-
-
 def _check_type(path: str, config: PretrainedConfig) -> None:
     """Refuse towers whose tokens are not known to be class tokens, registers and one grid of patches."""
     kind = config.model_type
     if kind not in CLASS_TOKENS and kind != _NAFLEX:
         reason = f", as it {_REFUSED[kind]}" if kind in _REFUSED else ""
-        allowed = ", ".join([*CLASS_TOKENS, _NAFLEX])
+        allowed = f"{', '.join([*CLASS_TOKENS, _NAFLEX])}, or in a model of type {', '.join(TOKEN_ENCODERS)}"
         raise ValueError(f"{path}: {kind} is not a supported vision tower{reason}, allowed: {allowed}")
 
 
@@ -290,42 +270,6 @@ def _native_processor(path: str, size: int | tuple[int, int] | None, settings: M
     if size is not None:
         raise ValueError(f"{path}: size: {size} is not allowed, allowed: that of its image processor")
     return load_image_processor(path, None, settings)
-
-
-def _processor_settings(config: Any) -> dict[str, Any]:
-    """Settings of the image processor other than in its own file: images whole, and in whole tokens."""
-    if config.model_type == "mistral3":  # as its processor tells its image processor in each call
-        side = config.vision_config.patch_size * config.spatial_merge_size
-        return {"patch_size": {"height": side, "width": side}}
-    return _WHOLE_IMAGES.get(config.model_type, {})
-
-
-def _check_patches(path: str, processor: Any, vision: Any) -> None:
-    """Refuse an image processor that cuts patches in which the tower could not read them."""
-    fields = {
-        "patch_size": "patch_size",
-        "temporal_patch_size": "temporal_patch_size",
-        "merge_size": "spatial_merge_size",
-        "pooling_kernel_size": "pooling_kernel_size",
-    }
-    for field, needed in fields.items():
-        value, allowed = getattr(processor, field, None), getattr(vision, needed, None)
-        if isinstance(value, int) and allowed is not None and value != allowed:
-            raise ValueError(f"{path}: its image processor has {field} {value}, allowed: {allowed}")
-
-
-def _whole_grid(path: str, preprocess: Preprocessor, config: Any) -> Grid:
-    """Tokens of an image that the model sees whole; raises ValueError unless its size is the tower's."""
-    height, width = _processed_size(path, preprocess)
-    allowed = _pair(config.vision_config.image_size)
-    if (height, width) != tuple(allowed):
-        raise ValueError(
-            f"{path}: its image processor gives {height} x {width} pixels, allowed: {allowed[0]} x "
-            f"{allowed[1]}"
-        )
-    patch = _pair(config.vision_config.patch_size)[0]
-    side = patch * PATCHES[config.model_type].block(config)
-    return height // side, width // side
 
 
 def _interpolates(config: PretrainedConfig) -> bool:

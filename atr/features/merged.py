@@ -77,12 +77,9 @@ def image_features(model: Any, inputs: Inputs) -> Any:
 
 
 def vision_tower(model: Any) -> Any:
-    """The vision tower of a vision-language model."""
-    return next(
-        getattr(model.base_model, name)
-        for name in ("visual", "vision_tower", "vision_model", "vision_encoder")
-        if hasattr(model.base_model, name)
-    )
+    """The vision tower of a model; None if its language model reads the patches themselves."""
+    base, names = model.base_model, ("visual", "vision_tower", "vision_model", "vision_encoder")
+    return next((getattr(base, name) for name in names if hasattr(base, name)), None)
 
 
 class _Reached(Exception):
@@ -136,6 +133,10 @@ def patches_of(kind: str, layer: TowerLayer) -> Patches:
 
 def _grids_of_thw(model: Any, inputs: Inputs, block: int) -> list[Grid]:
     return [(rows // block, columns // block) for _, rows, columns in inputs["image_grid_thw"].tolist()]
+
+
+def _grids_of_shapes(model: Any, inputs: Inputs, block: int) -> list[Grid]:
+    return [(rows // block, columns // block) for rows, columns in inputs["spatial_shapes"].tolist()]
 
 
 def _grids_of_sizes(model: Any, inputs: Inputs, block: int) -> list[Grid]:
@@ -195,12 +196,12 @@ def _from_tiles(
 
 
 def _from_rasters(
-    model: Any, inputs: Inputs, state_1PD: Tensor, grids: Sequence[Grid], block: int
+    model: Any, inputs: Inputs, state: Tensor, grids: Sequence[Grid], block: int
 ) -> list[Tensor]:
     """Patches of an image in raster order; the images follow one another."""
-    side = patch_side(model.config.vision_config)
-    sizes = [(int(height) // side, int(width) // side) for height, width in inputs["image_sizes"]]
-    images = torch.split(state_1PD[0], [rows * columns for rows, columns in sizes])
+    grids_of = _grids_of_thw if "image_grid_thw" in inputs else _grids_of_sizes
+    sizes = grids_of(model, inputs, 1)  # a token of one patch
+    images = torch.split(state.flatten(0, -2), [rows * columns for rows, columns in sizes])
     return [
         _blocks(image, grid, columns, block)
         for image, grid, (_, columns) in zip(images, grids, sizes, strict=True)
@@ -241,19 +242,28 @@ def _gemma3_block(config: Any) -> int:
     return int(vision.image_size // vision.patch_size // isqrt(config.mm_tokens_per_image))
 
 
+def _kernel_side(config: Any) -> int:
+    return int(config.vision_config.merge_kernel_size[0])
+
+
 def _tiled(block: Callable[[Any], int]) -> Patches:
     return Patches(block, _grids_of_pixels, _from_tiles)
 
 
-_QWEN = Patches(_merge_size, _grids_of_thw, _from_blocks)
+def _downsampled(config: Any) -> int:
+    return int(config.downsample_factor)
+
+
+_BLOCKS = Patches(_merge_size, _grids_of_thw, _from_blocks)
+_WINDOWS = Patches(_merge_size, _grids_of_thw, _from_windows)
 
 PATCHES = {
-    "qwen2_vl": _QWEN,
-    "qwen2_5_vl": Patches(_merge_size, _grids_of_thw, _from_windows),
-    "qwen3_vl": _QWEN,
-    "qwen3_vl_moe": _QWEN,
-    "qwen3_5": _QWEN,
-    "qwen3_5_moe": _QWEN,
+    "qwen2_vl": _BLOCKS,
+    "qwen2_5_vl": _WINDOWS,
+    "qwen3_vl": _BLOCKS,
+    "qwen3_vl_moe": _BLOCKS,
+    "qwen3_5": _BLOCKS,
+    "qwen3_5_moe": _BLOCKS,
     "gemma3": _tiled(_gemma3_block),
     "gemma4": Patches(_pooling_kernel, _grids_of_positions, _from_padded),
     "paligemma": _tiled(lambda config: 1),
@@ -261,5 +271,18 @@ PATCHES = {
     "smolvlm": _tiled(lambda config: int(config.scale_factor)),
     "idefics3": _tiled(lambda config: int(config.scale_factor)),
     "mistral3": Patches(_merge_size, _grids_of_sizes, _from_rasters),
+    "lighton_ocr": Patches(_merge_size, _grids_of_sizes, _from_rasters),
+    "aya_vision": _tiled(_downsampled),
+    "cohere2_vision": _tiled(_downsampled),
+    "ovis2": _tiled(lambda config: int(config.vision_config.hidden_stride)),
+    "glm4v": _BLOCKS,
+    "glm46v": _BLOCKS,
+    "glm_ocr": _BLOCKS,
+    "ernie4_5_vl_moe": _BLOCKS,
+    "paddleocr_vl": Patches(_merge_size, _grids_of_thw, _from_rasters),
+    "lfm2_vl": Patches(_downsampled, _grids_of_shapes, _from_padded),
+    "kimi_k25": Patches(_kernel_side, _grids_of_thw, _from_rasters),
+    "exaone4_5": _WINDOWS,
+    "hyperclovax_vision_v2": _WINDOWS,
 }
 """By type of model; for all others a layer is refused."""

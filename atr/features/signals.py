@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from atr.core.ragged import Grid
+from atr.core.tower_layer import MERGED
 from atr.features.attention_hooks import CAPTURABLE
 from atr.features.store import FeatureStore
 
@@ -23,6 +24,14 @@ ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
 """Needs of reducers that can be met without a language model."""
 RAGGED_SIGNALS = frozenset({"grid"})
 """Those of them that can be met if images have grids of their own: the others come in rectangular batches."""
+
+
+def signals_of(store: FeatureStore) -> frozenset[str]:
+    """Needs of reducers that can be met for a store without a language model."""
+    if store.is_ragged:
+        return RAGGED_SIGNALS
+    # Attention and keys are those of patches, and a merged token is made of several.
+    return ENCODER_SIGNALS - set(CAPTURABLE) if store.manifest["layer"] == MERGED else ENCODER_SIGNALS
 
 
 def load_store_encoder(
@@ -66,7 +75,7 @@ def observe_signals(
     places = [store.index(name) for name in ids]
     features_BND = torch.stack([store[place] for place in places]).to(device)
     fields = {"features_BND": features_BND, "grid": store.grid_of(places[0])}
-    computed = set() if store.is_ragged else COMPUTED_SIGNALS & set(needs)
+    computed = COMPUTED_SIGNALS & signals_of(store) & set(needs)
     if not computed:
         return fields
     tower = encoder()

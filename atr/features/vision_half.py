@@ -4,14 +4,16 @@ Shapes: see atr.core.tokens; N tokens of an image in raster order, P patches of 
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from atr.core.ragged import Grid
-from atr.core.tower_layer import TowerLayer
+from atr.core.tower_layer import MERGED, TowerLayer
 from atr.features.merged import (
+    PATCHES,
     image_features,
     patch_side,
     pooled_states,
@@ -21,6 +23,20 @@ from atr.features.merged import (
 
 PATCHES_PER_PASS = 8192
 """Images are encoded together up to so many patches: attention masks of some towers are their square."""
+
+TOKEN_ENCODERS = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "gemma3", "gemma4",
+    "paligemma", "internvl", "smolvlm", "idefics3", "mistral3",
+)  # fmt: skip
+"""Types of vision-language models whose tokens, or means of their patches, an Encoder gives."""
+
+# Settings of image processors with which a host's encoder sees each image whole, not cut into tiles.
+_WHOLE_IMAGES: dict[str, dict[str, Any]] = {
+    "gemma3": {"do_pan_and_scan": False},
+    "internvl": {"crop_to_patches": False},
+    "smolvlm": {"do_image_splitting": False},
+    "idefics3": {"do_image_splitting": False},
+}
 
 _NESTED = ("smolvlm", "idefics3")  # pixels of rows of images, here of one each
 _LANGUAGE = ("language_model", "text_model", "audio_tower", "embed_audio")
@@ -37,6 +53,51 @@ def without_language_model(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     # Same name and module: transformers finds by them how to rename the weights of older checkpoints.
     return type(cls.__name__, (cls,), {"__init__": build, "__module__": cls.__module__})
+
+
+def makes_tokens(config: Any, layer: TowerLayer) -> bool:
+    """Whether features are tokens of a vision-language model, which the tower alone cannot give."""
+    kind = config.model_type
+    return kind in TOKEN_ENCODERS and (layer == MERGED or PATCHES[kind].block(config) > 1)
+
+
+def processor_settings(config: Any) -> dict[str, Any]:
+    """Settings of the image processor other than in its own file: images whole, and in whole tokens."""
+    if config.model_type == "mistral3":  # as its processor tells its image processor in each call
+        side = config.vision_config.patch_size * config.spatial_merge_size
+        return {"patch_size": {"height": side, "width": side}}
+    return _WHOLE_IMAGES.get(config.model_type, {})
+
+
+def check_patches(path: str, processor: Any, vision: Any) -> None:
+    """Refuse an image processor that cuts patches in which the tower could not read them."""
+    fields = {
+        "patch_size": "patch_size",
+        "temporal_patch_size": "temporal_patch_size",
+        "merge_size": "spatial_merge_size",
+        "pooling_kernel_size": "pooling_kernel_size",
+    }
+    for field, needed in fields.items():
+        value, allowed = getattr(processor, field, None), getattr(vision, needed, None)
+        if isinstance(value, int) and allowed is not None and value != allowed:
+            raise ValueError(f"{path}: its image processor has {field} {value}, allowed: {allowed}")
+
+
+def whole_grid(path: str, size: tuple[int, int], config: Any) -> Grid:
+    """Tokens of an image that the model sees whole, in `size` (height, width) of its image processor.
+
+    Raises ValueError unless that is the tower's.
+    """
+    vision, patches = config.vision_config, PATCHES[config.model_type]
+    own = vision.image_size
+    allowed = (own, own) if isinstance(own, int) else tuple(own)
+    if size != allowed:
+        raise ValueError(
+            f"{path}: its image processor gives {size[0]} x {size[1]} pixels, allowed: {allowed[0]} x "
+            f"{allowed[1]}"
+        )
+    side = patch_side(vision) * patches.block(config)
+    return size[0] // side, size[1] // side
 
 
 class VisionHalf(nn.Module):

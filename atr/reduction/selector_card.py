@@ -75,7 +75,7 @@ def fields(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, An
     facts = {
         "encoder": config["encoder"],
         "layer": config["layer"],
-        "grid": f"{rows} x {columns} tokens" + ", typical: images have their own" * is_ragged,
+        "grid": "of each image, typically " * is_ragged + f"{rows} x {columns} tokens",
         "width of a feature": config["width"],
         "transformer layers": config["layers"],
         "kept proportion p in training": config["keep"],

@@ -227,7 +227,7 @@ def _veil(grid: tuple[int, int], kept: Sequence[int]) -> np.ndarray[Any, np.dtyp
 def _draw_example(axes: Axes, case: Case, picture: Image.Image) -> None:
     """Draw an image with the question above it and the answers below it."""
     axes.set_axis_on()
-    _draw_patches(axes, picture, (1, 1), kept=None)
+    _draw_picture(axes, picture)
     axes.set_title(_wrapped(f"{case.row.benchmark}: {case.row.question}", 34, 2), fontsize=8, loc="left")
     for line, name in enumerate(SHOWN):
         row = case.answers[name]

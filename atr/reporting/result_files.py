@@ -89,9 +89,7 @@ class _StoredMasks:
 
     def __post_init__(self) -> None:
         if missing := sorted(set(self.masks) - set(self.grids)) if self.grid is None else []:
-            raise ValueError(
-                f"grids: {missing[0]} is missing, allowed: a grid for each image, or one for all"
-            )
+            raise ValueError(f"grids: {missing[0]} is missing, allowed: one per image, or one grid for all")
 
 
 @dataclass(frozen=True)

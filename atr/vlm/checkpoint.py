@@ -129,15 +129,13 @@ def _check_grids(path: str, skeleton: Any, processor: Any) -> None:
     text = Prompts(processor).text("", 1)
     inputs, _ = read_images(processor, [[_SAMPLE]], [text], return_tensors="pt")
     try:
-        grids = family_of(skeleton).tiling(skeleton, inputs).grids
+        family_of(skeleton).tiling(skeleton, inputs)
     except ValueError as error:
-        raise ValueError(f"{path}: processor and model disagree: {first_line(error)}") from error
-    placeholders = int((inputs["input_ids"] == skeleton.config.image_token_id).sum())
-    if placeholders != (read := sum(rows * columns for rows, columns in grids)):
+        found = first_line(error).partition(";")[0]
         raise ValueError(
-            f"{path}: the processor makes {placeholders} placeholders of an image of which the model reads "
-            f"{read} tokens: patch or merge size of its image processor is not the model's"
-        )
+            f"{path}: the model cannot read the images that its processor makes: {found}: patch size, merge "
+            "size or tokens per tile are not the model's"
+        ) from error
 
 
 @torch.no_grad()

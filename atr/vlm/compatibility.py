@@ -9,8 +9,10 @@ from typing import Any
 from transformers import MODEL_MAPPING
 
 from atr.core.fingerprint import fingerprint, is_same_tower
+from atr.features.merged import vision_tower
 from atr.features.preprocess import describe_preprocessing, explain_difference
 from atr.reduction import FeatureSelector, Reducer, SelectorReducer
+from atr.reduction.limits import NoImage
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
@@ -64,8 +66,8 @@ def _check_width(model: Any, selector: FeatureSelector) -> None:
         read = model.config.get_text_config().hidden_size
     else:
         depth = vision.num_hidden_layers
-        if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 0 to {depth}")
+        if layer == 0 or not -depth <= layer <= depth:
+            raise ValueError(f"{trained}; the tower of {_name(model)} has layers 1 to {depth}")
         read = getattr(vision, "embed_dim", vision.hidden_size)
     if selector.trunk.width != read:
         raise ValueError(f"{trained}; {_name(model)} has width {read} there")
@@ -76,6 +78,15 @@ def check_reducer(model: Any, reducer: Reducer, positions: str) -> None:
     if isinstance(reducer, SelectorReducer):
         check_selector(model, reducer.selector)
         warn_of_positions(reducer.selector, positions)
+
+
+def check_keep(reducer: Reducer, keep: float | str) -> None:
+    """Raise ValueError if no visual token would be left of any image, unless the reducer is made for that."""
+    if keep == 0 and not isinstance(reducer, NoImage):
+        raise ValueError(
+            f"keep: {keep} leaves no visual token, allowed: more, or NoImage instead of "
+            f"{type(reducer).__name__}"
+        )
 
 
 def warn_of_positions(selector: FeatureSelector, positions: str) -> None:
@@ -167,15 +178,10 @@ def external_tower_name(config: Any) -> str | None:
 
 
 def _may_have_tower(model: Any, known: str | None) -> bool:
-    """Whether the model's tower may have this fingerprint; unknown if the model is not loaded yet."""
-    own = fingerprint(_tower(model)) if known and hasattr(model, "model") else None
+    """Whether the model's tower may have this fingerprint; unknown if it is not loaded yet, or has none."""
+    tower = vision_tower(model) if known and hasattr(model, "model") else None
+    own = None if tower is None else fingerprint(tower)
     return known is None or own is None or is_same_tower(known, own)
-
-
-def _tower(model: Any) -> Any:
-    """The model's vision tower; every family of the rule has one under one of these names."""
-    names = "vision_tower", "visual", "vision_model", "vision_encoder"
-    return next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
 
 
 def _name(model: Any) -> str:

@@ -23,6 +23,10 @@ class TokenList(list[Tensor]):
         """All tokens in one tensor, as `Tensor.to` converts it."""
         return torch.cat(self).to(*args, **kwargs)
 
+    def reshape(self, *shape: int) -> Tensor:
+        """All tokens in one tensor of another shape."""
+        return torch.cat(self).reshape(*shape)
+
     @property
     def shape(self) -> torch.Size:
         """That of all tokens in one tensor."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atr.reduction import FeatureSelector, Merger, Reducer, SelectorReducer
 from atr.reduction.checked import select_merged
-from atr.vlm.compatibility import check_positions, check_reducer
+from atr.vlm.compatibility import check_keep, check_positions, check_reducer
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Layer, family_of
 from atr.vlm.families.exactness import warn_if_inexact
@@ -130,6 +130,7 @@ def reduce(
     check_positions(model, positions)
     reducer = as_reducer(reducer)
     check_reducer(model, reducer, positions)
+    check_keep(reducer, policy.keep)
     if "pixel_values" not in inputs:
         return Reduced(shorten(model, inputs, ImageTokens([]), [], positions))
     prepared = prepare(model, inputs, interpolation, reducer.needs, layer_of(model, reducer))
@@ -165,6 +166,7 @@ class Prepared:
         """Indices kept of the packed tokens of each encoded image, without newlines; int64 (K,) each."""
         reducer = as_reducer(reducer)
         check_reducer(self.model, reducer, policy.positions)
+        check_keep(reducer, policy.keep)
         return select_tokens(reducer, self.encoded, self.layout, policy)
 
     def keep_tokens(self, kept: Sequence[Tensor], reducer: Reducer, policy: Policy) -> Reduced:

@@ -17,8 +17,8 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-Grid = tuple[int, int]
-"""Rows and columns of tokens."""
+from atr.core.ragged import Grid
+
 Rectangle = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the original image."""
 SHRUNK_FROM = 1.1

@@ -10,7 +10,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from atr.cli import families
 from atr.cli.main import main
 from atr.vlm.families import checked, summary, supported_types
-from atr.vlm.families.summary import PROVEN_IN, built_in_types, find_others, summarise
+from atr.vlm.families.summary import PROVEN_IN, built_in_types, find_others, summarise_family
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_the_terminal_has_the_same_rows(monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_a_summary_says_what_the_family_is(model_type, patches, layout, needs, scores):
-    found = summarise(model_type)
+    found = summarise_family(model_type)
     assert (found.patches, found.layout, found.needs) == (patches, layout, needs)
     assert scores is None or found.scores == scores
     assert found.proven == PROVEN_IN
@@ -86,11 +86,11 @@ def test_a_summary_says_what_the_family_is(model_type, patches, layout, needs, s
     ],
 )
 def test_where_removing_is_not_masking_the_default_configuration_says_so(model_type, removed):
-    assert summarise(model_type).removed == removed
+    assert summarise_family(model_type).removed == removed
 
 
 def test_what_a_deep_stack_refuses_is_named():
-    assert summarise("qwen3_vl").refused == "merging reducers"
+    assert summarise_family("qwen3_vl").refused == "merging reducers"
 
 
 def test_the_tests_prove_the_types_with_the_pinned_version():
@@ -99,19 +99,19 @@ def test_the_tests_prove_the_types_with_the_pinned_version():
 
 def test_another_version_is_not_called_proven(monkeypatch):
     monkeypatch.setattr(summary, "version", lambda name: "9.1.0")
-    assert summarise("llava").proven == f"{PROVEN_IN}, not 9.1.0"
+    assert summarise_family("llava").proven == f"{PROVEN_IN}, not 9.1.0"
 
 
 def test_a_type_that_was_checked_here_is_listed(monkeypatch):
     checked.record_checked("qwen2_5_vl")
     monkeypatch.setattr(families, "supported_types", list)
-    _, row = families.table_lines()
+    _, row = families.family_lines()
     assert row.endswith(f"{version('transformers')}, by check-family")
 
 
 def test_a_users_family_without_a_tiny_copy_is_listed_by_name(monkeypatch):
     monkeypatch.setattr(summary, "built_in_types", lambda: ["llava"])
-    found = summarise("my_llava")
+    found = summarise_family("my_llava")
     assert (found.model_type, found.proven, found.patches, found.layout) == ("my_llava", "no", "?", "?")
 
 

@@ -1,7 +1,6 @@
 import os
 import re
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -212,7 +211,7 @@ def test_a_word_that_yaml_takes_for_something_else_stays_a_word(params, tmp_path
 
 
 @pytest.mark.slow
-def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
+def test_dvc_runs_what_the_new_values_concern(warm_dvc, params, tmp_path):
     """`dvc exp run`, with a value of its own on top, in a repository whose stages copy the parameters."""
     (tmp_path / "dvc.yaml").write_text(
         "stages:\n"
@@ -223,22 +222,24 @@ def test_dvc_runs_what_the_new_values_concern(params, tmp_path):
     )
 
     def call(*command):
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        if command[0] == "dvc":
+            done = warm_dvc.run("-m", *command, cwd=tmp_path, env=environment)
+        else:
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     environment = os.environ | {"GIT_CONFIG_GLOBAL": os.devnull, "DVC_NO_ANALYTICS": "1"}
     for who in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{who}_NAME": "atr", f"GIT_{who}_EMAIL": "atr@localhost"}
-    dvc = (sys.executable, "-m", "dvc")
     call("git", "init", "-q")
-    call(*dvc, "init", "-q")
-    call(*dvc, "repro", "-q")
+    call("dvc", "init", "-q")
+    call("dvc", "repro", "-q")
     call("git", "add", "--all")
     call("git", "commit", "-qm", "before")
     overlay.apply(EXPERIMENTS["llava-next"], path=params)
-    assert "pretrain.heads" in call(*dvc, "params", "diff")
-    output = call(*dvc, "exp", "run", "-S", "pretrain.epochs=3")
+    assert "pretrain.heads" in call("dvc", "params", "diff")
+    output = call("dvc", "exp", "run", "-S", "pretrain.epochs=3")
     assert "Running stage 'pretrain'" in output and "Running stage 'report'" not in output
     seen = config.flat(tmp_path / "pretrained.yaml")
     assert (seen["pretrain.heads"], seen["pretrain.epochs"]) == (16, 3)

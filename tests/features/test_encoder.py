@@ -69,6 +69,7 @@ from transformers import (
 from atr.features import encoder as encoder_module
 from atr.features.attention_hooks import capture_attention
 from atr.features.encoder import Encoder
+from atr.features.vision_half import TOKEN_ENCODERS
 
 SMALL = {
     "hidden_size": 24,
@@ -527,6 +528,7 @@ def test_a_wrong_layer_or_size_is_refused_before_any_weight_is_read(pattern, kwa
         ("vit_mae", ", as it shuffles the patches anew in each forward"),
         ("pixtral", ", as it gives several images as one sequence"),
         ("data2vec-vision", ", as it keeps its attention where no hook can read it"),
+        ("gemma4", ""),  # by default its configuration has no tower
         # Types that AutoModel does not know, or whose configurations lack depth, channels or patch size.
         *((kind, "") for kind in UNKNOWN),
     ],
@@ -579,6 +581,6 @@ def test_the_page_of_encoders_lists_every_type_and_its_tokens():
     registers = dict(re.findall(r"^\| `(\S+)` \| \S+ \| (\S+)", towers, flags=re.MULTILINE))
     with_registers = {model.config_class.model_type for model, _, extra in TOWERS.values() if extra > 1}
     assert {kind for kind, count in registers.items() if count != "0"} == with_registers - {"pixio"}
-    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(encoder_module.PATCHES)
+    assert re.findall(r"^\| `(\S+)` \|", rest, flags=re.MULTILINE) == list(TOKEN_ENCODERS)
     for kind in encoder_module._REFUSED:
         assert f"- `{kind}` " in rest

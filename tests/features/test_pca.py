@@ -60,6 +60,8 @@ def test_missing_components_are_zero(shape, coloured):
 class CellMeans(torch.nn.Module):
     """A fake encoder: the mean colour of each cell of a grid, from pixels in 0..1."""
 
+    is_ragged = False
+
     def __init__(self, grid):
         super().__init__()
         self.grid = grid
@@ -103,13 +105,15 @@ def test_drawing_is_deterministic():
 class OwnGrids(CellMeans):
     """A fake encoder that gives each image a cell for every 10 pixels."""
 
+    is_ragged = True
+
     def __init__(self):
         super().__init__(None)
 
     def preprocess(self, images):
         return [super(OwnGrids, self).preprocess([image]) for image in images]
 
-    def forward(self, pixel_values):
+    def images(self, pixel_values):
         return [self._encode(pixels_1CHW) for pixels_1CHW in pixel_values]
 
     def _encode(self, pixels_1CHW):

@@ -13,6 +13,7 @@ from atr.features.signals import (
     load_store_encoder,
     observe_signals,
     sample_evenly,
+    signals_of,
 )
 from atr.features.store import FeatureStore, RaggedShardWriter, ShardWriter, write_manifest
 
@@ -99,3 +100,14 @@ def test_images_of_grids_of_their_own_come_in_batches_of_one_grid(tmp_path):
         assert set(fields) == {"features_BND", *RAGGED_SIGNALS}
         assert {fields["grid"]} == {store.grid_of(store.index(name)) for name in batch}
         assert torch.equal(fields["features_BND"], torch.stack([store[store.index(name)] for name in batch]))
+
+
+@pytest.mark.parametrize(
+    ("layer", "missing"), [(1, set()), ("merged", {"attention_BN", "first_attention_BN", "keys_BND"})]
+)
+def test_merged_tokens_have_no_signals_of_single_patches(tmp_path, layer, missing):
+    writer = ShardWriter(tmp_path, 1, 1)
+    writer.add(0, ["a"], torch.zeros(1, 4, 24))
+    about = {"encoder": "tiny", "layer": layer, "grid": (2, 2), "width": 24, "parameters": {}}
+    write_manifest(tmp_path, **about, shards=writer.shards)
+    assert ENCODER_SIGNALS - signals_of(FeatureStore.open(tmp_path)) == missing

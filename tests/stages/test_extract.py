@@ -165,13 +165,12 @@ def test_the_preset_is_encoded_from_its_folder_at_its_size(workspace):
 
 
 @pytest.mark.slow
-def test_a_folder_with_a_dinov2_goes_through_the_command_line(tmp_path, monkeypatch):
+def test_a_folder_with_a_dinov2_goes_through_the_command_line(tmp_path, warm_stages, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_params(encoder=tiny_dinov2(tmp_path / "tower"), vlm=tmp_path)
     save_images(Path("data/prepared/evaluate"), pictures(), PREPARED)
-    with python("-m", "atr.stages.extract", "evaluate", stderr=subprocess.PIPE) as process:
-        _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    done = warm_stages.run("-m", "atr.stages.extract", "evaluate", env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
     store = FeatureStore.open(
         Path("data/features/evaluate"), {"encoder": str(tmp_path / "tower"), "layer": -2}
     )

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -264,12 +262,11 @@ def test_missing_features_are_named_before_any_training(project, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three times the imports, on a machine that may be busy
-def test_two_processes_train_and_one_measures(project):
+def test_two_processes_train_and_one_measures(project, warm_stages):
     write_params({"devices": 2, "strategy": "ddp"}, training_seeds=2)
     for command in (("reconstructor",), ("intrinsic", "selector")):
-        subprocess.run(
-            [sys.executable, "-m", f"atr.stages.{command[0]}", *command[1:]],
-            check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = warm_stages.run("-m", f"atr.stages.{command[0]}", *command[1:], env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((INTRINSIC / "selector" / "metrics.json").read_text())
     assert results["stability"]["seeds"] == 2

@@ -299,14 +299,9 @@ entry("pretrain", pretrain.main)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_ends_the_process_with_its_code_and_no_output(log, number, code):
+def test_signal_ends_the_process_with_its_code_and_no_output(log, warm_stages, number, code):
     script = SCRIPT.replace("int(sys.argv[2])", str(int(number))).replace("sys.argv[1]", repr(str(ROOT)))
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = warm_stages.run("-c", script, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == code, done.stderr[-2000:]
     assert not METRICS.exists() and not SELECTOR.exists()
     assert len(checkpoints()) == 1

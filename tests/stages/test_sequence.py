@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -195,15 +193,12 @@ runpy.run_module(f"atr.stages.{stage}", run_name="__main__")
     ],
 )
 @pytest.mark.parametrize("number, code", [(2, 130), (15, 143)])
-def test_a_signal_keeps_what_was_finished(project, stage, owner, name, arguments, number, code):
+def test_a_signal_keeps_what_was_finished(project, warm_stages, stage, owner, name, arguments, number, code):
     before = contents(project)
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, stage, owner, name, str(number), *arguments],
-        cwd=project,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = warm_stages.run(
+        "-c", INTERRUPTED, stage, owner, name, number, *arguments,
+        cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == code, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert contents(project) == before

@@ -33,7 +33,7 @@ def stop(*_, **__):
 
 
 def nothing(*_, **__):
-    return SimpleNamespace(preprocess=None)
+    return SimpleNamespace(preprocess=None, image_processor=None)
 
 
 def opening(model, precision, device, images, features, *_):

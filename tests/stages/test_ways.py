@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,7 +159,7 @@ def test_a_precision_that_the_machine_lacks_is_refused_before_the_work(project, 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # as many times the imports, on a machine that may be busy
 @pytest.mark.parametrize("strategy", [name for name in get_args(Strategy) if name != "auto"])
-def test_every_stage_runs_in_two_processes_under_every_strategy(project, strategy):
+def test_every_stage_runs_in_two_processes_under_every_strategy(project, warm_stages, strategy):
     """Auto runs above. Of the later stages `reconstructor` alone uses several processes: see its own test."""
     write_params(devices=2, strategy=strategy, precision="32-true", batch_size=1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -169,8 +167,7 @@ def test_every_stage_runs_in_two_processes_under_every_strategy(project, strateg
         "extract pretrain", "extract evaluate", "pretrain", "distill", "evaluate selector",
     ):  # fmt: skip
         name, *arguments = stage.split()
-        command = [sys.executable, "-m", f"atr.stages.{name}", *arguments]
-        subprocess.run(command, check=True, env=environment)
+        warm_stages.run("-m", f"atr.stages.{name}", *arguments, env=environment).check_returncode()
     check_results(RESULTS[:5])
 
 

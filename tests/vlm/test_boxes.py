@@ -62,6 +62,7 @@ PROCESSORS = {
     "llava_next_video": anyres(LlavaNextImageProcessorPil, **CROP),
     "llava_onevision": anyres(LlavaOnevisionImageProcessorPil, **SQUARE),
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), qwen),
+    **dict.fromkeys(("exaone4_5", "hyperclovax_vision_v2"), qwen),
     "gemma3": lambda config: Gemma3ImageProcessorPil(**LARGE),
     "gemma4": lambda config: Gemma4ImageProcessorPil(patch_size=PATCH, max_soft_tokens=70),
     "paligemma": lambda config: SiglipImageProcessorPil(**SQUARE),
@@ -84,9 +85,9 @@ PROCESSORS = {
 }
 NEED_TORCHVISION = {"cohere2_vision", "kimi_k25", "lfm2_vl"}
 """Their processors do not load here; tests/vlm/test_views.py has their geometry."""
-SIZES = [(90, 60), (50, 110)]
-TAG, LAST = 70, 71
-"""Tokens of text in front of each run of placeholders, and in front of the last."""
+SIZES = [(90, 60), pytest.param((50, 110), marks=pytest.mark.slow)]
+FIRST, TAG, LAST = 70, 71, 72
+"""Tokens of text in front of runs of placeholders."""
 
 
 def test_every_family_with_a_processor_is_painted():
@@ -111,10 +112,10 @@ def process(model, processor, image):
     elif model.config.model_type == "mistral3":
         rows = int(made["image_sizes"][0][0]) // 8
         lengths = [sum(lengths) // rows] * rows
-    elif model.config.model_type in ("internvl", "llava_next"):
+    elif model.config.model_type in ("internvl", "got_ocr2"):
         lengths = [sum(lengths)]
     runs = [[TAG] + [model.config.image_token_id] * length for length in lengths]
-    runs[-1][0] = LAST
+    runs[-1][0], runs[0][0] = LAST, FIRST
     ids = torch.tensor([[5, *(token for run in runs for token in run), 6]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
     is_image = (ids == model.config.image_token_id).long()
@@ -134,7 +135,7 @@ def test_a_painted_spot_lies_in_the_rectangles_of_the_tokens_it_changes(family, 
     model = tiny_model(tiny_config(family))
     processor, image = PROCESSORS[family](model.config), photograph(size)
     inputs = process(model, processor, image)
-    (kept,) = reduce(model, inputs, HalfByFeature(), 1.0, newline="follow").kept
+    (kept,) = reduce(model, inputs, HalfByFeature(), 1.0, "contiguous", newline="follow").kept
     vision = SimpleNamespace(
         image_processor=processor, vision_aspect_ratio=getattr(model.config, "vision_aspect_ratio", None)
     )
@@ -149,16 +150,24 @@ def test_a_painted_spot_lies_in_the_rectangles_of_the_tokens_it_changes(family, 
         # OneVision's downsampling mixes tokens of neighbouring tiles.
         most = 0.02 * change_K.max() if family == "llava_onevision" else 0
         for tile in tile_K.unique():
-            check_tile(box_K4[tile_K == tile], change_K[tile_K == tile], x, y, most)
+            check_tile(box_K4[tile_K == tile], change_K[tile_K == tile], x, y, most, slack(family, size))
 
 
-def check_tile(box_N4, change_N, x, y, most):
+def slack(family, size):
+    """Pixels by which a spot may miss the rectangle: half of its side, and half a token of GOT-OCR.
+
+    Two convolutions of stride 2 centre the tokens of GOT-OCR on the corner of their patches.
+    """
+    return HALF + (max(size) / 12 if family == "got_ocr2" else 0)
+
+
+def check_tile(box_N4, change_N, x, y, most, slack):
     """The token of a tile that changes most has the spot; in a tile without it tokens change by `most`."""
     wide_4 = torch.tensor([-HALF, -HALF, HALF, HALF])
     area_N = (box_N4[:, 2:] - box_N4[:, :2]).prod(1)
     near_N, over_N = has(box_N4 + 4 * wide_4, x, y), has(box_N4 - wide_4, x, y) & (area_N > 0)
     if over_N.any():
-        assert has(box_N4 + wide_4, x, y)[change_N.argmax()], (x, y)
+        assert has(box_N4 + wide_4 / HALF * slack, x, y)[change_N.argmax()], (x, y)
     elif not near_N.any():  # resampling spreads a spot by a few pixels
         assert change_N.max() <= most, (x, y)
 
@@ -185,5 +194,5 @@ def test_most_painted_families_cut_images_into_tiles():
     tiled = {"llava_next", "llava_onevision", "internvl", "smolvlm"}
     for family in tiled:
         model = tiny_model(tiny_config(family))
-        inputs = process(model, PROCESSORS[family](model.config), photograph(SIZES[0]))
+        inputs = process(model, PROCESSORS[family](model.config), photograph((90, 60)))
         assert prepare(model, inputs).layout.tiling.tiles[0] > 4, family

@@ -24,7 +24,7 @@ def make_inputs(processor: Any, prompt: Prompt, conversations: Sequence[Conversa
     conversations = [_prepare(conversation, prompt) for conversation in conversations]
     texts = [_text(processor, prompt, conversation) for conversation in conversations]
     images = [_images(conversation) for conversation in conversations]
-    options: dict[str, Any] = {"images_kwargs": dict(prompt.images)} if prompt.images else {}
+    options: dict[str, Any] = {"images_kwargs": _image_options(prompt)} if prompt.images else {}
     if prompt.is_tokenized_once and _begins_itself(processor, texts[0]):
         options["add_special_tokens"] = False
     return dict(
@@ -76,6 +76,17 @@ def _image(image: Image.Image, prompt: Prompt) -> Image.Image:
 
 def _images(conversation: Conversation) -> list[Image.Image]:
     return [item["image"] for turn in conversation for item in turn["content"] if item["type"] == "image"]
+
+
+def _image_options(prompt: Prompt) -> dict[str, Any]:
+    """Keywords for images; bounds of pixels by the name that processors have for them."""
+    options = dict(prompt.images)
+    if "min_pixels" in options:
+        options["size"] = {
+            "shortest_edge": options.pop("min_pixels"),
+            "longest_edge": options.pop("max_pixels"),
+        }
+    return options
 
 
 def _text(processor: Any, prompt: Prompt, conversation: Conversation) -> str:

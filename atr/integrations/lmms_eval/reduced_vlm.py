@@ -21,6 +21,7 @@ from atr.reduction import FeatureSelector
 from atr.vlm.checkpoint import load_vlm
 from atr.vlm.compatibility import check_positions, check_selector, warn_of_positions
 from atr.vlm.families import family_named, family_of
+from atr.vlm.families.rule import Rule
 from atr.vlm.reduce import Kept, reduce
 from atr.vlm.sequence import TEXT_KEYS, token_types
 
@@ -87,15 +88,13 @@ class ReducedVlm:
         selector = FeatureSelector.from_pretrained(arguments.selector)
         check_selector_digest(arguments.selector_digest, selector)
         config = _config(arguments.pretrained)
-        unloaded = SimpleNamespace(config=config, name_or_path=arguments.pretrained)
-        family_named(config.model_type)
         prompt = prompt_of(config.model_type, arguments)
-        check_positions(unloaded, arguments.positions)
-        check_selector(unloaded, selector)
-        warn_of_positions(selector, arguments.positions)
+        if not isinstance(family_named(config.model_type), Rule):  # which is asked of the model itself
+            _check(SimpleNamespace(config=config, name_or_path=arguments.pretrained), selector, arguments)
         dtype = DTYPES[arguments.dtype] or config.dtype or torch.float32
         model, processor = load_vlm(arguments.pretrained, dtype, arguments.attn_implementation)
-        check_selector(model, selector)
+        _check(model, selector, arguments)
+        warn_of_positions(selector, arguments.positions)
         return cls(model.to(device), processor, selector.eval().to(device), arguments, prompt)
 
     @torch.inference_mode()
@@ -152,6 +151,12 @@ class ReducedVlm:
         end_BL = torch.isin(answers_BL, ends_E).long()
         counts: list[int] = (end_BL.cumsum(1) - end_BL == 0).sum(1).tolist()
         return counts
+
+
+def _check(model: Any, selector: FeatureSelector, arguments: Arguments) -> None:
+    """Raise ValueError for positions and a selector that the model has no use for."""
+    check_positions(model, arguments.positions)
+    check_selector(model, selector)
 
 
 def _config(path: str) -> Any:

@@ -106,7 +106,13 @@ def merge_size(model: Any) -> int:
 
 
 def _merged(sizes: Any, side: int) -> list[Any]:
-    return [tuple(size // side for size in shape) for shape in torch.as_tensor(sizes).tolist()]
+    shapes = [tuple(shape) for shape in torch.as_tensor(sizes).tolist()]
+    for image, shape in enumerate(shapes):
+        if min(shape[-2:]) < side:
+            raise ValueError(
+                f"inputs: image or tile {image} is {shape[-2:]}, less than one token of {(side, side)}"
+            )
+    return [tuple(size // side for size in shape) for shape in shapes]
 
 
 def square_grids(pixels: Tensor, runs: Sequence[PlaceholderRun]) -> list[Grid]:

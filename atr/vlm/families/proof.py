@@ -20,13 +20,13 @@ from atr.reduction import EncoderOutput
 from atr.vlm.families import family_of
 from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
-from atr.vlm.families.tiny import tiny_model
+from atr.vlm.families.tiny import attention_kinds, tiny_model
 from atr.vlm.families.tiny_inputs import ROWS, tiny_inputs
 from atr.vlm.reduce import Reduced, prepare, reduce
 
 TOLERANCE = 1e-5
 """Largest difference of logits in float32 between removing tokens and masking them."""
-ROUNDING = 3e-5
+SUMMATION = 3e-5
 """The same between a loop and a cache, a batch and its rows: their sums have other orders at every step."""
 MATTERS = 1e-3
 """Dropping half of the tokens must move the logits by more, or no check of them would mean anything."""
@@ -42,7 +42,7 @@ CASES: dict[str, Rows] = {
 
 
 @dataclass(frozen=True)
-class Result:
+class ProofResult:
     """The outcome of one check: the largest `difference`, and what is `allowed`.
 
     `note` says what was refused, why a difference is allowed, or what was raised (then the difference is
@@ -167,24 +167,24 @@ CLOSE: dict[str, Callable[[Any, Rows], float]] = {
     "beams": beams,
     "sampling": sampling,
 }
-"""Checks in float32 alone, of which MASKED allows TOLERANCE and the others ROUNDING."""
+"""Checks in float32 alone, of which MASKED allows TOLERANCE and the others SUMMATION."""
 
 
 def prove(
     config: Any,
     cases: Mapping[str, Rows] = CASES,
-    attentions: Sequence[str] = ("eager", "sdpa"),
+    attentions: Sequence[str] = (),
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.bfloat16),
-) -> Iterator[Result]:
+) -> Iterator[ProofResult]:
     """Run every check on a tiny copy of a configuration of `tiny_config`; raises ValueError as `tiny_model`.
 
-    A check that raises has an infinite difference.
+    Without `attentions`, those that the model supports. A check that raises has an infinite difference.
     """
-    for attention, dtype in product(attentions, dtypes):
+    for attention, dtype in product(attentions or attention_kinds(config), dtypes):
         model = tiny_model(config, attention, dtype)
         checks = EXACT if dtype != torch.float32 else {**EXACT, **CLOSE}
         for (name, check), (case, rows) in product(checks.items(), cases.items()):
-            allowed = 0.0 if name in EXACT else TOLERANCE if name == MASKED else ROUNDING
+            allowed = 0.0 if name in EXACT else TOLERANCE if name == MASKED else SUMMATION
             yield run_check(model, name, check, case, rows, attention, dtype, allowed)
 
 
@@ -197,7 +197,7 @@ def run_check(
     attention: str,
     dtype: torch.dtype,
     allowed: float,
-) -> Result:
+) -> ProofResult:
     """The result of one check of one batch."""
     note = ""
     try:
@@ -209,7 +209,7 @@ def run_check(
     if check is half_dropped_masked and not note:
         note = why_not_exact(model, tiny_inputs(model, rows)["input_ids"].shape[1])
         allowed = math.inf if note else allowed
-    return Result(name, case, attention, str(dtype).removeprefix("torch."), difference, allowed, note)
+    return ProofResult(name, case, attention, str(dtype).removeprefix("torch."), difference, allowed, note)
 
 
 def own_positions(model: Any, inputs: Mapping[str, Any]) -> Tensor:

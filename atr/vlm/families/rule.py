@@ -77,7 +77,7 @@ class Rule:
     def tokens(self, model: Any, tiling: Tiling, encoded: EncodedTiles, resample: bool) -> ImageTokens:
         """The merged tokens, with the further features and fields that the table names."""
         output, sizes = encoded.output, _image_sizes(tiling)
-        levels = getattr(output, self.entry.levels) if self.entry.levels else ()
+        levels = getattr(output, self.entry.levels, None) or () if self.entry.levels else ()
         return ImageTokens(
             _split(output.pooler_output, sizes),
             [_split(level, sizes) for level in levels],

@@ -59,7 +59,7 @@ class Others:
     without: tuple[str, ...]
 
 
-def summarise(model_type: str) -> Summary:
+def summarise_family(model_type: str) -> Summary:
     """What a supported type is, found by running its tiny copy."""
     proven = _proven(model_type)
     try:

@@ -75,5 +75,5 @@ TABLE = {
     "vipllava": Entry(),
 }
 
-CHECKED = Entry()
-"""For a type outside the table that `atr check-family` has proven."""
+CHECKED = Entry(levels="deepstack_features")
+"""For a type outside the table that `atr check-family` has proven; the field need not be there."""

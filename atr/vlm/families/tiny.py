@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from atr.vlm.families.tiny_inputs import tiny_inputs
 
-__all__ = ["TINY_TYPES", "load_config", "tiny_config", "tiny_inputs", "tiny_model"]
+__all__ = ["TINY_TYPES", "attention_kinds", "load_config", "tiny_config", "tiny_inputs", "tiny_model"]
 
 _WIDTH, _HEADS, _HEAD_WIDTH, _LAYERS, _VOCABULARY = 32, 2, 16, 2, 128
 _PATCH, _SIDE = 4, 6
@@ -158,6 +158,13 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
+def attention_kinds(config: Any) -> tuple[str, ...]:
+    """The attention implementations that a configuration's model supports, of eager and sdpa."""
+    return (
+        ("eager", "sdpa") if MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]._supports_sdpa else ("eager",)
+    )
+
+
 def _default_config(model_type: str) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"{model_type!r} is neither a local folder nor a model type of transformers")
@@ -191,6 +198,7 @@ def _shrink(values: Mapping[str, Any], ids: Mapping[int, int]) -> dict[str, Any]
             _shrink(value, ids) if key.endswith("_config") and value else _shrink_value(key, value, ids)
         )
     _fit(shrunk, values)
+    _share_axes(shrunk)
     return shrunk
 
 
@@ -229,6 +237,20 @@ def _fit(shrunk: dict[str, Any], values: Mapping[str, Any]) -> None:
         ]
 
 
+def _share_axes(shrunk: dict[str, Any]) -> None:
+    """Share the tiny rotary width over the axes of positions, where the configuration does so."""
+    rope = shrunk.get("rope_parameters") or {}
+    if "mrope_section" in rope:
+        width = shrunk.get("head_dim") or _WIDTH // _HEADS
+        sections = _sections(int(width * rope.get("partial_rotary_factor", 1.0)) // 2)
+        shrunk["rope_parameters"] = {**rope, "mrope_section": sections}
+
+
+def _sections(half: int) -> list[int]:
+    share = 3 * half // 8
+    return [share, share, half - 2 * share]
+
+
 def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
     for key, value in overrides.items():
         if isinstance(value, Mapping):
@@ -238,15 +260,13 @@ def _override(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
 
 
 def _with_positions(config: Any) -> Any:
-    """Share the tiny rotary width over the axes of positions, where the language model has several."""
+    """The same where the language model has several axes of positions, of which the defaults do not tell."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None)
     if rope is None or not _reads_axes(type(text).__module__):
         return config
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    half = int(width * rope.get("partial_rotary_factor", 1.0)) // 2
-    share = 3 * half // 8
-    rope["mrope_section"] = [share, share, half - 2 * share]
+    rope["mrope_section"] = _sections(int(width * rope.get("partial_rotary_factor", 1.0)) // 2)
     return config
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-IMAGES = ((2, 3), (3, 2), (2, 2), (3, 4))
+TINY_IMAGES = ((2, 3), (3, 2), (2, 2), (3, 4))
 """Rows and columns of each image: in language-model tokens where images keep their shape; else only the tiles
 of a tiled image follow from them."""
 ROWS: tuple[tuple[int, ...], ...] = ((0,), (1, 2), ())
@@ -41,18 +41,20 @@ def tiny_inputs(
 ) -> dict[str, Tensor]:
     """The processor's output for `rows`, each with the images of the given numbers, among text.
 
-    Equal numbers are equal images, up to the length of IMAGES. A row's text depends on its images and on
+    Equal numbers are equal images, up to the length of TINY_IMAGES. A row's text depends on its images and on
     `seed` only, so that a row has the same tokens in any batch. Raises ValueError for a model whose pixel
     arguments are of no known layout.
     """
     made = _layout(model)(model, rows) if any(rows) else TinyImages({}, [])
+    # Some towers leave it to the user to cast pixels to the model's dtype.
+    pixels = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in made.pixels.items()}
     runs = iter(made.runs)
     ids = [_row_ids(model, [next(runs) for _ in images], (seed, *images)) for images in rows]
     longest = max(map(len, ids))
     pad = (lambda missing: (missing, 0)) if padding == "left" else (lambda missing: (0, missing))
     input_ids = torch.stack([F.pad(row, pad(longest - len(row)), value=0) for row in ids])
     mask = torch.stack([F.pad(torch.ones_like(row), pad(longest - len(row))) for row in ids])
-    return {"input_ids": input_ids, "attention_mask": mask, **made.pixels, **_token_types(model, input_ids)}
+    return {"input_ids": input_ids, "attention_mask": mask, **pixels, **_token_types(model, input_ids)}
 
 
 def _row_ids(model: Any, images: Sequence[Sequence[int]], seed: Sequence[int]) -> Tensor:
@@ -179,7 +181,7 @@ def _merge(config: Any) -> int:
 
 def _tiles(model: Any, image: int) -> list[tuple[int, int]]:
     """Rows and columns in tokens of each tile of an image: one, or two tiles beside the whole image."""
-    whole = IMAGES[image]
+    whole = TINY_IMAGES[image]
     if whole[1] != 3:
         return [whole]
     tiles = {"lfm2_vl": [(2, 2), (2, 2), whole], "minicpmv4_6": [whole, (2, 2), (1, 2)]}
@@ -194,7 +196,7 @@ def _patch(config: Any) -> int:
 def _packed(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """The patches of all images in one sequence, and a grid of patches per image."""
     images, merge = _numbers(rows), _merge(model.config)
-    grids = [(1, IMAGES[image][0] * merge, IMAGES[image][1] * merge) for image in images]
+    grids = [(1, TINY_IMAGES[image][0] * merge, TINY_IMAGES[image][1] * merge) for image in images]
     shape = _patch_shape(model)
     patches = [
         _draw(image, rows * columns, *shape) for image, (_, rows, columns) in zip(images, grids, strict=True)
@@ -219,7 +221,7 @@ _FIRST_LAYERS = (torch.nn.Conv3d, torch.nn.Conv2d, torch.nn.Linear)
 def _square(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """Square images of one size; a tiled family's images have tiles as many as their columns, and a whole."""
     images, side = _numbers(rows), _side(model.config)
-    counts = [IMAGES[image][1] if model.config.model_type in _TILED else 1 for image in images]
+    counts = [TINY_IMAGES[image][1] if model.config.model_type in _TILED else 1 for image in images]
     tiles = [_draw(image, count, 3, side, side) for image, count in zip(images, counts, strict=True)]
     pixels = torch.cat(tiles)
     length = _tokens(model, pixel_values=pixels) // len(pixels)
@@ -242,7 +244,8 @@ def _side(config: Any) -> int:
 @torch.no_grad()
 def _tokens(model: Any, **pixels: Any) -> int:
     """Language-model tokens of all images together."""
-    output = model.get_image_features(**pixels, return_dict=True).pooler_output
+    pixels["pixel_values"] = pixels["pixel_values"].to(model.dtype)
+    output = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
     parts = [output] if isinstance(output, Tensor) else output
     return sum(part.shape[:-1].numel() for part in parts)
 
@@ -250,7 +253,7 @@ def _tokens(model: Any, **pixels: Any) -> int:
 def _anyres(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """The whole image and tiles of a larger copy, padded to the largest number of tiles; sizes in pixels."""
     images, side = _numbers(rows), _side(model.config)
-    sizes = [(IMAGES[image][0] * side // 2, IMAGES[image][1] * side // 2) for image in images]
+    sizes = [(TINY_IMAGES[image][0] * side // 2, TINY_IMAGES[image][1] * side // 2) for image in images]
     pinpoints = model.config.image_grid_pinpoints
     counts = [image_size_to_num_patches(size, pinpoints, side) for size in sizes]
     tiles = [
@@ -261,14 +264,14 @@ def _anyres(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     if "batch_num_images" in image_arguments(model):
         pixels["batch_num_images"] = torch.tensor([len(row) for row in rows])
     with torch.no_grad():
-        packed = model.get_image_features(**pixels, return_dict=True).pooler_output
+        packed = model.base_model.get_image_features(**pixels, return_dict=True).pooler_output
     return TinyImages(pixels, [[len(features)] for features in packed])
 
 
 def _row_tiles(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """The tiles of all images of a row, padded with blank ones to the row with most; tags between tiles."""
     side = _side(model.config)
-    tiles = [[_draw(image, IMAGES[image][1], 3, side, side) for image in images] for images in rows]
+    tiles = [[_draw(image, TINY_IMAGES[image][1], 3, side, side) for image in images] for images in rows]
     stacked = [torch.cat(row) if row else torch.zeros(0, 3, side, side) for row in tiles]
     most = max(map(len, stacked))
     pixels_BTCHW = torch.stack([F.pad(row, (0,) * 7 + (most - len(row),)) for row in stacked])
@@ -276,20 +279,20 @@ def _row_tiles(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     pixels["pixel_attention_mask"] = torch.ones((*pixels_BTCHW.shape[:2], side, side), dtype=torch.int64)
     count = sum(map(len, stacked))
     length = _tokens(model, **pixels) // count
-    return TinyImages(pixels, [[length] * IMAGES[image][1] for images in rows for image in images])
+    return TinyImages(pixels, [[length] * TINY_IMAGES[image][1] for images in rows for image in images])
 
 
 def _padded(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """Images of their own sizes, padded to the largest; mistral3 breaks the line after each row of tokens."""
     images, unit = _numbers(rows), _merge(model.config) * _patch(model.config)
-    sizes = [(IMAGES[image][0] * unit, IMAGES[image][1] * unit) for image in images]
+    sizes = [(TINY_IMAGES[image][0] * unit, TINY_IMAGES[image][1] * unit) for image in images]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     pixels = [
         F.pad(_draw(image, 3, *size), (0, width - size[1], 0, height - size[0]))
         for image, size in zip(images, sizes, strict=True)
     ]
     breaks = model.config.model_type == "mistral3"
-    shapes = [IMAGES[image] for image in images]
+    shapes = [TINY_IMAGES[image] for image in images]
     runs = [[columns] * rows if breaks else [rows * columns] for rows, columns in shapes]
     return TinyImages({"pixel_values": torch.stack(pixels), "image_sizes": torch.tensor(sizes)}, runs)
 
@@ -317,7 +320,7 @@ def _naflex(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
 def _positioned(model: Any, rows: Sequence[Sequence[int]]) -> TinyImages:
     """Flat patches of each image, padded to the longest, with the (column, row) of each, -1 for padding."""
     images, merge = _numbers(rows), _merge(model.config)
-    shapes = [(IMAGES[image][0] * merge, IMAGES[image][1] * merge) for image in images]
+    shapes = [(TINY_IMAGES[image][0] * merge, TINY_IMAGES[image][1] * merge) for image in images]
     longest, width = max(h * w for h, w in shapes), 3 * _patch(model.config) ** 2
     patches, places = [], []
     for image, (h, w) in zip(images, shapes, strict=True):

@@ -127,9 +127,13 @@ def repository(tmp_path, monkeypatch, environment):
     shutil.copy(ROOT / ".gitignore", tmp_path)
 
     def call(*command, code=0):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        # To a file: the workers of a queue hold a pipe open for as long as they live.
+        with open(tmp_path.with_name(f"{tmp_path.name}.said"), "w+") as file:
+            done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            file.seek(0)
+            said = file.read()
+        assert done.returncode == code, said
+        return said
 
     monkeypatch.chdir(tmp_path)
     call("git", "init", "-q")

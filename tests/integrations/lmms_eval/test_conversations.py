@@ -73,6 +73,8 @@ def test_images_are_resized_and_compressed_before_the_processor(ask):
     assert image.size == (96, 64) and image.getpixel((3, 3)) == (10, 200, 30)
     (image,) = ask(prompt("glm4v"), turn("a", IMAGE))["images"][0]
     assert image.size == (30, 20) and image.format == "JPEG"
+    pixels = {"shortest_edge": 3136, "longest_edge": 602112}
+    assert ask(prompt("qwen2_vl"), turn("a", IMAGE))["images_kwargs"] == {"size": pixels}
     given = ask(prompt("internvl"), turn("a", IMAGE))
     assert given["images"] == [[IMAGE]] and given["images_kwargs"] == {"min_patches": 1, "max_patches": 12}
 

@@ -7,7 +7,7 @@ from atr.vlm.families.proof import HalfByFeature
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.table import TABLE
 from atr.vlm.families.tiny import tiny_config, tiny_inputs, tiny_model
-from atr.vlm.families.tiny_inputs import IMAGES
+from atr.vlm.families.tiny_inputs import TINY_IMAGES
 from atr.vlm.reduce import prepare, reduce
 
 NATIVE = [
@@ -27,7 +27,7 @@ def model_of(model_type):
 def test_an_image_of_its_own_size_is_one_tile_of_that_grid(model_type):
     model = model_of(model_type)
     tiling = family_of(model).tiling(model, tiny_inputs(model, ((0,), (), (3, 1))))
-    assert tiling.grids == (IMAGES[0], IMAGES[3], IMAGES[1])
+    assert tiling.grids == (TINY_IMAGES[0], TINY_IMAGES[3], TINY_IMAGES[1])
     assert tiling.tiles == (1, 1, 1)
 
 
@@ -35,7 +35,7 @@ def test_an_image_of_its_own_size_is_one_tile_of_that_grid(model_type):
 def test_tiles_are_grouped_into_images(model_type):
     model = model_of(model_type)
     tiling = family_of(model).tiling(model, tiny_inputs(model, ((0,), (1, 2), (), (3,))))
-    assert tiling.tiles == tuple(IMAGES[image][1] for image in (0, 1, 2, 3))
+    assert tiling.tiles == tuple(TINY_IMAGES[image][1] for image in (0, 1, 2, 3))
     assert set(tiling.grids) == {(3, 3)}
 
 
@@ -45,10 +45,10 @@ def test_tiles_of_several_grids_are_grouped_into_images():
     rows = ((1, 0), (0,))
     found = family_of(lfm2).tiling(lfm2, tiny_inputs(lfm2, rows))
     assert found.tiles == (1, 3, 3)
-    assert found.grids == (IMAGES[1], *((2, 2), (2, 2), IMAGES[0]) * 2)
+    assert found.grids == (TINY_IMAGES[1], *((2, 2), (2, 2), TINY_IMAGES[0]) * 2)
     found = family_of(minicpm).tiling(minicpm, tiny_inputs(minicpm, rows))
     assert found.tiles == (1, 3, 3)
-    assert found.grids == (IMAGES[1], *(IMAGES[0], (2, 2), (1, 2)) * 2)
+    assert found.grids == (TINY_IMAGES[1], *(TINY_IMAGES[0], (2, 2), (1, 2)) * 2)
 
 
 @pytest.mark.parametrize("model_type", sorted(TABLE))

@@ -2,10 +2,21 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
 
-from atr.vlm.families.tiny import TINY_TYPES, load_config, tiny_config, tiny_inputs, tiny_model
+from atr.vlm.families.tiny import (
+    TINY_TYPES,
+    attention_kinds,
+    load_config,
+    tiny_config,
+    tiny_inputs,
+    tiny_model,
+)
 from atr.vlm.families.tiny_inputs import ROWS
 
 TYPES = pytest.mark.parametrize("model_type", TINY_TYPES)
+LAYOUTS = [
+    "llava_onevision", "ernie4_5_vl_moe", "gemma4", "paligemma", "internvl", "smolvlm", "mistral3", "lfm2_vl",
+    "minicpmv4_6", "ovis2",
+]  # fmt: skip
 
 
 @TYPES
@@ -22,7 +33,7 @@ def test_a_copy_reads_its_images(model_type):
     assert (moved_B[~has_image_B] == 0).all()
 
 
-@TYPES
+@pytest.mark.parametrize("model_type", LAYOUTS)
 def test_rows_are_ragged_and_the_same_in_any_batch(model_type):
     model = tiny_model(tiny_config(model_type))
     inputs = tiny_inputs(model)
@@ -62,6 +73,11 @@ def test_the_same_seed_draws_the_same_weights_in_any_attention():
     for first, second in zip(eager.parameters(), sdpa.parameters(), strict=True):
         assert torch.equal(first.bfloat16(), second)
     assert not torch.equal(tiny_model(config, seed=1).lm_head.weight, eager.lm_head.weight)
+
+
+def test_attention_is_of_the_kinds_that_the_model_supports():
+    assert attention_kinds(tiny_config("qwen3_vl")) == ("eager", "sdpa")
+    assert attention_kinds(tiny_config("got_ocr2")) == ("eager",)
 
 
 def test_a_folder_is_shrunk_as_its_type_is(tmp_path):
