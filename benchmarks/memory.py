@@ -21,6 +21,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from atr import reduce
 from atr.reduction import FeatureSelector, Reducer
 from atr.reduction.registry import build_reducer
+from atr.vlm.compatibility import is_ruled
 from benchmarks.random_llava import make_random_llava
 
 GRID = (54, 56)
@@ -30,6 +31,8 @@ SIDE = 800
 _IMAGE = 4
 ANSWER = 3
 """Tokens of an answer."""
+LAYERS = 3
+"""Of a selector, as params.yaml has them."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,18 @@ def make_llava_next(width: int = 256, layers: int = 4) -> tuple[Any, dict[str, T
 MODELS = {"qwen2_5_vl": make_qwen, "llava_next": make_llava_next}
 
 
+def make_selector(model: Any) -> FeatureSelector:
+    """A selector of random weights, as deep as the pipeline's, for the features that the model reads."""
+    torch.manual_seed(0)
+    if is_ruled(model):
+        width, grid, layer = model.config.get_text_config().hidden_size, GRID, "merged"
+    else:
+        vision = model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        width, grid, layer = vision.hidden_size, (side, side), model.config.vision_feature_layer
+    return FeatureSelector(width, grid, layers=LAYERS, heads=width // 64, layer=layer).eval()
+
+
 def _prompt(image: list[int]) -> dict[str, Tensor]:
     ids = torch.tensor([[10, 11, *image, *range(12, 20)]])
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -138,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print one row per model and reducer."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--reducers", nargs="+", default=["l2_norm", "class_attention", "divprune"])
+    parser.add_argument("--reducers", nargs="+", default=["selector", "l2_norm", "class_attention"])
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--width", type=int, default=256, help="of the language model, a multiple of 64")
     parser.add_argument("--layers", type=int, default=4, help="of the language model")
@@ -146,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.models:
         model, inputs = MODELS[name](options.width, options.layers)
         for reducer in options.reducers:
-            built: Any = build_reducer(reducer)
+            built: Any = make_selector(model) if reducer == "selector" else build_reducer(reducer)
             peaks = compare(model, inputs, built, options.keep)
             sizes = " / ".join(f"{size / 2**20:.1f} MiB" for size in (peaks.reduced, peaks.untouched))
             print(f"{name}, {reducer} at {options.keep}: {sizes} = {peaks.ratio:.3f}; ", end="")

@@ -100,15 +100,14 @@ def _of_llava(traits: catalog.ReducerTraits, model_type: str) -> str:
     """What families by the rule do not give."""
     needs = sorted({"pixels_BCHW", "encode"} & set(traits.needs))
     what = "prunes inside the language model" if traits.inside_llm else needs and f"needs {needs[0]}"
-    return f"{what}, which {model_type} does not serve, allowed: {', '.join(_LLAVA)}" if what else ""
+    return f"{what}, which {model_type} does not serve" if what else ""
 
 
 def _of_towers(traits: catalog.ReducerTraits, model_type: str) -> str:
     needed = sorted({"attention_BN", "first_attention_BN", "keys_BND"} & set(traits.needs))
     if not needed or model_type in observed_types():
         return ""
-    allowed = ", ".join((*_LLAVA, *observed_types()))
-    return f"needs {needed[0]}, which the tower of {model_type} does not give, allowed: {allowed}"
+    return f"needs {needed[0]}, which the tower of {model_type} does not give"
 
 
 _REASONS: tuple[Callable[[catalog.ReducerTraits, str], str], ...] = (_merged, _of_llava, _of_towers)

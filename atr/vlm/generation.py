@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from atr.core import catalog
 from atr.core.records import Question, Reply, Trial
+from atr.core.serving import serves, serving_reducers
 from atr.features.pixel_bounds import bound_area
 from atr.reduction import Reducer
 from atr.reduction.layer_schedule import LayerReducer, keep_for, lowest
@@ -116,18 +116,13 @@ class Generator:
         """Build a reducer for this model, its weights on the model's device.
 
         `name` is a built-in one, or the path of the user's file without `.py`. Raises ValueError as
-        `build_reducer` does, for a selector trained on features that the model does not read, for a reducer
-        of ONE_TILE if the model's images are cut into tiles, and for one between the layers of a language
-        model that it does not serve.
+        `build_reducer` does, for a selector trained on features that the model does not read, and for a
+        reducer that does not serve the model's family, as `atr.core.serving.serves` says.
         """
-        if catalog.reducer_traits(name).one_tile and self._cuts_images:
-            allowed = ", ".join(
-                other for other in catalog.reducers() if not catalog.reducer_traits(other).one_tile
-            )
-            raise ValueError(
-                f"reducer {name} cannot serve {self.model.config.model_type}, which cuts images into tiles, "
-                f"allowed: {allowed}"
-            )
+        kind, is_cut = self.model.config.model_type, self._cuts_images
+        if reason := serves(name, kind, is_cut):
+            allowed = ", ".join(serving_reducers(kind, is_cut))
+            raise ValueError(f"reducer {name} {reason}, allowed: {allowed}")
         with self.model.device:
             reducer = build_reducer(name, seed, selector)
         self._check_layers(name, reducer)

@@ -1,6 +1,7 @@
 """The latency and prefill stages in a folder of their own, on a tiny model of the micro world's classes."""
 
 import json
+import runpy
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from atr import config
+from atr.core.tokens import budget
 from atr.micro.model import build_model, build_processor
 from atr.reduction import FeatureSelector
 from atr.stages import DISTILLED, LATENCY, PREFILL, SELECTOR, latency, prefill
@@ -94,3 +96,31 @@ def test_a_selector_of_other_features_is_refused_before_anything_is_timed(logged
     with pytest.raises(ValueError, match=r"^the selector was trained on layer -2 .* reads layer -1"):
         run("selector")
     assert not LATENCY.exists()
+
+
+@pytest.fixture(params=["qwen2_5_vl", "internvl"])
+def ruled(request, logged, monkeypatch):
+    """The same project with a model of the rule; the model type."""
+    runpy.run_path(str(ROOT / "tests/checkpoints.py"))["write"](Path("vlm"), request.param)
+    params = OmegaConf.load("params.yaml")
+    params.update({"encoder": "./vlm", "vlm": "./vlm"})
+    OmegaConf.save(params, "params.yaml")
+    monkeypatch.setattr("atr.vlm.latency.PICTURE", (96, 64))
+    return request.param
+
+
+def test_a_family_of_the_rule_is_timed_or_the_reducer_left_out_by_name(ruled, logged):
+    prefill.main(config.load("prefill"))
+    times = json.loads((PREFILL / "metrics.json").read_text())["prefill"]
+    tokens = max(entry["tokens"] for entry in times)
+    for reducer in ("class_attention", "tome"):
+        results = run(reducer)
+        if (reducer, ruled) == ("tome", "internvl"):
+            assert results["left_out"] == "cannot serve internvl, which cuts images into tiles"
+            assert results["entries"] == [] and results["resolved"] == {}
+        else:
+            counts = {(entry["batch"], entry["tokens"], entry["kept"]) for entry in results["entries"]}
+            assert counts == {
+                (batch, tokens, budget(kept, tokens)) for batch in (1, 2) for kept in (0.25, 0.5)
+            }
+            assert {kept for _, _, kept in counts} <= {entry["tokens"] for entry in times}

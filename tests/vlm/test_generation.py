@@ -324,7 +324,9 @@ def test_an_image_keeps_the_same_random_tokens_alone_and_in_a_batch(make_model, 
 
     def nudge(tower, given, seen):
         """As kernels do, whose rounding depends on how much they are given."""
-        seen.hidden_states = [states + states * len(states) / 128 for states in seen.hidden_states]
+        seen.hidden_states = [
+            states if states is None else states + states * len(states) / 128 for states in seen.hidden_states
+        ]
 
     model.model.vision_tower.register_forward_hook(nudge)
     generator = Generator(

@@ -20,7 +20,7 @@ def memory(monkeypatch):
 def test_a_quarter_of_a_long_input_needs_no_more_memory_than_all_of_it(family, memory):
     model, inputs = memory.MODELS[family](width=64, layers=2)
     assert (inputs["input_ids"] == model.config.image_token_id).sum() > 2900
-    peaks = memory.compare(model, inputs, build_reducer("l2_norm"), 0.25)
+    peaks = memory.compare(model, inputs, memory.make_selector(model), 0.25)
     assert peaks.passes == 1
     assert 0 < peaks.ratio <= 1.05
 
@@ -30,4 +30,4 @@ def test_attention_of_all_patches_is_never_held_at_once(memory):
     patches = len(inputs["pixel_values"])
     peaks = memory.compare(model, inputs, build_reducer("class_attention"), 0.25)
     assert peaks.passes == 1
-    assert peaks.reduced - peaks.untouched < 4 * patches**2 / 10
+    assert peaks.reduced - peaks.untouched < 4 * patches**2 / 10, "a tenth of the matrix of one head"
