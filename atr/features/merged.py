@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
 
 from atr.core.ragged import Grid
 from atr.core.tower_layer import MERGED, TowerLayer
@@ -175,11 +174,22 @@ def _from_windows(
     model: Any, inputs: Inputs, state_PD: Tensor, grids: Sequence[Grid], block: int
 ) -> list[Tensor]:
     """As `_from_blocks`, with the tokens in the order of the tower's attention windows."""
-    vision, patches = model.config.vision_config, state_PD.reshape(-1, block * block, state_PD.shape[-1])
-    order, _ = get_vision_window_index(
-        inputs["image_grid_thw"], block, vision.window_size, patch_side(vision)
-    )
-    return _from_blocks(model, inputs, patches[order.argsort().to(patches.device)], grids, block)
+    patches = state_PD.reshape(-1, block * block, state_PD.shape[-1])
+    places_N = raster_places(model.config.vision_config, inputs["image_grid_thw"], block)
+    return _from_blocks(model, inputs, patches[places_N.to(patches.device)], grids, block)
+
+
+def raster_places(vision: Any, grid_thw: Tensor, block: int) -> Tensor:
+    """Where the tokens, image by image in raster order, are among the attention windows; int64 (N,).
+
+    `vision` is the configuration of a tower of Qwen2.5-VL, `grid_thw` (images, 3) counts patches.
+    """
+    # Imported here, because importing a model of another family does not import it.
+    from transformers.vision_utils import get_vision_window_index
+
+    order_N, _ = get_vision_window_index(grid_thw, block, vision.window_size, patch_side(vision))
+    places_N: Tensor = order_N.argsort()
+    return places_N
 
 
 def _from_tiles(

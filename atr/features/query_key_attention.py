@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.vision_utils import get_vision_window_index
 
 from atr.features.attention_hooks import CAPTURABLE
-from atr.features.merged import vision_tower
+from atr.features.merged import raster_places, vision_tower
 
 PATCH_ORDER = {
     "aya_vision": "raster",
@@ -230,12 +229,8 @@ class _Merge:
 
     def _places(self) -> list[Tensor]:
         """Where the tokens of each tile, in raster order, are among its windows; int64 (N,)."""
-        config = self.tower.config
         patches = [torch.tensor([[1, rows * self.side, columns * self.side]]) for rows, columns in self.grids]
-        return [
-            get_vision_window_index(grid_13, self.side, config.window_size, config.patch_size)[0].argsort()
-            for grid_13 in patches
-        ]
+        return [raster_places(self.tower.config, grid_13, self.side) for grid_13 in patches]
 
 
 @contextmanager
