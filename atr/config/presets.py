@@ -1,5 +1,6 @@
 """Encoders and vision-language models by name: one YAML file each in atr/config/presets."""
 
+import json
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -56,6 +57,9 @@ class VlmPreset:
     """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
     encoder: str | None
     """Name of the encoder whose features the model reads; None if only the model's files can tell."""
+    model_type: str | None = None
+    """The type in transformers, which decides which reducers serve the model; None if only its files can
+    tell."""
     stored: bool = True
     """Whether the model reads stored features. Otherwise it reads images, as does any model that cuts them
     into tiles or preprocesses them differently."""
@@ -125,7 +129,16 @@ def resolve_vlm(name: str, encoder: EncoderPreset) -> VlmPreset:
     if preset and (base in VLMS or encoder_base in ENCODERS):
         raise ConfigError(f"vlm: {name!r} does not read encoder {encoder.name!r}, allowed: {allowed}")
     _check_location("vlm", name, ("auto", *VLMS))
-    return VlmPreset(name=name, path=name, encoder=None)
+    return VlmPreset(name=name, path=name, encoder=None, model_type=_model_type(Path(name)))
+
+
+def _model_type(folder: Path) -> str | None:
+    """The model type that a folder's config.json names; None if it does not say, as for a hub id."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged file is named when the model is loaded
+    return kind if isinstance(kind, str) else None
 
 
 def find_preset(presets: Mapping[str, Preset], name: str) -> Preset | None:

@@ -22,7 +22,7 @@ from atr.config.pretrain import Pretrain
 from atr.config.report import Report
 from atr.config.robustness import Robustness
 from atr.config.trainer import Trainer
-from atr.core import catalog
+from atr.core.serving import serves
 
 STAGES = {
     "benchmark": (),
@@ -101,8 +101,12 @@ SECTIONS = {
 
 
 def serving(names: Iterable[str], vlm: VlmPreset) -> list[str]:
-    """The reducers that can serve a model; those with ONE_TILE only if it reads images whole."""
-    return [name for name in names if vlm.tiles == 1 or not catalog.reducer_traits(name).one_tile]
+    """The reducers that can serve a model, as far as its preset says what it is."""
+    return [name for name in names if not _why_not(name, vlm)]
+
+
+def _why_not(reducer: str, vlm: VlmPreset) -> str:
+    return serves(reducer, vlm.model_type or vlm.name, vlm.tiles > 1)
 
 
 def _resolve(values: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +162,8 @@ def _check_reducers(vlm: VlmPreset, evaluate: Evaluate, report: Report) -> None:
     for key in ("reducers", "own", "selectors", "distilled"):
         names = getattr(evaluate, key)
         if (able := serving(names, vlm)) != names:
-            allowed = f"{join(able)}, as {vlm.name} cuts images into tiles"
+            refused = next(name for name in names if name not in able)
+            allowed = f"{join(able)}, as {refused} {_why_not(refused, vlm)}"
             raise failure(f"evaluate.{key}", names, OUT_OF_RANGE, allowed)
     if report.best not in evaluate.budgeted:
         raise failure("report.best", report.best, OUT_OF_RANGE, join(evaluate.budgeted))

@@ -161,7 +161,8 @@ def test_the_path_of_a_model_is_its_preset(tmp_path, write, message, name):
     assert f"vlm: {preset.path!r} does not read encoder 'dinov2-base', allowed: no preset" in refused
     # Whether it reads a tower of the user's own, only the two can tell.
     own = config.load("evaluate", write(encoder=str(tmp_path), vlm=preset.path)).vlm
-    assert own == VlmPreset(name=preset.path, path=preset.path, encoder=None)
+    kind = preset.model_type if (ROOT / preset.path).is_dir() else None
+    assert own == VlmPreset(name=preset.path, path=preset.path, encoder=None, model_type=kind)
 
 
 def test_auto_finds_the_model_by_the_path_of_the_encoder(labels):

@@ -24,17 +24,33 @@ def test_a_reducer_that_takes_no_tiles_is_refused_where_the_model_cuts_them(writ
     changes = {f"evaluate__{key}": [first, name], **ONE_HEAD}
     text = message(write(encoder="clip-vit-large-patch14-336", **changes))
     assert text.startswith(f"evaluate.{key}: ['{first}', '{name}'] is out of range, allowed: {first}, ")
-    assert "llava-next-7b cuts images into tiles" in text
+    assert f", as {name} cannot serve llava_next, which cuts images into tiles" in text
     whole = write(encoder="clip-vit-large-patch14-336", vlm="llava-1.5-7b", **changes)
     assert name in config.load("report", whole).evaluate.names
 
 
 @pytest.mark.parametrize("name", config.VLMS)
-def test_the_reducers_that_serve_a_model_are_all_but_those_of_one_tile(name):
+def test_the_reducers_that_serve_a_model_are_those_of_its_family(name):
     vlm = config.VLMS[name]
     left_out = set(catalog.reducers()) - set(stages.serving(catalog.reducers(), vlm))
-    of_one_tile = {reducer for reducer in catalog.reducers() if catalog.reducer_traits(reducer).one_tile}
-    assert left_out == (of_one_tile if vlm.tiles > 1 else set())
+    traits = {reducer: catalog.reducer_traits(reducer) for reducer in catalog.reducers()}
+    of_one_tile = {reducer for reducer in traits if traits[reducer].one_tile}
+    inside = {reducer for reducer in traits if traits[reducer].inside_llm}
+    assert (of_one_tile if vlm.tiles > 1 else set()) <= left_out
+    if vlm.model_type.startswith("llava"):
+        assert left_out == (of_one_tile if vlm.tiles > 1 else set())
+    else:
+        assert inside and inside <= left_out
+
+
+def test_a_reducer_that_a_model_of_the_users_own_folder_cannot_have_is_refused(tmp_path, write, message):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    changes = {"encoder": str(tmp_path / "mine"), "vlm": str(tmp_path / "mine")}
+    text = message(write(evaluate__reducers=["full", "fastv"], **changes))
+    assert text.endswith(", as fastv prunes inside the language model, which qwen2_5_vl does not serve")
+    (tmp_path / "mine/config.json").write_text("{")
+    assert config.load("report", write(evaluate__reducers=["full", "fastv"], **changes))
 
 
 @pytest.mark.parametrize("reducers", [["full"], ["full", "none"], ["full", "random"], ["full", "tome"]])
@@ -46,7 +62,7 @@ def test_the_lines_of_the_paper_but_for_all_tokens_may_be_left_out(write, reduce
 def test_make_compare_takes_all_that_serve_the_model(tmp_path, write, name):
     """The recipe as it stands, with a dvc that only prints its arguments."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    write(**(config.read(ROOT / f"experiments/{name}.yaml") if name else {}))
+    params = write(**(config.read(ROOT / f"experiments/{name}.yaml") if name else {}))
     programs = tmp_path / ".venv/bin"
     programs.mkdir(parents=True)
     for program, does in (("python", f'exec "{sys.executable}" "$@"'), ("dvc", 'printf "%s\\n" "$@"')):
@@ -64,10 +80,10 @@ def test_make_compare_takes_all_that_serve_the_model(tmp_path, write, name):
         "selectors": catalog.trained("pretrain"),
         "distilled": catalog.trained("distill"),
     }
-    serving = {
-        key: [other for other in names if name not in TILED or not catalog.reducer_traits(other).one_tile]
-        for key, names in every.items()
-    }
+    vlm = config.load("evaluate", params).vlm
+    serving = {key: stages.serving(names, vlm) for key, names in every.items()}
+    assert ("fastv" in serving["reducers"]) == (name != "qwen3-vl")
+    assert ("tome" in serving["reducers"]) == (name not in (*TILED, "qwen3-vl"))
     expected = [f"evaluate.{key}=[{','.join(names)}]" for key, names in serving.items()]
     assert run.stdout.split() == ["exp", "run", *(word for each in expected for word in ("-S", each))]
 
