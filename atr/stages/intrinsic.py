@@ -32,18 +32,19 @@ def _why_left_out(reducer: str) -> str:
     if catalog.reducer_traits(reducer).budget != "asked":
         return stages.NO_BUDGET
 
-    from atr.features.signals import ENCODER_SIGNALS, RAGGED_SIGNALS, signals_of
+    from atr.features.signals import ENCODER_SIGNALS, MERGED_SIGNALS, RAGGED_SIGNALS, signals_of
     from atr.features.store import FeatureStore
     from atr.reduction.intrinsic import why_not_measurable
     from atr.reduction.registry import build_reducer, placeholder
 
     built = build_reducer(reducer, 0, placeholder())
-    reason = why_not_measurable(built, ENCODER_SIGNALS)
+    reason = why_not_measurable(built, ENCODER_SIGNALS | MERGED_SIGNALS)
     # Most reducers need no more than any store has, so that none has to be opened to tell.
     if reason or not why_not_measurable(built, RAGGED_SIGNALS):
         return reason
-    store = FeatureStore.open(stages.EVALUATE_FEATURES, verify=False)
-    return why_not_measurable(built, signals_of(store), "an encoder of single patches in one grid")
+    signals = signals_of(FeatureStore.open(stages.EVALUATE_FEATURES, verify=False))
+    without_model = why_not_measurable(built, signals | ENCODER_SIGNALS)
+    return without_model or why_not_measurable(built, signals, "an encoder of one grid")
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
