@@ -27,6 +27,15 @@ def decode(content: bytes | Path, name: str) -> Image.Image:
         raise ValueError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
 
 
+def read_size(content: bytes, name: str) -> tuple[int, int]:
+    """(width, height) of an image file, of which only the head is read; raises ValueError with `name`."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.size
+    except Exception as error:  # as in `decode`
+        raise ValueError(f"{name} cannot be read as an image: {error or type(error).__name__}") from error
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _from_16_bits(np.asarray(image))

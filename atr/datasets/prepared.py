@@ -16,7 +16,7 @@ from PIL import Image
 from atr.core.files import read_json, sha256, whole_file, write_json, write_text
 from atr.core.threads import map_ahead
 from atr.core.typed_json import ListedFile, check_distinct, parse_record
-from atr.datasets.decoding import decode
+from atr.datasets.decoding import decode, read_size
 
 IMAGE_MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -180,16 +180,31 @@ class PreparedImages(Sequence[tuple[str, Image.Image]]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> tuple[str, Image.Image]:  # type: ignore[override]  # no slices
+        content, place = self._content(index)
+        return self.ids[index], decode(content, place)
+
+    def _content(self, index: int) -> tuple[bytes, str]:
+        """The file of an image, and the place of it that errors name."""
         file, row = self._places[index]
         contents = _row_group(self.folder / file, self._digests[file], row // _GROUP_IMAGES)
-        content = contents[row % _GROUP_IMAGES]
-        return self.ids[index], decode(content, f"{self.folder / file} row {row} (image {self.ids[index]})")
+        return contents[row % _GROUP_IMAGES], f"{self.folder / file} row {row} (image {self.ids[index]})"
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(width, height) of each image; every file is read, and no image decoded."""
+        return [read_size(*self._content(index)) for index in range(len(self))]
 
     def image(self, name: str) -> Image.Image:
         """The image with this id."""
+        return self[self._index(name)][1]
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(width, height) of the image with this id, which is not decoded."""
+        return read_size(*self._content(self._index(name)))
+
+    def _index(self, name: str) -> int:
         if name not in self._indices:
             raise ValueError(f"{self.folder} has no image {name}")
-        return self[self._indices[name]][1]
+        return self._indices[name]
 
 
 @lru_cache(maxsize=4)

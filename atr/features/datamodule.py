@@ -4,7 +4,7 @@ Shapes: see atr.core.tokens.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, S
 
 from atr.core.ragged import RaggedFeatures
 from atr.core.threads import map_ahead
+from atr.features.image_shapes import Preprocess, preprocess_named
 from atr.features.store import FeatureStore
 
 # Index of the first image, ids, and what `preprocess` gives: pixel_values_BCHW, or a dict of tensors.
 ImageBatch = tuple[int, list[str], Any]
-Preprocess = Callable[[Sequence[Image.Image]], Any]
 _Batch = TypeVar("_Batch", Tensor, RaggedFeatures)
 
 
@@ -54,10 +54,10 @@ class ShardBatches:
         return len(self.spans)
 
     def __getitem__(self, number: int) -> ImageBatch:
-        """Batch `number`, read and preprocessed."""
+        """Batch `number`, read and preprocessed; a ValueError of `preprocess` names the image."""
         span = self.spans[number]
         ids, pictures = zip(*(self.images[index] for index in span), strict=True)
-        return span.start, list(ids), self.preprocess(pictures)
+        return span.start, list(ids), preprocess_named(self.preprocess, ids, pictures)
 
     def of_rank(self, rank: int, world_size: int) -> list[int]:
         """Batches of the shards rank, rank + world_size, ...; a shard has the same batches on any rank."""

@@ -75,7 +75,7 @@ class StoreWriter(Callback):
         trainer: Trainer,
         encoder: Encoder,
         parameters: Mapping[str, Any],
-        version: Mapping[str, str | None],
+        version: Mapping[str, Any],
     ) -> None:
         """Write the manifest; called after predict, on every rank.
 
@@ -108,11 +108,11 @@ def fill_store(
     folder: Path,
     parameters: Mapping[str, Any],
     trainer_kwargs: Mapping[str, Any],
-    version: Mapping[str, str | None],
+    version: Mapping[str, Any],
 ) -> None:
     """Encode all images of `data` into the store `folder`; its manifest is written last.
 
-    `version` is the encoder's `atr.core.hub.checkpoint_version`.
+    `version` is the encoder's `atr.core.hub.checkpoint_version`, with bounds of an image's area if any.
     """
     batches = data.batches
     writer = StoreWriter(folder, len(batches.images), batches.shard_images, encoder.is_ragged)

@@ -24,14 +24,14 @@ ENCODER_SIGNALS = COMPUTED_SIGNALS | {"grid"}
 """Needs of reducers that can be met without a language model."""
 RAGGED_SIGNALS = frozenset({"grid"})
 """Those of them that can be met if images have grids of their own: the others come in rectangular batches."""
+MERGED_SIGNALS = frozenset({"projected_BND"})
+"""Needs that merged tokens meet besides, as they are what the language model is fed."""
 
 
 def signals_of(store: FeatureStore) -> frozenset[str]:
     """Needs of reducers that can be met for a store without a language model."""
-    if store.is_ragged:
-        return RAGGED_SIGNALS
-    # Attention and keys are those of patches, and a merged token is made of several.
-    return ENCODER_SIGNALS - set(CAPTURABLE) if store.manifest["layer"] == MERGED else ENCODER_SIGNALS
+    signals = RAGGED_SIGNALS if store.is_ragged else ENCODER_SIGNALS
+    return signals | MERGED_SIGNALS if store.manifest["layer"] == MERGED else signals
 
 
 def load_store_encoder(
@@ -74,8 +74,10 @@ def observe_signals(
     """
     places = [store.index(name) for name in ids]
     features_BND = torch.stack([store[place] for place in places]).to(device)
+    available = signals_of(store) & set(needs)
     fields = {"features_BND": features_BND, "grid": store.grid_of(places[0])}
-    computed = COMPUTED_SIGNALS & signals_of(store) & set(needs)
+    fields |= dict.fromkeys(MERGED_SIGNALS & available, features_BND)
+    computed = COMPUTED_SIGNALS & available
     if not computed:
         return fields
     tower = encoder()

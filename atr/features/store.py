@@ -180,9 +180,10 @@ class RaggedShardWriter:
 
     def _write(self, number: int) -> None:
         tensors = {"features": torch.cat(self._features), "grids": torch.tensor(self._grids)}
-        shard = _save_shard(self.folder, number, self._ids, tensors)
+        # Freed before saving, which takes memory of its own: a shard may be of several GB.
+        ids, self._ids, self._features, self._grids = self._ids, [], [], []
+        shard = _save_shard(self.folder, number, ids, tensors)
         self.shards.append(shard | {"tokens": len(tensors["features"])})
-        self._ids, self._features, self._grids = [], [], []
 
 
 def _save_shard(folder: Path, number: int, ids: Sequence[str], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 import time
 from argparse import ArgumentParser
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from atr import config
 from atr.core.files import write_bytes
 from atr.core.tower_layer import TowerLayer
 from atr.stages import COMPONENTS, ENCODER_FOLDER, SPLITS, entry
+
+if TYPE_CHECKING:
+    from atr.config.presets import EncoderPreset
 
 PICTURED = ("coffee", "flower")
 """Photographs in the PCA picture; the same for all encoders, so that they can be compared."""
@@ -25,6 +29,7 @@ def main(params: config.Params, split: str) -> None:
         from atr.features.datamodule import ImageDataModule
         from atr.features.encoder import Encoder
         from atr.features.extraction import fill_store
+        from atr.features.image_shapes import check_shapes
         from atr.features.pca import pca_picture
         from atr.features.pixel_bounds import bound_area
         from atr.features.store import MANIFEST_FILE
@@ -40,9 +45,12 @@ def main(params: config.Params, split: str) -> None:
             images, encoder.preprocess, extract.batch_size, extract.shard_images, extract.workers
         )
         if tracking.is_first_process():
+            if encoder.is_ragged:  # its processor may refuse shapes, which would show hours later
+                check_shapes(encoder.preprocess, images.ids, images.sizes())
             write_bytes(folder / COMPONENTS, pca_picture(encoder, [photograph(name) for name in PICTURED]))
         started = time.monotonic()
-        fill_store(encoder, data, folder, _parameters(params, layer), kwargs, checkpoint_version(path))
+        version = checkpoint_version(path) | _pixels(params.encoder)
+        fill_store(encoder, data, folder, _parameters(params, layer), kwargs, version)
         run.metrics({"images": len(images), "images_per_second": len(images) / (time.monotonic() - started)})
         for name in (MANIFEST_FILE, COMPONENTS):
             run.artifact(folder / name, folder=f"features/{split}")
@@ -59,6 +67,12 @@ def _parameters(params: config.Params, layer: TowerLayer) -> dict[str, object]:
         "batch_size": params.extract.batch_size,
         "shard_images": params.extract.shard_images,
     }
+
+
+def _pixels(encoder: "EncoderPreset") -> dict[str, Any]:
+    """The bounds of an image's area, as stage evaluate records them; empty without any."""
+    bounds = {"min_pixels": encoder.min_pixels, "max_pixels": encoder.max_pixels}
+    return {"pixels": bounds} if any(bounds.values()) else {}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 
 from atr import config, stages
 from atr.core import catalog
+from atr.core.files import read_json
 
 NOT_MEASURED: dict[str, Any] = {"lines": None, "masks": None, "stability": None, "resolved": {}}
 
@@ -35,15 +36,16 @@ def _why_left_out(reducer: str) -> str:
     from atr.features.signals import ENCODER_SIGNALS, RAGGED_SIGNALS, signals_of
     from atr.features.store import FeatureStore
     from atr.reduction.intrinsic import why_not_measurable
+    from atr.reduction.layer_schedule import LayerReducer
     from atr.reduction.registry import build_reducer, placeholder
 
     built = build_reducer(reducer, 0, placeholder())
-    reason = why_not_measurable(built, ENCODER_SIGNALS)
     # Most reducers need no more than any store has, so that none has to be opened to tell.
-    if reason or not why_not_measurable(built, RAGGED_SIGNALS):
-        return reason
-    store = FeatureStore.open(stages.EVALUATE_FEATURES, verify=False)
-    return why_not_measurable(built, signals_of(store), "an encoder of single patches in one grid")
+    if isinstance(built, LayerReducer) or not why_not_measurable(built, RAGGED_SIGNALS):
+        return why_not_measurable(built, RAGGED_SIGNALS)
+    signals = signals_of(FeatureStore.open(stages.EVALUATE_FEATURES, verify=False))
+    without_model = why_not_measurable(built, signals | ENCODER_SIGNALS)
+    return without_model or why_not_measurable(built, signals, "an encoder of one grid")
 
 
 def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     from atr.reduction import intrinsic
     from atr.reduction.registry import build_reducer
 
+    _check_layers(reducer)
     device = first_device(params.trainer.accelerator)
     seeds = params.evaluate.random_seeds if catalog.reducer_traits(reducer).draws else 1
     with device:
@@ -66,6 +69,17 @@ def _measure(params: config.Params, reducer: str) -> dict[str, Any]:
     if measured["masks"]:
         measured["masks"]["images"] = images
     return {**measured, "left_out": "", "resolved": computed}
+
+
+def _check_layers(reducer: str) -> None:
+    """Raise ValueError naming a folder of weights of another layer, perhaps as wide as the features'."""
+    store = stages.EVALUATE_FEATURES / "manifest.json"
+    layer = read_json(store)["layer"]
+    own = {stages.weights_of(reducer)} if catalog.reducer_traits(reducer).weights else set()
+    for folder in sorted({stages.AUTOENCODER, stages.RANDOM_MASKS} | own):
+        trained = read_json(folder / "config.json").get("layer")
+        if trained not in (None, layer):
+            raise ValueError(f"{folder}: was trained on layer {trained}, allowed: {layer}, that of {store}")
 
 
 def _held_out(params: config.Params, needs: Any, device: Any) -> tuple[list[Any], list[str], dict[str, Any]]:

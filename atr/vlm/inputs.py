@@ -259,14 +259,30 @@ class ImageInputs:
         """As `VisualInputs.count_tokens`.
 
         An image that is cut by LLaVA's rules counts as many as it can have; elsewhere the processor counts
-        the tokens of an image of its size.
+        the tokens of an image of its size: none of one that it refuses.
         """
         names = list(dict.fromkeys(images))
         if isinstance(family_of(self.model), Rule):
-            sizes = [self.images.image(name).size for name in names]
-            counts = count_image_tokens(self.processor, [(height, width) for width, height in sizes])
+            sizes = [_size(self.images, name) for name in names]
+            counts = _count_tokens(self.processor, [(height, width) for width, height in sizes])
             return dict(zip(names, counts, strict=True))
         return dict.fromkeys(names, _most_tokens(self.model.config, self.interpolation))
+
+
+def _size(images: ImagesByName, name: str) -> tuple[int, int]:
+    """(width, height) of an image; prepared ones, of which there are many, are not decoded for it."""
+    size: tuple[int, int] = images.size(name) if hasattr(images, "size") else images.image(name).size
+    return size
+
+
+def _count_tokens(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """As `count_image_tokens`, and 0 for a size that the processor refuses: it will say why in `prepare`."""
+    try:
+        return count_image_tokens(processor, sizes)
+    except ValueError:
+        if len(sizes) == 1:
+            return [0]
+        return [count for size in sizes for count in _count_tokens(processor, [size])]
 
 
 def _image_grids(model: Any, inputs: Mapping[str, Any], image_of: Sequence[int]) -> dict[str, Tensor]:

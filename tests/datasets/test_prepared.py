@@ -10,6 +10,7 @@ from PIL import Image
 
 from atr.core.files import sha256
 from atr.datasets import PreparedImages, prepared
+from atr.datasets.decoding import read_size
 
 GONE = object()
 PARAMETERS = {"seed": 3, "prepare": {"source": "micro", "prompts": [], "split": "test"}, "more": None}
@@ -50,6 +51,22 @@ def test_images_that_replace_others_are_the_ones_read(folder):
 def test_unknown_image(folder):
     with pytest.raises(ValueError, match="no image docs/9"):
         PreparedImages(folder).image("docs/9")
+
+
+def test_sizes_are_known_without_decoding(tmp_path):
+    sizes = [(30, 20), (1, 1), (1, 3), (400, 2)]
+    named = [(f"a/{place}", Image.new("RGB", size)) for place, size in enumerate(sizes)]
+    prepared.save_images(tmp_path / "sizes", named, PARAMETERS)
+    images = PreparedImages(tmp_path / "sizes")
+    assert images.sizes() == [image.size for _, image in images] == sizes
+    assert images.size("a/2") == (1, 3)
+    with pytest.raises(ValueError, match="no image a/9"):
+        images.size("a/9")
+
+
+def test_the_size_of_what_is_no_image_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^row 3 \(a/3\) cannot be read as an image: "):
+        read_size(b"GIF", "row 3 (a/3)")
 
 
 def test_missing_manifest(tmp_path):

@@ -195,13 +195,30 @@ def test_the_picture_of_ragged_features_has_each_image_in_its_own_shape(hosts):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layer", ["merged", 2])
+def test_several_ranks_write_the_bytes_of_one_where_images_have_grids_of_their_own(layer, hosts, tmp_path):
+    _, checkpoint = hosts("qwen2_5_vl")
+    extract_by_ranks(2, checkpoint, tmp_path / "two", f"uneven_pictures(), shard=3, layer={layer!r}")
+    extract(checkpoint, tmp_path / "one", uneven_pictures(), shard=3, layer=layer)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert FeatureStore.open(tmp_path / "two").is_ragged
+
+
+@pytest.mark.slow
 def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
     """Three ranks for two shards: the last rank has no batches."""
-    script = tmp_path / "script.py"
+    extract_by_ranks(3, checkpoint, tmp_path / "three", "shard=5")
+    extract(checkpoint, tmp_path / "one", shard=5)
+    assert content(tmp_path / "three") == content(tmp_path / "one")
+
+
+def extract_by_ranks(ranks, checkpoint, folder, arguments):
+    """Run `extract` with these arguments in so many processes."""
+    script = folder.with_suffix(".py")
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_extraction import extract\n"
-        f"extract({str(checkpoint)!r}, {str(tmp_path / 'three')!r}, shard=5, devices=3, strategy='ddp')\n"
+        "from test_extraction import extract, uneven_pictures\n"
+        f"extract({str(checkpoint)!r}, {str(folder)!r}, {arguments}, devices={ranks}, strategy='ddp')\n"
     )
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -211,5 +228,3 @@ def test_several_ranks_write_the_bytes_of_one(checkpoint, tmp_path):
         finally:  # if one hangs, do not leave the other ranks behind
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    extract(checkpoint, tmp_path / "one", shard=5)
-    assert content(tmp_path / "three") == content(tmp_path / "one")

@@ -6,9 +6,13 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from atr.config import EncoderPreset
+from atr.features.attention_hooks import CAPTURABLE
+from atr.features.encoder import Encoder
+from atr.features.preprocess import probe_image
 from atr.features.signals import (
     COMPUTED_SIGNALS,
     ENCODER_SIGNALS,
+    MERGED_SIGNALS,
     RAGGED_SIGNALS,
     load_store_encoder,
     observe_signals,
@@ -102,12 +106,24 @@ def test_images_of_grids_of_their_own_come_in_batches_of_one_grid(tmp_path):
         assert torch.equal(fields["features_BND"], torch.stack([store[store.index(name)] for name in batch]))
 
 
-@pytest.mark.parametrize(
-    ("layer", "missing"), [(1, set()), ("merged", {"attention_BN", "first_attention_BN", "keys_BND"})]
-)
-def test_merged_tokens_have_no_signals_of_single_patches(tmp_path, layer, missing):
-    writer = ShardWriter(tmp_path, 1, 1)
-    writer.add(0, ["a"], torch.zeros(1, 4, 24))
-    about = {"encoder": "tiny", "layer": layer, "grid": (2, 2), "width": 24, "parameters": {}}
-    write_manifest(tmp_path, **about, shards=writer.shards)
-    assert ENCODER_SIGNALS - signals_of(FeatureStore.open(tmp_path)) == missing
+@pytest.mark.parametrize("layer", [1, "merged"])
+@pytest.mark.parametrize("kind", ["gemma3", "internvl"])
+def test_tokens_of_several_patches_have_the_signals_of_their_patches(kind, layer, hosts, tmp_path):
+    encoder = Encoder.load(str(hosts(kind)[1]), layer)
+    pictures = {name: probe_image(60 + 9 * place, 80) for place, name in enumerate(NAMES)}
+    pixels_BCHW = encoder.preprocess(list(pictures.values()))
+    with torch.inference_mode():
+        seen = encoder.observe(pixels_BCHW, CAPTURABLE)
+    writer = ShardWriter(tmp_path, len(NAMES), 8)
+    writer.add(0, NAMES, seen["features_BND"])
+    about = {"encoder": "tiny", "layer": layer, "grid": encoder.grid, "width": encoder.width}
+    write_manifest(tmp_path, **about, parameters={}, shards=writer.shards)
+    store = FeatureStore.open(tmp_path)
+    needs = ENCODER_SIGNALS | MERGED_SIGNALS
+    assert signals_of(store) == (needs if layer == "merged" else ENCODER_SIGNALS)
+    fields = observe_signals(store, NAMES, pictures.__getitem__, lambda: encoder, needs, CPU)
+    assert set(fields) == {"features_BND", *signals_of(store)}
+    for name in CAPTURABLE:
+        assert torch.equal(fields[name], seen[name]) and len(fields[name].unique(dim=0)) == len(NAMES)
+    if layer == "merged":
+        assert torch.equal(fields["projected_BND"], fields["features_BND"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -120,7 +121,18 @@ def test_a_selector_is_trained_and_measured_on_images_of_grids_of_their_own(proj
     stability = results["stability"]
     assert stability["seeds"] == 2 and all(0 < value < 1 for value in stability["iou"])
     assert all(math.isfinite(value) for value in measure("random")["lines"]["reconstruction_random"])
+    # Merged tokens are what the language model is fed, so that no model is needed to compare them.
+    assert all(value > 0 for value in measure("divprune")["lines"]["reconstruction"])
     assert FeatureAutoencoder.from_pretrained(RANDOM_MASKS).selector.layer == "merged"
+
+
+def test_a_selector_of_another_layer_than_the_held_out_features_is_refused_by_name(project):
+    for folder, layer in ((AUTOENCODER, "merged"), (RANDOM_MASKS, "merged"), (SELECTOR, -2)):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"layer": layer}))
+    told = f"{SELECTOR}: was trained on layer -2, allowed: merged, that of {EVALUATE_FEATURES}/manifest.json"
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        intrinsic.main(config.load("intrinsic"), "selector")
 
 
 def measure(reducer):
@@ -153,7 +165,7 @@ def test_a_reducer_of_signals_that_ragged_features_lack_is_left_out_by_name(proj
     results = measure(reducer)
     assert results["lines"] is None
     assert results["left_out"].startswith("needs ")
-    assert results["left_out"].endswith(", which an encoder of single patches in one grid gives")
+    assert results["left_out"].endswith(", which an encoder of one grid gives")
 
 
 @pytest.mark.slow
