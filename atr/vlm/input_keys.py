@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
-from atr.vlm.families.videos import video_keys
+from atr.vlm.families.videos import check_videos, video_keys
 from atr.vlm.sequence import TEXT_KEYS, TOKEN_TYPES, placeholders, token_types
 
 
@@ -40,6 +40,7 @@ def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
     if not (real_B := inputs["attention_mask"].bool().any(1)).all():
         raise ValueError(f"inputs: attention_mask hides all of row {int((~real_B).nonzero()[0, 0])}")
     _check_marks(model, inputs, types)
+    check_videos(model, inputs)
 
 
 def _check_marks(model: Any, inputs: Mapping[str, Any], types: Collection[str]) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-def read_sizes(inputs: Mapping[str, Any], key: str) -> Tensor:
+def read_sizes(inputs: Mapping[str, Any], key: str, pixels_key: str = "pixel_values") -> Tensor:
     """The sizes of all images or tiles, if the pixels fit them; raises ValueError that names both."""
     axes = _AXES.get(key, "(images or tiles, sizes)")
     if key not in inputs:
-        raise ValueError(f"inputs: {key} is missing, needed with pixel_values")
-    sizes, pixels = inputs[key], inputs["pixel_values"]
+        raise ValueError(f"inputs: {key} is missing, needed with {pixels_key}")
+    sizes, pixels = inputs[key], inputs[pixels_key]
     if not isinstance(sizes, Tensor):
         kind = type(sizes).__name__
         raise ValueError(f"inputs: {key} is a {kind}, allowed: a tensor {axes}")
@@ -26,7 +26,7 @@ def read_sizes(inputs: Mapping[str, Any], key: str) -> Tensor:
     needed, given = _NEEDED[key](sizes, pixels)
     if given != needed:
         raise ValueError(
-            f"inputs: pixel_values is {tuple(pixels.shape)}, {_line(given)} where {key} "
+            f"inputs: {pixels_key} is {tuple(pixels.shape)}, {_line(given)} where {key} "
             f"{tuple(sizes.shape)} needs {_line(needed)}"
         )
     return sizes
@@ -73,5 +73,6 @@ _NEEDED: dict[str, Callable[[Tensor, Tensor], tuple[Shape, Shape]]] = {
     "target_sizes": _strip,
     "image_position_ids": _places,
     "image_sizes": _tiles,
+    "video_grid_thw": _patches,
 }
 """By the argument that says the sizes: the part of the shape that they need, and that of the pixels."""
