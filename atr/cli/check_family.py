@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from atr.vlm.families import family_named, family_of
-from atr.vlm.families.checked import checked_file, on_trial, record_checked
+from atr.vlm.families.checked import check_writable, checked_file, on_trial, record_checked
 from atr.vlm.families.proof import ProofResult, prove
 from atr.vlm.families.tiny import load_config, tiny_config, tiny_inputs, tiny_model
 
@@ -16,11 +16,12 @@ def check_family(folder_or_type: str) -> int:
 
     The model is that of a local folder's config.json, or the default one of a type. Raises ValueError, one
     line, for a model that is no vision-language model, cannot be shrunk or built, or lacks what a family
-    needs, and for pixels of no known layout.
+    needs, and for pixels of no known layout; and OSError naming the file if nothing could be recorded.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its advice is on real models
     config = tiny_config(load_config(folder_or_type))
     model_type = config.model_type
+    check_writable()  # the checks take minutes
     model = tiny_model(config)
     weights = sum(weight.numel() for weight in model.parameters())
     print(f"{model_type}, transformers {version('transformers')}: a tiny copy of {weights:,} random weights")

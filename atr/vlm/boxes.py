@@ -1,5 +1,6 @@
 """Where kept tokens lie in the original image: a rectangle in pixels for each of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,16 +19,26 @@ def token_boxes(kept: Kept, size: tuple[int, int], processor: Any) -> Tensor:
     alone has a rectangle without area at the image's border.
 
     Raises ValueError, one line, for an image processor of unknown geometry, for a size that the processor
-    would cut otherwise, and for a family whose tokens have no place in the image.
+    would cut or resize otherwise, and for a family whose tokens have no place in the image.
     """
     if not kept.tiles:
         raise ValueError("kept: the tokens of this family have no place in the image")
-    width, height = size
+    width, height = _checked_size(size)
     views = find_views(processor, Shown(width, height, kept.tiles, kept.of))
     box_P4 = torch.cat([_divide(view) for view in views])
     box_K4 = box_P4[kept.indices_K.to(box_P4.device)]
     limit_4 = torch.tensor([width, height, width, height], dtype=box_K4.dtype)
     return box_K4[~box_K4[:, 0].isnan()].clamp(min=0).minimum(limit_4).float()
+
+
+def _checked_size(size: Sequence[int]) -> tuple[int, int]:
+    try:
+        width, height = map(int, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if min(width, height) < 1:
+        raise ValueError(f"size: {size!r} is not allowed, allowed: (width, height) in pixels, as Image.size")
+    return width, height
 
 
 def _divide(view: View) -> Tensor:

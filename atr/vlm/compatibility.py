@@ -18,6 +18,16 @@ from atr.vlm.families.rule import Rule
 from atr.vlm.policy import check_choice
 
 
+def check_model(model: Any) -> None:
+    """Raise ValueError for a model of no family, and for the part of one without a head to generate with."""
+    if hasattr(model, "config"):
+        family_of(model)
+    if not hasattr(model, "generate"):
+        raise ValueError(
+            f"model: {type(model).__name__} does not generate, allowed: one of AutoModelForImageTextToText"
+        )
+
+
 def is_ruled(model: Any) -> bool:
     """Whether the model's family is the rule, whose images have grids of their own."""
     return isinstance(family_of(model), Rule)

@@ -17,18 +17,18 @@ from torch import Tensor
 from atr.core.tower_layer import MERGED
 from atr.reduction import FeatureSelector, Merger, Reducer
 from atr.reduction.checked import select_merged
-from atr.vlm.compatibility import check_keep, check_positions, check_reducer, selector_of
+from atr.vlm.compatibility import check_keep, check_model, check_positions, check_reducer, selector_of
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families import Layer, family_of
 from atr.vlm.families.exactness import warn_if_inexact
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.videos import encode_videos
 from atr.vlm.image_tokens import ImageTokens, fresh
+from atr.vlm.input_keys import check_keys
 from atr.vlm.policy import POSITIONS, Policy, check_choice
 from atr.vlm.selection import as_reducer, select_tokens
 from atr.vlm.sequence import (
     TOKEN_TYPES,
-    check_keys,
     has_axes,
     image_bounds,
     left_tags,
@@ -128,6 +128,7 @@ def reduce(
     """
     policy = Policy(keep, positions, budget, newline, bounds)
     check_choice("interpolation", interpolation)
+    check_model(model)
     check_positions(model, positions)
     reducer = as_reducer(reducer)
     check_reducer(model, reducer, positions)

@@ -25,6 +25,7 @@ from atr.reduction import (
 from atr.reduction.base import Apportioner
 from atr.reduction.checked import check_fields, select, select_scores
 from atr.reduction.distilled import DistilledReducer
+from atr.reduction.layer_schedule import LEFT_OUT, LayerReducer
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.policy import ADAPTIVE, Policy
 from atr.vlm.tiling import TileLayout
@@ -38,11 +39,20 @@ _NONE = torch.empty(0, dtype=torch.int64)
 def as_reducer(reducer: Reducer | FeatureSelector) -> Reducer:
     """Wraps a selector in its default reducer: DistilledReducer if it was distilled, else SelectorReducer.
 
-    Any other reducer is returned unchanged.
+    Any other reducer is returned unchanged. Raises ValueError for what is none, and for a reducer that works
+    between the layers of a language model.
     """
-    if not isinstance(reducer, FeatureSelector):
-        return reducer
-    return DistilledReducer(reducer) if reducer.is_taught else SelectorReducer(reducer)
+    if isinstance(reducer, FeatureSelector):
+        return DistilledReducer(reducer) if reducer.is_taught else SelectorReducer(reducer)
+    if isinstance(reducer, type) or not hasattr(reducer, "needs"):
+        given = " ".join(repr(reducer).split())
+        raise ValueError(f"reducer: {given} is none, allowed: a FeatureSelector, or what build_reducer gives")
+    if isinstance(reducer, LayerReducer):
+        raise ValueError(
+            f"reducer: {type(reducer).__name__} {LEFT_OUT}, allowed: one that chooses before it, or "
+            "prune_layers of atr.vlm.in_llm"
+        )
+    return reducer
 
 
 def select_tokens(

@@ -15,54 +15,10 @@ from transformers import GenerationMixin
 
 from atr.vlm.families import family_of
 from atr.vlm.families.rule import Rule
-from atr.vlm.families.videos import video_keys
 
 TEXT_KEYS = frozenset({"input_ids", "attention_mask"})
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 """Inputs of some families with a value for each token, by which they tell images from text."""
-
-
-def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError for inputs that are no text or images, are missing, or do not fit one another."""
-    types = token_types(model)
-    known = TEXT_KEYS | family_of(model).image_keys(model) | video_keys(model) | types
-    if unknown := sorted(set(inputs) - known):
-        raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
-    if missing := sorted(TEXT_KEYS - set(inputs)):
-        raise ValueError(f"inputs: {missing[0]} is missing, needed: {', '.join(sorted(TEXT_KEYS))}")
-    _check_tensors(inputs)
-    if set(inputs) & {"pixel_values", "pixel_values_videos"} and (missing := sorted(types - set(inputs))):
-        raise ValueError(
-            f"inputs: {missing[0]} is missing, without which {model.config.model_type} misreads images"
-        )
-    if "pixel_values" in inputs and (missing := sorted(_image_needs(model) - set(inputs))):
-        raise ValueError(f"inputs: {missing[0]} is missing, needed with pixel_values")
-    shape = tuple(inputs["input_ids"].shape)
-    for key in sorted((types | {"attention_mask"}) & set(inputs)):
-        if (given := tuple(inputs[key].shape)) != shape:
-            raise ValueError(f"inputs: {key} is {given}, input_ids is {shape}, allowed: the same shape")
-
-
-def _check_tensors(inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError for text or pixels that are no tensors of rows, as without return_tensors="pt"."""
-    for key in sorted((TEXT_KEYS | set(TOKEN_TYPES) | {"pixel_values"}) & set(inputs)):
-        if not isinstance(inputs[key], Tensor):
-            kind = type(inputs[key]).__name__
-            raise ValueError(f'inputs: {key} is a {kind}, allowed: a tensor, as of return_tensors="pt"')
-    if inputs["input_ids"].ndim != 2:
-        shape = tuple(inputs["input_ids"].shape)
-        raise ValueError(f"inputs: input_ids is {shape}, allowed: (rows, tokens)")
-    if "pixel_values" in inputs and not inputs["pixel_values"].numel():
-        shape = tuple(inputs["pixel_values"].shape)
-        raise ValueError(f"inputs: pixel_values is {shape}, allowed: images, or none for a text alone")
-
-
-def _image_needs(model: Any) -> frozenset[str]:
-    """The image arguments without which the model's `get_image_features` raises an error of its own."""
-    encode = getattr(model.base_model, "get_image_features", None)
-    parameters = signature(encode).parameters.values() if encode else ()
-    required = {each.name for each in parameters if each.default is each.empty and each.name != "kwargs"}
-    return family_of(model).image_keys(model) & required
 
 
 def token_types(model: Any) -> frozenset[str]:

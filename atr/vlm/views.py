@@ -83,16 +83,16 @@ def find_views(processor: Any, shown: Shown) -> list[View]:
     Raises ValueError, one line, for an image processor of unknown geometry, and if the processor cuts such an
     image into other tiles.
     """
-    images = configured_images(processor)
-    kinds = (kind.__name__.removesuffix("Pil").removesuffix("Fast") for kind in type(images).__mro__)
-    geometry = next((_GEOMETRIES[kind] for kind in kinds if kind in _GEOMETRIES), None)
+    kind = type(getattr(processor, "image_processor", processor))
+    names = (base.__name__.removesuffix("Pil").removesuffix("Fast") for base in kind.__mro__)
+    geometry = next((_GEOMETRIES[name] for name in names if name in _GEOMETRIES), None)
     if geometry is None:
         allowed = ", ".join(sorted(_GEOMETRIES))
-        raise ValueError(f"processor: the views of {type(images).__name__} are unknown, allowed: {allowed}")
-    views = geometry(images, shown)
+        raise ValueError(f"processor: the views of {kind.__name__} are unknown, allowed: {allowed}")
+    views = geometry(configured_images(processor), shown)
     if sum(math.prod(view.grid) for view in views) != shown.tokens:
         raise ValueError(
-            f"size: {type(images).__name__} does not cut an image of {shown.width} x {shown.height} pixels "
+            f"size: {kind.__name__} does not cut an image of {shown.width} x {shown.height} pixels "
             f"into {len(shown.tiles)} tiles of {shown.tokens} tokens, allowed: size of this input's image, "
             "and its processor with the same settings"
         )
@@ -124,6 +124,14 @@ def _own(images: Any, function: str) -> Callable[..., Any]:
 def _whole(images: Any, shown: Shown) -> list[View]:
     """The image resized, to any aspect ratio."""
     return [View(shown.rectangle, grid) for grid in shown.tiles[:1]]
+
+
+def _in_proportion(images: Any, shown: Shown) -> list[View]:
+    """The image resized in its aspect ratio, up to one token along each side; no view of another ratio."""
+    rows, columns = shown.tiles[0]
+    is_low = (rows - 1) * shown.width <= (columns + 1) * shown.height
+    is_narrow = (columns - 1) * shown.height <= (rows + 1) * shown.width
+    return _whole(images, shown) if is_low and is_narrow else []
 
 
 def _cropped(images: Any, shown: Shown) -> list[View]:
@@ -313,12 +321,12 @@ def _tiled(
 _GEOMETRIES: dict[str, Callable[[Any, Shown], list[View]]] = {
     "CLIPImageProcessor": _cropped,
     "Cohere2VisionImageProcessor": _thumbnail_last,
-    "Ernie4_5_VLMoeImageProcessor": _whole,
+    "Ernie4_5_VLMoeImageProcessor": _in_proportion,
     "Gemma3ImageProcessor": _pan_and_scan,
-    "Gemma4ImageProcessor": _whole,
-    "Gemma4UnifiedImageProcessor": _whole,
-    "Glm46VImageProcessor": _whole,
-    "Glm4vImageProcessor": _whole,
+    "Gemma4ImageProcessor": _in_proportion,
+    "Gemma4UnifiedImageProcessor": _in_proportion,
+    "Glm46VImageProcessor": _in_proportion,
+    "Glm4vImageProcessor": _in_proportion,
     "GotOcr2ImageProcessor": _thumbnail_last,
     "Idefics3ImageProcessor": _idefics3_tiles,
     "Kimi_K25ImageProcessor": _padded_to_multiples,
@@ -328,9 +336,9 @@ _GEOMETRIES: dict[str, Callable[[Any, Shown], list[View]]] = {
     "LlavaOnevisionImageProcessor": _anyres,
     "MiniCPMV4_6ImageProcessor": _slices,
     "Ovis2ImageProcessor": _thumbnail_first,
-    "PaddleOCRVLImageProcessor": _whole,
-    "PixtralImageProcessor": _whole,
-    "Qwen2VLImageProcessor": _whole,
+    "PaddleOCRVLImageProcessor": _in_proportion,
+    "PixtralImageProcessor": _in_proportion,
+    "Qwen2VLImageProcessor": _in_proportion,
     "SiglipImageProcessor": _cropped,
     "SmolVLMImageProcessor": _idefics3_tiles,
     "ViTImageProcessor": _cropped,

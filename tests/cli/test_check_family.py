@@ -100,3 +100,11 @@ def test_a_table_has_the_largest_difference_of_all_batches():
         "second, longer: refused: model x",
         "third: a reason",
     ]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named_before_the_checks(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(command, "prove", lambda config: pytest.fail("the checks run"))
+    with pytest.raises(SystemExit, match=r"^atr check-family: .*checked-families\.json could not be written"):
+        main(["check-family", "internvl"])

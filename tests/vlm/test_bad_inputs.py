@@ -273,3 +273,66 @@ def test_positions_that_generate_throws_away(model, family, inputs):
 def test_a_model_without_the_hook_is_refused_by_name():
     model = SimpleNamespace(config=SimpleNamespace(model_type="mllama"))
     refuse(f"^model type 'mllama' is not supported, allowed: {re.escape('llava, llava_next')}", model, {})
+
+
+@pytest.mark.parametrize(("family", "key"), [item for item in TOKEN_TYPES.items() if item[0] != "paligemma"])
+def test_token_types_that_have_images_as_text(model, inputs, key):
+    """As a tokenizer makes them that is asked for token types without the processor."""
+    message = f"^inputs: {key} is 0 \\(text\\) at an image placeholder of input_ids, allowed: "
+    refuse(message, model, inputs | {key: torch.zeros_like(inputs[key])})
+
+
+@pytest.mark.parametrize(
+    ("family", "needed"),
+    [
+        ("qwen2_5_vl", r"\(24, 96\), 24 where image_grid_thw \(3, 3\) needs 64"),
+        ("gemma4", r"\(1, 54, 48\), 1 x 54 where image_position_ids \(3, 54, 2\) needs 3 x 54"),
+        ("mistral3", r"\(1, 3, 24, 24\), 1 where image_sizes \(3, 2\) needs 3"),
+        ("lfm2_vl", r"\(1, 24, 48\), 1 where spatial_shapes \(7, 2\) needs 7"),
+        ("minicpmv4_6", r"\(1, 3, 4, 384\), 384 where target_sizes \(7, 2\) needs 1856"),
+    ],
+)
+def test_pixels_of_fewer_images_than_their_sizes(model, family, inputs, needed):
+    """Gemma 4 would broadcast one image to all others without a word."""
+    pixels = inputs["pixel_values"]
+    fewer = {"qwen2_5_vl": pixels[:24], "minicpmv4_6": pixels[..., :384]}.get(family, pixels[:1])
+    refuse(f"^inputs: pixel_values is {needed}$", model, inputs | {"pixel_values": fewer})
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "internvl", "mistral3"])
+def test_pixels_without_an_axis_of_images(model, inputs):
+    refuse(r"^inputs: pixel_values is \(3, \d+, \d+\), allowed: \(tiles, channels, rows, columns\)$", model,
+           inputs | {"pixel_values": inputs["pixel_values"][0]})  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "mistral3", "llava_next"])
+def test_sizes_without_an_axis_of_images(model, inputs):
+    (key,) = {"image_grid_thw", "image_sizes"} & set(inputs)
+    refuse(rf"^inputs: {key} is \(\d,\), allowed: \(images", model, inputs | {key: inputs[key][0]})
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "mistral3"])
+def test_sizes_as_lists(model, inputs):
+    (key,) = {"image_grid_thw", "image_sizes"} & set(inputs)
+    refuse(f"^inputs: {key} is a list, allowed: a tensor", model, inputs | {key: inputs[key].tolist()})
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_prompts_that_are_none(model, inputs):
+    refuse("^inputs: it is a list, allowed: the mapping that ", model, list(inputs.items()))
+    refuse(r"^inputs: input_ids is torch\.float32, allowed: integers$", model,
+           inputs | {"input_ids": inputs["input_ids"].float()})  # fmt: skip
+    mask = inputs["attention_mask"].clone()
+    mask[1] = 0
+    refuse("^inputs: attention_mask hides all of row 1$", model, inputs | {"attention_mask": mask})
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_is_no_model_or_no_reducer(model, inputs):
+    for other in (model.base_model, None):
+        refuse(f"^model: {type(other).__name__} does not generate, allowed: ", other, inputs)
+    for other in ("divprune", HalfByFeature, 3):
+        refuse("^reducer: .* is none, allowed: a FeatureSelector, or what build_reducer gives$", model,
+               inputs, reducer=other)  # fmt: skip
+    refuse("^reducer: FastV chooses between the layers of a language model, allowed: ", model, inputs,
+           reducer=build_reducer("fastv"))  # fmt: skip

@@ -377,3 +377,26 @@ def test_what_has_no_place_is_refused():
     odd = CLIPImageProcessorPil(size={"shortest_edge": 20, "longest_edge": 40})
     with pytest.raises(ValueError, match=r"has size .*, allowed: shortest_edge, or height and width$"):
         token_boxes(kept(((4, 4),)), (80, 40), odd)
+
+
+@pytest.mark.parametrize("size", [None, (40,), (40, 0), (-1, 40), "40", (40, 20, 3)])
+def test_what_is_no_size_is_refused(size):
+    message = r"^size: .* is not allowed, allowed: \(width, height\) in pixels, as Image\.size$"
+    with pytest.raises(ValueError, match=message):
+        token_boxes(kept(((4, 4),)), size, CASES["siglip"][0]())
+    with pytest.raises(ValueError, match=r"^processor: the views of NoneType are unknown, allowed: CL"):
+        token_boxes(kept(((4, 4),)), (80, 40), None)
+
+
+def test_height_and_width_in_the_wrong_order_are_refused_where_images_keep_their_shape():
+    processor = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 4 * 64, "longest_edge": 24 * 64}, patch_size=4, merge_size=2
+    )
+    for size in ((70, 40), (40, 70), (400, 2), (1, 1), (2, 400), (33, 21)):
+        image = Image.new("RGB", size)
+        (_, rows, columns) = processor([image], return_tensors="pt")["image_grid_thw"][0].tolist()
+        shown = kept(((rows // 2, columns // 2),))
+        assert len(token_boxes(shown, size, processor)) == shown.of
+        if max(size) > 1.5 * min(size):
+            with pytest.raises(ValueError, match=f"does not cut an image of {size[1]} x {size[0]} pixels"):
+                token_boxes(shown, size[::-1], processor)

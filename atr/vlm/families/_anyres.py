@@ -19,6 +19,8 @@ def image_sizes(inputs: Mapping[str, Tensor]) -> Any:
     """The (height, width) of each image in pixels; raises ValueError if the inputs lack them."""
     if "image_sizes" not in inputs:
         raise ValueError("inputs: image_sizes is missing, needed with pixel_values")
+    if (shape := tuple(torch.as_tensor(inputs["image_sizes"]).shape))[1:] != (2,):
+        raise ValueError(f"inputs: image_sizes is {shape}, allowed: (images, 2)")
     return inputs["image_sizes"]
 
 

@@ -26,6 +26,11 @@ def checked_types() -> frozenset[str]:
     return frozenset(_read().get(version("transformers"), [])) | _ON_TRIAL
 
 
+def check_writable() -> None:
+    """Write the file as it is; raises OSError naming the file where nothing could be recorded."""
+    write_json(checked_file(), _read())
+
+
 def record_checked(model_type: str) -> None:
     """Add a type to those proven in the installed version of transformers; raises OSError naming the file."""
     proven, installed = _read(), version("transformers")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atr.core.ragged import Grid
+from atr.vlm.families.pixel_checks import check_tiles, read_sizes
 
 
 @dataclass(frozen=True)
@@ -55,32 +56,35 @@ def native_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[Placeh
 
 def packed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Towers of packed patches: `image_grid_thw` (time, rows, columns) over the merge size."""
-    sizes = _merged(_require(inputs, "image_grid_thw"), merge_size(model))
+    sizes = _merged(read_sizes(inputs, "image_grid_thw"), merge_size(model))
     return [(rows, columns) for _, rows, columns in sizes]
 
 
 def shaped_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Padded patches of each tile: `spatial_shapes` (rows, columns) over the merge size."""
-    return _merged(_require(inputs, "spatial_shapes"), merge_size(model))
+    return _merged(read_sizes(inputs, "spatial_shapes"), merge_size(model))
 
 
 def strip_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Patches of all tiles in one strip: `target_sizes` (rows, columns) over both merges of MiniCPM-V 4.6."""
     config = model.config
     in_tower = 1 if config.downsample_mode == "4x" else 2
-    sizes = _merged(_require(inputs, "target_sizes"), in_tower)
+    sizes = _merged(read_sizes(inputs, "target_sizes"), in_tower)
     return _merged(torch.tensor(sizes), merge_size(model) ** config.merger_times)
 
 
 def placed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Patches with their (column, row), -1 for padding: the largest of each over the merge size."""
-    places_BNX = _require(inputs, "image_position_ids")
+    places_BNX = read_sizes(inputs, "image_position_ids")
     return _merged(places_BNX.amax(1).flip(-1) + 1, merge_size(model))
 
 
 def sized_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
     """Images of their own size: `image_sizes` in pixels over patch and merge size."""
-    return _merged(_require(inputs, "image_sizes"), model.config.vision_config.patch_size * merge_size(model))
+    check_tiles(inputs["pixel_values"])
+    return _merged(
+        read_sizes(inputs, "image_sizes"), model.config.vision_config.patch_size * merge_size(model)
+    )
 
 
 _BY_SIZES = {
@@ -117,6 +121,7 @@ def _merged(sizes: Any, side: int) -> list[Any]:
 
 def square_grids(pixels: Tensor, runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Tiles of one square grid, as many as the pixels have: all placeholders are shared by them."""
+    check_tiles(pixels)
     placeholders = sum(run.length for run in runs)
     tiles = _count_tiles(pixels)
     side = isqrt(placeholders // tiles) if tiles else 0
@@ -177,9 +182,3 @@ def _count_tiles(pixels: Tensor) -> int:
     if pixels.ndim < 5:
         return len(pixels)
     return int((pixels != 0).flatten(2).any(-1).sum())
-
-
-def _require(inputs: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in inputs:
-        raise ValueError(f"inputs: {key} is missing, needed with pixel_values")
-    return inputs[key]

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from atr.vlm.families.base import Family, Tiling
+from atr.vlm.families.pixel_checks import check_tiles
 from atr.vlm.families.tower import TowerFamily, token_grid
 
 
@@ -19,6 +20,7 @@ class Llava(TowerFamily):
     def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
         """One tile per image, of any size."""
         pixels_BCHW = inputs["pixel_values"]
+        check_tiles(pixels_BCHW)
         return Tiling.of_one_grid((1,) * len(pixels_BCHW), token_grid(model, pixels_BCHW))
 
     def pack(

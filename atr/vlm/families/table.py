@@ -36,6 +36,8 @@ class Entry:
     """Position ids that the model respects."""
     videos: bool = False
     """Whether videos beside the images are served; their tokens stay whole."""
+    marked: bool = True
+    """Whether token types are above 0 at an image's tokens; PaliGemma's tell a prompt from its answer."""
     whole: int = -1
     """Which of an image's tiles shows all of it: the last one, or 0, the first."""
 
@@ -64,7 +66,7 @@ TABLE = {
     "mistral3": Entry(tags="before"),
     "ovis2": Entry(images=from_start, tags="before", carried=("visual_indicator_features",), whole=0),
     "paddleocr_vl": Entry(),
-    "paligemma": Entry(first=1),
+    "paligemma": Entry(first=1, marked=False),
     "qwen2_5_vl": _QWEN,
     "qwen2_vl": _QWEN,
     "qwen3_5": _QWEN,

@@ -6,6 +6,8 @@ from inspect import signature
 from typing import Any
 
 from atr.vlm.families import family_of
+from atr.vlm.families.grids import merge_size
+from atr.vlm.families.pixel_checks import read_sizes
 from atr.vlm.families.rule import Rule
 
 _SAID: set[str] = set()
@@ -18,6 +20,21 @@ def video_keys(model: Any) -> frozenset[str]:
         return frozenset()
     timing = {"second_per_grid_ts"} & set(signature(type(model).forward).parameters)
     return frozenset(signature(model.base_model.get_video_features).parameters) - {"kwargs"} | timing
+
+
+def check_videos(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for videos whose pixels, sizes and placeholders do not fit one another."""
+    if not video_keys(model):
+        return
+    given, needed = int((inputs["input_ids"] == model.config.video_token_id).sum()), 0
+    if "pixel_values_videos" in inputs:
+        sizes = read_sizes(inputs, "video_grid_thw", "pixel_values_videos")
+        needed = int(sizes.prod(-1).sum()) // merge_size(model) ** 2
+    if given != needed:
+        raise ValueError(
+            f"input_ids: {given} video placeholders for {needed} tokens of videos; a placeholder typed in a "
+            "text counts as well"
+        )
 
 
 def encode_videos(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,3 +141,25 @@ def test_token_types_are_needed_for_a_video_as_well():
         del inputs[key]
     with pytest.raises(ValueError, match="inputs: mm_token_type_ids is missing"):
         reduce(model, inputs, HalfByFeature(), 0.5)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen3_vl"])
+def test_videos_that_do_not_fit_are_refused(model_type):
+    model = tiny_model(tiny_config(model_type))
+    inputs = mixed(model)
+    patches, sizes = inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    cases = {
+        "^inputs: video_grid_thw is missing, needed with pixel_values_videos$": {"video_grid_thw": None},
+        "^input_ids: 24 video placeholders for 0 tokens of videos; ": {"pixel_values_videos": None},
+        r"^inputs: pixel_values_videos is \(4, .*, 4 where video_grid_thw \(2, 3\) needs 96$": {
+            "pixel_values_videos": patches[:4]
+        },
+        "^input_ids: 24 video placeholders for 12 tokens of videos; ": {
+            "pixel_values_videos": patches[:48], "video_grid_thw": sizes[:1],
+        },
+        "^inputs: video_grid_thw is a list, allowed: a tensor": {"video_grid_thw": sizes.tolist()},
+    }  # fmt: skip
+    for message, changed in cases.items():
+        given = {key: value for key, value in (inputs | changed).items() if value is not None}
+        with pytest.raises(ValueError, match=message):
+            reduce(model, given, HalfByFeature(), 0.5)
