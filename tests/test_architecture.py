@@ -43,6 +43,7 @@ HOMES = {
         "atr.features.merged",
         "atr.features.pixel_values",
         "atr.features.query_key_attention",
+        "atr.features.token_grids",
         "atr.features.vision_half",
         "atr.vlm.*",
         "atr.micro.*",

@@ -30,7 +30,7 @@ PATCH_ORDER = {
     "glm46v": "blocks",
     "glm4v": "blocks",
     "glm_ocr": "blocks",
-    "hyperclovax_vision_v2": "blocks",
+    "hyperclovax_vision_v2": "windows",
     "idefics3": "raster",
     "internvl": "raster",
     "kimi_k25": "raster",

@@ -29,11 +29,11 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
+from atr.features.token_grids import image_arguments
 from atr.vlm.boxes import token_boxes
 from atr.vlm.families import supported_types
 from atr.vlm.families.proof import HalfByFeature
 from atr.vlm.families.tiny import tiny_config, tiny_model
-from atr.vlm.families.tiny_inputs import image_arguments
 from atr.vlm.reduce import prepare, reduce
 from atr.vlm.sequence import token_types
 from atr.vlm.tiling import ROW_END
