@@ -43,7 +43,6 @@ HOMES = {
         "atr.features.merged",
         "atr.features.pixel_values",
         "atr.features.query_key_attention",
-        "atr.features.token_grids",
         "atr.features.vision_half",
         "atr.vlm.*",
         "atr.micro.*",
@@ -125,6 +124,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == "vlm" and FLOORS[lower] == 4:
         shared = (
             "attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess", "query_key_attention",
+            "token_grids",
         )  # fmt: skip
         return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]
