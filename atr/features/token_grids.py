@@ -32,7 +32,7 @@ def patch_grids(model: Any, inputs: Inputs) -> list[Grid]:
     Raises ValueError if the inputs lack the size argument.
     """
     name = size_argument(model)
-    if not name or inputs["pixel_values"].ndim == 5:  # (rows, tiles, ...), all of one size
+    if not name:
         return _of_pixels(model.config, inputs)
     if name not in inputs:
         raise ValueError(f"inputs: {name} is missing, needed with pixel_values")

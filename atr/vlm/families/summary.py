@@ -21,6 +21,7 @@ from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
 from atr.vlm.families.tiny_inputs import tiny_inputs
+from atr.vlm.families.tower import TowerFamily
 from atr.vlm.families.videos import video_keys
 from atr.vlm.sequence import has_axes, token_types
 from atr.vlm.tiling import TileLayout
@@ -75,7 +76,7 @@ def summarise_family(model_type: str) -> Summary:
     return Summary(
         model_type,
         proven,
-        str(_count(patch_grids(model, inputs)) // _count(tiling.grids)),
+        _patches(model, inputs, tiling),
         _describe_layout(model, tiling),
         ", ".join(sorted(token_types(model))),
         ", ".join(_scores(model, inputs, tiling)),
@@ -130,6 +131,14 @@ def _removed(model: Any) -> str:
     if reason := why_not_exact(default, _LONGEST):
         return f"in prompts within {reason.partition(' is ')[0]}"
     return "yes"
+
+
+def _patches(model: Any, inputs: Mapping[str, Tensor], tiling: Tiling) -> str:
+    """Patches of a token; a user's own family need not know them."""
+    family = family_of(model)
+    if isinstance(family, Rule):
+        return str(_count(patch_grids(model, inputs)) // _count(tiling.grids))
+    return "1" if isinstance(family, TowerFamily) else "?"
 
 
 def _count(grids: Sequence[Grid]) -> int:
