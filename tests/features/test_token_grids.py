@@ -26,5 +26,5 @@ def test_patches_of_a_token_are_those_of_the_configuration():
     assert merge_size(config(vision_config=SimpleNamespace(merge_kernel_size=[3, 3]))) == 3
     assert merge_size(config(spatial_merge_size=2, merger_times=1, downsample_mode="16x")) == 4
     assert merge_size(config(spatial_merge_size=2, merger_times=2, downsample_mode="4x")) == 4
-    with pytest.raises(ValueError, match="^model type 'mine': its config does not say how patches"):
+    with pytest.raises(ValueError, match=r"^model type 'mine': its config does not say how patches"):
         merge_size(config())
