@@ -124,6 +124,7 @@ def goes_down(module: str, imported: str) -> bool:
     if upper == "vlm" and FLOORS[lower] == 4:
         shared = (
             "attention_hooks", "encoder", "merged", "pixel_bounds", "preprocess", "query_key_attention",
+            "token_grids",
         )  # fmt: skip
         return lower == "reduction" or imported.removeprefix("atr.features.") in shared
     return FLOORS[lower] < FLOORS[upper]

@@ -3,14 +3,16 @@
 Shapes: see atr.core.tokens; T tokens of the tower, H heads, C channels of a head.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments of a module's forward."""
 CAPTURABLE = ("attention_BN", "keys_BND", "first_attention_BN")
 """Signals that `capture_attention` can give."""
 _FIRST_LAYER = 1  # as an index into `hidden_states`
@@ -65,6 +67,12 @@ def layers_to_run(model: str, layer: int, depth: int) -> int:
     return int(layer if layer > 0 else depth + 1 + layer)
 
 
+def check_capturable(needs: Collection[str]) -> None:
+    """Raise ValueError for a need that is not in CAPTURABLE."""
+    if unknown := sorted(set(needs) - set(CAPTURABLE)):
+        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(CAPTURABLE)}")
+
+
 @contextmanager
 def capture_attention(
     tower: Any, layer: int, class_tokens: int, extra_tokens: int, needs: Collection[str]
@@ -80,8 +88,7 @@ def capture_attention(
     features do not depend on `needs`: the attention of these layers is computed a second time, eagerly, as
     fused kernels return no weights. Raises ValueError for a need that is not in CAPTURABLE.
     """
-    if unknown := sorted(set(needs) - set(CAPTURABLE)):
-        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(CAPTURABLE)}")
+    check_capturable(needs)
     signals: dict[str, Tensor] = {}
     if not needs:
         yield signals
@@ -90,7 +97,7 @@ def capture_attention(
         need: _attention_module(tower, _FIRST_LAYER if need == "first_attention_BN" else layer)
         for need in needs
     }
-    with _record_calls(modules) as calls:
+    with record_calls(modules) as calls:
         yield signals
     for need, module in modules.items():
         if need == "keys_BND":
@@ -101,27 +108,26 @@ def capture_attention(
 
 
 @contextmanager
-def _record_calls(modules: dict[str, Any]) -> Iterator[dict[str, _Call]]:
+def record_calls(modules: Mapping[str, Any]) -> Iterator[dict[str, Call]]:
     """Record the arguments of each module's one call in the block; the dict is filled after the block."""
-    recorded: list[tuple[str, _Call]] = []
-    hooks = [
-        module.register_forward_hook(
-            lambda module, args, kwargs, output, need=need: recorded.append((need, (args, kwargs))),
-            with_kwargs=True,
-        )
-        for need, module in modules.items()
-    ]
-    calls: dict[str, _Call] = {}
-    try:
+    recorded: list[tuple[str, Call]] = []
+    calls: dict[str, Call] = {}
+    with ExitStack() as hooks:
+        for need, module in modules.items():
+            hook = partial(_keep_call, recorded, need)
+            hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
     assert len(recorded) == len(modules), f"{len(recorded)} calls of {len(modules)} layers, not one forward"
     calls.update(recorded)
 
 
-def _received_attention(tower: Any, module: Any, call: _Call, queries: slice) -> Tensor:
+def _keep_call(
+    recorded: list[tuple[str, Call]], need: str, module: Any, args: Any, kwargs: Any, output: Any
+) -> None:
+    recorded.append((need, (args, kwargs)))
+
+
+def _received_attention(tower: Any, module: Any, call: Call, queries: slice) -> Tensor:
     """Attention that each token receives, averaged over the queries and heads; (B, T)."""
     args, kwargs = call
     with _eager(tower):
@@ -129,7 +135,7 @@ def _received_attention(tower: Any, module: Any, call: _Call, queries: slice) ->
     return weights_BHTT[:, :, queries].mean((1, 2), dtype=torch.float32)
 
 
-def _mean_keys(tower: Any, module: Any, call: _Call) -> Tensor:
+def _mean_keys(tower: Any, module: Any, call: Call) -> Tensor:
     """Each token's key, averaged over heads; (B, T, C)."""
     args, kwargs = call
     hidden_BTD = args[0] if args else kwargs["hidden_states"]

@@ -5,10 +5,9 @@ its patches in an order of its own; here those of a block are averaged, in the o
 Shapes: see atr.core.tokens; B images or tiles, N tokens of one in raster order, P patches of all of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from inspect import signature
 from math import isqrt
 from typing import Any
 
@@ -18,9 +17,14 @@ from torch import Tensor
 from atr.core.ragged import Grid
 from atr.core.tower_layer import MERGED, TowerLayer
 from atr.features.attention_hooks import CLASS_TOKENS, layers_to_run, leading_tokens, tower_layer
-
-Inputs = Mapping[str, Any]
-"""What an image processor gives."""
+from atr.features.token_grids import (
+    Inputs,
+    block_grids,
+    image_arguments,
+    merge_size,
+    patch_grids,
+    patch_side,
+)
 
 
 def encode_images(
@@ -65,14 +69,14 @@ def pooled_states(
 def token_grids(model: Any, inputs: Inputs) -> list[Grid]:
     """(rows, columns) of the tokens of each image or tile; raises ValueError for a type not in PATCHES."""
     patches = patches_of(model.config.model_type, MERGED)
-    return patches.grids(model, inputs, patches.block(model.config))
+    return block_grids(model, inputs, patches.block(model.config))
 
 
 def image_features(model: Any, inputs: Inputs) -> Any:
     """The output of `get_image_features` for those of `inputs` that it takes, as `generate` calls it."""
-    encode = model.base_model.get_image_features
-    known = signature(encode).parameters.keys() - {"kwargs"}
-    return encode(**{key: value for key, value in inputs.items() if key in known}, return_dict=True)
+    known = image_arguments(model)
+    images = {key: value for key, value in inputs.items() if key in known}
+    return model.base_model.get_image_features(**images, return_dict=True)
 
 
 def vision_tower(model: Any) -> Any:
@@ -103,22 +107,20 @@ def _read_layer(model: Any, layer: int, read: Callable[[Tensor], None]) -> Itera
 class Patches:
     """How a type of model makes tokens of patches."""
 
-    block: Callable[[Any], int]
-    """Patches along a side of a token, from the model's configuration."""
-    grids: Callable[[Any, Inputs, int], list[Grid]]
-    """Tokens of each image or tile, from the processor's output and the block."""
     split: Callable[[Any, Inputs, Tensor, Sequence[Grid], int], list[Tensor]]
     """A layer's output as patches of each image, (N, block * block, D)."""
+    block: Callable[[Any], int] = merge_size
+    """Patches along a side of a token, from the model's configuration."""
 
     @property
     def is_ragged(self) -> bool:
         """Whether images have grids of their own."""
-        return self.grids is not _grids_of_pixels
+        return self.split is not _from_tiles
 
     def pool(self, model: Any, inputs: Inputs, state: Tensor, grids: Sequence[Grid] | None) -> list[Tensor]:
         """Mean of the patches of each token, from a layer's output."""
         block = self.block(model.config)
-        grids = self.grids(model, inputs, block) if grids is None else grids
+        grids = block_grids(model, inputs, block) if grids is None else grids
         return [patches_NPD.mean(1) for patches_NPD in self.split(model, inputs, state, grids, block)]
 
 
@@ -128,38 +130,6 @@ def patches_of(kind: str, layer: TowerLayer) -> Patches:
         allowed = f"{MERGED}, or an int for {', '.join(PATCHES)}"
         raise ValueError(f"layer: {layer} is not available from a model of type {kind}, allowed: {allowed}")
     return PATCHES[kind]
-
-
-def _grids_of_thw(model: Any, inputs: Inputs, block: int) -> list[Grid]:
-    return [(rows // block, columns // block) for _, rows, columns in inputs["image_grid_thw"].tolist()]
-
-
-def _grids_of_shapes(model: Any, inputs: Inputs, block: int) -> list[Grid]:
-    return [(rows // block, columns // block) for rows, columns in inputs["spatial_shapes"].tolist()]
-
-
-def _grids_of_sizes(model: Any, inputs: Inputs, block: int) -> list[Grid]:
-    side = patch_side(model.config.vision_config) * block
-    return [(int(height) // side, int(width) // side) for height, width in inputs["image_sizes"]]
-
-
-def _grids_of_positions(model: Any, inputs: Inputs, block: int) -> list[Grid]:
-    last_B2 = inputs["image_position_ids"].amax(1)  # (x, y), from 0; padding has -1
-    return [((y + 1) // block, (x + 1) // block) for x, y in last_B2.tolist()]
-
-
-def _grids_of_pixels(model: Any, inputs: Inputs, block: int) -> list[Grid]:
-    pixels = inputs["pixel_values"]
-    side = patch_side(model.config.vision_config) * block
-    tiles = pixels.flatten(0, -4)
-    # Idefics3 and SmolVLM pad a row of images with tiles of zeros, and drop these before the tower.
-    count = max(1, int(tiles.flatten(1).any(1).sum())) if pixels.ndim == 5 else len(tiles)
-    return [(pixels.shape[-2] // side, pixels.shape[-1] // side)] * count
-
-
-def patch_side(vision: Any) -> int:
-    """Side of a patch in pixels, from a tower's configuration."""
-    return int(vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0])
 
 
 def _from_blocks(
@@ -209,8 +179,7 @@ def _from_rasters(
     model: Any, inputs: Inputs, state: Tensor, grids: Sequence[Grid], block: int
 ) -> list[Tensor]:
     """Patches of an image in raster order; the images follow one another."""
-    grids_of = _grids_of_thw if "image_grid_thw" in inputs else _grids_of_sizes
-    sizes = grids_of(model, inputs, 1)  # a token of one patch
+    sizes = patch_grids(model, inputs)
     images = torch.split(state.flatten(0, -2), [rows * columns for rows, columns in sizes])
     return [
         _blocks(image, grid, columns, block)
@@ -239,33 +208,19 @@ def _blocks(patches_PD: Tensor, grid: Grid, columns: int, block: int) -> Tensor:
     return blocks.transpose(1, 2).reshape(-1, block * block, width)
 
 
-def _merge_size(config: Any) -> int:
-    return int(getattr(config, "spatial_merge_size", 0) or config.vision_config.spatial_merge_size)
-
-
-def _pooling_kernel(config: Any) -> int:
-    return int(config.vision_config.pooling_kernel_size)
-
-
 def _gemma3_block(config: Any) -> int:
     vision = config.vision_config
     return int(vision.image_size // vision.patch_size // isqrt(config.mm_tokens_per_image))
 
 
-def _kernel_side(config: Any) -> int:
-    return int(config.vision_config.merge_kernel_size[0])
+def _tiled(block: Callable[[Any], int] = merge_size) -> Patches:
+    return Patches(_from_tiles, block)
 
 
-def _tiled(block: Callable[[Any], int]) -> Patches:
-    return Patches(block, _grids_of_pixels, _from_tiles)
-
-
-def _downsampled(config: Any) -> int:
-    return int(config.downsample_factor)
-
-
-_BLOCKS = Patches(_merge_size, _grids_of_thw, _from_blocks)
-_WINDOWS = Patches(_merge_size, _grids_of_thw, _from_windows)
+_BLOCKS = Patches(_from_blocks)
+_PADDED = Patches(_from_padded)
+_RASTERS = Patches(_from_rasters)
+_WINDOWS = Patches(_from_windows)
 
 PATCHES = {
     "qwen2_vl": _BLOCKS,
@@ -275,23 +230,23 @@ PATCHES = {
     "qwen3_5": _BLOCKS,
     "qwen3_5_moe": _BLOCKS,
     "gemma3": _tiled(_gemma3_block),
-    "gemma4": Patches(_pooling_kernel, _grids_of_positions, _from_padded),
+    "gemma4": _PADDED,
     "paligemma": _tiled(lambda config: 1),
     "internvl": _tiled(lambda config: round(1 / config.downsample_ratio)),
     "smolvlm": _tiled(lambda config: int(config.scale_factor)),
     "idefics3": _tiled(lambda config: int(config.scale_factor)),
-    "mistral3": Patches(_merge_size, _grids_of_sizes, _from_rasters),
-    "lighton_ocr": Patches(_merge_size, _grids_of_sizes, _from_rasters),
-    "aya_vision": _tiled(_downsampled),
-    "cohere2_vision": _tiled(_downsampled),
+    "mistral3": _RASTERS,
+    "lighton_ocr": _RASTERS,
+    "aya_vision": _tiled(),
+    "cohere2_vision": _tiled(),
     "ovis2": _tiled(lambda config: int(config.vision_config.hidden_stride)),
     "glm4v": _BLOCKS,
     "glm46v": _BLOCKS,
     "glm_ocr": _BLOCKS,
     "ernie4_5_vl_moe": _BLOCKS,
-    "paddleocr_vl": Patches(_merge_size, _grids_of_thw, _from_rasters),
-    "lfm2_vl": Patches(_downsampled, _grids_of_shapes, _from_padded),
-    "kimi_k25": Patches(_kernel_side, _grids_of_thw, _from_rasters),
+    "paddleocr_vl": _RASTERS,
+    "lfm2_vl": _PADDED,
+    "kimi_k25": _RASTERS,
     "exaone4_5": _WINDOWS,
     "hyperclovax_vision_v2": _WINDOWS,
 }

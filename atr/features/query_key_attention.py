@@ -5,11 +5,10 @@ they are computed from the queries and keys that a layer hands to its attention 
 atr.core.tokens; T patches of the tower with its special tokens, H heads, C channels, Q queries.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from atr.features.attention_hooks import CAPTURABLE
+from atr.core.ragged import Grid
+from atr.core.tower_layer import TowerLayer
+from atr.features.attention_hooks import Call, check_capturable, record_calls, tower_layer
 from atr.features.merged import raster_places, vision_tower
 
 PATCH_ORDER = {
@@ -30,7 +31,7 @@ PATCH_ORDER = {
     "glm46v": "blocks",
     "glm4v": "blocks",
     "glm_ocr": "blocks",
-    "hyperclovax_vision_v2": "blocks",
+    "hyperclovax_vision_v2": "windows",
     "idefics3": "raster",
     "internvl": "raster",
     "kimi_k25": "raster",
@@ -54,12 +55,11 @@ PATCH_ORDER = {
 each, in the raster of the tokens or by windows."""
 _ENTRIES = 2**20
 """Attention weights that are computed at once: 4 MiB."""
-_Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @contextmanager
 def capture_merged_attention(
-    model: Any, layer: int | str | None, grids: Sequence[tuple[int, int]], needs: Collection[str]
+    model: Any, layer: TowerLayer | None, grids: Sequence[Grid], needs: Collection[str]
 ) -> Iterator[dict[str, list[Tensor]]]:
     """Observe one `get_image_features` in the block; after the block the dict holds the signals in `needs`.
 
@@ -86,7 +86,7 @@ def capture_merged_attention(
         return
     tower = vision_tower(model)
     modules = {need: _attention_module(model, tower, layer, need) for need in needs}
-    with _record_calls(modules) as calls:
+    with record_calls(modules) as calls:
         yield signals
     for need, module in modules.items():
         hidden_BTD = _hidden_states(calls[need])
@@ -170,7 +170,7 @@ _RECORDING = "atr_received"
 AttentionInterface.register(_RECORDING, _record)
 
 
-def _received(tower: Any, module: Any, call: _Call, special: int) -> Tensor:
+def _received(tower: Any, module: Any, call: Call, special: int) -> Tensor:
     """Attention that each patch and special token received in the recorded call of a layer; (B, T)."""
     args, kwargs = call
     recorder = _Recorder(special or None)
@@ -198,12 +198,12 @@ class _Merge:
 
     tower: Any
     order: str
-    grids: Sequence[tuple[int, int]]
+    grids: Sequence[Grid]
     side: int
     special: int
 
     @classmethod
-    def of(cls, tower: Any, order: str, hidden_BTD: Tensor, grids: Sequence[tuple[int, int]]) -> "_Merge":
+    def of(cls, tower: Any, order: str, hidden_BTD: Tensor, grids: Sequence[Grid]) -> "_Merge":
         """That of a layer's input: a row for each tile, padded to the longest, or one row for all of them."""
         counts = [rows * columns for rows, columns in grids]
         tokens = max(counts) if len(hidden_BTD) == len(grids) else sum(counts)
@@ -233,38 +233,16 @@ class _Merge:
         return [raster_places(self.tower.config, grid_13, self.side) for grid_13 in patches]
 
 
-@contextmanager
-def _record_calls(modules: Mapping[str, Any]) -> Iterator[dict[str, _Call]]:
-    """Record the arguments of each module's one call in the block; the dict is filled after the block."""
-    recorded: list[tuple[str, _Call]] = []
-    calls: dict[str, _Call] = {}
-    with ExitStack() as hooks:
-        for need, module in modules.items():
-            hook = partial(_keep_call, recorded, need)
-            hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
-        yield calls
-    assert len(recorded) == len(modules), f"{len(recorded)} calls of {len(modules)} layers, not one forward"
-    calls.update(recorded)
-
-
-def _keep_call(
-    recorded: list[tuple[str, _Call]], need: str, module: Any, args: Any, kwargs: Any, output: Any
-) -> None:
-    recorded.append((need, (args, kwargs)))
-
-
-def _hidden_states(call: _Call) -> Tensor:
+def _hidden_states(call: Call) -> Tensor:
     """The input of an attention module as rows of patches, (B, T, D)."""
     args, kwargs = call
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden if hidden.ndim == 3 else hidden[None]
 
 
-def _attention_module(model: Any, tower: Any, layer: int | str | None, need: str) -> Any:
+def _attention_module(model: Any, tower: Any, layer: TowerLayer | None, need: str) -> Any:
     """The attention module of the layer in which a need is captured."""
-    depth = _depth(tower)
-    stacks = (module for module in tower.modules() if isinstance(module, nn.ModuleList))
-    blocks = next(stack for stack in stacks if len(stack) == depth)
+    depth = tower.config.num_hidden_layers
     whole = sorted(getattr(tower.config, "fullatt_block_indexes", range(depth)))
     read = _block(model, depth, layer)
     index = {
@@ -272,12 +250,11 @@ def _attention_module(model: Any, tower: Any, layer: int | str | None, need: str
         "first_attention_BN": whole[0],
         "attention_BN": max((block for block in whole if block <= read), default=whole[0]),
     }[need]
-    return next(
-        module for module in blocks[index].modules() if hasattr(module, "qkv") or hasattr(module, "k_proj")
-    )
+    modules = tower_layer(tower, index + 1).modules()
+    return next(module for module in modules if hasattr(module, "qkv") or hasattr(module, "k_proj"))
 
 
-def _block(model: Any, depth: int, layer: int | str | None) -> int:
+def _block(model: Any, depth: int, layer: TowerLayer | None) -> int:
     """Index of the block whose output is `hidden_states[layer]`."""
     if not isinstance(layer, int):
         names = ("vision_feature_layer", "vision_feature_layers")
@@ -292,13 +269,8 @@ def _block(model: Any, depth: int, layer: int | str | None) -> int:
     return index
 
 
-def _depth(tower: Any) -> int:
-    return int(getattr(tower.config, "num_hidden_layers", None) or tower.config.depth)
-
-
 def _check(model: Any, needs: Collection[str]) -> None:
-    if unknown := sorted(set(needs) - set(CAPTURABLE)):
-        raise ValueError(f"{unknown[0]} cannot be captured, allowed: {', '.join(CAPTURABLE)}")
+    check_capturable(needs)
     kind = model.config.model_type
     if needs and kind not in PATCH_ORDER:
         allowed = ", ".join(PATCH_ORDER)

@@ -12,15 +12,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from atr.core.ragged import Grid
 from atr.core.tower_layer import MERGED, TowerLayer
-from atr.features.merged import (
-    PATCHES,
-    image_features,
-    patch_side,
-    pooled_states,
-    token_grids,
-    vision_tower,
-)
+from atr.features.merged import PATCHES, image_features, pooled_states, token_grids, vision_tower
 from atr.features.query_key_attention import capture_merged_attention
+from atr.features.token_grids import patch_side
 
 PATCHES_PER_PASS = 8192
 """Images are encoded together up to so many patches: attention masks of some towers are their square."""

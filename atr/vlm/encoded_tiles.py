@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from atr.core.ragged import Grid
 from atr.reduction import EncoderOutput
 
 
@@ -32,12 +33,12 @@ class EncodedTiles:
     @classmethod
     def of_grids(
         cls,
-        grids: Sequence[tuple[int, int]],
+        grids: Sequence[Grid],
         fields: Mapping[str, Sequence[Tensor]],
         output: Any = None,
     ) -> Self:
         """Tiles with a grid each; `fields` are those of EncoderOutput, with one (N, ...) per tile."""
-        members: dict[tuple[int, int], list[int]] = {}
+        members: dict[Grid, list[int]] = {}
         for tile, grid in enumerate(grids):
             members.setdefault(grid, []).append(tile)
         groups = []

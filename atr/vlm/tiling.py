@@ -58,7 +58,7 @@ class TileLayout:
         return [mark_PT.argmax(-1).where(mark_PT[:, -1] == 0, ROW_END) for mark_PT in packed]
 
     @cached_property
-    def grids(self) -> list[tuple[tuple[int, int], ...]]:
+    def grids(self) -> list[tuple[Grid, ...]]:
         """The grids of the tiles of each image."""
         return [self.tiling.grids[first:after] for first, after in pairwise(self.tiling.firsts)]
 

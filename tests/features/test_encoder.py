@@ -362,7 +362,10 @@ def test_grid_is_that_of_the_processed_image(tmp_path):
     assert encoder(pixels_BCHW).shape == (1, 18, 24)
 
 
-@pytest.mark.parametrize("kind", sorted(RESIZABLE))
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(RESIZABLE)],
+)
 def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)
     encoder = Encoder.load(path, -2, size=(84, 42))

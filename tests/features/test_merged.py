@@ -15,6 +15,8 @@ BLOCKS = {  # patches along a side of a token
     "qwen2_vl": 2, "qwen2_5_vl": 2, "qwen3_vl": 2, "qwen3_5": 2, "gemma3": 2, "gemma4": 2, "internvl": 2,
     "paligemma": 1, "smolvlm": 3, "idefics3": 2, "mistral3": 2,
 }  # fmt: skip
+FAST = ("qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "internvl", "smolvlm", "mistral3")
+"""Each way of merging, and of passing tiles."""
 ONE_SIZE = {"gemma3", "paligemma", "internvl", "smolvlm", "idefics3"}
 
 
@@ -33,7 +35,9 @@ def noise(seed, grid, side):
     return Image.fromarray(pixels.byte().numpy())
 
 
-@pytest.fixture(params=BLOCKS)
+@pytest.fixture(
+    params=[kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in BLOCKS]
+)
 def host(request, hosts):
     """Kind, model, pictures of several grids, and the processor's tensors of pictures."""
     model, folder = hosts(request.param)

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from atr.features import query_key_attention
 from atr.features.query_key_attention import PATCH_ORDER, capture_merged_attention, mean_received
+from atr.features.token_grids import image_arguments
 from atr.vlm.families import family_of
 from atr.vlm.families.tiny import tiny_config, tiny_inputs, tiny_model
-from atr.vlm.families.tiny_inputs import image_arguments
 
 HEADS = 2
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}

@@ -1,6 +1,7 @@
 """What a user may do wrong with a family is said in one line, before the tower runs."""
 
 import re
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -32,8 +33,19 @@ by_family = pytest.mark.parametrize("family", FAMILIES)
 by_token_type = pytest.mark.parametrize(("family", "key"), TOKEN_TYPES.items())
 
 
-@pytest.fixture
-def model(family):
+@cache
+def tiny(family):
+    """A tiny copy, to be read only."""
+    return tiny_model(tiny_config(family))
+
+
+@cache
+def made_inputs(family):
+    return tiny_inputs(tiny(family))
+
+
+@cache
+def without_tower(family):
     """A tiny copy whose tower must not run."""
 
     def refuse(*_):
@@ -46,8 +58,13 @@ def model(family):
 
 
 @pytest.fixture
+def model(family):
+    return without_tower(family)
+
+
+@pytest.fixture
 def inputs(family):
-    return tiny_inputs(tiny_model(tiny_config(family)))
+    return dict(made_inputs(family))
 
 
 def refuse(message, model, inputs, keep=0.5, reducer=None, **options):
@@ -151,7 +168,7 @@ def test_a_budget_that_leaves_no_token(model, inputs, keep):
 @by_family
 @torch.no_grad()
 def test_a_small_fraction_leaves_a_token_and_no_image_leaves_none(family, inputs):
-    model = tiny_model(tiny_config(family))
+    model = tiny(family)
     assert [kept.tokens for kept in reduce(model, inputs, HalfByFeature(), 0.001).kept] == [1, 1, 1]
     assert [kept.tokens for kept in reduce(model, inputs, NoImage(), 0).kept] == [0, 0, 0]
     prepared = prepare(model, inputs)
@@ -177,7 +194,7 @@ def packed(model, patches, tokens):
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "paddleocr_vl"])
 def test_an_image_of_fewer_patches_than_a_token(model):
-    message = r"^inputs: image or tile 0 is \(1, 1\), less than one token of \(2, 2\)$"
+    message = r"^inputs: image or tile 0 is \(1, 1\) patches, less than one token of \(2, 2\)$"
     refuse(message, model, packed(model, (1, 1), 0) | {"pixel_values": torch.randn(1, 96)})
 
 
@@ -186,7 +203,7 @@ def test_an_image_of_fewer_patches_than_a_token(model):
 @torch.no_grad()
 def test_images_of_one_token_and_of_extreme_shapes_are_served(family, grid):
     """A processor of transformers refuses more than 200 to 1 itself."""
-    model = tiny_model(tiny_config(family))
+    model = tiny(family)
     inputs = packed(model, (2 * grid[0], 2 * grid[1]), grid[0] * grid[1])
     reduced = reduce(model, inputs, HalfByFeature(), 0.25)
     (kept,) = reduced.kept
@@ -197,7 +214,7 @@ def test_images_of_one_token_and_of_extreme_shapes_are_served(family, grid):
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava", "internvl"])
 @torch.no_grad()
 def test_an_image_without_text_is_refused_by_reducers_that_need_text_alone(family):
-    model = tiny_model(tiny_config(family))
+    model = tiny(family)
     inputs = tiny_inputs(model, ((0,),))
     place_BL = inputs["input_ids"] == model.config.image_token_id
     bare = inputs | {

@@ -29,11 +29,11 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
+from atr.features.token_grids import image_arguments
 from atr.vlm.boxes import token_boxes
 from atr.vlm.families import supported_types
 from atr.vlm.families.proof import HalfByFeature
 from atr.vlm.families.tiny import tiny_config, tiny_model
-from atr.vlm.families.tiny_inputs import image_arguments
 from atr.vlm.reduce import prepare, reduce
 from atr.vlm.sequence import token_types
 from atr.vlm.tiling import ROW_END
@@ -85,6 +85,15 @@ PROCESSORS = {
 }
 NEED_TORCHVISION = {"cohere2_vision", "kimi_k25", "lfm2_vl"}
 """Their processors do not load here; tests/vlm/test_views.py has their geometry."""
+FAST = (
+    "llava", "llava_next", "llava_onevision", "qwen2_5_vl", "gemma3", "gemma4", "internvl", "smolvlm",
+    "mistral3", "glm4v", "paddleocr_vl", "ovis2", "minicpmv4_6",
+)  # fmt: skip
+"""A family of each image processor whose geometry is its own."""
+FAMILIES = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    for name in sorted(set(PROCESSORS) & set(supported_types()))
+]
 SIZES = [(90, 60), pytest.param((50, 110), marks=pytest.mark.slow)]
 FIRST, TAG, LAST = 70, 71, 72
 """Tokens of text in front of runs of placeholders."""
@@ -129,7 +138,7 @@ HALF = 2
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("family", sorted(set(PROCESSORS) & set(supported_types())))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_painted_spot_lies_in_the_rectangles_of_the_tokens_it_changes(family, size):
     """One in each tile that shows the spot; tokens of other tiles do not change at all."""
     model = tiny_model(tiny_config(family))

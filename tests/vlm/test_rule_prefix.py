@@ -126,7 +126,7 @@ def test_weights_of_1_and_0_are_the_models_own_pass_over_what_is_kept(model, kee
     torch.testing.assert_close(log_probabilities(model, sequences), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY_TYPES)
+@pytest.mark.parametrize("name", [*CASES, *WHY_NOT])
 def test_what_cannot_be_shared_is_known_by_the_configuration(name):
     with torch.device("meta"):
         model = tiny_model(tiny_config(name))

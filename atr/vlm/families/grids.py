@@ -6,15 +6,14 @@ placeholders in the text. Shapes: B rows, L tokens of a row.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from math import isqrt
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from atr.core.ragged import Grid
+from atr.features.token_grids import block_grids, count_tiles, merge_size, size_argument
 from atr.vlm.families.pixel_checks import check_tiles, read_sizes
 
 
@@ -47,84 +46,20 @@ def find_runs(ids_BL: Tensor, placeholder_BL: Tensor) -> list[PlaceholderRun]:
 
 def native_grids(model: Any, inputs: Mapping[str, Tensor], runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """The grids that the processor's sizes say, whichever it gives; without sizes, tiles are square."""
-    known = set(signature(model.base_model.get_image_features).parameters) - {"kwargs"}
-    for key, find in _BY_SIZES.items():
-        if key in known:
-            return find(model, inputs)
+    if key := size_argument(model):
+        if key == "image_sizes":
+            check_tiles(inputs["pixel_values"])
+        read_sizes(inputs, key)
+        return block_grids(model, inputs, merge_size(model.config))
     return square_grids(inputs["pixel_values"], runs)
-
-
-def packed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
-    """Towers of packed patches: `image_grid_thw` (time, rows, columns) over the merge size."""
-    sizes = _merged(read_sizes(inputs, "image_grid_thw"), merge_size(model))
-    return [(rows, columns) for _, rows, columns in sizes]
-
-
-def shaped_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
-    """Padded patches of each tile: `spatial_shapes` (rows, columns) over the merge size."""
-    return _merged(read_sizes(inputs, "spatial_shapes"), merge_size(model))
-
-
-def strip_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
-    """Patches of all tiles in one strip: `target_sizes` (rows, columns) over both merges of MiniCPM-V 4.6."""
-    config = model.config
-    in_tower = 1 if config.downsample_mode == "4x" else 2
-    sizes = _merged(read_sizes(inputs, "target_sizes"), in_tower)
-    return _merged(torch.tensor(sizes), merge_size(model) ** config.merger_times)
-
-
-def placed_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
-    """Patches with their (column, row), -1 for padding: the largest of each over the merge size."""
-    places_BNX = read_sizes(inputs, "image_position_ids")
-    return _merged(places_BNX.amax(1).flip(-1) + 1, merge_size(model))
-
-
-def sized_grids(model: Any, inputs: Mapping[str, Tensor]) -> list[Grid]:
-    """Images of their own size: `image_sizes` in pixels over patch and merge size."""
-    check_tiles(inputs["pixel_values"])
-    return _merged(
-        read_sizes(inputs, "image_sizes"), model.config.vision_config.patch_size * merge_size(model)
-    )
-
-
-_BY_SIZES = {
-    "image_grid_thw": packed_grids,
-    "spatial_shapes": shaped_grids,
-    "target_sizes": strip_grids,
-    "image_position_ids": placed_grids,
-    "image_sizes": sized_grids,
-}
-"""By the argument of `get_image_features` that says the sizes of tiles."""
-
-
-def merge_size(model: Any) -> int:
-    """Patches along a side of a token; raises ValueError if the configuration does not say it."""
-    for config in (model.config.vision_config, model.config):
-        for name in ("spatial_merge_size", "merge_kernel_size", "pooling_kernel_size", "downsample_factor"):
-            if value := getattr(config, name, None):
-                sides = value if isinstance(value, list | tuple) else [value]
-                return int(sides[0])
-    raise ValueError(
-        f"model type {model.config.model_type!r}: its config does not say how patches are merged"
-    )
-
-
-def _merged(sizes: Any, side: int) -> list[Any]:
-    shapes = [tuple(shape) for shape in torch.as_tensor(sizes).tolist()]
-    for image, shape in enumerate(shapes):
-        if min(shape[-2:]) < side:
-            raise ValueError(
-                f"inputs: image or tile {image} is {shape[-2:]}, less than one token of {(side, side)}"
-            )
-    return [tuple(size // side for size in shape) for shape in shapes]
 
 
 def square_grids(pixels: Tensor, runs: Sequence[PlaceholderRun]) -> list[Grid]:
     """Tiles of one square grid, as many as the pixels have: all placeholders are shared by them."""
     check_tiles(pixels)
     placeholders = sum(run.length for run in runs)
-    tiles = _count_tiles(pixels)
-    side = isqrt(placeholders // tiles) if tiles else 0
+    tiles = count_tiles(pixels)
+    side = isqrt(placeholders // tiles)
     if tiles * side**2 != placeholders:
         raise ValueError(
             f"input_ids: {placeholders} image placeholders for {tiles} tiles of pixel_values, which all have "
@@ -175,10 +110,3 @@ def _group(runs: Sequence[PlaceholderRun], grids: Sequence[Grid], ends: Sequence
             f"{len(grids)} tiles; a placeholder typed in a text counts as well"
         )
     return counts
-
-
-def _count_tiles(pixels: Tensor) -> int:
-    """Tiles of pixels (tiles, ...) or (rows, tiles, ...), where tiles of nothing but zeros are padding."""
-    if pixels.ndim < 5:
-        return len(pixels)
-    return int((pixels != 0).flatten(2).any(-1).sum())

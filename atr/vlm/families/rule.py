@@ -17,6 +17,7 @@ from torch import Tensor
 from atr.features.attention_hooks import CAPTURABLE
 from atr.features.merged import encode_images
 from atr.features.query_key_attention import capture_merged_attention
+from atr.features.token_grids import image_arguments, real_tiles
 from atr.vlm.encoded_tiles import EncodedTiles
 from atr.vlm.families.base import Layer, Tiling
 from atr.vlm.families.grids import find_runs
@@ -35,7 +36,7 @@ class Rule:
 
     def image_keys(self, model: Any) -> frozenset[str]:
         """The arguments of `get_image_features`."""
-        return frozenset(signature(image_encoder(model)).parameters) - {"kwargs"}
+        return image_arguments(model)
 
     def tiling(self, model: Any, inputs: Mapping[str, Tensor]) -> Tiling:
         """The grids by the table's rule, and the tiles of each image by the runs of placeholders."""
@@ -57,10 +58,9 @@ class Rule:
         Attention and keys are averaged likewise, and those of merged tokens are of the layer that is merged.
         """
         _check_needs(model, tiling, needs)
-        images = {key: value for key, value in inputs.items() if key in self.image_keys(model)}
         signals = set(needs) & set(CAPTURABLE)
         with capture_merged_attention(model, layer, tiling.grids, signals) as observed:
-            output, states = encode_images(model, images, layer if isinstance(layer, int) else None)
+            output, states = encode_images(model, inputs, layer if isinstance(layer, int) else None)
         counts = [rows * columns for rows, columns in tiling.grids]
         merged = _split(output.pooler_output, counts)
         fields = {"features_BND": merged if states is None else states, "projected_BND": merged, **observed}
@@ -99,11 +99,6 @@ def _check_needs(model: Any, tiling: Tiling, needs: Collection[str]) -> None:
         )
 
 
-def image_encoder(model: Any) -> Any:
-    """The model's `get_image_features`."""
-    return model.base_model.get_image_features
-
-
 def why_not_served(model: Any) -> str:
     """What the rule misses in a model; empty if it can be asked all that the rule needs."""
     if "mm_encoder_outputs" not in signature(type(model).forward).parameters:
@@ -120,9 +115,8 @@ def _image_keys(inputs: Mapping[str, Tensor], tiles: int) -> list[Tensor]:
     pixels = inputs["pixel_values"]
     if "image_grid_thw" in inputs:  # (patches of all images, values)
         return list(torch.split(pixels, torch.as_tensor(inputs["image_grid_thw"]).prod(-1).tolist()))
-    if pixels.ndim == 5:  # (rows, tiles, ...), where tiles of nothing but zeros are padding
-        pixels = pixels.flatten(0, 1)
-        pixels = pixels[pixels.flatten(1).any(-1)]
+    if pixels.ndim == 5:  # (rows, tiles, ...)
+        pixels = real_tiles(pixels)
     if len(pixels) != tiles:
         return []
     if "image_sizes" not in inputs:

@@ -1,6 +1,6 @@
 """What is known of each supported model type, measured on its tiny copy, and which are not supported."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -12,6 +12,8 @@ import transformers
 from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from atr.core.ragged import Grid
+from atr.features.token_grids import patch_grids
 from atr.vlm.families import family_of, supported_types
 from atr.vlm.families.base import Tiling
 from atr.vlm.families.checked import checked_types
@@ -19,6 +21,7 @@ from atr.vlm.families.exactness import why_not_exact
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.tiny import load_config, tiny_config, tiny_model
 from atr.vlm.families.tiny_inputs import tiny_inputs
+from atr.vlm.families.tower import TowerFamily
 from atr.vlm.families.videos import video_keys
 from atr.vlm.sequence import has_axes, token_types
 from atr.vlm.tiling import TileLayout
@@ -73,7 +76,7 @@ def summarise_family(model_type: str) -> Summary:
     return Summary(
         model_type,
         proven,
-        str(_count_patches(model, inputs) // sum(rows * columns for rows, columns in tiling.grids)),
+        _patches(model, inputs, tiling),
         _describe_layout(model, tiling),
         ", ".join(sorted(token_types(model))),
         ", ".join(_scores(model, inputs, tiling)),
@@ -130,24 +133,16 @@ def _removed(model: Any) -> str:
     return "yes"
 
 
-def _count_patches(model: Any, inputs: Mapping[str, Tensor]) -> int:
-    """Patches of all images, without padding."""
-    for key in ("image_grid_thw", "target_sizes", "spatial_shapes"):
-        if key in inputs:
-            return int(inputs[key].prod(-1).sum())
-    if "image_position_ids" in inputs:
-        return int((inputs["image_position_ids"] >= 0).all(-1).sum())
-    patch, pixels = _patch_size(model.config), inputs["pixel_values"]
-    if "image_sizes" in inputs and pixels.ndim == 4:
-        return int(inputs["image_sizes"].prod(-1).sum()) // patch**2
-    tiles = pixels.flatten(0, -4)
-    real = int(tiles.flatten(1).any(1).sum())
-    return real * tiles.shape[-2] * tiles.shape[-1] // patch**2
+def _patches(model: Any, inputs: Mapping[str, Tensor], tiling: Tiling) -> str:
+    """Patches of a token; a user's own family need not know them."""
+    family = family_of(model)
+    if isinstance(family, Rule):
+        return str(_count(patch_grids(model, inputs)) // _count(tiling.grids))
+    return "1" if isinstance(family, TowerFamily) else "?"
 
 
-def _patch_size(config: Any) -> int:
-    size = config.vision_config.patch_size
-    return int(size[0] if isinstance(size, list | tuple) else size)
+def _count(grids: Sequence[Grid]) -> int:
+    return sum(rows * columns for rows, columns in grids)
 
 
 def _describe_layout(model: Any, tiling: Tiling) -> str:

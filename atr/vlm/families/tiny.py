@@ -68,6 +68,8 @@ _CHECKPOINT = (
     "_name_or_path",
 )
 
+_SMALL_WINDOWS = {"vision_config": {"window_size": 4 * _PATCH}}
+"""Windows smaller than an image, or their order would be that of the image."""
 _OVERRIDES: dict[str, dict[str, Any]] = {
     # A 4 x 4 average pool over 12 x 12 patches.
     "gemma3": {"vision_config": {"image_size": 12 * _PATCH}, "mm_tokens_per_image": 9},
@@ -76,7 +78,9 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     # Two convolutions of stride 2 after the tower.
     "got_ocr2": {"vision_config": {"image_size": 12 * _PATCH, "window_size": 4}},
     "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention"]}},
-    "qwen2_5_vl": {"vision_config": {"window_size": 4 * _PATCH}},
+    "exaone4_5": _SMALL_WINDOWS,
+    "hyperclovax_vision_v2": _SMALL_WINDOWS,
+    "qwen2_5_vl": _SMALL_WINDOWS,
     # Its default names no placeholder.
     "minicpmv4_6": {
         "vision_config": {"image_size": 8 * _PATCH},

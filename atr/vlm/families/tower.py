@@ -19,7 +19,7 @@ from atr.vlm.image_tokens import ImageTokens
 
 
 class TowerFamily:
-    """Encoding and token types of a family whose images pass a vision tower and then a projector.
+    """Encoding and tokens of a family whose images pass a vision tower and then a projector.
 
     A family adds `image_keys`, `tiling` and `pack` of `atr.vlm.families.base.Family`.
     """

@@ -7,7 +7,7 @@ from atr.vlm.families.proof import HalfByFeature
 from atr.vlm.families.rule import Rule
 from atr.vlm.families.table import TABLE
 from atr.vlm.families.tiny import tiny_config, tiny_inputs, tiny_model
-from atr.vlm.families.tiny_inputs import TINY_IMAGES
+from atr.vlm.families.tiny_pixels import TINY_IMAGES
 from atr.vlm.reduce import prepare, reduce
 
 NATIVE = [

@@ -12,14 +12,14 @@ from atr.vlm.families.tiny import (
 )
 from atr.vlm.families.tiny_inputs import ROWS
 
-TYPES = pytest.mark.parametrize("model_type", TINY_TYPES)
 LAYOUTS = [
     "llava_onevision", "ernie4_5_vl_moe", "gemma4", "paligemma", "internvl", "smolvlm", "mistral3", "lfm2_vl",
     "minicpmv4_6", "ovis2",
 ]  # fmt: skip
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in TINY_TYPES if name not in LAYOUTS]
 
 
-@TYPES
+@pytest.mark.parametrize("model_type", [*LAYOUTS, *OTHERS])
 @torch.no_grad()
 def test_a_copy_reads_its_images(model_type):
     model = tiny_model(tiny_config(model_type))
