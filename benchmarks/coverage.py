@@ -1,11 +1,10 @@
 """Time and memory of coverage, `Scope` over cosines, against all gains of the whole matrix in every step.
 
 Prints milliseconds per image of both in turns, and the median of their ratios, by wall-clock and CPU time.
-Each step of the plain algorithm takes as long as another, so that a few of them give the time of all. The
-tokens are noise around shared means, the weights uniform. Memory is that of torch's tensors.
+The tokens are noise around shared means, the weights uniform. Memory is that of torch's tensors.
 
     python -m benchmarks.coverage
-    python -m benchmarks.coverage --tokens 2928 --keep 0.1 0.2 0.5 0.9
+    python -m benchmarks.coverage --tokens 2928 --keep 0.1 --rounds 1
 """
 
 from argparse import ArgumentParser
@@ -22,10 +21,8 @@ from atr.reduction import EncoderOutput
 from atr.reduction.coverage import Scope, full_order_BK
 from atr.reduction.similarity import grid_units
 from benchmarks.memory import peak
-from benchmarks.timing import Seconds, alternate, time_call
+from benchmarks.timing import alternate, time_call
 
-STEPS = 9
-"""Steps of the plain algorithm that are timed."""
 COLUMNS = "{:>6}{:>6}{:>6}{:>12}{:>12}{:>10}{:>10}{:>12}{:>12}"
 
 
@@ -52,23 +49,6 @@ def cover(encoded: EncoderOutput, k: int) -> Tensor:
     return Scope()(encoded, k)
 
 
-def compare(encoded: EncoderOutput, k: int, rounds: int) -> tuple[list[Seconds], list[Seconds]]:
-    """Seconds of a batch in each round, the plain algorithm's and ours."""
-    steps = min(k, STEPS)
-    calls = (
-        partial(order_plainly, encoded, 1),
-        partial(order_plainly, encoded, steps),
-        partial(cover, encoded, k),
-    )
-    ones, several, ours = alternate([partial(time_call, call) for call in calls], rounds)
-    scale = (k - 1) / max(1, steps - 1)
-    plain = [
-        Seconds(*(first + scale * (more - first) for first, more in zip(one, many, strict=True)))
-        for one, many in zip(ones, several, strict=True)
-    ]
-    return plain, ours
-
-
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print one table."""
@@ -88,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sizes = [peak(partial(call, encoded, 1)) / 2**20 for call in (order_plainly, cover)]
             for fraction in options.keep:
                 count = budget(fraction, tokens)
-                sides = compare(encoded, count, options.rounds)
+                calls = (partial(call, encoded, count) for call in (order_plainly, cover))
+                sides = alternate([partial(time_call, call) for call in calls], options.rounds)
                 times = (1000 / images * median(time.wall for time in side) for side in sides)
                 ratios = (median(b[kind] / a[kind] for a, b in zip(*sides, strict=True)) for kind in (0, 1))
                 texts = [f"{time:.2f}" for time in times] + [f"{ratio:.3f}" for ratio in ratios]
