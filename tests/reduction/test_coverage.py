@@ -63,8 +63,8 @@ def weights_of(kind, shape, generator):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    images=st.integers(1, 4),
-    tokens=st.integers(16, 200),
+    images=st.integers(1, 5),
+    tokens=st.integers(16, 220),
     width=st.sampled_from([1, 3, 16, 64]),
     vectors=st.sampled_from(["random", "repeated", "alike", "few", "zero"]),
     weights=st.sampled_from(["random", "peaked", "tied", "equal"]),
