@@ -16,6 +16,8 @@ SPACES = ("features", "projected")
 
 _UNIT = 2.0**26
 _COSINE = 2.0**36
+_ROWS = 256
+"""Rows of cosines computed at once, from the diagonal on: the other half is equal."""
 
 
 def rounded_cosines_BNN(features_BND: Tensor) -> Tensor:
@@ -32,22 +34,32 @@ def exact_cosines_BNN(features_BND: Tensor) -> Tensor:
     that their sums over up to 2^16 tokens are exact too.
     """
     units_BND = grid_units(features_BND)
-    return _to_multiples(units_BND @ units_BND.mT, _COSINE)
+    images, tokens, _ = units_BND.shape
+    if tokens <= _ROWS:
+        return _round(units_BND @ units_BND.mT, _COSINE)
+    cosines_BNN = units_BND.new_empty(images, tokens, tokens)
+    for start in range(0, tokens, _ROWS):
+        stop = start + _ROWS
+        part = _round(units_BND[:, start:stop] @ units_BND[:, start:].mT, _COSINE)
+        cosines_BNN[:, start:stop, start:] = part
+        cosines_BNN[:, stop:, start:stop] = part[..., _ROWS:].mT
+    return cosines_BNN
 
 
 def grid_units(vectors: Tensor) -> Tensor:
     """Vectors (..., D) at unit length, 0 for a zero vector, rounded to multiples of 2^-26; float64."""
     tiny = torch.finfo(torch.float64).tiny
-    return to_grid(F.normalize(vectors.double(), dim=-1, eps=tiny))
+    return _round(F.normalize(vectors.double(), dim=-1, eps=tiny), _UNIT)
 
 
 def to_grid(values: Tensor) -> Tensor:
     """Values rounded to multiples of 2^-26, float64."""
-    return _to_multiples(values.double(), _UNIT)
+    return _round(values.to(torch.float64, copy=True), _UNIT)
 
 
-def _to_multiples(values: Tensor, of_one: float) -> Tensor:
-    return (values * of_one).round() / of_one
+def _round(values: Tensor, of_one: float) -> Tensor:
+    """Round to multiples of 1 / of_one, a power of two, in place."""
+    return values.mul_(of_one).round_().mul_(1 / of_one)
 
 
 def precise(values: Tensor) -> Tensor:
