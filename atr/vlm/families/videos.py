@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from atr.features.token_grids import merge_size
 from atr.vlm.families import family_of
-from atr.vlm.families.grids import merge_size
 from atr.vlm.families.pixel_checks import read_sizes
 from atr.vlm.families.rule import Rule
 
@@ -29,7 +29,7 @@ def check_videos(model: Any, inputs: Mapping[str, Any]) -> None:
     given, needed = int((inputs["input_ids"] == model.config.video_token_id).sum()), 0
     if "pixel_values_videos" in inputs:
         sizes = read_sizes(inputs, "video_grid_thw", "pixel_values_videos")
-        needed = int(sizes.prod(-1).sum()) // merge_size(model) ** 2
+        needed = int(sizes.prod(-1).sum()) // merge_size(model.config) ** 2
     if given != needed:
         raise ValueError(
             f"input_ids: {given} video placeholders for {needed} tokens of videos; a placeholder typed in a "
