@@ -219,3 +219,19 @@ def test_pipeline_prints_each_ratio_with_its_two_times(capsys):
     ]  # fmt: skip
     for row in rows:
         assert float(row[4]) == pytest.approx(float(row[2]) / float(row[3]), rel=0.05)
+
+
+def test_coverage_prints_a_row_for_every_size_batch_and_budget(capsys):
+    small = ("--tokens", "9", "230", "--width", "16", "--keep", "0.1", "0.5", "--batch", "1", "4")
+    device, header, *lines = printed("coverage", capsys, *small, "--rounds", "1")
+    assert "width 16" in device and header.split()[:3] == ["N", "B", "K"]
+    rows = [line.split() for line in lines]
+    assert [row[:3] for row in rows] == [
+        [tokens, images, kept]
+        for tokens, counts in (("9", ("1", "5")), ("230", ("23", "115")))
+        for images in ("1", "4")
+        for kept in counts
+    ]
+    assert all(float(number) > 0 for row in rows for number in row[3:7])
+    plain, ours = map(float, rows[-1][-2:])
+    assert ours < plain, "one image's cosines at a time"

@@ -18,7 +18,7 @@ Array = NDArray[Any]
 _FIRST = 16
 """Gains evaluated at first in a step; eight times as many in each further round of it."""
 _FEW, _MANY = 200, 4
-"""Most tokens and fewest images at which all gains at once take less time than few of each image."""
+"""Most tokens and least images at which all gains of a batch at once take less time than few of each."""
 _ENTRIES = 2**16
 """Entries of the similarity read at once, so that what is computed of them stays in a cache."""
 
