@@ -9,7 +9,7 @@ from PIL import Image
 
 from atr.core.timing import device_name, milliseconds
 from atr.datasets.decoding import decode
-from atr.vlm.export import FILES, OPSET, Exported, Run, export_vision, load_exported
+from atr.vlm.export import FILES, OPSET, Exported, RunVision, export_vision, load_exported
 
 _SECONDS = 1.0
 """Time for which a call is repeated."""
@@ -34,13 +34,13 @@ def export(vlm: str, selector: str, keep: str, to: str, folder: str, check: str 
     return 1 if others else 0
 
 
-def keeps_same(exported: Exported, run: Run, image: Image.Image) -> bool:
+def keeps_same(exported: Exported, run: RunVision, image: Image.Image) -> bool:
     """Whether the graph keeps the same tokens of an image as the model's own modules."""
     pixels_1CHW = exported.pixels(image)
     return torch.equal(run(pixels_1CHW)[1], exported.run_eagerly(pixels_1CHW)[1])
 
 
-def _describe(exported: Exported, run: Run) -> Iterator[str]:
+def _describe(exported: Exported, run: RunVision) -> Iterator[str]:
     """The file, and the times of an image."""
     opset = "" if exported.format == "torch" else f", from ai.onnx opset {OPSET}"
     path, megabytes = exported.folder / FILES[exported.format], exported.bytes / 1e6

@@ -40,7 +40,7 @@ FILES = {
     "openvino": "openvino_vision_embeddings_model.xml",
 }
 """File of each format; OpenVINO GenAI looks for its vision encoder under this name."""
-SETTINGS = "export.json"
+EXPORT_SETTINGS = "export.json"
 """File beside the graph: what was exported, and how many tokens it keeps."""
 OPSET = 20
 """Version of the operator set ai.onnx."""
@@ -51,7 +51,7 @@ _PACKAGES = {
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+RunVision = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From pixels_BCHW to the kept tokens (B, K, D) and their indices keep_BK."""
 
 
@@ -132,7 +132,7 @@ class Exported:
     @property
     def bytes(self) -> int:
         """Size of the graph with its weights."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name != SETTINGS)
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name != EXPORT_SETTINGS)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """The processor's pixel values of one image, (1, C, H, W)."""
@@ -171,7 +171,9 @@ def export_vision(vlm: str, selector: str, keep: float | str, to: str, folder: P
     graph = VisionGraph(model, loaded, kept).eval()
     with whole_folder(folder) as unfinished:
         _write(_trace(graph, sample_1CHW), to, unfinished / FILES[to])
-        write_json(unfinished / SETTINGS, _settings(vlm, selector, exported, list(sample_1CHW.shape[1:])))
+        write_json(
+            unfinished / EXPORT_SETTINGS, _settings(vlm, selector, exported, list(sample_1CHW.shape[1:]))
+        )
     return exported
 
 
@@ -179,9 +181,7 @@ def _check_settings(keep: float | str, to: str, folder: Path) -> Policy:
     if to not in FILES:
         raise ValueError(f"to: {to!r} is unknown, allowed: {', '.join(FILES)}")
     if isinstance(keep, str):
-        raise ValueError(
-            f"keep: {keep!r} is not allowed in a graph, allowed: a fraction, or an int that counts"
-        )
+        raise ValueError(f"keep: {keep!r} is not allowed in a graph, allowed: a fraction or a count")
     policy = Policy(keep)
     if os.path.lexists(folder):
         raise ValueError(f"{folder} exists, allowed: a new folder")
@@ -203,7 +203,7 @@ def _check_model(vlm: str, skeleton: Any) -> None:
         raise ValueError(f"{vlm}: model type {skeleton.config.model_type!r} is not exported, allowed: llava")
 
 
-def _settings(vlm: str, selector: str, exported: Exported, pixels: list[int]) -> dict[str, Any]:
+def _settings(vlm: str, selector: str, exported: Exported, sample_1CHW: Tensor) -> dict[str, Any]:
     opset = {} if exported.format == "torch" else {"opset": OPSET}
     return opset | {
         "format": exported.format,
@@ -211,7 +211,7 @@ def _settings(vlm: str, selector: str, exported: Exported, pixels: list[int]) ->
         "kept": exported.kept,
         "of": exported.of,
         "outputs": list(OUTPUTS),
-        "pixels": pixels,
+        "pixels": list(sample_1CHW.shape[1:]),
         "positions": exported.selector.record.get("positions"),
         "selector": selector,
         "vlm": vlm,
@@ -251,18 +251,18 @@ def _write_onnx(program: Any, path: Path) -> None:
     converted.save(path)
 
 
-def load_exported(folder: Path, format: str) -> Run:
+def load_exported(folder: Path, format: str) -> RunVision:
     """The function of an exported folder, by torch, ONNX Runtime or OpenVINO, on as many threads as torch."""
     path, threads = folder / FILES[format], torch.get_num_threads()
     if format == "torch":
-        run: Run = torch.export.load(path).module()
+        run: RunVision = torch.export.load(path).module()
         return torch.no_grad()(run)
     if format == "onnx":
         return _load_onnx(path, threads)
     return _load_openvino(path, threads)
 
 
-def _load_onnx(path: Path, threads: int) -> Run:
+def _load_onnx(path: Path, threads: int) -> RunVision:
     runtime = _import("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -275,7 +275,7 @@ def _load_onnx(path: Path, threads: int) -> Run:
     return run
 
 
-def _load_openvino(path: Path, threads: int) -> Run:
+def _load_openvino(path: Path, threads: int) -> RunVision:
     # Without the hint a CPU with bfloat16 units computes in bfloat16, and keeps other tokens at the border.
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = _import("openvino").Core().compile_model(path, "CPU", options)

@@ -40,7 +40,7 @@ class CoarseSelector(FeatureSelector):
     """Logits of few values, so that most tokens are tied."""
 
     def forward(self, features_BND, grid=None):
-        return (super().forward(features_BND, grid) / 2).round()
+        return (super().forward(features_BND, grid) / 8).round()
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_ties_go_to_the_lower_index(tmp_path, vlm, monkeypatch, to, record):
     export_vision(vlm, selector, 7, to, tmp_path / "out")
     coarse = CoarseSelector.from_pretrained(selector)
     features = torch.randn(9, 16, 24, generator=torch.Generator().manual_seed(2))
-    assert len(coarse(features).unique()) < 8, "too few ties"
+    assert len(coarse(features).unique()) <= 4, "too few ties"
     assert_as_reduced(vlm, coarse, tmp_path / "out", to, pictures(9), "<image> a", 4, 7)
 
 
