@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test test-lmms-eval lint ui micro micro-dinov2 micro-probe micro-selectors
+.PHONY: help reproduce compare test test-lmms-eval test-export lint ui micro micro-dinov2 micro-probe micro-selectors
 
 # DVC runs stages as `python -m atr.stages.x`, which must be the python of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -21,6 +21,7 @@ help:
 	@echo 'make compare     the same with every peer of the selector, as an experiment of DVC'
 	@echo 'make test        the tests'
 	@echo 'make test-lmms-eval   those of the model for lmms-eval, with lmms-eval in an environment of its own'
+	@echo 'make test-export   those of the exported graphs, with their engines in an environment of its own'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make ui          the MLflow page of all executions, http://127.0.0.1:5000'
 	@echo 'make micro       trains data/micro/llava again, from nothing; make micro-dinov2 the second model'
@@ -72,6 +73,12 @@ test-lmms-eval: $(STAMP)
 	'$(PYTHON)' -m venv --clear .venv-lmms-eval
 	.venv-lmms-eval/bin/pip install --quiet '.[lmms-eval]' decord
 	ATR_LMMS_EVAL=$(CURDIR)/.venv-lmms-eval/bin/lmms-eval python -m pytest tests/integrations/lmms_eval
+
+# Engines that the tests skip where they are not installed.
+test-export: $(STAMP)
+	'$(PYTHON)' -m venv --clear .venv-export
+	.venv-export/bin/pip install --quiet --constraint constraints.txt '.[dev,export]'
+	OMP_NUM_THREADS=1 .venv-export/bin/python -m pytest tests/vlm/test_export.py tests/cli/test_export.py
 
 lint: $(STAMP)
 	ruff check

@@ -1,4 +1,4 @@
-"""The command `atr`: plans costs, writes experiments, checks reducers and models, lists families, reruns."""
+"""The command `atr`: plans costs, writes experiments, checks reducers and models, exports, lists."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -47,6 +47,14 @@ def _parser() -> ArgumentParser:
     families = commands.add_parser("families", help="print the model types that are supported, and how")
     families.add_argument("--markdown", action="store_true", help="print the page docs/families.md")
     families.set_defaults(run=_families)
+    export = commands.add_parser("export", help="write tower, selector and projector as one graph")
+    export.add_argument("--vlm", required=True, metavar="FOLDER", help="a LLaVA-1.5: folder or hub id")
+    export.add_argument("--selector", required=True, metavar="FOLDER", help="folder or hub id")
+    export.add_argument("--keep", required=True, help="fraction (0.4) or count (230) of kept tokens")
+    export.add_argument("--to", required=True, choices=("torch", "onnx", "openvino"))
+    export.add_argument("--check", metavar="IMAGES", help="folder of images: compare the kept indices")
+    export.add_argument("folder", metavar="OUT", help="a new folder")
+    export.set_defaults(run=_export)
     reruns = commands.add_parser("reruns", help="list the stages that a change to a file reruns")
     reruns.add_argument("files", nargs="*", metavar="file", help="default: all code and params.yaml")
     reruns.set_defaults(run=_reruns)
@@ -89,6 +97,13 @@ def _families(options: Namespace) -> None:
     from atr.cli import families
 
     print(families.page() if options.markdown else "\n".join(families.family_lines()))
+
+
+def _export(options: Namespace) -> None:
+    from atr.cli.export import export
+
+    given = (options.vlm, options.selector, options.keep, options.to, options.folder, options.check)
+    sys.exit(export(*given))
 
 
 def _reruns(options: Namespace) -> None:
