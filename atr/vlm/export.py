@@ -171,9 +171,7 @@ def export_vision(vlm: str, selector: str, keep: float | str, to: str, folder: P
     graph = VisionGraph(model, loaded, kept).eval()
     with whole_folder(folder) as unfinished:
         _write(_trace(graph, sample_1CHW), to, unfinished / FILES[to])
-        write_json(
-            unfinished / EXPORT_SETTINGS, _settings(vlm, selector, exported, list(sample_1CHW.shape[1:]))
-        )
+        write_json(unfinished / EXPORT_SETTINGS, _settings(vlm, selector, exported, sample_1CHW))
     return exported
 
 
