@@ -1,7 +1,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help reproduce compare test test-lmms-eval test-export lint ui micro micro-dinov2 micro-probe micro-selectors
+.PHONY: help reproduce compare test test-all test-lmms-eval test-export lint ui micro micro-dinov2 micro-probe micro-selectors
 
 # DVC runs stages as `python -m atr.stages.x`, which must be the python of .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -20,6 +20,7 @@ help:
 	@echo 'make reproduce   the whole pipeline, up to experiments/report/report.html'
 	@echo 'make compare     the same with every peer of the selector, as an experiment of DVC'
 	@echo 'make test        the tests'
+	@echo 'make test-all    the same, with every model family, layout and precision'
 	@echo 'make test-lmms-eval   those of the model for lmms-eval, with lmms-eval in an environment of its own'
 	@echo 'make test-export   those of the exported graphs, with their engines in an environment of its own'
 	@echo 'make lint        ruff and mypy'
@@ -65,6 +66,10 @@ compare: $(STAMP)
 # One thread per process, because there is one process per core. Files in their own order: by default those of many
 # tests come first, and the longest, which have few, would keep one process busy at the end.
 test: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -m 'not exhaustive'
+
+# With every family, layout and precision of the checks of which `make test` runs a part.
+test-all: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # lmms-eval needs an environment of its own; the tests compare its command and its scores with ours. Its model llava_hf,

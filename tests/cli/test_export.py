@@ -80,7 +80,7 @@ def test_other_indices_are_listed_and_end_with_1(tmp_path, monkeypatch, capsys):
     assert keeps_same(exported, lambda pixels: (None, torch.zeros(1, 1)), Image.new("RGB", (4, 4)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_command_exports_the_micro_model(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for index in range(3):

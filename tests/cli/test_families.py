@@ -25,7 +25,7 @@ def lines():
     return (ROOT / "docs/families.md").read_text().splitlines()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_is_the_output_of_the_command(capsys):
     main(["families", "--markdown"])
     printed = capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_a_users_family_without_a_tiny_copy_is_listed_by_name(monkeypatch):
     assert (found.model_type, found.proven, found.patches, found.layout) == ("my_llava", "no", "?", "?")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_other_types_are_sorted_by_the_signature_of_forward():
     """The source says what the classes say that it defines, all of which are imported here."""
     from inspect import signature

@@ -112,7 +112,9 @@ RESIZABLE = set(TOWERS) - {"aimv2"}
 def kinds_at(*layers, others):
     """All towers at layer -2, and at the other layers the first of them; the rest of these are slow."""
     return [
-        pytest.param(kind, layer, marks=[pytest.mark.slow] if layer in others and kind not in FIRST else [])
+        pytest.param(
+            kind, layer, marks=[pytest.mark.exhaustive] if layer in others and kind not in FIRST else []
+        )
         for kind in TOWERS
         for layer in (*layers, *others)
     ]
@@ -364,7 +366,10 @@ def test_grid_is_that_of_the_processed_image(tmp_path):
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(RESIZABLE)],
+    [
+        kind if kind in FIRST else pytest.param(kind, marks=pytest.mark.exhaustive)
+        for kind in sorted(RESIZABLE)
+    ],
 )
 def test_another_size_resizes_images_and_interpolates_positions(kind, tmp_path):
     path, model = tower_in(kind, tmp_path)

@@ -194,7 +194,7 @@ def test_the_picture_of_ragged_features_has_each_image_in_its_own_shape(hosts):
     assert (width, height) == (2 * 384 + 2 * 192, 384)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layer", ["merged", 2])
 def test_several_ranks_write_the_bytes_of_one_where_images_have_grids_of_their_own(layer, hosts, tmp_path):
     _, checkpoint = hosts("qwen2_5_vl")

@@ -36,7 +36,7 @@ def noise(seed, grid, side):
 
 
 @pytest.fixture(
-    params=[kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in BLOCKS]
+    params=[kind if kind in FAST else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in BLOCKS]
 )
 def host(request, hosts):
     """Kind, model, pictures of several grids, and the processor's tensors of pictures."""

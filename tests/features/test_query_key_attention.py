@@ -34,10 +34,10 @@ QWEN = {
 GRIDS = [(3, 4), (2, 5)]
 ALL = frozenset({"attention_BN", "keys_BND", "first_attention_BN"})
 FAST = ("gemma3", "gemma4", "internvl", "lfm2_vl", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm")
-KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in PATCH_ORDER]
+KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in PATCH_ORDER]
 WINDOWS = [kind for kind, order in PATCH_ORDER.items() if order == "windows"]
 ORDERED = [
-    kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow)
+    kind if kind in FAST else pytest.param(kind, marks=pytest.mark.exhaustive)
     for kind in PATCH_ORDER
     if kind not in WINDOWS
 ]

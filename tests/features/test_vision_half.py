@@ -30,7 +30,7 @@ FAST = ("gemma3", "smolvlm", "qwen2_5_vl", "qwen3_vl", "gemma4", "mistral3")
 
 def first(kinds):
     """The kinds, all but those in FAST for the slow run."""
-    return [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+    return [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in kinds]
 
 
 EXPERTS = ("qwen3_vl_moe", "qwen3_5_moe")

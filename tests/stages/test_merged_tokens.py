@@ -120,7 +120,7 @@ def tokens_of_images():
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_every_parameter_but_sizes_is_the_overlays(family, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -130,7 +130,7 @@ def test_every_parameter_but_sizes_is_the_overlays(family, tmp_path):
     assert changed <= {setting.partition("=")[0] for setting in settings_of(family)}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_every_question_is_answered_by_every_reducer(family):
     full, summary = results("full")
@@ -147,7 +147,7 @@ def test_every_question_is_answered_by_every_reducer(family):
         assert own["tokens_full"] == summary["tokens_full"] == sum(of.values()) / len(of)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_what_is_kept_is_the_asked_fraction_of_each_image(family):
     if family in TILED:
@@ -166,7 +166,7 @@ def test_what_is_kept_is_the_asked_fraction_of_each_image(family):
             assert row["tokens"] == row["tokens_fed"] == sum(int(row["keep"] * size + 0.5) for size in sizes)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_stored_features_are_as_many_as_the_plan_counts(family):
     shape = plan.load_plan().features
@@ -182,7 +182,7 @@ def test_stored_features_are_as_many_as_the_plan_counts(family):
         assert {name: len(store[place]) for place, name in enumerate(store.ids)} == tokens
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_selectors_know_the_tokens_that_they_rank(family):
     for stage in ("pretrain", "distill"):
@@ -190,7 +190,7 @@ def test_selectors_know_the_tokens_that_they_rank(family):
         assert (settings["layer"], settings["width"]) == ("merged", 32)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_every_result_file_is_there_and_the_report_shows_them():
     for result in (

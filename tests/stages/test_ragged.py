@@ -168,7 +168,7 @@ def test_a_reducer_of_signals_that_ragged_features_lack_is_left_out_by_name(proj
     assert results["left_out"].endswith(", which an encoder of one grid gives")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_two_processes_share_the_batches_of_an_epoch(project):
     params = OmegaConf.load("params.yaml")

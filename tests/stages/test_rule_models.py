@@ -35,7 +35,7 @@ CHANGES = {
     "accelerator": "cpu", "images": 8, "questions": 1, "epochs": 1, "batch_size": 2, "layers": 1, "heads": 2,
     "max_new_tokens": 2, "bootstrap": 2, "random_seeds": 1,
 }  # fmt: skip
-TYPES = ["qwen2_5_vl", pytest.param("idefics3", marks=pytest.mark.slow)]
+TYPES = ["qwen2_5_vl", pytest.param("idefics3", marks=pytest.mark.exhaustive)]
 
 
 @pytest.fixture(scope="module")

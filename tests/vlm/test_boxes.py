@@ -91,10 +91,10 @@ FAST = (
 )  # fmt: skip
 """A family of each image processor whose geometry is its own."""
 FAMILIES = [
-    name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+    name if name in FAST else pytest.param(name, marks=pytest.mark.exhaustive)
     for name in sorted(set(PROCESSORS) & set(supported_types()))
 ]
-SIZES = [(90, 60), pytest.param((50, 110), marks=pytest.mark.slow)]
+SIZES = [(90, 60), pytest.param((50, 110), marks=pytest.mark.exhaustive)]
 FIRST, TAG, LAST = 70, 71, 72
 """Tokens of text in front of runs of placeholders."""
 

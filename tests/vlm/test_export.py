@@ -189,7 +189,7 @@ def test_a_failed_export_leaves_nothing(tmp_path, vlm, selector, monkeypatch):
     assert list((tmp_path / "new").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @in_every_format
 @pytest.mark.parametrize("kind", ["selector", "distilled"])
 def test_trained_selectors_keep_the_same_tokens_of_200_images(tmp_path, to, kind):

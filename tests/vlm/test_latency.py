@@ -194,7 +194,7 @@ def test_no_word_stands_for_an_image(ruled):
     assert not (words == model.config.image_token_id).any() and words.unique().numel() > 20
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", TINY_TYPES)
 def test_the_prefill_of_every_type_is_timed_from_visual_tokens(kind):
     assert latency.time_prefill(tiny_model(tiny_config(kind)), 9, 2, 0.001)["milliseconds"] > 0

@@ -48,7 +48,7 @@ def patches(pixels):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[] if kind in FIRST else pytest.mark.slow) for kind in PATCHES]
+    "kind", [pytest.param(kind, marks=[] if kind in FIRST else pytest.mark.exhaustive) for kind in PATCHES]
 )
 @torch.inference_mode()
 def test_a_patch_changes_token_and_mean_at_the_same_place(kind):

@@ -31,7 +31,7 @@ TYPES = [
     "gemma3",
     "internvl",
     "idefics3",
-    pytest.param("smolvlm", marks=pytest.mark.slow),
+    pytest.param("smolvlm", marks=pytest.mark.exhaustive),
 ]
 TILED = ("internvl", "smolvlm", "idefics3")
 

@@ -31,7 +31,7 @@ WHY_NOT = {
     "paligemma": "paligemma lets the tokens of a prefix see later ones, its attention is not causal",
 }
 SHARED = [name for name in TINY_TYPES if name not in WHY_NOT]
-CASES = [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in SHARED]
+CASES = [name if name in USUAL else pytest.param(name, marks=pytest.mark.exhaustive) for name in SHARED]
 ROWS = [(0, 1), (0, 1), (2, 1), (0, 1)]
 SHOWN = [image for row in ROWS for image in row]
 

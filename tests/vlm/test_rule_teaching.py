@@ -19,7 +19,7 @@ from atr.vlm.weighted_attention import log_probabilities
 
 SIZES = {"wide": (44, 28), "tall": (20, 60), "small": (17, 17)}
 BATCH = [("wide", ["w10 w11", "w12"]), ("tall", ["w13 w14 w15"]), ("small", ["w16", "w17", "w18 w19"])]
-TYPES = ["qwen2_5_vl", "qwen3_vl", "internvl", pytest.param("smolvlm", marks=pytest.mark.slow)]
+TYPES = ["qwen2_5_vl", "qwen3_vl", "internvl", pytest.param("smolvlm", marks=pytest.mark.exhaustive)]
 
 
 class Pictures:

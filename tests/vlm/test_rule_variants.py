@@ -21,7 +21,7 @@ from atr.vlm.robustness import RobustnessSettings, robustness
 from atr.vlm.variants import VARIANTS, Variant, after_encoding, deploy, pixel_digest
 
 ROOT = Path(__file__).parents[2]
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("gemma3", "idefics3", "qwen3_vl")]
+SLOW = [pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("gemma3", "idefics3", "qwen3_vl")]
 
 
 def photograph(width=120, height=90):

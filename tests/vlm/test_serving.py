@@ -14,7 +14,7 @@ from atr.vlm.in_llm import prune_layers
 from atr.vlm.reduce import prepare
 
 FAST = ("internvl", "qwen2_5_vl", "qwen3_vl")
-KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in TABLE]
+KINDS = [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in TABLE]
 
 
 def test_every_family_is_of_the_kind_that_the_table_has():

@@ -37,7 +37,7 @@ def needs_lmms_eval(test):
         COMMAND is None,
         reason="ATR_LMMS_EVAL is not set: the path of lmms-eval in an environment with atr[lmms-eval]",
     )
-    return pytest.mark.slow(skipped(test))
+    return pytest.mark.exhaustive(skipped(test))
 
 
 @needs_lmms_eval

@@ -75,7 +75,7 @@ def test_right_padding_comes_back_as_left_padding(model_type):
     assert torch.equal(model(**left).logits[real_BL], model(**right).logits[real_BL])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @TYPES
 def test_the_whole_matrix(model_type):
     config = config_of(model_type)

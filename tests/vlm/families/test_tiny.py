@@ -16,7 +16,7 @@ LAYOUTS = [
     "llava_onevision", "ernie4_5_vl_moe", "gemma4", "paligemma", "internvl", "smolvlm", "mistral3", "lfm2_vl",
     "minicpmv4_6", "ovis2",
 ]  # fmt: skip
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in TINY_TYPES if name not in LAYOUTS]
+OTHERS = [pytest.param(name, marks=pytest.mark.exhaustive) for name in TINY_TYPES if name not in LAYOUTS]
 
 
 @pytest.mark.parametrize("model_type", [*LAYOUTS, *OTHERS])
