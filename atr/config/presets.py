@@ -57,9 +57,6 @@ class VlmPreset:
     """Folder, or hub id (org/name, or org/name@revision), of the weights and of their processor."""
     encoder: str | None
     """Name of the encoder whose features the model reads; None if only the model's files can tell."""
-    model_type: str | None = None
-    """The type in transformers, which decides which reducers serve the model; None if only its files can
-    tell."""
     stored: bool = True
     """Whether the model reads stored features. Otherwise it reads images, as does any model that cuts them
     into tiles or preprocesses them differently."""
@@ -71,6 +68,9 @@ class VlmPreset:
     """Smallest area of an image, as the encoder's; None: the image processor's own."""
     max_pixels: Pixels = None
     """Largest area of an image, as the encoder's; None: the image processor's own."""
+    model_type: str | None = None
+    """The type in transformers, which decides which reducers serve the model; None if only its files can
+    tell."""
 
 
 Preset = TypeVar("Preset", EncoderPreset, VlmPreset)
