@@ -71,7 +71,8 @@ def select_tokens(
     assert not isinstance(policy.keep, str)
     if set(layout.tiling.tiles) == {1}:  # packed in place
         keep = policy.keep
-        return encoded.map(lambda group: select(reducer, group, tokens.budget(keep, group.tokens)).cpu())
+        kept = [select(reducer, group, tokens.budget(keep, group.tokens)).cpu() for group in encoded.groups]
+        return encoded.by_tile(kept)
     groups = layout.groups(policy.budget)
     counts = [_share_budget(policy.keep, parts) for parts in groups]
     if isinstance(reducer, Apportioner) and policy.budget == "image":
@@ -187,7 +188,7 @@ def _apportion(
 
 def _pack_scores(scorer: Scorer, encoded: EncodedTiles, layout: TileLayout) -> list[Tensor]:
     """Scores of the packed tokens of each image, resampled like the features; (P,) each, on the CPU."""
-    scores = encoded.map(lambda group: select_scores(scorer, group)[..., None])
+    scores = encoded.by_tile([select_scores(scorer, group)[..., None] for group in encoded.groups])
     return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(scores)]
 
 
