@@ -216,6 +216,6 @@ def _layer(model: Any) -> tuple[int | list[int], int]:
 
 def _shape(model: Any) -> list[int]:
     """Rows, columns and width of the features of a tile that the model's projector reads."""
-    vision, (layer, _) = model.config.vision_config, _layer(model)
+    vision, layer = model.config.vision_config, model.config.vision_feature_layer
     side = vision.image_size // vision.patch_size
     return [side, side, vision.hidden_size * (1 if isinstance(layer, int) else len(layer))]

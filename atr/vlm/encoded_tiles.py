@@ -74,7 +74,7 @@ class EncodedTiles:
 
     def value(self, name: str) -> list[Tensor]:
         """A field of EncoderOutput, one (N, ...) per tile; raises ValueError if it was not encoded."""
-        return self.map(lambda encoded: encoded.require(name))
+        return self.by_tile([encoded.require(name) for encoded in self.groups])
 
     def has(self, name: str) -> bool:
         """Whether a field of EncoderOutput was encoded."""

@@ -21,7 +21,8 @@ def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
         kind = type(inputs).__name__
         raise ValueError(f"inputs: it is a {kind}, allowed: the mapping that the model's processor returns")
     types = token_types(model)
-    known = TEXT_KEYS | family_of(model).image_keys(model) | video_keys(model) | types
+    videos = video_keys(model)
+    known = TEXT_KEYS | family_of(model).image_keys(model) | videos | types
     if unknown := sorted(set(inputs) - known):
         raise ValueError(f"inputs: {unknown[0]} cannot be shortened, allowed: {', '.join(sorted(known))}")
     if missing := sorted(TEXT_KEYS - set(inputs)):
@@ -40,7 +41,8 @@ def check_keys(model: Any, inputs: Mapping[str, Any]) -> None:
     if not (real_B := inputs["attention_mask"].bool().any(1)).all():
         raise ValueError(f"inputs: attention_mask hides all of row {int((~real_B).nonzero()[0, 0])}")
     _check_marks(model, inputs, types)
-    check_videos(model, inputs)
+    if videos:
+        check_videos(model, inputs)
 
 
 def _check_marks(model: Any, inputs: Mapping[str, Any], types: Collection[str]) -> None:

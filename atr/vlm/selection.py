@@ -79,7 +79,8 @@ def select_tokens(
         groups = layout.groups("tile")
         counts = _apportion(reducer, encoded.whole, layout, groups, map(sum, counts))
     if isinstance(reducer, Scorer):
-        return _keep_best(_pack_scores(reducer, encoded, layout), groups, counts)
+        scores = encoded.by_tile([select_scores(reducer, group) for group in encoded.groups])
+        return _keep_best(_pack_scores(scores, layout), groups, counts)
     _check_tiles(reducer, layout)
     keys = encoded.value("image_key_BX") if encoded.has("image_key_BX") else []
     return [
@@ -134,7 +135,8 @@ def _select_adaptive(
             f"keep: {ADAPTIVE} is not allowed for reducer {type(reducer).__name__}, "
             "which has no threshold; a selector trained with its reconstructor has one"
         )
-    groups, scores = layout.groups(policy.budget), _pack_scores(reducer, encoded, layout)
+    of_tiles = encoded.by_tile([select_scores(reducer, group) for group in encoded.groups])
+    groups, scores = layout.groups(policy.budget), _pack_scores(of_tiles, layout)
     part_counts = []
     for scores_P, parts in zip(scores, groups, strict=True):
         above = [int((scores_P[part] > reducer.threshold).sum()) for part in parts]
@@ -186,10 +188,10 @@ def _apportion(
     ]
 
 
-def _pack_scores(scorer: Scorer, encoded: EncodedTiles, layout: TileLayout) -> list[Tensor]:
+def _pack_scores(scores: Sequence[Tensor], layout: TileLayout) -> list[Tensor]:
     """Scores of the packed tokens of each image, resampled like the features; (P,) each, on the CPU."""
-    scores = encoded.by_tile([select_scores(scorer, group)[..., None] for group in encoded.groups])
-    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(scores)]
+    columns = [scores_N[:, None] for scores_N in scores]
+    return [scores_P1[:, 0].cpu() for scores_P1 in layout.values(columns)]
 
 
 def _keep_best(

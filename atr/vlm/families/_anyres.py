@@ -1,6 +1,5 @@
 """AnyRes tiling of LLaVA-NeXT and LLaVA-OneVision: the image as a whole, then the tiles of a larger copy."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,8 +53,3 @@ def _check_tiles(pixels: Tensor, tiles: Sequence[int]) -> None:
     needed = list(tiles) if is_padded else [sum(tiles)]
     if len(given) != len(needed) or any(have < need for have, need in zip(given, needed, strict=True)):
         raise ValueError(f"pixel_values: {given} tiles, image_sizes and image_grid_pinpoints need {needed}")
-
-
-def tiles_of_images(values: Sequence[Tensor], tiling: Tiling) -> list[Tensor]:
-    """The values (N, C) of all tiles as one (T, N, C) for the T tiles of each image."""
-    return [torch.stack(list(values[first:after])) for first, after in itertools.pairwise(tiling.firsts)]

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from atr.vlm.families._anyres import anyres_tiling, image_sizes, tiles_of_images
+from atr.vlm.families._anyres import anyres_tiling, image_sizes
 from atr.vlm.families.base import Family, Tiling
 from atr.vlm.families.tower import TowerFamily
 
@@ -26,7 +27,7 @@ class LlavaNext(TowerFamily):
     ) -> list[Tensor]:
         """The values as the model's `pack_image_features` packs them."""
         packed, _ = model.model.pack_image_features(
-            tiles_of_images(values, tiling),
+            torch.split(torch.stack(list(values)), list(tiling.tiles)),
             tiling.sizes,
             vision_feature_select_strategy=model.config.vision_feature_select_strategy,
             image_newline=model.model.image_newline if newline_C is None else newline_C,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaOnevisionProcessor, ProcessorMixin
 
-from atr.vlm.families._anyres import anyres_tiling, image_sizes, tiles_of_images
+from atr.vlm.families._anyres import anyres_tiling, image_sizes
 from atr.vlm.families.base import Family, Tiling
 from atr.vlm.families.tower import TowerFamily
 
@@ -58,7 +58,7 @@ class LlavaOnevision(TowerFamily):
     ) -> list[Tensor]:
         """The values as the model's `pack_image_features` packs them; `resample=False` raises its limit."""
         packed, _ = model.model.pack_image_features(
-            tiles_of_images(values, tiling),
+            torch.split(torch.stack(list(values)), list(tiling.tiles)),
             tiling.sizes,
             image_newline=model.model.image_newline if newline_C is None else newline_C,
             vision_aspect_ratio=model.config.vision_aspect_ratio if resample else _NEVER_RESAMPLED,

@@ -47,7 +47,7 @@ class TowerFamily:
         self: Family, model: Any, tiling: Tiling, encoded: EncodedTiles, resample: bool
     ) -> ImageTokens:
         """The packed tokens behind the projector, with the model's newlines."""
-        projected = encoded.value("projected_BND")
+        projected = list(encoded.whole.require("projected_BND"))
         return ImageTokens(self.pack(model, tiling, projected, None, resample))
 
     def project(self, model: Any, features_BND: Tensor) -> Tensor:

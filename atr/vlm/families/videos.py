@@ -23,9 +23,10 @@ def video_keys(model: Any) -> frozenset[str]:
 
 
 def check_videos(model: Any, inputs: Mapping[str, Any]) -> None:
-    """Raise ValueError for videos whose pixels, sizes and placeholders do not fit one another."""
-    if not video_keys(model):
-        return
+    """Raise ValueError for videos whose pixels, sizes and placeholders do not fit one another.
+
+    For families that have `video_keys`.
+    """
     given, needed = int((inputs["input_ids"] == model.config.video_token_id).sum()), 0
     if "pixel_values_videos" in inputs:
         sizes = read_sizes(inputs, "video_grid_thw", "pixel_values_videos")
